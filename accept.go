@@ -1,0 +1,186 @@
+package tcpio
+
+import (
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// acceptState is what the first loop, which accepts for all, knows of the backlog. It is owned by that loop's role.
+type acceptState uint8
+
+const (
+	acceptIdle  acceptState = iota // the backlog was seen empty: the next connection is an edge
+	acceptMore                     // there may be more in it
+	acceptPause                    // there may be, but no room, or no descriptor; retryAccept ends that
+)
+
+const (
+	acceptBudget  = 64 // connections of one turn
+	acceptBackoff = 5 * time.Millisecond
+	acceptSlowest = time.Second // as net/http backs off
+)
+
+// A listenSocket is the listening descriptor. It is registered edge-triggered, once: pausing is simply not accepting.
+type listenSocket struct {
+	// Immutable after Listen.
+	call func(fd int) (int, sockaddr, syscall.Errno) // accept4; another one in tests
+	path string                                      // of a unix socket that we made, removed at close
+
+	mu sync.Mutex
+	// Guarded by mu.
+	fd int // -1 once closed
+
+	// Atomic.
+	retry   atomic.Bool // look at the backlog again
+	starved atomic.Bool // accepting waits for a descriptor
+
+	// Owned by the first loop's role.
+	backoff time.Duration
+}
+
+// accept takes a connection from the backlog.
+func (s *listenSocket) accept() (int, sockaddr, syscall.Errno) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return -1, sockaddr{}, syscall.EAGAIN
+	}
+	return s.call(s.fd)
+}
+
+func (s *listenSocket) close(p poller) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return
+	}
+	if p != nil {
+		_ = p.remove(s.fd)
+	}
+	sysClose(int32(s.fd))
+	s.fd = -1
+	if s.path != "" {
+		_ = os.Remove(s.path)
+	}
+}
+
+// retryAccept makes the first loop look at the backlog again, if it had paused.
+func (l *Listener) retryAccept() {
+	l.socket.retry.Store(true)
+	l.loops[0].kick()
+}
+
+// roomAgain is called when a stream that was full has been emptied.
+func (l *Listener) roomAgain() { l.retryAccept() }
+
+// runAccept accepts, while there is anybody to accept and room for what they will say.
+func (lp *loop) runAccept() {
+	if lp.accept == acceptPause && lp.l.socket.retry.Load() {
+		lp.accept = acceptMore
+	}
+	if lp.accept != acceptMore {
+		return
+	}
+	lp.l.socket.retry.Store(false)
+	lp.accept = lp.l.acceptSome()
+}
+
+func (l *Listener) acceptSome() acceptState {
+	for range acceptBudget {
+		target := l.leastBusy()
+		if target == nil {
+			return acceptPause // until roomAgain
+		}
+		fd, peer, errno := l.socket.accept()
+		switch {
+		case errno == 0:
+		case errno == syscall.EAGAIN:
+			return acceptIdle
+		case retryable(errno):
+			continue
+		default:
+			return l.acceptFailed(os.NewSyscallError("accept", errno), exhausted(errno))
+		}
+		l.socket.backoff = 0
+		l.socket.starved.Store(false)
+		if err := l.admit(target, int32(fd), peer); err != nil {
+			return l.acceptFailed(err, true)
+		}
+	}
+	return acceptMore
+}
+
+// acceptFailed says so and looks again later; when a connection of ours ends, at once.
+func (l *Listener) acceptFailed(err error, starved bool) acceptState {
+	l.failed(&net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err})
+	l.socket.backoff = min(max(2*l.socket.backoff, acceptBackoff), acceptSlowest)
+	l.socket.starved.Store(starved)
+	first := l.loops[0]
+	first.timers.add(first, &timer{kind: timerAccept}, l.socket.backoff)
+	return acceptPause
+}
+
+// leastBusy is the loop with the fewest connections, of those whose stream has room; nil if none has.
+func (l *Listener) leastBusy() *loop {
+	var best *loop
+	for _, lp := range l.loops {
+		if s := l.streamFor(lp); s != nil && s.blocked.Load() {
+			continue
+		}
+		if best == nil || lp.live.Load() < best.live.Load() {
+			best = lp
+		}
+	}
+	return best
+}
+
+// admit makes a connection of an accepted descriptor and gives it to lp. Its first edge, a fresh socket is writable,
+// makes lp announce it. On an error the descriptor is closed.
+func (l *Listener) admit(lp *loop, fd int32, peer sockaddr) error {
+	c := &Conn{lp: lp, id: lastID.Add(1), peer: peer, fd: fd, stream: l.streamFor(lp)}
+	if !peer.isIP {
+		c.flags |= fUnix | fDistrust
+	}
+	if l.opts.AllowHalfOpen {
+		c.flags |= fHalfOpen
+	}
+	if l.opts.Actor != nil {
+		c.actor = l.opts.Actor(c)
+	}
+	lp.live.Add(1)
+	if l.stopping.Load() {
+		// Shutdown looks at the connections after it has set stopping: this one it may have missed.
+		sysClose(fd)
+		l.connGone(lp)
+		return nil
+	}
+	t := lp.conns.add(c)
+	if err := lp.p.add(int(fd), t, pollConn); err != nil {
+		lp.conns.remove(c)
+		sysClose(fd)
+		l.connGone(lp)
+		return err
+	}
+	if l.stopping.Load() {
+		c.Abort() // as above; between the two looks the connection became visible
+	}
+	return nil
+}
+
+// lastID numbers the connections of the process.
+var lastID atomic.Uint64
+
+// connGone is called when a connection's descriptor is closed and Closed emitted.
+func (l *Listener) connGone(lp *loop) {
+	n := lp.live.Add(-1)
+	if l.socket.starved.Load() {
+		l.retryAccept()
+	}
+	if n == 0 && l.stopping.Load() {
+		l.checkGone()
+	}
+}

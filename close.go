@@ -1,0 +1,221 @@
+package tcpio
+
+import (
+	"io"
+	"net"
+	"time"
+)
+
+// eofGrace is how long a consumer whose turn has no visible end (a channel's) may still write after it has read EOF.
+const eofGrace = 250 * time.Millisecond
+
+// drainBudget is how many bytes of unwanted input one turn of a closing connection reads before others have theirs.
+const drainBudget = 256 << 10
+
+// Close ends the connection in order and returns at once, with nil, also when called again: what is queued is flushed,
+// then a FIN is sent, then input is drained until the peer's end, so that unread input does not turn the peer's last
+// bytes into a reset (RFC 1122, 4.2.2.13). All of that together is limited by [ListenerOptions.CloseTimeout], after which
+// the connection is cut off and, if output was left, Err is [ErrCloseTimeout].
+//
+// From the call on, reads, writes and posts fail with net.ErrClosed; what was posted before is delivered before Closed.
+// Closed is always a later event: Close called from a handler does not re-enter it.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	c.closeLocked(nil)
+	c.unlock()
+	return nil
+}
+
+// Abort cuts the connection off: what is queued is dropped, the peer sees a reset, Err is net.ErrClosed unless something
+// else ended the connection before. It does not block and may be called again, or after Close to end the flushing.
+func (c *Conn) Abort() error {
+	c.mu.Lock()
+	c.abortLocked(net.ErrClosed)
+	c.unlock()
+	return nil
+}
+
+// CloseWrite sends a FIN behind everything queued and leaves reading as it is (shutdown(2) with SHUT_WR). It does not
+// block. Later writes fail with an error that matches syscall.EPIPE; called again it does nothing and returns nil.
+// After Close it fails with net.ErrClosed.
+func (c *Conn) CloseWrite() error {
+	c.mu.Lock()
+	defer c.unlock()
+	if c.flags&(fClosing|fReleased) != 0 {
+		return c.endedLocked("close")
+	}
+	c.flags |= fSendShut
+	c.sendFinLocked()
+	return nil
+}
+
+// closeLocked begins the orderly end; cause, if not nil, is what Err will say.
+func (c *Conn) closeLocked(cause error) {
+	if c.flags&(fClosing|fReleased) != 0 {
+		return
+	}
+	c.flags |= fClosing
+	if cause == nil && c.flags&fSendErr != 0 {
+		cause = c.ext.sendErr // what was written did not all go out
+	}
+	if cause != nil {
+		c.extLocked().err = cause
+	}
+	c.unreadableLocked()
+	c.flags &^= fWantRoom | pendWritable
+	c.leaveAllLocked()
+	c.advanceCloseLocked()
+	if c.flags&fReleased == 0 {
+		t := &timer{kind: timerClose, c: c}
+		c.extLocked().timer = t
+		c.lp.timers.add(c.lp, t, c.lp.l.opts.CloseTimeout)
+	}
+}
+
+// advanceCloseLocked goes as far towards the end as it can without blocking.
+func (c *Conn) advanceCloseLocked() {
+	if c.flags&fReleased != 0 {
+		return
+	}
+	if c.out != nil {
+		return // the next edge of writability flushes and comes back here
+	}
+	if c.flags&fSendErr != 0 {
+		c.releaseLocked(nil)
+		return
+	}
+	if c.flags&fEOF != 0 {
+		c.releaseLocked(nil) // the peer has nothing more to say: close sends the FIN
+		return
+	}
+	c.sendFinLocked()
+	c.drainLocked()
+}
+
+// sendFinLocked sends our FIN as soon as the queue is empty.
+func (c *Conn) sendFinLocked() {
+	if c.flags&(fFinSent|fReleased) != 0 || c.out != nil {
+		return
+	}
+	c.flags |= fFinSent
+	_ = sysShutdownWrite(c.fd) // ENOTCONN after a reset: the read that follows says so
+}
+
+// drainLocked throws input away until there is none for the moment, or no more for ever.
+func (c *Conn) drainLocked() {
+	scratch := c.lp.l.pool.get(blockLarge)
+	defer c.lp.l.pool.put(scratch)
+	for read := 0; read < drainBudget; {
+		n, err := c.recvLocked(scratch.buf)
+		read += n
+		switch {
+		case err == io.EOF:
+			c.flags |= fEOF
+			c.releaseLocked(nil)
+			return
+		case err == ErrWouldBlock:
+			return // the next edge comes back here
+		case err != nil:
+			c.releaseLocked(err)
+			return
+		}
+	}
+	c.lp.schedule(c) // more of it, but others first
+}
+
+// abortLocked releases with a reset.
+func (c *Conn) abortLocked(cause error) {
+	if c.flags&fReleased != 0 {
+		return
+	}
+	c.flags |= fReset
+	c.releaseLocked(cause)
+}
+
+// releaseLocked ends the connection here and now; unlock closes the descriptor. The first cause is the one that stays.
+func (c *Conn) releaseLocked(cause error) {
+	if c.flags&fReleased != 0 {
+		return
+	}
+	c.flags |= fReleased
+	if cause != nil && (c.ext == nil || c.ext.err == nil) {
+		c.extLocked().err = cause
+	}
+	if c.lp.l.anyAddr {
+		c.extLocked().local = sysLocalAddr(c.fd)
+	}
+	if c.out != nil {
+		c.out.drop(c.lp.l)
+		c.out = nil
+	}
+	c.unreadableLocked()
+	c.flags &^= fWantRoom | pendWritable
+	if c.ext != nil {
+		if c.ext.timer != nil {
+			c.lp.timers.stop(c.ext.timer)
+			c.ext.timer = nil
+		}
+	}
+	c.leaveAllLocked()
+}
+
+// leaveAllLocked lets go of what only an open connection has: buffered input, timers, groups, and whoever is blocked.
+func (c *Conn) leaveAllLocked() {
+	x := c.ext
+	if x == nil {
+		return
+	}
+	x.frames.drop(c.lp.l)
+	for x.timers != nil {
+		tm := x.timers
+		c.lp.timers.stop(tm)
+		c.unlinkTimerLocked(tm)
+	}
+	for _, g := range x.groups {
+		g.remove(c)
+	}
+	x.groups = nil
+	x.canRead.open()
+	x.canSend.open()
+}
+
+// flushedLocked is called when the last queued byte has gone into the socket.
+func (c *Conn) flushedLocked() {
+	switch {
+	case c.flags&fClosing != 0:
+		c.advanceCloseLocked()
+	case c.flags&fEnd != 0:
+		c.closeLocked(nil)
+	case c.flags&fSendShut != 0:
+		c.sendFinLocked()
+	}
+}
+
+// endLocked closes a connection whose peer has ended and whose handler has had its turn, as soon as its output is out.
+func (c *Conn) endLocked() {
+	c.flags |= fEnd
+	if c.out == nil {
+		c.closeLocked(nil)
+	}
+}
+
+// expireLocked is called by the loop when the connection's timer is due.
+func (c *Conn) expireLocked(tm *timer) {
+	switch tm.kind {
+	case timerGrace:
+		c.endLocked()
+	case timerMessage:
+		c.timedLocked(tm)
+	case timerClose:
+		c.cutLocked()
+	}
+}
+
+// cutLocked ends a connection whose time to close is over.
+func (c *Conn) cutLocked() {
+	if c.out != nil {
+		c.abortLocked(ErrCloseTimeout)
+		return
+	}
+	c.releaseLocked(nil)
+}

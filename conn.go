@@ -1,0 +1,533 @@
+package tcpio
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+)
+
+// A Conn is one connection. It costs no goroutine and, while idle, no buffer.
+//
+// Every method may be called from any goroutine at any time, also after the connection closed; what reads, writes or
+// changes it then fails with an error that matches [net.ErrClosed]. No method waits for the listener's loops.
+type Conn struct {
+	// Immutable.
+	lp   *loop
+	id   uint64
+	peer sockaddr
+	gen  uint32 // with slot, names the connection in epoll's data: a descriptor number is no identity
+	slot uint32 // set once, by the table, before anybody else sees the Conn
+
+	mu sync.Mutex
+	// Guarded by mu.
+	fd     int32 // -1 once the descriptor is being released
+	flags  flags
+	stamp  uint32    // the demand batch in which the outstanding Readable was counted
+	refs   int32     // users of fd outside mu (RawConn); the last one releases it
+	out    *outQueue // output the socket did not take; nil when there is none
+	stream *stream   // where events go; nil: to the actor
+	actor  Actor
+	ext    *connExt // what few connections need
+	data   any
+}
+
+// connExt holds what few connections need, so that the others do not pay for it.
+type connExt struct {
+	// Guarded by the Conn's mu.
+	err     error    // why the connection ended
+	readErr error    // a read error found behind bytes that were returned first; the kernel reports it once only
+	sendErr error    // why writing is over
+	local   net.Addr // the local address, kept at release
+	timer   *timer   // the limit on Close
+	timers  *timer   // of After, linked
+	mailbox []mail   // values not yet delivered, oldest first
+	posted  int      // of them, those that count against MailboxSize
+	groups  []*Group // joined
+	frames  frameBuffer
+	canRead gate // goroutines blocked until there is something to read
+	canSend gate // goroutines blocked until there is room to write
+	gone    gate // goroutines blocked until the connection is gone
+}
+
+// flags are a connection's states. The life of a connection, under mu:
+//
+//	open     --Close, EOF read and answered, actor's error-->  closing
+//	closing  --queue flushed-->  FIN sent  --peer's end read-->  released
+//	any      --Abort, read error, CloseTimeout, Listener.Close-->  released
+//	released --descriptor closed by the last reference-->  gone, Closed emitted
+type flags uint32
+
+const (
+	// Events that wait in the Conn for room on their route; see stream.
+	pendOpened flags = 1 << iota
+	pendReadable
+	pendWritable
+	pendClosed
+
+	fOpened   // Opened was emitted
+	fQueued   // in its route's queue
+	fRunning  // a goroutine is inside this connection's actor
+	fReadable // a Readable is outstanding: emitted, and nobody has read since
+	fWantRoom // TryWrite refused: a Writable is owed
+	fDistrust // a short read proves nothing: end, error or urgent data was signalled, or the socket is not TCP
+	fEOF      // the peer's end of stream was read
+	fEnd      // close once the output is flushed: EOF was read and its grace is over
+	fHalfOpen // AllowHalfOpen: EOF closes nothing
+	fSendShut // CloseWrite was called
+	fFinSent  // our FIN is out
+	fSendErr  // writing failed for good; ext.sendErr
+	fClosing  // the user, or EOF, closed; flushing and draining
+	fReset    // release with a reset
+	fReleased // the descriptor is to go, or has gone
+	fGone     // the descriptor has gone
+	fHelp     // the loop has nothing outstanding: see loop.help
+	fUnix     // not TCP
+
+	pendMask = pendOpened | pendReadable | pendWritable | pendClosed
+)
+
+// unlock releases mu, and then does what must not be done under it: release the descriptor of a connection that has
+// just ended, and help the loop along when this was the last outstanding Readable.
+func (c *Conn) unlock() {
+	f := c.flags
+	if f&(fReleased|fHelp) == 0 || f&(fGone|fHelp) == fGone {
+		c.mu.Unlock()
+		return
+	}
+	c.flags &^= fHelp
+	fd := int32(-1)
+	if f&fReleased != 0 && c.refs == 0 {
+		fd, c.fd = c.fd, -1
+	}
+	c.mu.Unlock()
+	if fd >= 0 {
+		c.finish(fd, f&fReset != 0)
+	}
+	if f&fHelp != 0 {
+		c.lp.help()
+	}
+}
+
+// finish closes the descriptor: out of the table and out of epoll first, so that no event of this connection is
+// delivered to a later one of the same number, and a duplicate held elsewhere keeps nothing alive in epoll.
+func (c *Conn) finish(fd int32, reset bool) {
+	c.lp.conns.remove(c)
+	_ = c.lp.p.remove(int(fd))
+	if reset {
+		sysReset(fd)
+	}
+	sysClose(fd)
+	c.mu.Lock()
+	c.flags |= fGone
+	c.emitLocked(pendClosed)
+	if c.ext != nil {
+		c.ext.gone.open()
+	}
+	c.unlock()
+	c.lp.l.connGone(c.lp)
+}
+
+func (c *Conn) extLocked() *connExt {
+	if c.ext == nil {
+		c.ext = new(connExt)
+	}
+	return c.ext
+}
+
+// ID names the connection. It is unique for the life of the process, and never zero.
+func (c *Conn) ID() uint64 { return c.id }
+
+// Err says why the connection ended. It is nil before Closed, and after it when the peer ended in order, or the user
+// closed and everything queued went out. Otherwise it is the cause: a *net.OpError around the system's error
+// (errors.Is(err, syscall.ECONNRESET)), [ErrCloseTimeout] when output was left at the limit, the error an actor
+// returned, a *[PanicError], net.ErrClosed when Abort or Listener.Close cut the connection off.
+func (c *Conn) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flags&fGone == 0 || c.ext == nil {
+		return nil
+	}
+	return c.ext.err
+}
+
+// SetData attaches a value of the user's to the connection, for Data to return. tcpio does not look at it and drops
+// it with the Conn.
+func (c *Conn) SetData(v any) {
+	c.mu.Lock()
+	c.data = v
+	c.mu.Unlock()
+}
+
+// Data returns what SetData set last, nil before. It works after the connection closed too, so that the handler of
+// Closed finds its state.
+func (c *Conn) Data() any {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.data
+}
+
+// Buffered returns the output in bytes that was accepted by a write and not yet by the socket.
+func (c *Conn) Buffered() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.out.len()
+}
+
+// RemoteAddr returns the peer's address, a *net.TCPAddr or *net.UnixAddr. It works after the connection closed.
+func (c *Conn) RemoteAddr() net.Addr {
+	if !c.peer.isIP {
+		return &net.UnixAddr{Net: "unix"}
+	}
+	return net.TCPAddrFromAddrPort(c.peer.addrPort())
+}
+
+// LocalAddr returns the local address, a *net.TCPAddr or *net.UnixAddr. It works after the connection closed.
+func (c *Conn) LocalAddr() net.Addr {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.localLocked()
+}
+
+func (c *Conn) localLocked() net.Addr {
+	if c.ext != nil && c.ext.local != nil {
+		return c.ext.local
+	}
+	if c.fd >= 0 {
+		if a := sysLocalAddr(c.fd); a != nil {
+			return a
+		}
+	}
+	return c.lp.l.addr
+}
+
+// SetNoDelay sets whether small writes are sent at once (true, the default) or gathered by Nagle's algorithm
+// (TCP_NODELAY, tcp(7)). On a unix socket it does nothing. After Close it fails with net.ErrClosed.
+func (c *Conn) SetNoDelay(on bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flags&(fClosing|fReleased) != 0 {
+		return c.opErrorLocked("set", net.ErrClosed)
+	}
+	if c.flags&fUnix != 0 {
+		return nil
+	}
+	if err := sysSetNoDelay(c.fd, on); err != nil {
+		return c.opErrorLocked("set", err)
+	}
+	return nil
+}
+
+// opErrorLocked is the shape of every error at the edge: what, where, and the cause for errors.Is.
+func (c *Conn) opErrorLocked(op string, err error) error {
+	if errno, ok := err.(syscall.Errno); ok {
+		err = os.NewSyscallError(op, errno)
+	}
+	local := c.localLocked()
+	return &net.OpError{Op: op, Net: local.Network(), Source: local, Addr: c.RemoteAddr(), Err: err}
+}
+
+func (a *sockaddr) addrPort() netip.AddrPort {
+	if !a.isIP {
+		return netip.AddrPort{}
+	}
+	if a.is4 {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(a.ip[:4])), a.port)
+	}
+	ip := netip.AddrFrom16(a.ip)
+	if ip.Is4In6() {
+		ip = ip.Unmap() // as the package net shows an IPv4 peer of a dual-stack socket
+	} else if a.zone != 0 {
+		ip = ip.WithZone(zoneName(a.zone))
+	}
+	return netip.AddrPortFrom(ip, a.port)
+}
+
+func zoneName(index uint32) string {
+	if index == 0 {
+		return ""
+	}
+	if ifi, err := net.InterfaceByIndex(int(index)); err == nil {
+		return ifi.Name
+	}
+	return strconv.FormatUint(uint64(index), 10)
+}
+
+// emitLocked delivers an event of this connection to its route, or notes it where the route finds it when there is room.
+// Opened always comes first.
+func (c *Conn) emitLocked(kind flags) {
+	if c.flags&fOpened == 0 {
+		c.flags |= fOpened
+		if kind != pendOpened {
+			c.emitLocked(pendOpened)
+		}
+	}
+	s := c.stream
+	if s != nil && c.flags&fQueued == 0 && s.trySend(c.event(kind)) {
+		if kind == pendClosed {
+			s.leave()
+		}
+		return
+	}
+	c.flags |= kind
+	if kind == pendClosed && s == nil {
+		c.lp.untold.Add(1)
+	}
+	c.queueLocked()
+}
+
+// queueLocked puts the connection, which has something pending, into its route's queue.
+func (c *Conn) queueLocked() {
+	switch {
+	case c.flags&fQueued != 0:
+	case c.stream != nil:
+		c.flags |= fQueued
+		c.stream.enqueue(c)
+	case c.flags&fRunning == 0: // a running turn looks again before it ends
+		c.flags |= fQueued
+		c.lp.schedule(c)
+	}
+}
+
+func (c *Conn) event(kind flags) Event {
+	switch kind {
+	case pendOpened:
+		return Opened{c}
+	case pendReadable:
+		return Readable{c}
+	case pendWritable:
+		return Writable{c}
+	}
+	return Closed{c}
+}
+
+// takePending hands the connection's undelivered events to the feeder of s. A connection that has moved to another
+// route took them along.
+func (c *Conn) takePending(s *stream, evs []Event) []Event {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stream != s {
+		return evs
+	}
+	c.flags &^= fQueued
+	for range feedChunk {
+		ev := c.nextLocked()
+		if ev == nil {
+			return evs
+		}
+		evs = append(evs, ev)
+		if _, last := ev.(Closed); last {
+			s.leave()
+		}
+	}
+	if c.flags&pendMask != 0 || c.mail() > 0 {
+		c.queueLocked()
+	}
+	return evs
+}
+
+// feedChunk is how many events of one connection are delivered before it is another one's turn.
+const feedChunk = 16
+
+// nextLocked takes the next undelivered event, in the order that the contract gives; nil when there is none.
+func (c *Conn) nextLocked() Event {
+	for _, kind := range [...]flags{pendOpened, pendReadable, pendWritable} {
+		if c.flags&kind != 0 {
+			c.flags &^= kind
+			return c.event(kind)
+		}
+	}
+	if c.mail() > 0 {
+		return c.takeMailLocked()
+	}
+	if c.flags&pendClosed != 0 {
+		c.flags &^= pendClosed
+		return c.event(pendClosed)
+	}
+	return nil
+}
+
+func (c *Conn) mail() int {
+	if c.ext == nil {
+		return 0
+	}
+	return len(c.ext.mailbox)
+}
+
+// readyLocked takes in what epoll said.
+func (c *Conn) readyLocked(bits uint32) {
+	if c.flags&fReleased != 0 {
+		return
+	}
+	if c.flags&fOpened == 0 {
+		c.emitLocked(pendOpened)
+	}
+	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
+		c.flags |= fDistrust
+	}
+	if bits&(pollOut|pollErr|pollHup) != 0 {
+		if c.ext != nil {
+			c.ext.canSend.open()
+		}
+		c.flushLocked()
+	}
+	switch {
+	case c.flags&fClosing != 0:
+		c.advanceCloseLocked()
+	case bits&(pollIn|pollHup|pollErr|pollRdHup|pollPri) == 0:
+	case c.flags&fEOF == 0:
+		c.readableLocked()
+	case bits&pollErr != 0:
+		// Nothing will be read any more that could show the reset, so it is acted on here.
+		if err := sysSockError(c.fd); err != nil {
+			c.releaseLocked(c.opErrorLocked("read", err))
+		}
+	}
+}
+
+// readableLocked announces input, once until somebody reads.
+func (c *Conn) readableLocked() {
+	if c.ext != nil && c.ext.canRead.open() {
+		return // whoever was blocked reads it
+	}
+	if c.flags&fReadable != 0 {
+		return
+	}
+	c.flags |= fReadable
+	if c.stream != nil {
+		c.stamp = c.lp.demand.add()
+	}
+	c.emitLocked(pendReadable)
+}
+
+// unreadableLocked takes back the announcement: somebody has read, or never will.
+func (c *Conn) unreadableLocked() {
+	if c.flags&fReadable == 0 {
+		return
+	}
+	c.flags &^= fReadable | pendReadable
+	if c.stream != nil && c.lp.demand.done(c.stamp) {
+		c.flags |= fHelp
+	}
+}
+
+// TryRead reads what has arrived into p, without blocking. It returns 1 to len(p) bytes; or [ErrWouldBlock] when
+// there is nothing; or [io.EOF] at the peer's end of stream, and again until the connection closed; or a *net.OpError
+// around the cause when the connection failed, which closes it. An empty p gives 0, nil.
+//
+// A Readable that was outstanding is settled by it: after a full p another follows by itself, otherwise when the peer
+// has sent more. p is not kept. Concurrent reads are atomic: no byte is lost or doubled, who gets it is not defined.
+// After Close it fails with net.ErrClosed.
+//
+// After io.EOF the connection may still be written to. Unless [ListenerOptions.AllowHalfOpen] is set the library
+// closes it once its output is flushed: behind the actor's Receive in which the end was read, elsewhere 250 ms later.
+// A handler that owes nothing calls Close at EOF and has it at once.
+func (c *Conn) TryRead(p []byte) (int, error) {
+	c.mu.Lock()
+	n, err := c.readLocked(p)
+	c.askHelpLocked()
+	c.unlock()
+	return n, err
+}
+
+// askHelpLocked is called after a read: if the consumer of a stream has taken everything that was delivered, this is the
+// moment to look for more, before the answer is written; see loop.help.
+func (c *Conn) askHelpLocked() {
+	if s := c.stream; s != nil && !s.private && len(s.ch) == 0 {
+		c.flags |= fHelp
+	}
+}
+
+func (c *Conn) readLocked(p []byte) (int, error) {
+	if c.flags&(fClosing|fReleased) != 0 {
+		return 0, c.endedLocked("read")
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n := 0
+	if c.ext != nil {
+		n = c.ext.frames.read(c.lp.l, p)
+	}
+	for {
+		if n == len(p) {
+			c.unreadableLocked()
+			c.readableLocked() // level-triggered to the user: there may be more, and no edge would say so
+			return n, nil
+		}
+		if c.flags&fEOF != 0 {
+			if n > 0 {
+				c.unreadableLocked()
+				c.readableLocked()
+				return n, nil
+			}
+			return 0, io.EOF
+		}
+		m, err := c.recvLocked(p[n:])
+		n += m
+		switch {
+		case m > 0:
+			if n < len(p) && c.flags&fDistrust == 0 {
+				c.unreadableLocked() // a short read has drained a TCP socket; the next byte is a new edge
+				return n, nil
+			}
+		case n > 0 && err == ErrWouldBlock:
+			c.unreadableLocked()
+			return n, nil
+		case n > 0:
+			// The end, or an error, is for the next read to return.
+			c.unreadableLocked()
+			c.readableLocked()
+			return n, nil
+		default:
+			c.unreadableLocked()
+			switch err {
+			case ErrWouldBlock:
+			case io.EOF:
+				c.endReadLocked()
+			default:
+				c.releaseLocked(err)
+			}
+			return 0, err
+		}
+	}
+}
+
+// recvLocked is one recv. An error is remembered, since the kernel tells it once; after a failed write, which may have
+// been told of the reset first, the end that the kernel then shows is not an orderly one.
+func (c *Conn) recvLocked(p []byte) (int, error) {
+	if c.ext != nil && c.ext.readErr != nil {
+		return 0, c.ext.readErr
+	}
+	n, errno := sysRecv(c.fd, p)
+	switch {
+	case n > 0:
+		return n, nil
+	case errno == 0:
+		if c.flags&fSendErr != 0 {
+			return 0, c.ext.sendErr
+		}
+		return 0, io.EOF
+	case errno == syscall.EAGAIN:
+		return 0, ErrWouldBlock
+	}
+	err := c.opErrorLocked("read", errno)
+	c.extLocked().readErr = err
+	return 0, err
+}
+
+// endReadLocked notes the peer's end of stream. With an actor running, its turn decides when it is over; see runActor.
+func (c *Conn) endReadLocked() {
+	c.flags |= fEOF
+	if c.flags&(fHalfOpen|fRunning) == 0 {
+		c.lp.timers.add(c.lp, &timer{kind: timerGrace, c: c}, eofGrace)
+	}
+}
+
+// endedLocked is the error of an operation on a connection that is closing or closed.
+func (c *Conn) endedLocked(op string) error {
+	return c.opErrorLocked(op, net.ErrClosed)
+}

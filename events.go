@@ -1,0 +1,44 @@
+package tcpio
+
+// Event is what a connection or its listener has to say: one of [Opened], [Readable], [Writable], [Message], [Closed]
+// and [Failed]. The set is sealed; a type switch that ignores what it does not know stays right.
+//
+// For one connection and one route the order is: Opened, then any of Readable, Writable and Message, then Closed.
+// Between connections there is no order. Every event but Message and Failed holds one pointer, so that sending it through
+// a channel allocates nothing.
+type Event interface{ event() }
+
+// Opened says that a connection is established. It is the first event of a connection and comes exactly once.
+type Opened struct{ Conn *Conn }
+
+// Readable says that bytes, the peer's end of stream or an error can be read. At most one is outstanding for a
+// connection: the next one follows a read. After [Conn.TryRead] filled its buffer another Readable follows by itself;
+// after a shorter read, or ErrWouldBlock, one follows when the peer sent more. Who does not read gets no further
+// Readable, and the peer is held back by TCP flow control. It is a hint: a read may still return ErrWouldBlock.
+type Readable struct{ Conn *Conn }
+
+// Writable says that output is accepted again after [Conn.TryWrite] returned [ErrWouldBlock]: the queue has fallen to
+// half of [ListenerOptions.WriteBuffer], or the connection can no longer be written to, which the next write reports.
+type Writable struct{ Conn *Conn }
+
+// Message carries a value that somebody posted to the connection. Values of one poster come in the order posted.
+type Message struct {
+	Conn  *Conn
+	Value any
+	ask   *ask // whoever waits for Reply
+}
+
+// Closed says that the connection is over and its descriptor gone. It is the last event of a connection and comes exactly
+// once. [Conn.Err] says why: nil for an orderly end.
+type Closed struct{ Conn *Conn }
+
+// Failed says that the listener met trouble that concerns no connection, such as descriptors exhausted at accept. The
+// listener goes on by itself; Failed is never fatal. While a trouble lasts, one comes per second at most.
+type Failed struct{ Err error }
+
+func (Opened) event()   {}
+func (Readable) event() {}
+func (Writable) event() {}
+func (Message) event()  {}
+func (Closed) event()   {}
+func (Failed) event()   {}

@@ -1,0 +1,100 @@
+// Echo sends back what it gets. It is the smallest complete tcpio server, once for each route that events can take.
+//
+//	go run ./examples/echo -addr 127.0.0.1:7000 -loops 1 -route stream
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:7000", "`address` to listen on")
+	loops := flag.Int("loops", 0, "epoll loops; 0 is the library's default")
+	route := flag.String("route", "stream", "how events come: stream, mailbox or actor")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Stdout, *addr, *loops, *route); err != nil {
+		fmt.Fprintln(os.Stderr, "echo:", err)
+		os.Exit(1)
+	}
+}
+
+// run serves until ctx ends, and returns when every connection is drained and every goroutine has ended.
+func run(ctx context.Context, out io.Writer, addr string, loops int, route string) error {
+	opts := &tcpio.ListenerOptions{Addr: addr, Loops: loops}
+	if route == "actor" {
+		buf := newBuffers()
+		opts.Actor = func(*tcpio.Conn) tcpio.Actor { return &actor{buffers: buf} }
+	}
+	l, err := tcpio.Listen(opts)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	switch route {
+	case "stream":
+		g.Go(func() error { return serveStream(l.Events()) })
+	case "mailbox":
+		g.Go(func() error { return serveMailboxes(g, l.Events()) })
+	case "actor":
+	default:
+		l.Close()
+		return fmt.Errorf("unknown route %q", route)
+	}
+	g.Go(func() error { return l.Serve(ctx) })
+	fmt.Fprintln(out, "listening on", l.Addr())
+	return g.Wait()
+}
+
+// An echoer is the state of one connection: what the peer sent and was too slow to take back. While there is any, the
+// connection is not read, and the peer feels TCP flow control.
+type echoer struct{ owed []byte }
+
+// handle does what an event asks for. buf is the caller's, for any connection.
+func (e *echoer) handle(ev tcpio.Event, buf []byte) error {
+	switch ev := ev.(type) {
+	case tcpio.Readable:
+		if e.owed == nil {
+			return e.echo(ev.Conn, buf)
+		}
+	case tcpio.Writable:
+		if _, err := ev.Conn.TryWrite(e.owed); errors.Is(err, tcpio.ErrWouldBlock) {
+			return nil
+		} else if err != nil {
+			return ev.Conn.Close()
+		}
+		e.owed = nil
+		return e.echo(ev.Conn, buf)
+	}
+	return nil
+}
+
+// echo reads once; when there is more, another Readable comes by itself.
+func (e *echoer) echo(c *tcpio.Conn, buf []byte) error {
+	n, err := c.TryRead(buf)
+	switch {
+	case errors.Is(err, tcpio.ErrWouldBlock):
+		return nil
+	case err != nil: // io.EOF, or the connection failed; Close flushes first
+		return c.Close()
+	}
+	if _, err := c.TryWrite(buf[:n]); errors.Is(err, tcpio.ErrWouldBlock) {
+		e.owed = append([]byte(nil), buf[:n]...) // until Writable
+	} else if err != nil {
+		return c.Close()
+	}
+	return nil
+}

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+const bufSize = 64 << 10
+
+// serveStream is the default route: one goroutine, which owns all the state.
+func serveStream(events <-chan tcpio.Event) error {
+	buf := make([]byte, bufSize)
+	conns := make(map[*tcpio.Conn]*echoer)
+	for ev := range events {
+		switch ev := ev.(type) {
+		case tcpio.Opened:
+			conns[ev.Conn] = &echoer{}
+		case tcpio.Closed:
+			delete(conns, ev.Conn)
+		case tcpio.Readable:
+			if err := conns[ev.Conn].handle(ev, buf); err != nil {
+				return err
+			}
+		case tcpio.Writable:
+			if err := conns[ev.Conn].handle(ev, buf); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// serveMailboxes claims every connection for a goroutine of its own.
+func serveMailboxes(g *errgroup.Group, events <-chan tcpio.Event) error {
+	for ev := range events {
+		if ev, ok := ev.(tcpio.Opened); ok {
+			mailbox := ev.Conn.Events()
+			g.Go(func() error {
+				var e echoer
+				buf := make([]byte, 4<<10)
+				for ev := range mailbox {
+					if err := e.handle(ev, buf); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}
+	}
+	return nil
+}
+
+// An actor is run by the loop, without a goroutine. Buffers are shared: an idle connection has none.
+type actor struct {
+	echoer
+	buffers *sync.Pool
+}
+
+func newBuffers() *sync.Pool {
+	return &sync.Pool{New: func() any { return new([bufSize]byte) }}
+}
+
+func (a *actor) Receive(ev tcpio.Event) error {
+	buf := a.buffers.Get().(*[bufSize]byte)
+	defer a.buffers.Put(buf)
+	return a.handle(ev, buf[:])
+}

@@ -1,0 +1,275 @@
+package tcpio
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"iter"
+)
+
+// A frameBuffer is input that Frames has read and not yet handed out: a partial frame, or whole ones after a break. It
+// is guarded by the Conn's mu; the zero value is empty and holds no memory.
+type frameBuffer struct {
+	b        *block
+	off, end int  // b.buf[off:end] is unread
+	busy     bool // an iterator is running: b stays where it is
+	more     bool // the socket may hold more, and no edge will say so
+	drained  bool // the socket was read empty: an edge will say when there is more
+	partial  bool // split has seen the bytes and wants more
+}
+
+// read moves buffered bytes to p.
+func (f *frameBuffer) read(l *Listener, p []byte) int {
+	if f.b == nil {
+		return 0
+	}
+	n := copy(p, f.b.buf[f.off:f.end])
+	if f.off += n; f.off == f.end {
+		f.drop(l)
+	}
+	return n
+}
+
+// drop gives the memory back, unless an iterator still shows it to somebody; that one calls drop again.
+func (f *frameBuffer) drop(l *Listener) {
+	if f.b == nil || f.busy {
+		return
+	}
+	l.pool.put(f.b)
+	*f = frameBuffer{}
+}
+
+// errFramesBusy is what a second, concurrent iteration gets.
+var errFramesBusy = errors.New("tcpio: Conn.Frames: an iteration is running already")
+
+// Frames iterates over the complete frames of what is readable, as split cuts them, without blocking. It ends by itself
+// when no whole frame is left: a partial one is kept, in a pooled buffer, and a Readable follows when more has arrived.
+// After a break the rest is kept too and a Readable follows at once. What is kept comes first in a later TryRead or Read.
+//
+// A frame is valid until the next iteration; it is then overwritten. An error is the last pair: io.EOF at the peer's end
+// of stream, where split is called with atEOF first; io.ErrUnexpectedEOF when the end cuts a frame; bufio.ErrTooLong
+// when a frame exceeds [ListenerOptions.MaxFrame] bytes, and whatever split returns, both of which close the connection
+// with that error; otherwise what TryRead returns. bufio.ErrFinalToken ends the iteration as in bufio.Scanner.
+//
+// split is called without a lock. One goroutine at a time may iterate; a second one gets an error.
+func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		if err := c.beginFrames(); err != nil {
+			yield(nil, err)
+			return
+		}
+		defer c.endFrames()
+		empty := 0
+		for {
+			data, atEOF, err := c.frameData()
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			advance, token, err := 0, []byte(nil), error(nil)
+			if len(data) > 0 || atEOF {
+				advance, token, err = split(data, atEOF)
+			}
+			switch {
+			case err == bufio.ErrFinalToken:
+				c.advanceFrames(min(max(advance, 0), len(data)))
+				if token != nil {
+					yield(token, nil)
+				}
+				return
+			case err == nil && (advance < 0 || advance > len(data)):
+				err = bufio.ErrAdvanceTooFar
+				if advance < 0 {
+					err = bufio.ErrNegativeAdvance
+				}
+			case err == nil && token != nil && advance > c.lp.l.opts.MaxFrame:
+				err = bufio.ErrTooLong
+			}
+			if err != nil {
+				c.failFrames(err)
+				yield(nil, err)
+				return
+			}
+			c.advanceFrames(advance)
+			if token != nil {
+				if empty++; advance > 0 {
+					empty = 0
+				}
+				if empty > 100 {
+					c.failFrames(io.ErrNoProgress)
+					yield(nil, io.ErrNoProgress)
+					return
+				}
+				if !yield(token, nil) {
+					return
+				}
+				continue
+			}
+			if advance > 0 {
+				continue
+			}
+			if atEOF {
+				err := io.EOF
+				if len(data) > 0 {
+					err = io.ErrUnexpectedEOF
+				}
+				yield(nil, err)
+				return
+			}
+			more, err := c.fillFrames()
+			if err != nil {
+				yield(nil, err)
+			}
+			if !more {
+				return
+			}
+		}
+	}
+}
+
+// beginFrames claims the buffer for one iterator.
+func (c *Conn) beginFrames() error {
+	c.mu.Lock()
+	defer c.unlock()
+	if c.flags&(fClosing|fReleased) != 0 {
+		return c.endedLocked("read")
+	}
+	f := &c.extLocked().frames
+	if f.busy {
+		return errFramesBusy
+	}
+	f.busy, f.more, f.drained = true, false, false
+	return nil
+}
+
+// endFrames lets go of the buffer and sees to it that what is left is announced: unread frames, or more in the socket.
+func (c *Conn) endFrames() {
+	c.mu.Lock()
+	defer c.unlock()
+	f := &c.ext.frames
+	f.busy = false
+	if c.flags&(fClosing|fReleased) != 0 || f.off == f.end {
+		f.drop(c.lp.l)
+	}
+	if c.flags&(fClosing|fReleased) != 0 {
+		return
+	}
+	if f.more || f.b != nil && !f.partial {
+		c.unreadableLocked()
+		c.readableLocked()
+	}
+	f.shrink(c.lp.l)
+}
+
+// frameData is what there is to split. The bytes stay in place until fillFrames or endFrames.
+func (c *Conn) frameData() (data []byte, atEOF bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flags&(fClosing|fReleased) != 0 {
+		return nil, false, c.endedLocked("read")
+	}
+	f := &c.ext.frames
+	f.partial = false
+	if f.b != nil {
+		data = f.b.buf[f.off:f.end:f.end]
+	}
+	return data, c.flags&fEOF != 0, nil
+}
+
+func (c *Conn) advanceFrames(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f := &c.ext.frames
+	f.off = min(f.off+n, f.end)
+}
+
+// failFrames closes the connection because of what is in it.
+func (c *Conn) failFrames(err error) {
+	c.mu.Lock()
+	c.closeLocked(err)
+	c.unlock()
+}
+
+// fillFrames reads more behind the partial frame. It reports false when there is no more for the moment.
+func (c *Conn) fillFrames() (more bool, err error) {
+	c.mu.Lock()
+	if c.flags&(fClosing|fReleased) != 0 {
+		err := c.endedLocked("read")
+		c.unlock()
+		return false, err
+	}
+	f := &c.ext.frames
+	limit := c.lp.l.opts.MaxFrame
+	have := f.end - f.off
+	if have > limit {
+		c.closeLocked(bufio.ErrTooLong)
+		c.unlock()
+		return false, bufio.ErrTooLong
+	}
+	if f.drained && c.flags&fReadable == 0 {
+		f.partial = have > 0
+		c.unlock()
+		return false, nil // no edge since the last read: there is nothing
+	}
+	f.makeRoom(c.lp.l, limit)
+	room := f.b.buf[f.end:]
+	n, err := c.recvLocked(room)
+	f.end += n
+	f.drained = err == ErrWouldBlock || n > 0 && n < len(room) && c.flags&fDistrust == 0
+	f.more = n > 0 && !f.drained
+	switch {
+	case f.more:
+	case err == nil || err == ErrWouldBlock:
+		c.unreadableLocked()
+	case err == io.EOF:
+		c.unreadableLocked()
+		c.endReadLocked()
+		err = nil // split sees it first
+	default:
+		c.releaseLocked(err)
+	}
+	if err == ErrWouldBlock {
+		f.partial = have > 0
+	}
+	c.askHelpLocked()
+	c.unlock()
+	if err == ErrWouldBlock {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// makeRoom leaves room behind the unread bytes: for one byte more than the largest frame, at most, so that a frame that
+// is too long is seen.
+func (f *frameBuffer) makeRoom(l *Listener, limit int) {
+	have := f.end - f.off
+	if f.b != nil && f.end < len(f.b.buf) {
+		return
+	}
+	if f.b != nil && have <= len(f.b.buf)/2 {
+		copy(f.b.buf, f.b.buf[f.off:f.end])
+		f.off, f.end = 0, have
+		return
+	}
+	size := blockLarge
+	if f.b != nil {
+		size = max(min(2*len(f.b.buf), limit+1), have+1)
+	}
+	b := l.pool.get(size)
+	if f.b != nil {
+		copy(b.buf, f.b.buf[f.off:f.end])
+		l.pool.put(f.b)
+	}
+	f.b, f.off, f.end = b, 0, have
+}
+
+// shrink keeps a small rest in a small block: the connection may be idle for long.
+func (f *frameBuffer) shrink(l *Listener) {
+	if f.b == nil || len(f.b.buf) == blockSmall || f.end-f.off > blockSmall {
+		return
+	}
+	b := l.pool.get(blockSmall)
+	have := copy(b.buf, f.b.buf[f.off:f.end])
+	l.pool.put(f.b)
+	f.b, f.off, f.end = b, 0, have
+}

@@ -1,0 +1,174 @@
+package tcpio
+
+import (
+	"errors"
+	"slices"
+	"sync"
+)
+
+// SlowPolicy says what a Group does with a member that does not keep up: one whose queue has no room for a Write.
+type SlowPolicy int
+
+const (
+	// SkipSlow leaves the member out of that Write. It is the default.
+	SkipSlow SlowPolicy = iota
+	// CloseSlow closes the member with ErrSlow: what is queued goes out within CloseTimeout, then Group.Notice.
+	CloseSlow
+)
+
+// ErrSlow is the Err of a connection that a Group closed because it did not keep up.
+var ErrSlow = errors.New("tcpio: connection did not keep up with its group")
+
+// A Group is a set of connections that are written to together, a chat room say. The zero value is an empty one. Its
+// methods may be called from any goroutine; its fields must not be changed after the first use.
+type Group struct {
+	// Slow is what happens to a member that does not keep up.
+	Slow SlowPolicy
+	// Notice is sent to a member that CloseSlow closes, as its last bytes, whatever is queued already.
+	Notice []byte
+
+	writing sync.Mutex // held by Write: all members see the same order. Taken before a Conn's mu.
+
+	mu sync.Mutex
+	// Guarded by mu, which is taken under a Conn's mu.
+	index   map[*Conn]int // place in members
+	members []*Conn       // shared with running Writes once shared: then copied before a change
+	shared  bool
+}
+
+// Join makes c a member. Joining twice, or a connection that is closing, does nothing. A member leaves by itself when it
+// closes.
+func (g *Group) Join(c *Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flags&(fClosing|fReleased) != 0 {
+		return
+	}
+	if g.insert(c) {
+		x := c.extLocked()
+		x.groups = append(x.groups, g)
+	}
+}
+
+// Leave ends c's membership. On a connection that is no member it does nothing. A Write that is running may still reach c.
+func (g *Group) Leave(c *Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ext == nil {
+		return
+	}
+	if i := slices.Index(c.ext.groups, g); i >= 0 {
+		c.ext.groups = slices.Delete(c.ext.groups, i, i+1)
+		g.remove(c)
+	}
+}
+
+// Len returns the number of members.
+func (g *Group) Len() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.members)
+}
+
+// Write writes p to every member as TryWrite does, without waiting for any, and returns len(p), nil. What sockets do not
+// take at once is queued as one shared copy. A member without room is dealt with as Slow says, one that has failed is
+// passed over. Concurrent Writes are made one after the other, so that all members see them in the same order. p is the
+// caller's again afterwards.
+func (g *Group) Write(p []byte) (int, error) {
+	g.writing.Lock()
+	defer g.writing.Unlock()
+	if len(p) == 0 {
+		return 0, nil
+	}
+	var b *block // the shared copy, made when the first member needs one
+	var l *Listener
+	for _, c := range g.snapshot() {
+		c.mu.Lock()
+		waiting := c.flags & fWantRoom
+		switch c.mayWriteLocked(len(p)) {
+		case nil:
+			sent := 0
+			var err error
+			if c.out == nil {
+				sent, err = c.sendLocked(p)
+			}
+			if err == nil && sent < len(p) {
+				if b == nil {
+					l = c.lp.l
+					b = l.pool.get(len(p))
+					copy(b.buf, p)
+				}
+				b.refs.Add(1)
+				c.queueOutLocked().share(b, sent, len(p))
+			}
+		case ErrWouldBlock:
+			c.flags = c.flags&^fWantRoom | waiting // nobody asked for a Writable here
+			g.slowLocked(c)
+		}
+		c.unlock()
+	}
+	if b != nil {
+		l.pool.put(b)
+	}
+	return len(p), nil
+}
+
+// slowLocked deals with a member that has no room.
+func (g *Group) slowLocked(c *Conn) {
+	if g.Slow != CloseSlow {
+		return
+	}
+	if len(g.Notice) > 0 {
+		c.queueOutLocked().append(c.lp.l, g.Notice)
+	}
+	c.closeLocked(ErrSlow)
+}
+
+// snapshot returns the members of the moment; the slice is not changed afterwards.
+func (g *Group) snapshot() []*Conn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.shared = true
+	return g.members
+}
+
+// ownLocked makes members safe to change.
+func (g *Group) ownLocked() {
+	if g.shared {
+		g.members = slices.Clone(g.members)
+		g.shared = false
+	}
+}
+
+func (g *Group) insert(c *Conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, ok := g.index[c]; ok {
+		return false
+	}
+	if g.index == nil {
+		g.index = make(map[*Conn]int)
+	}
+	g.ownLocked()
+	g.index[c] = len(g.members)
+	g.members = append(g.members, c)
+	return true
+}
+
+func (g *Group) remove(c *Conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	i, ok := g.index[c]
+	if !ok {
+		return
+	}
+	g.ownLocked()
+	delete(g.index, c)
+	last := len(g.members) - 1
+	if moved := g.members[last]; moved != c {
+		g.members[i] = moved
+		g.index[moved] = i
+	}
+	g.members[last] = nil
+	g.members = g.members[:last]
+}

@@ -1,0 +1,507 @@
+package tcpio
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A poller reports readiness; epoll in production, a fake in tests.
+type poller interface {
+	add(fd int, t token, mask uint32) error
+	remove(fd int) error
+	wait(events []readyEvent, timeout time.Duration) (int, error) // negative: until something happens
+	wake()                                                        // ends a wait that blocks, or the next one
+	close()
+}
+
+// A token names a registration in the poller's data: a place in the loop's table and a generation. No Go pointer goes
+// there, the collector could not see it.
+type token struct{ slot, gen uint32 }
+
+// Tokens of what is not a connection; their generation is zero, which no connection has.
+var (
+	wakeToken   = token{slot: 0}
+	listenToken = token{slot: 1}
+)
+
+// The role of a loop is to poll and to dispatch what is ready. One goroutine has it at a time:
+//
+//	running   a goroutine polls or dispatches
+//	handler   it is inside an actor's Receive; the watchdog may give the role to another goroutine
+//	sleeping  it is blocked in the poller, with nothing else to do
+//	over      the loop has ended
+//	parked    nobody polls: a batch is with the consumer, who takes the role when it has read all of it
+//
+// Whoever moves the state from parked to running has the role. The word holds the state and a count that tells two
+// visits of the same state apart.
+type role uint64
+
+const (
+	running role = iota
+	handler
+	sleeping
+	parked
+	over
+	roleBits = 3
+	roleMask = 1<<roleBits - 1
+)
+
+const (
+	batchSize = 256                    // events one poll takes
+	tickEvery = 500 * time.Microsecond // of the watchdog, while the loop is not asleep
+	yieldMark = 64                     // events between two yields to the scheduler, which thinks us stuck otherwise
+)
+
+// A loop serves the connections of one poller.
+type loop struct {
+	// Immutable.
+	l      *Listener
+	index  int
+	p      poller        // set by Serve
+	wakeup chan struct{} // hands the role to the loop's own goroutine, which is parked
+	done   chan struct{} // closed when the loop has ended
+	stream *stream       // of this loop's connections, when Streams was called
+
+	// Atomic, or with locks of their own.
+	state    atomic.Uint64 // a role
+	kicked   atomic.Bool   // there is something in queue, timers or the listener's state to look at
+	watching atomic.Bool   // the watchdog is running
+	live     atomic.Int64  // connections that have a descriptor
+	untold   atomic.Int64  // actors that Closed waits for
+	helped   atomic.Uint32 // polls made by consumers
+	demand   demand
+	conns    table
+	timers   timers
+	queue    workQueue
+
+	// Owned by the role.
+	events  []readyEvent
+	batch   []*Conn // the connections of events, nil where there is none any more
+	next, n int     // batch[next:n] is still to be dispatched
+	visits  role    // counts the states entered
+	polled  bool    // a consumer has just polled and found nothing
+	slice   bool    // the consumer gets on, but has been at it for long: look once and park again
+	asleep  bool    // the state is sleeping
+	yield   int     // events since the last yield
+	lull    uint64  // the demand when the loop parked
+	accept  acceptState
+
+	// Owned by the watchdog, which is one goroutine at a time.
+	dog  *time.Timer
+	seen uint64
+}
+
+func newLoop(l *Listener, index int) *loop {
+	lp := &loop{
+		l:      l,
+		index:  index,
+		wakeup: make(chan struct{}, 1),
+		done:   make(chan struct{}),
+		events: make([]readyEvent, batchSize),
+		batch:  make([]*Conn, batchSize),
+	}
+	lp.dog = time.AfterFunc(time.Hour, lp.tick)
+	lp.dog.Stop()
+	return lp
+}
+
+// run is the loop from beginning to end. When the role has moved on because a handler blocked, the goroutine that called
+// run waits for the end with empty hands.
+func (lp *loop) run() error {
+	defer func() { <-lp.done }() // also when a handler calls runtime.Goexit
+	lp.drive()
+	return nil
+}
+
+// drive does the loop's work until the loop has ended or the role was lost. The caller has the role, and perhaps the rest
+// of a batch.
+func (lp *loop) drive() {
+	for lp.work() {
+		if lp.ended() {
+			lp.enter(over)
+			close(lp.done)
+			return
+		}
+		timeout := lp.rest()
+		n, err := lp.p.wait(lp.events, timeout)
+		if lp.asleep {
+			lp.asleep = false
+			lp.enter(running)
+		}
+		if err != nil {
+			lp.l.loopFailed(err)
+			<-lp.l.gone // every connection is aborted; there is nothing left to poll with
+		}
+		lp.take(n)
+	}
+}
+
+// rest says how long the next poll may wait. While a batch is with its consumer the loop does not poll but parks: polls
+// made beside a working consumer find one event each, and each costs a wake-up.
+func (lp *loop) rest() time.Duration {
+	switch {
+	case lp.kicked.Load() || lp.accept == acceptMore:
+		return 0
+	case lp.demand.outstanding() && (lp.n > 0 || lp.slice):
+		lp.park()
+		if !lp.polled {
+			return 0
+		}
+	case lp.n > 0:
+		return 0 // a look that cannot block comes before a wait that can
+	}
+	lp.slice = false
+	lp.yield = 0
+	runtime.Gosched() // who is ready to run comes first: a blocked wait would keep the processor for a while
+	lp.asleep = true
+	lp.enter(sleeping)
+	if lp.kicked.Load() {
+		return 0
+	}
+	return lp.timers.wait()
+}
+
+// park leaves the polling to the consumer, see help. It returns with the role, when the consumer found nothing more to
+// do, or there is work that only the loop's own goroutine does, or the consumer does not get on.
+func (lp *loop) park() {
+	lp.watch()
+	lp.polled, lp.slice = false, false
+	lp.lull = lp.demand.word.Load()
+	w := lp.enter(parked)
+	if (lp.kicked.Load() || !lp.demand.outstanding()) && lp.state.CompareAndSwap(w, w&^roleMask) {
+		return
+	}
+	<-lp.wakeup
+}
+
+// help is called by a consumer that has read everything delivered. If the loop is parked, the consumer's goroutine
+// polls in its place, once and without blocking, and delivers what it finds, which saves two switches of goroutines for
+// every batch. It runs no handler and no hook of the user's, who is inside a TryRead.
+func (lp *loop) help() {
+	for {
+		w := lp.state.Load()
+		if role(w&roleMask) != parked || !lp.state.CompareAndSwap(w, w&^roleMask) {
+			return
+		}
+		n, err := lp.p.wait(lp.events, 0)
+		if err != nil {
+			n = 0 // the loop's own goroutine meets it next
+		}
+		lp.take(n)
+		lp.dispatch(false)
+		lp.runTimers()
+		if o := &lp.l.opts; o.Actor == nil && o.OnErrorEvent == nil {
+			lp.runAccept()
+		}
+		if n == 0 || lp.accept == acceptMore || lp.kicked.Load() || !lp.demand.outstanding() {
+			lp.polled = n == 0
+			lp.wakeup <- struct{}{}
+			return
+		}
+		lp.lull = lp.demand.word.Load()
+		w = lp.enter(parked)
+		if !lp.kicked.Load() && lp.demand.outstanding() {
+			break
+		}
+	}
+	if lp.helped.Add(1)%yieldMark == 0 {
+		runtime.Gosched()
+	}
+}
+
+// take prepares the dispatching of n events.
+func (lp *loop) take(n int) {
+	lp.next, lp.n = 0, n
+	if n > 0 {
+		lp.conns.resolve(lp.events[:n], lp.batch)
+	}
+}
+
+// work dispatches the batch and then looks at everything else. It reports false when the role was lost on the way.
+func (lp *loop) work() bool {
+	if lp.n > 0 {
+		lp.watch()
+	}
+	if !lp.dispatch(true) {
+		return false
+	}
+	if lp.kicked.Load() && lp.kicked.Swap(false) && !lp.runQueue() {
+		return false
+	}
+	lp.runTimers()
+	lp.runAccept()
+	if lp.yield += lp.n; lp.yield >= yieldMark {
+		lp.yield = 0
+		runtime.Gosched()
+	}
+	return true
+}
+
+// dispatch hands the batch to its connections. Actors are run only by a goroutine of the loop's own.
+func (lp *loop) dispatch(own bool) bool {
+	for lp.next < lp.n {
+		i := lp.next
+		lp.next++
+		c := lp.batch[i]
+		if c == nil {
+			if lp.events[i].token() == listenToken {
+				lp.accept = acceptMore
+			}
+			continue
+		}
+		lp.batch[i] = nil
+		c.mu.Lock()
+		turn := own && c.actor != nil && c.flags&(fRunning|fReleased) == 0
+		if turn {
+			c.flags |= fRunning
+		}
+		c.readyLocked(lp.events[i].bits())
+		c.unlock()
+		if turn && !lp.runActor(c) {
+			return false
+		}
+	}
+	return true
+}
+
+// runQueue gives every connection that is in the queue now its turn.
+func (lp *loop) runQueue() bool {
+	for range lp.queue.len() {
+		c := lp.queue.pop()
+		if c == nil {
+			break
+		}
+		c.mu.Lock()
+		if c.flags&fClosing != 0 {
+			c.advanceCloseLocked()
+		}
+		turn := false
+		if c.stream == nil && c.flags&(fQueued|fRunning) == fQueued {
+			c.flags = c.flags&^fQueued | fRunning
+			turn = true
+		}
+		c.unlock()
+		if turn && !lp.runActor(c) {
+			return false
+		}
+	}
+	return true
+}
+
+// runTimers fires what is due.
+func (lp *loop) runTimers() {
+	for {
+		tm := lp.timers.due()
+		if tm == nil {
+			return
+		}
+		switch tm.kind {
+		case timerAccept:
+			lp.l.retryAccept()
+			continue
+		case timerWake:
+			continue
+		}
+		tm.c.mu.Lock()
+		tm.c.expireLocked(tm)
+		tm.c.unlock()
+	}
+}
+
+// enter stores a new visit of r and returns its word. Only the owner of the role calls it.
+func (lp *loop) enter(r role) uint64 {
+	lp.visits++
+	w := uint64(lp.visits<<roleBits | r)
+	lp.state.Store(w)
+	return w
+}
+
+// schedule puts c into the loop's work queue. It may be called from anywhere.
+func (lp *loop) schedule(c *Conn) {
+	lp.queue.push(c)
+	lp.kick()
+}
+
+// kick makes the loop look at its queue, its timers and the listener's state soon. Many kicks before the loop has
+// looked are one wake-up, and none while it is awake.
+func (lp *loop) kick() {
+	if lp.kicked.Swap(true) {
+		return
+	}
+	switch w := lp.state.Load(); role(w & roleMask) {
+	case sleeping:
+		lp.p.wake()
+	case parked:
+		if lp.state.CompareAndSwap(w, w&^roleMask) {
+			lp.wakeup <- struct{}{}
+		}
+	}
+}
+
+// watch makes sure that the watchdog runs while the loop is awake. An idle loop has none.
+func (lp *loop) watch() {
+	if lp.watching.Load() || !lp.watching.CompareAndSwap(false, true) {
+		return
+	}
+	lp.dog.Reset(tickEvery)
+}
+
+// tick is the watchdog. It ends a park in which the consumer does not get on, and a handler's hold on the loop, when it
+// sees the same visit of that state for a second time.
+func (lp *loop) tick() {
+	w := lp.state.Load()
+	again := w == lp.seen
+	lp.seen = w
+	switch role(w & roleMask) {
+	case over:
+		return
+	case sleeping:
+		lp.watching.Store(false)
+		if role(lp.state.Load()&roleMask) == sleeping || !lp.watching.CompareAndSwap(false, true) {
+			return
+		}
+	case parked:
+		if again && lp.state.CompareAndSwap(w, w&^roleMask) {
+			lp.slice = lp.demand.word.Load() != lp.lull
+			if !lp.slice {
+				lp.demand.writeOff()
+			}
+			lp.wakeup <- struct{}{}
+		}
+	case handler:
+		if again {
+			lp.takeOver(w)
+		}
+	}
+	lp.dog.Reset(tickEvery)
+}
+
+// demand counts the Readables that were delivered to channels and not yet answered by a read. The upper half of the word
+// is the batch that the lower half counts: Readables of batches written off are not missed.
+type demand struct{ word atomic.Uint64 }
+
+func (d *demand) add() (stamp uint32) { return uint32(d.word.Add(1) >> 32) }
+
+// done reports whether it was the last one outstanding.
+func (d *demand) done(stamp uint32) bool {
+	for {
+		w := d.word.Load()
+		if uint32(w>>32) != stamp || uint32(w) == 0 {
+			return false
+		}
+		if d.word.CompareAndSwap(w, w-1) {
+			return uint32(w) == 1
+		}
+	}
+}
+
+func (d *demand) outstanding() bool { return uint32(d.word.Load()) > 0 }
+
+// writeOff stops waiting for what is outstanding: its consumer holds on to it.
+func (d *demand) writeOff() {
+	for {
+		w := d.word.Load()
+		if d.word.CompareAndSwap(w, (w>>32+1)<<32) {
+			return
+		}
+	}
+}
+
+// table is a loop's connections, found by slot and generation.
+type table struct {
+	mu sync.Mutex
+	// Guarded by mu.
+	conns []*Conn
+	free  []uint32
+	gen   uint32
+}
+
+// add gives c its slot and generation.
+func (t *table) add(c *Conn) token {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gen++; t.gen == 0 {
+		t.gen = 1 // zero is for what is not a connection
+	}
+	c.gen = t.gen
+	if n := len(t.free); n > 0 {
+		c.slot = t.free[n-1]
+		t.free = t.free[:n-1]
+		t.conns[c.slot] = c
+	} else {
+		c.slot = uint32(len(t.conns))
+		t.conns = append(t.conns, c)
+	}
+	return token{c.slot, c.gen}
+}
+
+func (t *table) remove(c *Conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.conns[c.slot] = nil
+	t.free = append(t.free, c.slot)
+}
+
+// resolve finds the connections of events. What has no connection any more, or never had one, gets nil.
+func (t *table) resolve(events []readyEvent, batch []*Conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range events {
+		k := events[i].token()
+		batch[i] = nil
+		if k.gen != 0 && int(k.slot) < len(t.conns) {
+			if c := t.conns[k.slot]; c != nil && c.gen == k.gen {
+				batch[i] = c
+			}
+		}
+	}
+}
+
+// all copies the connections of the moment.
+func (t *table) all() []*Conn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	conns := make([]*Conn, 0, len(t.conns)-len(t.free))
+	for _, c := range t.conns {
+		if c != nil {
+			conns = append(conns, c)
+		}
+	}
+	return conns
+}
+
+// workQueue is the connections that want a turn of their loop.
+type workQueue struct {
+	mu sync.Mutex
+	// Guarded by mu.
+	conns []*Conn
+	head  int
+}
+
+func (q *workQueue) push(c *Conn) {
+	q.mu.Lock()
+	q.conns = append(q.conns, c)
+	q.mu.Unlock()
+}
+
+func (q *workQueue) len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.conns) - q.head
+}
+
+func (q *workQueue) pop() *Conn {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.head == len(q.conns) {
+		return nil
+	}
+	c := q.conns[q.head]
+	q.conns[q.head] = nil
+	if q.head++; q.head == len(q.conns) {
+		q.conns, q.head = q.conns[:0], 0
+	}
+	return c
+}

@@ -1,0 +1,80 @@
+package tcpio
+
+import "syscall"
+
+// SyscallConn gives access to the descriptor, for options and calls that tcpio does not have. The functions passed to
+// Control, Read and Write may use the descriptor until they return and must not close it or change its blocking mode.
+// While one runs the descriptor cannot go: a connection that ends meanwhile is closed behind it. Read and Write call
+// their function until it returns true and block in between until the connection is ready; bytes that Read takes are the
+// caller's, and a Readable follows in case there are more. After Close everything fails with net.ErrClosed.
+func (c *Conn) SyscallConn() (syscall.RawConn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flags&(fClosing|fReleased) != 0 {
+		return nil, c.endedLocked("raw")
+	}
+	return rawConn{c}, nil
+}
+
+type rawConn struct{ c *Conn }
+
+func (r rawConn) Control(f func(fd uintptr)) error {
+	return r.c.withFD("raw-control", f)
+}
+
+func (r rawConn) Read(f func(fd uintptr) bool) error {
+	err := r.c.retryFD("raw-read", func(x *connExt) *gate { return &x.canRead }, f)
+	// What f left behind, or an edge that it took the wake-up of, is announced.
+	r.c.mu.Lock()
+	if r.c.flags&(fClosing|fReleased|fEOF) == 0 {
+		r.c.unreadableLocked()
+		r.c.readableLocked()
+	}
+	r.c.unlock()
+	return err
+}
+
+func (r rawConn) Write(f func(fd uintptr) bool) error {
+	return r.c.retryFD("raw-write", func(x *connExt) *gate { return &x.canSend }, f)
+}
+
+// retryFD calls f until it returns true, and blocks at the gate in between. The gate is entered before the attempt, so
+// that no edge falls between the two.
+func (c *Conn) retryFD(op string, at func(*connExt) *gate, f func(fd uintptr) bool) error {
+	for {
+		c.mu.Lock()
+		g := at(c.extLocked())
+		opened := g.enter()
+		c.mu.Unlock()
+		done := false
+		err := c.withFD(op, func(fd uintptr) { done = f(fd) })
+		if err == nil && !done {
+			<-opened
+			continue
+		}
+		c.mu.Lock()
+		g.leave(opened)
+		c.mu.Unlock()
+		return err
+	}
+}
+
+// withFD runs f with the descriptor, which lives until f has returned.
+func (c *Conn) withFD(op string, f func(fd uintptr)) error {
+	c.mu.Lock()
+	if c.flags&(fClosing|fReleased) != 0 {
+		err := c.endedLocked(op)
+		c.unlock()
+		return err
+	}
+	c.refs++
+	fd := c.fd
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.refs--
+		c.unlock()
+	}()
+	f(uintptr(fd))
+	return nil
+}

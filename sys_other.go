@@ -1,0 +1,62 @@
+//go:build !linux
+
+package tcpio
+
+import (
+	"errors"
+	"net"
+	"syscall"
+)
+
+// Elsewhere the package compiles, so that programs for several systems can import it, and Listen fails.
+
+const supported = false
+
+const (
+	pollIn = 1 << iota
+	pollOut
+	pollPri
+	pollErr
+	pollHup
+	pollRdHup
+	pollEdge = pollIn
+	pollConn = pollIn | pollOut | pollPri | pollRdHup
+)
+
+type readyEvent struct {
+	b uint32
+	t token
+}
+
+func (e *readyEvent) bits() uint32 { return e.b }
+func (e *readyEvent) token() token { return e.t }
+
+func makeReady(bits uint32, t token) readyEvent { return readyEvent{bits, t} }
+
+type sockaddr struct {
+	ip   [16]byte
+	zone uint32
+	port uint16
+	is4  bool
+	isIP bool
+}
+
+type iovec struct{}
+
+func (*iovec) add([]byte) bool { return false }
+
+func newPoller() (poller, error)                   { return nil, errors.ErrUnsupported }
+func sysRecv(int32, []byte) (int, syscall.Errno)   { return 0, syscall.ENOTSUP }
+func sysSend(int32, []byte) (int, syscall.Errno)   { return 0, syscall.ENOTSUP }
+func sysSendv(int32, *iovec) (int, syscall.Errno)  { return 0, syscall.ENOTSUP }
+func sysShutdownWrite(int32) error                 { return errors.ErrUnsupported }
+func sysClose(int32)                               {}
+func sysReset(int32)                               {}
+func sysSockError(int32) error                     { return nil }
+func sysSetNoDelay(int32, bool) error              { return errors.ErrUnsupported }
+func sysAccept(int) (int, sockaddr, syscall.Errno) { return -1, sockaddr{}, syscall.ENOTSUP }
+func sysLocalAddr(int32) net.Addr                  { return nil }
+func retryable(syscall.Errno) bool                 { return false }
+func exhausted(syscall.Errno) bool                 { return false }
+func takeListener(net.Listener) (int, error)       { return -1, errors.ErrUnsupported }
+func tuneListener(int, net.KeepAliveConfig) error  { return errors.ErrUnsupported }

@@ -1,0 +1,284 @@
+package tcpio
+
+import (
+	"net"
+	"syscall"
+)
+
+// TryWrite writes all of p or nothing, without blocking. What the socket does not take at once is copied and queued, and
+// goes out by itself. It returns len(p), nil; or 0, [ErrWouldBlock] when something is queued and p would take the queue
+// past [ListenerOptions.WriteBuffer] bytes: a Writable follows once the queue has fallen to half of that. One p larger
+// than the limit is taken when the queue is empty. An empty p gives 0, nil.
+//
+// Success means accepted, not received by the peer. Writes of one connection go out in the order of the calls, and
+// those of concurrent callers never interleave. p is not kept. After CloseWrite it fails with an error that matches
+// syscall.EPIPE, after Close with net.ErrClosed, and once the peer has reset the connection with a *net.OpError around
+// the cause; what arrived before that can still be read.
+func (c *Conn) TryWrite(p []byte) (int, error) {
+	c.mu.Lock()
+	n, err := c.writeLocked(p)
+	c.unlock()
+	return n, err
+}
+
+// TryWritev is TryWrite for several pieces at once, in one system call for up to 64 of them: all of them are taken, or
+// none. Neither bufs nor what it points to is changed or kept.
+func (c *Conn) TryWritev(bufs net.Buffers) (int64, error) {
+	c.mu.Lock()
+	n, err := c.writevLocked(bufs)
+	c.unlock()
+	return n, err
+}
+
+// mayWriteLocked says whether size more bytes are taken.
+func (c *Conn) mayWriteLocked(size int) error {
+	switch {
+	case c.flags&(fClosing|fReleased) != 0:
+		return c.endedLocked("write")
+	case c.flags&fSendShut != 0:
+		return c.opErrorLocked("write", syscall.EPIPE)
+	case c.flags&fSendErr != 0:
+		return c.ext.sendErr
+	case size == 0 || c.out == nil:
+		return nil
+	case c.out.size+size > c.lp.l.opts.WriteBuffer:
+		c.flags |= fWantRoom
+		return ErrWouldBlock
+	}
+	return nil
+}
+
+func (c *Conn) writeLocked(p []byte) (int, error) {
+	if err := c.mayWriteLocked(len(p)); err != nil || len(p) == 0 {
+		return 0, err
+	}
+	sent := 0
+	if c.out == nil {
+		var err error
+		if sent, err = c.sendLocked(p); err != nil {
+			return 0, err
+		}
+	}
+	if sent < len(p) {
+		c.queueOutLocked().append(c.lp.l, p[sent:])
+	}
+	return len(p), nil
+}
+
+func (c *Conn) writevLocked(bufs net.Buffers) (int64, error) {
+	total := 0
+	for _, b := range bufs {
+		total += len(b)
+	}
+	if err := c.mayWriteLocked(total); err != nil || total == 0 {
+		return 0, err
+	}
+	sent := 0
+	if c.out == nil {
+		var err error
+		if sent, err = c.sendvLocked(bufs); err != nil {
+			return 0, err
+		}
+	}
+	for _, b := range bufs {
+		if sent >= len(b) {
+			sent -= len(b)
+			continue
+		}
+		c.queueOutLocked().append(c.lp.l, b[sent:])
+		sent = 0
+	}
+	return int64(total), nil
+}
+
+// sendLocked sends until the socket refuses, which is what makes epoll report the next room (epoll(7), edge-triggered).
+func (c *Conn) sendLocked(p []byte) (int, error) {
+	sent := 0
+	for sent < len(p) {
+		n, errno := sysSend(c.fd, p[sent:])
+		switch errno {
+		case 0:
+			sent += n
+		case syscall.EAGAIN:
+			return sent, nil
+		default:
+			return sent, c.failSendLocked(errno)
+		}
+	}
+	return sent, nil
+}
+
+// sendvLocked is sendLocked for several pieces.
+func (c *Conn) sendvLocked(bufs net.Buffers) (int, error) {
+	sent, i, off := 0, 0, 0
+	for {
+		var v iovec
+		for j, o := i, off; j < len(bufs) && v.add(bufs[j][o:]); j, o = j+1, 0 {
+		}
+		if v.n == 0 {
+			return sent, nil
+		}
+		n, errno := sysSendv(c.fd, &v)
+		switch errno {
+		case 0:
+		case syscall.EAGAIN:
+			return sent, nil
+		default:
+			return sent, c.failSendLocked(errno)
+		}
+		sent += n
+		for n > 0 {
+			left := len(bufs[i]) - off
+			if n < left {
+				off += n
+				break
+			}
+			n -= left
+			i, off = i+1, 0
+		}
+	}
+}
+
+// failSendLocked ends writing for good. Reading goes on: what the peer sent before it went is still there.
+func (c *Conn) failSendLocked(errno syscall.Errno) error {
+	err := c.opErrorLocked("write", errno)
+	if c.flags&fSendErr == 0 {
+		c.flags |= fSendErr | fDistrust
+		c.extLocked().sendErr = err
+	}
+	if c.out != nil {
+		c.out.drop(c.lp.l)
+		c.out = nil
+	}
+	c.roomLocked()
+	if c.flags&fClosing != 0 {
+		c.releaseLocked(err)
+	} else if c.flags&fEOF == 0 {
+		c.readableLocked()
+	}
+	return err
+}
+
+// flushLocked moves queued output into the socket until the queue is empty or the socket refuses; see sendLocked.
+func (c *Conn) flushLocked() {
+	for c.out != nil {
+		var v iovec
+		c.out.fill(&v)
+		n, errno := sysSendv(c.fd, &v)
+		switch {
+		case errno == syscall.EAGAIN:
+			c.roomLocked()
+			return
+		case errno != 0:
+			c.failSendLocked(errno)
+			return
+		}
+		c.out.consume(c.lp.l, n)
+		if c.out.size == 0 {
+			c.out.drop(c.lp.l)
+			c.out = nil
+			c.roomLocked()
+			c.flushedLocked()
+			return
+		}
+	}
+}
+
+// roomLocked tells those who were refused once half of the limit is free.
+func (c *Conn) roomLocked() {
+	if c.out.len() > c.lp.l.opts.WriteBuffer/2 {
+		return
+	}
+	if c.ext != nil {
+		c.ext.canSend.open()
+	}
+	if c.flags&fWantRoom != 0 && c.flags&(fClosing|fReleased) == 0 {
+		c.flags &^= fWantRoom
+		c.emitLocked(pendWritable)
+	}
+}
+
+func (c *Conn) queueOutLocked() *outQueue {
+	if c.out == nil {
+		c.out = new(outQueue)
+	}
+	return c.out
+}
+
+// outQueue is output that waits for room in the socket, in pooled blocks. It is guarded by its connection's mu. A nil
+// queue is empty.
+type outQueue struct {
+	segs []segment // non-empty each
+	size int       // bytes
+}
+
+// A segment is b.buf[off:end]. Blocks shared between connections are never written to.
+type segment struct {
+	b        *block
+	off, end int
+}
+
+func (q *outQueue) len() int {
+	if q == nil {
+		return 0
+	}
+	return q.size
+}
+
+// append copies p to the end of the queue.
+func (q *outQueue) append(l *Listener, p []byte) {
+	q.size += len(p)
+	if n := len(q.segs); n > 0 {
+		if last := &q.segs[n-1]; last.b.refs.Load() == 1 {
+			n := copy(last.b.buf[last.end:], p)
+			last.end += n
+			p = p[n:]
+		}
+	}
+	for len(p) > 0 {
+		b := l.pool.get(min(len(p), blockLarge))
+		n := copy(b.buf, p)
+		q.segs = append(q.segs, segment{b, 0, n})
+		p = p[n:]
+	}
+}
+
+// share appends a block without copying; the queue takes over one reference.
+func (q *outQueue) share(b *block, off, end int) {
+	q.size += end - off
+	q.segs = append(q.segs, segment{b, off, end})
+}
+
+// fill points v at the front of the queue.
+func (q *outQueue) fill(v *iovec) {
+	for _, s := range q.segs {
+		if !v.add(s.b.buf[s.off:s.end]) {
+			return
+		}
+	}
+}
+
+// consume drops the first n bytes.
+func (q *outQueue) consume(l *Listener, n int) {
+	q.size -= n
+	for n > 0 {
+		s := &q.segs[0]
+		left := s.end - s.off
+		if n < left {
+			s.off += n
+			return
+		}
+		n -= left
+		l.pool.put(s.b)
+		*s = segment{}
+		q.segs = q.segs[1:]
+	}
+}
+
+// drop gives everything back.
+func (q *outQueue) drop(l *Listener) {
+	for _, s := range q.segs {
+		l.pool.put(s.b)
+	}
+	*q = outQueue{}
+}
