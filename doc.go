@@ -1,0 +1,78 @@
+// Package tcpio is a TCP server library for Linux: an epoll loop turns readiness into typed events on a Go channel, every
+// connection has an actor's mailbox, and an idle connection keeps neither a goroutine nor a buffer.
+//
+//	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: ":8080"})
+//	...
+//	g, ctx := errgroup.WithContext(ctx)
+//	g.Go(func() error { return l.Serve(ctx) })
+//	g.Go(func() error {
+//		buf := make([]byte, 64<<10)
+//		for ev := range l.Events() {
+//			switch ev := ev.(type) {
+//			case tcpio.Readable:
+//				n, err := ev.Conn.TryRead(buf)
+//				...
+//			}
+//		}
+//		return nil
+//	})
+//	err = g.Wait()
+//
+// # Routes
+//
+// A connection's events take one of three routes, under one contract:
+//
+//   - The stream: [Listener.Events], or [Listener.Streams] with a channel for each loop. For a goroutine that owns all
+//     the state, alone or in a select beside other channels.
+//   - A mailbox of its own: [Conn.Events] claims the connection for a goroutine with a select of its own.
+//   - An actor: [ListenerOptions].Actor for every connection or [Conn.Attach] for one. The loop runs it, without a goroutine
+//     of its own, and it may block.
+//
+// # Events
+//
+// For one connection and one route: [Opened] first, exactly once; then [Readable], [Writable] and [Message]; [Closed] last,
+// exactly once. Nothing of a connection comes after its Closed, whatever becomes of its descriptor number. Between
+// connections there is no order. When a connection changes its route, what is already in the old channel comes out
+// there, and the new route begins behind it.
+//
+// Readable is level-triggered to the user although epoll is edge-triggered underneath: a read that filled its buffer is
+// followed by another Readable; after a shorter one the next Readable comes when the peer has sent more. Who does not
+// read gets no further Readable: that is how a connection is paused. Its bytes then stay in the kernel, and the peer
+// is held back by TCP flow control.
+//
+// # Slow peers and slow consumers
+//
+// Output that the socket does not take is queued up to WriteBuffer bytes; past that [Conn.TryWrite] refuses with
+// [ErrWouldBlock] and a Writable follows when the queue has fallen to half. A consumer that does not receive makes the
+// stream full: then reading and accepting pause, while queued output still goes out, timers run and connections close.
+// Nothing grows meanwhile, and the loops sleep. A mailbox is bounded, and a full one is the poster's [ErrMailboxFull].
+//
+// # The end of a connection
+//
+// The peer's end of stream is a result of reading, not a close: a half-closed peer still gets its answer. Once the end
+// was read and answered the library closes, unless AllowHalfOpen is set. [Conn.Close] flushes, sends a FIN and drains, in
+// the background and within CloseTimeout, so that the peer gets every byte that was accepted. [Conn.Abort] resets.
+// A Conn stays valid for ever; after the end its methods return errors that match net.ErrClosed.
+//
+// # Ownership
+//
+// No method keeps a slice that it was given, and none is handed a slice to keep, but for the frames of [Conn.Frames],
+// which are valid until the next iteration. Built with -tags tcpiodebug, pooled memory is overwritten when it is given
+// back.
+//
+// # Running and stopping
+//
+// [Listener.Serve] belongs in an errgroup: it runs until its ctx ends, or [Listener.Shutdown] or [Listener.Close], and the
+// channels are closed behind the last event, so that range loops end by themselves. Shutdown and Close wait for
+// descriptors and not for events; any goroutine may call them, a consumer or a handler too.
+//
+// # Locks
+//
+// For those who change the package. A Conn's mu may be held when one of these is taken, each a leaf: stream.mu, timers.mu,
+// workQueue.mu, epoll.mu, Group.mu. Group.writing is taken before a Conn's mu. No user code runs under any of them.
+//
+// # Non-goals
+//
+// UDP, other systems than Linux (the package compiles there, and [Listen] returns errors.ErrUnsupported), a protocol
+// framework, and an event loop for anything but sockets.
+package tcpio
