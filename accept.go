@@ -32,7 +32,8 @@ type listenSocket struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	fd int // -1 once closed
+	fd  int              // -1 once closed
+	std *net.TCPListener // what GetListener made
 
 	// Atomic.
 	retry   atomic.Bool // look at the backlog again
@@ -63,6 +64,9 @@ func (s *listenSocket) close(p poller) {
 	}
 	sysClose(int32(s.fd))
 	s.fd = -1
+	if s.std != nil {
+		s.std.Close()
+	}
 	if s.path != "" {
 		_ = os.Remove(s.path)
 	}
@@ -91,7 +95,7 @@ func (lp *loop) runAccept() {
 
 func (l *Listener) acceptSome() acceptState {
 	for range acceptBudget {
-		target := l.leastBusy()
+		target := l.leastBusy(false)
 		if target == nil {
 			return acceptPause // until roomAgain
 		}
@@ -107,7 +111,11 @@ func (l *Listener) acceptSome() acceptState {
 		}
 		l.socket.backoff = 0
 		l.socket.starved.Store(false)
-		if err := l.admit(target, int32(fd), peer); err != nil {
+		switch err := l.register(l.newConn(target, int32(fd), peer)); err {
+		case nil:
+		case net.ErrClosed:
+			return acceptIdle
+		default:
 			return l.acceptFailed(err, true)
 		}
 	}
@@ -124,11 +132,11 @@ func (l *Listener) acceptFailed(err error, starved bool) acceptState {
 	return acceptPause
 }
 
-// leastBusy is the loop with the fewest connections, of those whose stream has room; nil if none has.
-func (l *Listener) leastBusy() *loop {
+// leastBusy is the loop with the fewest connections, of those whose stream has room, or of all; nil if there is none.
+func (l *Listener) leastBusy(all bool) *loop {
 	var best *loop
 	for _, lp := range l.loops {
-		if s := l.streamFor(lp); s != nil && s.blocked.Load() {
+		if s := l.streamFor(lp); !all && s != nil && s.blocked.Load() {
 			continue
 		}
 		if best == nil || lp.live.Load() < best.live.Load() {
@@ -138,9 +146,8 @@ func (l *Listener) leastBusy() *loop {
 	return best
 }
 
-// admit makes a connection of an accepted descriptor and gives it to lp. Its first edge, a fresh socket is writable,
-// makes lp announce it. On an error the descriptor is closed.
-func (l *Listener) admit(lp *loop, fd int32, peer sockaddr) error {
+// newConn makes a connection of fd, on lp.
+func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
 	c := &Conn{lp: lp, id: lastID.Add(1), peer: peer, fd: fd, stream: l.streamFor(lp)}
 	if !peer.isIP {
 		c.flags |= fUnix | fDistrust
@@ -148,20 +155,35 @@ func (l *Listener) admit(lp *loop, fd int32, peer sockaddr) error {
 	if l.opts.AllowHalfOpen {
 		c.flags |= fHalfOpen
 	}
-	if l.opts.Actor != nil {
+	switch {
+	case l.opts.Actor != nil:
 		c.actor = l.opts.Actor(c)
+	case l.legacy != nil:
+		c.actor = l.legacy
+	case l.handOut != nil:
+		c.flags |= fMute | fHalfOpen
+		if l.opts.DeferAccept {
+			c.flags |= fDefer
+		}
 	}
+	return c
+}
+
+// register gives c to its loop. Its first edge, a fresh socket is writable, makes the loop announce it. On an error the
+// descriptor is closed.
+func (l *Listener) register(c *Conn) error {
+	lp := c.lp
 	lp.live.Add(1)
 	if l.stopping.Load() {
 		// Shutdown looks at the connections after it has set stopping: this one it may have missed.
-		sysClose(fd)
+		sysClose(c.fd)
 		l.connGone(lp)
-		return nil
+		return net.ErrClosed
 	}
 	t := lp.conns.add(c)
-	if err := lp.p.add(int(fd), t, pollConn); err != nil {
+	if err := lp.p.add(int(c.fd), t, pollConn); err != nil {
 		lp.conns.remove(c)
-		sysClose(fd)
+		sysClose(c.fd)
 		l.connGone(lp)
 		return err
 	}

@@ -74,10 +74,10 @@ func (c *Conn) post(m mail) error {
 
 // deliverLocked sends m to the connection's route, or leaves it in the mailbox until the route has room.
 func (c *Conn) deliverLocked(m mail) {
-	if c.flags&fOpened == 0 {
+	if c.flags&(fOpened|fDefer) == 0 {
 		c.emitLocked(pendOpened)
 	}
-	if s := c.stream; s != nil && c.flags&fQueued == 0 && s.trySend(Message{c, m.value, m.ask}) {
+	if s := c.stream; s != nil && c.flags&(fQueued|fMute) == 0 && s.trySend(Message{c, m.value, m.ask}) {
 		return
 	}
 	x := c.extLocked()
@@ -85,7 +85,9 @@ func (c *Conn) deliverLocked(m mail) {
 	if !m.timed {
 		x.posted++
 	}
-	c.queueLocked()
+	if c.flags&fMute == 0 {
+		c.queueLocked()
+	}
 }
 
 // takeMailLocked takes the oldest value.
@@ -263,6 +265,7 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 		}
 	}
 	c.stream, c.actor = s, a
+	c.flags &^= fMute | fDefer
 	if c.flags&(pendMask&^pendReadable) != 0 || c.mail() > 0 {
 		c.queueLocked()
 	}
@@ -317,6 +320,7 @@ func (c *Conn) endTurnLocked() {
 
 // receive calls the actor and deals with how it ends. It reports whether the caller still has the role.
 func (lp *loop) receive(c *Conn, actor Actor, ev Event) (kept bool) {
+	lp.holder.Store(c)
 	w := lp.enter(handler)
 	returned := false
 	var err error
@@ -357,15 +361,13 @@ func (lp *loop) abandon(c *Conn, kept bool) {
 // actorFailed ends a connection whose actor returned err or panicked with it.
 func (c *Conn) actorFailed(ev Event, err error) {
 	p, panicked := err.(*PanicError)
-	_, last := ev.(Closed)
-	if log := c.lp.l.opts.Logger; log != nil && (panicked || last) {
-		if panicked {
-			log.Error("tcpio: actor panicked", "conn", c.id, "peer", c.RemoteAddr().String(), "panic", p.Value, "stack", string(p.Stack))
-		} else {
+	if panicked {
+		c.logPanic(p)
+	}
+	if _, last := ev.(Closed); last {
+		if log := c.lp.l.opts.Logger; log != nil && !panicked {
 			log.Error("tcpio: actor failed at Closed", "conn", c.id, "peer", c.RemoteAddr().String(), "err", err)
 		}
-	}
-	if last {
 		return
 	}
 	c.mu.Lock()
@@ -375,6 +377,22 @@ func (c *Conn) actorFailed(ev Event, err error) {
 		c.closeLocked(err)
 	}
 	c.unlock()
+}
+
+func (c *Conn) logPanic(p *PanicError) {
+	if log := c.lp.l.opts.Logger; log != nil {
+		log.Error("tcpio: handler panicked", "conn", c.id, "peer", c.RemoteAddr().String(), "panic", p.Value, "stack", string(p.Stack))
+	}
+}
+
+// willBlock is called before a blocking call on c. If c's own handler has the loop, the loop goes on without waiting for
+// the watchdog to notice.
+func (c *Conn) willBlock() {
+	lp := c.lp
+	w := lp.state.Load()
+	if role(w&roleMask) == handler && lp.holder.Load() == c && lp.state.Load() == w {
+		lp.takeOver(w)
+	}
 }
 
 // takeOver gives the role of a loop whose owner has been in a handler for long, state w, to a new goroutine, which

@@ -175,6 +175,8 @@ func (c *Conn) leaveAllLocked() {
 		g.remove(c)
 	}
 	x.groups = nil
+	x.readLimit.stop()
+	x.sendLimit.stop()
 	x.canRead.open()
 	x.canSend.open()
 }
@@ -204,6 +206,9 @@ func (c *Conn) expireLocked(tm *timer) {
 	switch tm.kind {
 	case timerGrace:
 		c.endLocked()
+	case timerReadable:
+		c.unreadableLocked()
+		c.reannounceLocked()
 	case timerMessage:
 		c.timedLocked(tm)
 	case timerClose:

@@ -26,7 +26,7 @@ type Conn struct {
 	// Guarded by mu.
 	fd     int32 // -1 once the descriptor is being released
 	flags  flags
-	stamp  uint32    // the demand batch in which the outstanding Readable was counted
+	stamp  uint32    // with a stream: the demand batch of the outstanding Readable; else counts the reads
 	refs   int32     // users of fd outside mu (RawConn); the last one releases it
 	out    *outQueue // output the socket did not take; nil when there is none
 	stream *stream   // where events go; nil: to the actor
@@ -51,6 +51,8 @@ type connExt struct {
 	canRead gate // goroutines blocked until there is something to read
 	canSend gate // goroutines blocked until there is room to write
 	gone    gate // goroutines blocked until the connection is gone
+
+	readLimit, sendLimit limit // deadlines of Read and Write
 }
 
 // flags are a connection's states. The life of a connection, under mu:
@@ -86,6 +88,9 @@ const (
 	fGone     // the descriptor has gone
 	fHelp     // the loop has nothing outstanding: see loop.help
 	fUnix     // not TCP
+	fMute     // handed out by NetListener: no events but Opened, until claimed
+	fDefer    // Opened waits for the first bytes
+	fWriting  // a blocking write is under way: nobody else's bytes come between its own
 
 	pendMask = pendOpened | pendReadable | pendWritable | pendClosed
 )
@@ -259,6 +264,9 @@ func zoneName(index uint32) string {
 // emitLocked delivers an event of this connection to its route, or notes it where the route finds it when there is room.
 // Opened always comes first.
 func (c *Conn) emitLocked(kind flags) {
+	if c.flags&fMute != 0 && kind != pendOpened {
+		return
+	}
 	if c.flags&fOpened == 0 {
 		c.flags |= fOpened
 		if kind != pendOpened {
@@ -362,7 +370,7 @@ func (c *Conn) readyLocked(bits uint32) {
 	if c.flags&fReleased != 0 {
 		return
 	}
-	if c.flags&fOpened == 0 {
+	if c.flags&fOpened == 0 && (c.flags&fDefer == 0 || bits&(pollIn|pollHup|pollErr|pollRdHup) != 0) {
 		c.emitLocked(pendOpened)
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
@@ -397,6 +405,9 @@ func (c *Conn) readableLocked() {
 		return
 	}
 	c.flags |= fReadable
+	if c.flags&fMute != 0 {
+		return // noted for the route that may come
+	}
 	if c.stream != nil {
 		c.stamp = c.lp.demand.add()
 	}
@@ -409,7 +420,9 @@ func (c *Conn) unreadableLocked() {
 		return
 	}
 	c.flags &^= fReadable | pendReadable
-	if c.stream != nil && c.lp.demand.done(c.stamp) {
+	if c.stream == nil {
+		c.stamp++ // counts reads; see callback
+	} else if c.flags&fMute == 0 && c.lp.demand.done(c.stamp) {
 		c.flags |= fHelp
 	}
 }

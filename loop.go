@@ -65,12 +65,13 @@ type loop struct {
 	stream *stream       // of this loop's connections, when Streams was called
 
 	// Atomic, or with locks of their own.
-	state    atomic.Uint64 // a role
-	kicked   atomic.Bool   // there is something in queue, timers or the listener's state to look at
-	watching atomic.Bool   // the watchdog is running
-	live     atomic.Int64  // connections that have a descriptor
-	untold   atomic.Int64  // actors that Closed waits for
-	helped   atomic.Uint32 // polls made by consumers
+	state    atomic.Uint64        // a role
+	kicked   atomic.Bool          // there is something in queue, timers or the listener's state to look at
+	watching atomic.Bool          // the watchdog is running
+	live     atomic.Int64         // connections that have a descriptor
+	untold   atomic.Int64         // actors that Closed waits for
+	helped   atomic.Uint32        // polls made by consumers
+	holder   atomic.Pointer[Conn] // whose handler runs, while the state is handler
 	demand   demand
 	conns    table
 	timers   timers
@@ -192,8 +193,8 @@ func (lp *loop) help() {
 		lp.take(n)
 		lp.dispatch(false)
 		lp.runTimers()
-		if o := &lp.l.opts; o.Actor == nil && o.OnErrorEvent == nil {
-			lp.runAccept()
+		if lp.l.opts.Actor == nil {
+			lp.runAccept() // it calls nothing of the user's
 		}
 		if n == 0 || lp.accept == acceptMore || lp.kicked.Load() || !lp.demand.outstanding() {
 			lp.polled = n == 0

@@ -1,12 +1,15 @@
 package tcpio
 
-import "syscall"
+import (
+	"os"
+	"syscall"
+)
 
 // SyscallConn gives access to the descriptor, for options and calls that tcpio does not have. The functions passed to
 // Control, Read and Write may use the descriptor until they return and must not close it or change its blocking mode.
 // While one runs the descriptor cannot go: a connection that ends meanwhile is closed behind it. Read and Write call
-// their function until it returns true and block in between until the connection is ready; bytes that Read takes are the
-// caller's, and a Readable follows in case there are more. After Close everything fails with net.ErrClosed.
+// their function until it returns true and block in between until the connection is ready, or until the deadline; bytes that
+// Read takes are the caller's, and a Readable follows in case there are more. After Close everything fails with net.ErrClosed.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -23,7 +26,7 @@ func (r rawConn) Control(f func(fd uintptr)) error {
 }
 
 func (r rawConn) Read(f func(fd uintptr) bool) error {
-	err := r.c.retryFD("raw-read", func(x *connExt) *gate { return &x.canRead }, f)
+	err := r.c.retryFD("raw-read", readGate, f)
 	// What f left behind, or an edge that it took the wake-up of, is announced.
 	r.c.mu.Lock()
 	if r.c.flags&(fClosing|fReleased|fEOF) == 0 {
@@ -35,27 +38,41 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 }
 
 func (r rawConn) Write(f func(fd uintptr) bool) error {
-	return r.c.retryFD("raw-write", func(x *connExt) *gate { return &x.canSend }, f)
+	return r.c.retryFD("raw-write", sendGate, f)
 }
 
-// retryFD calls f until it returns true, and blocks at the gate in between. The gate is entered before the attempt, so
-// that no edge falls between the two.
-func (c *Conn) retryFD(op string, at func(*connExt) *gate, f func(fd uintptr) bool) error {
+func readGate(x *connExt) (*gate, *limit) { return &x.canRead, &x.readLimit }
+func sendGate(x *connExt) (*gate, *limit) { return &x.canSend, &x.sendLimit }
+
+// retryFD calls f until it returns true, and blocks at the gate in between, until the deadline. The gate is entered before
+// the attempt, so that no edge falls between the two.
+func (c *Conn) retryFD(op string, at func(*connExt) (*gate, *limit), f func(fd uintptr) bool) error {
 	for {
 		c.mu.Lock()
-		g := at(c.extLocked())
-		opened := g.enter()
+		g, d := at(c.extLocked())
+		if d.passed() {
+			err := c.opErrorLocked(op, os.ErrDeadlineExceeded)
+			c.mu.Unlock()
+			return err
+		}
+		opened, late := g.enter(), d.channel()
 		c.mu.Unlock()
 		done := false
 		err := c.withFD(op, func(fd uintptr) { done = f(fd) })
 		if err == nil && !done {
-			<-opened
-			continue
+			c.willBlock()
+			select {
+			case <-opened:
+				continue
+			case <-late:
+			}
 		}
 		c.mu.Lock()
 		g.leave(opened)
 		c.mu.Unlock()
-		return err
+		if err != nil || done {
+			return err
+		}
 	}
 }
 

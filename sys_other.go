@@ -4,6 +4,7 @@ package tcpio
 
 import (
 	"errors"
+	"io"
 	"net"
 	"syscall"
 )
@@ -41,7 +42,7 @@ type sockaddr struct {
 	isIP bool
 }
 
-type iovec struct{}
+type iovec struct{ n int }
 
 func (*iovec) add([]byte) bool { return false }
 
@@ -60,3 +61,11 @@ func retryable(syscall.Errno) bool                 { return false }
 func exhausted(syscall.Errno) bool                 { return false }
 func takeListener(net.Listener) (int, error)       { return -1, errors.ErrUnsupported }
 func tuneListener(int, net.KeepAliveConfig) error  { return errors.ErrUnsupported }
+
+func (c *Conn) sendFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
+func (c *Conn) recvTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
+
+func sysGiveAway(int32) (*net.TCPConn, error)       { return nil, errors.ErrUnsupported }
+func sysTake(net.Conn) (int32, sockaddr, error)     { return -1, sockaddr{}, errors.ErrUnsupported }
+func sysListenerCopy(int) (*net.TCPListener, error) { return nil, errors.ErrUnsupported }
+func sysPeek(int32) (ready, end bool)               { return false, false }

@@ -56,12 +56,20 @@ type ListenerOptions struct {
 	// block; the actor may. Without it, events go to Events or Streams.
 	Actor func(*Conn) Actor
 
+	// DeferAccept makes NetListener hand out a connection only once its first bytes have arrived.
+	DeferAccept bool
+
+	// OnConnEvent is the callback of the first tcpio, for every connection; see Callback. It excludes Actor. New programs
+	// want one of the other routes.
+	OnConnEvent func(net.Conn) error
+	// OnErrorEvent gets errors that OnConnEvent returned, and listener failures when neither Events nor Streams was called.
+	OnErrorEvent func(error)
+	// ConcurrentCallbacks lets OnConnEvent run for different connections at once. By default calls are made one at a time.
+	ConcurrentCallbacks bool
+
 	// Logger gets what nobody else is told: failures while neither Events nor Streams was called, and panics. Nil
 	// means no logging.
 	Logger *slog.Logger
-
-	// OnErrorEvent is told of listener failures when neither Events nor Streams was called.
-	OnErrorEvent func(error)
 }
 
 // A Listener accepts connections and turns their readiness into events. Its methods may be called from any goroutine.
@@ -89,6 +97,8 @@ type Listener struct {
 	// Guarded by mu until routed is closed, immutable after that.
 	loops   []*loop
 	perLoop bool // each loop has a stream of its own
+	legacy  *callback
+	handOut *netListener // when NetListener was called
 
 	// Guarded by mu.
 	events   *stream // when Events was called
@@ -125,10 +135,19 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	if err := l.open(); err != nil {
 		return nil, err
 	}
-	if l.opts.Actor != nil {
-		l.mu.Lock()
-		l.decideLocked(runtime.GOMAXPROCS(0), false)
-		l.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.opts.Actor != nil:
+		l.decideLocked(defaultLoops(), false)
+	case l.opts.OnConnEvent != nil:
+		l.legacy = &callback{onConn: l.opts.OnConnEvent, onErr: l.opts.OnErrorEvent}
+		if l.opts.ConcurrentCallbacks {
+			l.decideLocked(defaultLoops(), false)
+		} else {
+			l.legacy.calls = new(serial)
+			l.decideLocked(1, false)
+		}
 	}
 	return l, nil
 }
@@ -166,6 +185,9 @@ func (o *ListenerOptions) check() error {
 		ka.Enable = true
 	case !ka.Enable && ka.Idle >= 0:
 		return bad("KeepAlive", "has values but is not enabled; a negative Idle switches keep-alive off")
+	}
+	if o.OnConnEvent != nil && o.Actor != nil {
+		return bad("OnConnEvent", "set together with Actor")
 	}
 	if o.Listener != nil {
 		if o.Addr != "" {
@@ -259,6 +281,9 @@ func (l *Listener) decideLocked(n int, perLoop bool) {
 	close(l.routed)
 }
 
+// defaultLoops is how many loops there are where each has a processor's worth of work.
+func defaultLoops() int { return runtime.GOMAXPROCS(0) }
+
 func (l *Listener) decided() bool {
 	select {
 	case <-l.routed:
@@ -302,7 +327,7 @@ func (l *Listener) Streams() []<-chan Event {
 	if l.decided() && !l.perLoop && !l.finished {
 		panic("tcpio: Listener.Streams called after Events, or with an Actor")
 	}
-	l.decideLocked(runtime.GOMAXPROCS(0), true)
+	l.decideLocked(defaultLoops(), true)
 	chans := make([]<-chan Event, len(l.loops))
 	for i, lp := range l.loops {
 		chans[i] = lp.stream.ch
@@ -313,8 +338,10 @@ func (l *Listener) Streams() []<-chan Event {
 // streamFor is where the events of new connections on lp go; nil with an actor.
 func (l *Listener) streamFor(lp *loop) *stream {
 	switch {
-	case l.opts.Actor != nil:
+	case l.opts.Actor != nil, l.legacy != nil:
 		return nil
+	case l.handOut != nil:
+		return l.handOut.accepted
 	case l.perLoop:
 		return lp.stream
 	}
@@ -452,6 +479,9 @@ func (l *Listener) finish() {
 	if l.events != nil {
 		close(l.events.ch)
 	}
+	if l.handOut != nil {
+		close(l.handOut.accepted.ch)
+	}
 	for _, lp := range l.loops {
 		if lp.stream != nil {
 			close(lp.stream.ch)
@@ -575,8 +605,10 @@ func (l *Listener) failed(err error) {
 	switch {
 	case s != nil:
 		s.fail(err)
+	case l.opts.OnErrorEvent != nil && l.legacy != nil:
+		go l.legacy.listenerFailed(err) // one a second at most; it ends with the user's function, which may block
 	case l.opts.OnErrorEvent != nil:
-		l.opts.OnErrorEvent(err)
+		go l.opts.OnErrorEvent(err) // likewise
 	case l.opts.Logger != nil:
 		l.opts.Logger.Error("tcpio: listener", "addr", l.addr.String(), "err", err)
 	}

@@ -30,8 +30,8 @@ func (c *Conn) TryWritev(bufs net.Buffers) (int64, error) {
 	return n, err
 }
 
-// mayWriteLocked says whether size more bytes are taken.
-func (c *Conn) mayWriteLocked(size int) error {
+// sendableLocked says why nothing can be written any more.
+func (c *Conn) sendableLocked() error {
 	switch {
 	case c.flags&(fClosing|fReleased) != 0:
 		return c.endedLocked("write")
@@ -39,9 +39,19 @@ func (c *Conn) mayWriteLocked(size int) error {
 		return c.opErrorLocked("write", syscall.EPIPE)
 	case c.flags&fSendErr != 0:
 		return c.ext.sendErr
-	case size == 0 || c.out == nil:
+	}
+	return nil
+}
+
+// mayWriteLocked says whether size more bytes are taken now.
+func (c *Conn) mayWriteLocked(size int) error {
+	if c.flags&(fClosing|fReleased|fSendShut|fSendErr) != 0 {
+		return c.sendableLocked()
+	}
+	switch {
+	case size == 0:
 		return nil
-	case c.out.size+size > c.lp.l.opts.WriteBuffer:
+	case c.flags&fWriting != 0, c.out != nil && c.out.size+size > c.lp.l.opts.WriteBuffer:
 		c.flags |= fWantRoom
 		return ErrWouldBlock
 	}
@@ -192,7 +202,7 @@ func (c *Conn) roomLocked() {
 	if c.ext != nil {
 		c.ext.canSend.open()
 	}
-	if c.flags&fWantRoom != 0 && c.flags&(fClosing|fReleased) == 0 {
+	if c.flags&fWriting == 0 && c.flags&fWantRoom != 0 && c.flags&(fClosing|fReleased) == 0 {
 		c.flags &^= fWantRoom
 		c.emitLocked(pendWritable)
 	}

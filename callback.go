@@ -1,0 +1,210 @@
+package tcpio
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// The callback API is the compatibility surface: what programs written for the first tcpio use. It is an actor like any
+// other.
+
+// Callback makes an Actor of the callbacks that the first tcpio had. onConn is called when there is something to read
+// from a connection, and again while unread bytes remain; it reads with Read. An error that it returns closes the
+// connection, behind what is queued, and goes to onErr: io.EOF at an orderly end, which Read returns. onConn is never
+// called with nothing to read. Either may be nil: without onConn, input is thrown away.
+//
+// onConn may block. Connections that share one Callback have their calls made one at a time, those of onErr included, so
+// that callbacks may share state without a lock; while one blocks the others wait, but connections are still accepted,
+// flushed and timed. The net.Conn passed is a *Conn; programs that assert a *net.TCPConn need Conn.Hijack instead.
+func Callback(onConn func(net.Conn) error, onErr func(error)) Actor {
+	return &callback{onConn: onConn, onErr: onErr, calls: new(serial)}
+}
+
+type callback struct {
+	onConn func(net.Conn) error
+	onErr  func(error)
+	calls  *serial // nil: calls for different connections run at once
+	errs   serial  // then errors still come one at a time
+}
+
+// spinPause is how soon a callback is called again that has read nothing.
+const spinPause = 10 * time.Millisecond
+
+// Receive implements Actor.
+func (cb *callback) Receive(ev Event) error {
+	r, ok := ev.(Readable)
+	switch {
+	case !ok:
+	case cb.calls == nil:
+		cb.call(r.Conn)
+	default:
+		cb.calls.run(func() { cb.call(r.Conn) })
+	}
+	return nil
+}
+
+// call is one call of onConn, if there is anything to read.
+func (cb *callback) call(c *Conn) {
+	c.mu.Lock()
+	ready, end := c.peekLocked()
+	before := c.stamp
+	c.unlock()
+	if !ready {
+		return
+	}
+	err := cb.protect(c)
+	c.mu.Lock()
+	switch p, panicked := err.(*PanicError); {
+	case panicked:
+		c.abortLocked(p)
+	case errors.Is(err, io.EOF):
+		c.closeLocked(nil)
+	case err != nil:
+		c.closeLocked(err)
+	case c.flags&(fClosing|fReleased) != 0:
+	case c.flags&fEOF != 0:
+		c.endLocked()
+	case c.stamp != before:
+		// It has read; whatever is left announces itself.
+	case end:
+		c.closeLocked(nil) // the end is all there is, and the callback does not want it
+	default:
+		// Unread bytes remain, so it is called again, though not in a spin.
+		c.lp.timers.add(c.lp, &timer{kind: timerReadable, c: c}, spinPause)
+	}
+	c.unlock()
+	if err != nil && cb.onErr != nil {
+		if cb.calls != nil {
+			cb.onErr(err) // inside calls.run
+		} else {
+			cb.errs.run(func() { cb.onErr(err) })
+		}
+	}
+}
+
+// protect calls onConn. A panic ends its connection and nobody else's call.
+func (cb *callback) protect(c *Conn) (err error) {
+	if cb.onConn == nil {
+		return c.discard()
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			p := &PanicError{Value: v, Stack: debug.Stack()}
+			c.logPanic(p)
+			err = p
+		}
+	}()
+	return cb.onConn(c)
+}
+
+// listenerFailed tells onErr of trouble that concerns no connection, in its turn.
+func (cb *callback) listenerFailed(err error) {
+	if cb.calls != nil {
+		cb.calls.run(func() { cb.onErr(err) })
+	} else {
+		cb.errs.run(func() { cb.onErr(err) })
+	}
+}
+
+// peekLocked reports whether there is anything to read, and whether that is only the end. If there is nothing, the
+// Readable was stale, and the next edge is a new one.
+func (c *Conn) peekLocked() (ready, end bool) {
+	switch {
+	case c.flags&(fClosing|fReleased) != 0:
+		return false, false
+	case c.ext != nil && (c.ext.frames.b != nil || c.ext.readErr != nil):
+		return true, false
+	case c.flags&fEOF != 0:
+		return false, false
+	}
+	if ready, end = sysPeek(c.fd); !ready {
+		c.unreadableLocked()
+	}
+	return ready, end
+}
+
+// discard reads and throws away one block of input.
+func (c *Conn) discard() error {
+	b := c.lp.l.pool.get(blockLarge)
+	defer c.lp.l.pool.put(b)
+	if _, err := c.TryRead(b.buf); err != nil && err != ErrWouldBlock {
+		return err
+	}
+	return nil
+}
+
+// A serial runs functions one at a time, in the order of run. Who finds it busy leaves its function to whoever is in it.
+type serial struct {
+	mu sync.Mutex
+	// Guarded by mu.
+	queue []func()
+	busy  bool
+}
+
+func (s *serial) run(f func()) {
+	s.mu.Lock()
+	s.queue = append(s.queue, f)
+	mine := !s.busy
+	s.busy = true
+	s.mu.Unlock()
+	if mine {
+		s.drain()
+	}
+}
+
+func (s *serial) drain() {
+	empty := false
+	defer func() {
+		if !empty {
+			go s.drain() // a callback called runtime.Goexit; it ends when the queue is empty
+		}
+	}()
+	for {
+		s.mu.Lock()
+		if empty = len(s.queue) == 0; empty {
+			s.queue, s.busy = nil, false
+			s.mu.Unlock()
+			return
+		}
+		f := s.queue[0]
+		s.queue[0] = nil
+		s.queue = s.queue[1:]
+		s.mu.Unlock()
+		f()
+	}
+}
+
+// Start runs the listener until Close or Shutdown, as Serve does with a context that never ends; what Serve would return
+// goes to OnErrorEvent. It is what programs written for the first tcpio call. Without OnConnEvent, and without any other
+// route, connections are accepted and their input is thrown away.
+func (l *Listener) Start() {
+	l.mu.Lock()
+	if !l.decided() {
+		l.legacy = &callback{onErr: l.opts.OnErrorEvent, calls: new(serial)}
+		l.decideLocked(1, false)
+	}
+	l.mu.Unlock()
+	if err := l.Serve(context.Background()); err != nil && l.opts.OnErrorEvent != nil {
+		l.opts.OnErrorEvent(err)
+	}
+}
+
+// GetListener returns the listening socket as a *net.TCPListener, the same on every call, for its address and options: a
+// duplicate in the Go runtime's poller, closed with l. Accepting from it takes connections away from l. It returns nil for
+// a unix socket, after Close, and when the system has no descriptor left. New programs want Addr.
+func (l *Listener) GetListener() *net.TCPListener {
+	l.socket.mu.Lock()
+	defer l.socket.mu.Unlock()
+	if _, ok := l.addr.(*net.TCPAddr); !ok || l.socket.fd < 0 {
+		return nil
+	}
+	if l.socket.std == nil {
+		l.socket.std, _ = sysListenerCopy(l.socket.fd)
+	}
+	return l.socket.std
+}

@@ -1,0 +1,295 @@
+package tcpio
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"time"
+)
+
+// Conn as a net.Conn. A blocked caller costs its goroutine and no thread, on loops that go on meanwhile.
+
+var _ net.Conn = (*Conn)(nil)
+
+// Read reads into p and blocks until there is at least a byte, the peer's end of stream (io.EOF), an error, or the read
+// deadline. Errors other than io.EOF are *net.OpError; test with errors.Is for os.ErrDeadlineExceeded and
+// net.ErrClosed. While a goroutine is blocked in Read, arriving bytes wake it and are not announced by Readable;
+// otherwise Read is to events what TryRead is.
+func (c *Conn) Read(p []byte) (int, error) {
+	for {
+		c.mu.Lock()
+		if c.ext != nil && c.ext.readLimit.passed() {
+			err := c.opErrorLocked("read", os.ErrDeadlineExceeded)
+			c.mu.Unlock()
+			return 0, err
+		}
+		n, err := c.readLocked(p)
+		if err != ErrWouldBlock {
+			c.askHelpLocked()
+			c.unlock()
+			return n, err
+		}
+		x := c.extLocked()
+		opened, late := x.canRead.enter(), x.readLimit.channel()
+		c.askHelpLocked()
+		c.unlock()
+		c.willBlock()
+		select {
+		case <-opened:
+		case <-late:
+			c.mu.Lock()
+			if x.canRead.leave(opened) {
+				c.reannounceLocked() // the wake-up was ours, the bytes are for whoever reads next
+			}
+			c.unlock()
+		}
+	}
+}
+
+// reannounceLocked announces input that a blocked reader was woken for and did not take.
+func (c *Conn) reannounceLocked() {
+	if c.flags&(fClosing|fReleased|fEOF) == 0 {
+		c.readableLocked()
+	}
+}
+
+// Write writes p. It blocks only while more than [ListenerOptions.WriteBuffer] bytes are queued, until there is room, an
+// error, or the write deadline; then it returns how many bytes of p were accepted. Writes of concurrent callers do not
+// interleave. Errors are *net.OpError, as for TryWrite.
+func (c *Conn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.unlock()
+	if err := c.beginWriteLocked(); err != nil {
+		return 0, err
+	}
+	defer c.endWriteLocked()
+	if c.out == nil {
+		n, err := c.sendLocked(p)
+		if err != nil {
+			return n, err
+		}
+		return c.queueRestLocked(p, n)
+	}
+	return c.queueRestLocked(p, 0)
+}
+
+// queueRestLocked queues p[n:], as room comes.
+func (c *Conn) queueRestLocked(p []byte, n int) (int, error) {
+	limit := c.lp.l.opts.WriteBuffer
+	for n < len(p) {
+		if room := limit - c.out.len(); room > 0 {
+			end := min(n+room, len(p))
+			c.queueOutLocked().append(c.lp.l, p[n:end])
+			n = end
+			continue
+		}
+		if err := c.waitRoomLocked(); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// beginWriteLocked makes the caller the only one who writes until endWriteLocked.
+func (c *Conn) beginWriteLocked() error {
+	for {
+		if c.ext != nil && c.ext.sendLimit.passed() {
+			return c.opErrorLocked("write", os.ErrDeadlineExceeded)
+		}
+		if err := c.sendableLocked(); err != nil {
+			return err
+		}
+		if c.flags&fWriting == 0 {
+			c.flags |= fWriting
+			return nil
+		}
+		if err := c.waitRoomLocked(); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Conn) endWriteLocked() {
+	c.flags &^= fWriting
+	c.roomLocked()
+}
+
+// waitRoomLocked gives up mu until there may be room to write. It fails when writing is over or the deadline has passed.
+func (c *Conn) waitRoomLocked() error {
+	x := c.extLocked()
+	opened, late := x.canSend.enter(), x.sendLimit.channel()
+	c.unlock()
+	c.willBlock()
+	select {
+	case <-opened:
+	case <-late:
+	}
+	c.mu.Lock()
+	x.canSend.leave(opened)
+	if x.sendLimit.passed() {
+		return c.opErrorLocked("write", os.ErrDeadlineExceeded)
+	}
+	return c.sendableLocked()
+}
+
+// waitFlushedLocked waits until the socket has taken everything queued.
+func (c *Conn) waitFlushedLocked() error {
+	for c.out != nil {
+		if err := c.waitRoomLocked(); err != nil {
+			return err
+		}
+	}
+	return c.sendableLocked()
+}
+
+// SetDeadline sets both deadlines; see net.Conn. A deadline in the past makes blocked and later calls fail with
+// os.ErrDeadlineExceeded at once, the zero time means none. The Try methods have no deadline. After Close it fails
+// with net.ErrClosed.
+func (c *Conn) SetDeadline(t time.Time) error {
+	return c.setLimits(t, true, true)
+}
+
+// SetReadDeadline sets the deadline of Read; see SetDeadline.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	return c.setLimits(t, true, false)
+}
+
+// SetWriteDeadline sets the deadline of Write; see SetDeadline.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	return c.setLimits(t, false, true)
+}
+
+func (c *Conn) setLimits(t time.Time, read, send bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flags&(fClosing|fReleased) != 0 {
+		return c.endedLocked("set")
+	}
+	if c.ext == nil && t.IsZero() {
+		return nil
+	}
+	x := c.extLocked()
+	if read {
+		x.readLimit.set(c, t)
+	}
+	if send {
+		x.sendLimit.set(c, t)
+	}
+	return nil
+}
+
+// A limit is a deadline of blocking calls. It is guarded by the Conn's mu; the zero value is none.
+type limit struct {
+	timer *time.Timer
+	late  chan struct{} // closed when the deadline has passed; nil until somebody waits
+	past  bool
+	turn  uint32 // tells timers that fired for an earlier deadline
+}
+
+func (d *limit) passed() bool { return d.past }
+
+// channel is closed when the deadline passes, whatever it is moved to until then.
+func (d *limit) channel() <-chan struct{} {
+	if d.late == nil {
+		d.late = make(chan struct{})
+		if d.past {
+			close(d.late)
+		}
+	}
+	return d.late
+}
+
+func (d *limit) set(c *Conn, t time.Time) {
+	d.stop()
+	if d.past {
+		d.past, d.late = false, nil
+	}
+	if t.IsZero() {
+		return
+	}
+	wait := time.Until(t)
+	if wait <= 0 {
+		d.expire()
+		return
+	}
+	turn := d.turn
+	d.timer = time.AfterFunc(wait, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if d.turn == turn {
+			d.expire()
+		}
+	})
+}
+
+func (d *limit) stop() {
+	d.turn++
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
+}
+
+func (d *limit) expire() {
+	d.past = true
+	if d.late != nil {
+		close(d.late)
+	}
+}
+
+// ReadFrom copies r to the connection until io.EOF or an error, as io.Copy does for a writer that has it. From a *Conn, a
+// *net.TCPConn or *net.UnixConn (splice(2)) and an *os.File (sendfile(2)) the bytes stay in the kernel. It blocks as Write
+// does.
+func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
+	if n, handled, err := c.sendFrom(r); handled {
+		return n, err
+	}
+	return io.Copy(onlyWriter{c}, r)
+}
+
+// WriteTo copies the connection to w until the peer's end of stream or an error. To a *Conn, a *net.TCPConn, a
+// *net.UnixConn or an *os.File the bytes stay in the kernel (splice(2)). It blocks as Read does.
+func (c *Conn) WriteTo(w io.Writer) (int64, error) {
+	if n, handled, err := c.recvTo(w); handled {
+		return n, err
+	}
+	return io.Copy(w, onlyReader{c})
+}
+
+// onlyWriter and onlyReader hide ReadFrom and WriteTo from io.Copy.
+type (
+	onlyWriter struct{ io.Writer }
+	onlyReader struct{ io.Reader }
+)
+
+// ErrHijacked is the Err of a connection that Hijack gave away.
+var ErrHijacked = errors.New("tcpio: connection hijacked")
+
+// Hijack gives the connection away for good, as a *net.TCPConn of the Go runtime's own poller. It blocks until queued
+// output is flushed, for which the write deadline holds. For tcpio the connection ends: Closed follows, and Err is
+// ErrHijacked. Nothing that was read is lost: while Frames has kept bytes, Hijack fails and changes nothing; TryRead takes
+// them first. A unix socket cannot be hijacked. After Close it fails with net.ErrClosed.
+func (c *Conn) Hijack() (*net.TCPConn, error) {
+	c.mu.Lock()
+	defer c.unlock()
+	if err := c.beginWriteLocked(); err != nil {
+		return nil, err
+	}
+	defer c.endWriteLocked()
+	if err := c.waitFlushedLocked(); err != nil {
+		return nil, err
+	}
+	switch {
+	case c.flags&fUnix != 0:
+		return nil, c.opErrorLocked("hijack", errors.New("not a TCP connection"))
+	case c.ext != nil && c.ext.frames.b != nil:
+		return nil, c.opErrorLocked("hijack", errors.New("bytes that were read are still buffered"))
+	}
+	tc, err := sysGiveAway(c.fd)
+	if err != nil {
+		return nil, c.opErrorLocked("hijack", err)
+	}
+	c.releaseLocked(ErrHijacked)
+	return tc, nil
+}

@@ -1,0 +1,167 @@
+package tcpio
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+)
+
+// NetListener returns the listener as a net.Listener, the same on every call: Accept hands out connections as plain
+// blocking net.Conns, for http.Server.Serve or any other server. It decides where events go: such a connection has
+// none. It does not close itself at EOF either, but may be claimed by Conn.Events or Conn.Attach. Serve must run beside
+// it. With [ListenerOptions.DeferAccept] a connection is handed out once its first bytes have arrived, and costs no
+// goroutine until then.
+//
+// Its Close stops accepting, as Shutdown does, and leaves connections alone that were handed out; those that were not
+// are aborted. Accept then fails with net.ErrClosed. Calling NetListener after Events, Streams or with an Actor or
+// OnConnEvent panics.
+func (l *Listener) NetListener() net.Listener {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.handOut == nil {
+		if l.decided() && !l.stopping.Load() {
+			panic("tcpio: Listener.NetListener called after Events or Streams, or with an actor")
+		}
+		l.handOut = &netListener{l: l, accepted: newStream(l, l.opts.EventBuffer, false), closed: make(chan struct{})}
+		if l.finished {
+			close(l.handOut.accepted.ch)
+		}
+		l.decideLocked(defaultLoops(), false)
+	}
+	return l.handOut
+}
+
+// A netListener hands out connections. Their Opened, and nothing else of them, goes to accepted.
+type netListener struct {
+	l        *Listener
+	accepted *stream
+	once     sync.Once
+	closed   chan struct{}
+}
+
+// Accept blocks until a connection is there, or the listener has stopped.
+func (n *netListener) Accept() (net.Conn, error) {
+	select {
+	case <-n.closed:
+		return nil, n.over()
+	default:
+	}
+	select {
+	case <-n.closed:
+	case ev := <-n.accepted.ch:
+		if o, ok := ev.(Opened); ok {
+			return o.Conn, nil
+		}
+	}
+	return nil, n.over()
+}
+
+func (n *netListener) over() error {
+	return &net.OpError{Op: "accept", Net: n.l.addr.Network(), Addr: n.l.addr, Err: net.ErrClosed}
+}
+
+// Close stops accepting. It does not wait.
+func (n *netListener) Close() error {
+	n.once.Do(func() {
+		close(n.closed)
+		n.l.stopAccepting()
+		for c := range n.l.Conns() {
+			c.mu.Lock()
+			if c.flags&(fOpened|fMute) == fMute {
+				c.abortLocked(net.ErrClosed) // it is still waiting for its first bytes
+			}
+			c.unlock()
+		}
+		go func() {
+			for ev := range n.accepted.ch { // until Serve has ended
+				if o, ok := ev.(Opened); ok {
+					o.Conn.Abort()
+				}
+			}
+		}()
+	})
+	return nil
+}
+
+// Addr returns the listener's address.
+func (n *netListener) Addr() net.Addr { return n.l.addr }
+
+// Adopt takes over a connection that something else established: a *net.TCPConn or *net.UnixConn. Its descriptor moves:
+// nc is closed, and whoever is blocked in it gets net.ErrClosed, while the connection goes on as the returned Conn, with
+// Opened first and its events where those of accepted connections go. Bytes that nc's user had read and not used are
+// that user's.
+//
+// Serve must be running. It fails with net.ErrClosed once the listener is stopping; nc is untouched then, and after any
+// other error.
+func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
+	fail := func(err error) (*Conn, error) {
+		return nil, &net.OpError{Op: "adopt", Net: l.addr.Network(), Addr: l.addr, Err: err}
+	}
+	switch nc := nc.(type) {
+	case *net.TCPConn:
+		if nc == nil {
+			return fail(errors.New("a nil *net.TCPConn"))
+		}
+	case *net.UnixConn:
+		if nc == nil || nc.LocalAddr() != nil && nc.LocalAddr().Network() != "unix" {
+			return fail(errors.New("not a stream socket"))
+		}
+	default:
+		return fail(fmt.Errorf("neither *net.TCPConn nor *net.UnixConn: %T", nc))
+	}
+	if l.stopping.Load() {
+		return fail(net.ErrClosed)
+	}
+	l.mu.Lock()
+	ready := l.polling
+	l.mu.Unlock()
+	if !ready {
+		return fail(errors.New("Serve is not running"))
+	}
+	local := nc.LocalAddr()
+	fd, peer, err := sysTake(nc)
+	if err != nil {
+		return fail(err)
+	}
+	lp := l.leastBusy(true)
+	c := l.newConn(lp, fd, peer)
+	c.ext = &connExt{local: local}
+	if err := l.register(c); err != nil {
+		return fail(err)
+	}
+	nc.Close() // the duplicate keeps the connection
+	return c, nil
+}
+
+// peerOf is a net.Addr in the form that a Conn keeps.
+func peerOf(a net.Addr) (s sockaddr) {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return s
+	}
+	ap := tcp.AddrPort()
+	s.isIP, s.port = true, ap.Port()
+	ip := ap.Addr().Unmap()
+	if ip.Is4() {
+		s.is4 = true
+		v4 := ip.As4()
+		copy(s.ip[:], v4[:])
+		return s
+	}
+	s.ip = ip.As16()
+	s.zone = zoneIndex(ip)
+	return s
+}
+
+func zoneIndex(ip netip.Addr) uint32 {
+	if ip.Zone() == "" {
+		return 0
+	}
+	ifi, err := net.InterfaceByName(ip.Zone())
+	if err != nil {
+		return 0
+	}
+	return uint32(ifi.Index)
+}
