@@ -1,0 +1,26 @@
+// panjf2000/gnet.
+package main
+
+import (
+	"github.com/panjf2000/gnet/v2"
+
+	"github.com/rabbit-backend/tcpio/bench/internal/arg"
+)
+
+type echo struct{ gnet.BuiltinEventEngine }
+
+func (*echo) OnTraffic(c gnet.Conn) gnet.Action {
+	in, err := c.Next(-1)
+	if err != nil {
+		return gnet.Close
+	}
+	if _, err := c.Write(in); err != nil {
+		return gnet.Close
+	}
+	return gnet.None
+}
+
+func main() {
+	addr, loops, _ := arg.Parse()
+	arg.Must(gnet.Run(&echo{}, "tcp://"+addr, gnet.WithNumEventLoop(loops), gnet.WithMulticore(loops > 1)))
+}
