@@ -1,0 +1,5 @@
+//go:build !race
+
+package tcpio_test
+
+const actRace = false
