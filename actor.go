@@ -337,7 +337,7 @@ func (lp *loop) receive(c *Conn, actor Actor, ev Event) (kept bool) {
 			c.actorFailed(ev, err)
 		}
 		if p, ok := err.(*PanicError); ok && p.Value == errGoexit {
-			lp.abandon(c, kept)
+			lp.abandon(c, ev, kept)
 		}
 	}()
 	err = actor.Receive(ev)
@@ -346,7 +346,10 @@ func (lp *loop) receive(c *Conn, actor Actor, ev Event) (kept bool) {
 }
 
 // abandon is called on a goroutine that is exiting inside a handler: the loop goes on without it.
-func (lp *loop) abandon(c *Conn, kept bool) {
+func (lp *loop) abandon(c *Conn, ev Event, kept bool) {
+	if _, last := ev.(Closed); last {
+		lp.untold.Add(-1)
+	}
 	c.mu.Lock()
 	c.endTurnLocked()
 	c.unlock()
