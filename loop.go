@@ -108,14 +108,6 @@ func newLoop(l *Listener, index int) *loop {
 	return lp
 }
 
-// run is the loop from beginning to end. When the role has moved on because a handler blocked, the goroutine that called
-// run waits for the end with empty hands.
-func (lp *loop) run() error {
-	defer func() { <-lp.done }() // also when a handler calls runtime.Goexit
-	lp.drive()
-	return nil
-}
-
 // drive does the loop's work until the loop has ended or the role was lost. The caller has the role, and perhaps the rest
 // of a batch.
 func (lp *loop) drive() {

@@ -11,8 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // ListenerOptions says what Listen listens to and how its connections behave. The zero value of every field is a default;
@@ -405,11 +403,13 @@ func (l *Listener) Serve(ctx context.Context) error {
 		l.loopFailed(err)
 	}
 	if started {
-		var g errgroup.Group
+		// Not on this goroutine: a handler that blocks for ever keeps the one it is on, and Serve ends without it.
 		for _, lp := range l.loops {
-			g.Go(lp.run)
+			go lp.drive()
 		}
-		_ = g.Wait() // what made a loop fail is in l.err
+		for _, lp := range l.loops {
+			<-lp.done // what made a loop fail is in l.err
+		}
 	}
 	l.finish()
 	l.mu.Lock()
