@@ -220,8 +220,11 @@ func (lp *loop) work() bool {
 	if !lp.dispatch(true) {
 		return false
 	}
-	if lp.kicked.Load() && lp.kicked.Swap(false) && !lp.runQueue() {
-		return false
+	if lp.kicked.Load() && lp.kicked.Swap(false) {
+		lp.watch() // a timer or a kick that came before the sleep makes work without an event
+		if !lp.runQueue() {
+			return false
+		}
 	}
 	lp.runTimers()
 	lp.runAccept()
