@@ -274,9 +274,10 @@ func (lp *loop) runQueue() bool {
 			c.advanceCloseLocked()
 		}
 		turn := false
-		if c.stream == nil && c.flags&(fQueued|fRunning) == fQueued {
+		if c.stream == nil && c.flags&fQueued != 0 {
+			// A turn that is running, in a handler that lost its loop, looks again before it ends.
+			turn = c.flags&fRunning == 0
 			c.flags = c.flags&^fQueued | fRunning
-			turn = true
 		}
 		c.unlock()
 		if turn && !lp.runActor(c) {
