@@ -62,6 +62,7 @@ type loop struct {
 	p      poller        // set by Serve
 	wakeup chan struct{} // hands the role to the loop's own goroutine, which is parked
 	done   chan struct{} // closed when the loop has ended
+	err    error         // why it had to; read after done is closed
 	stream *stream       // of this loop's connections, when Streams was called
 
 	// Atomic, or with locks of their own.
@@ -124,7 +125,8 @@ func (lp *loop) drive() {
 			lp.enter(running)
 		}
 		if err != nil {
-			lp.l.loopFailed(err)
+			lp.err = err
+			lp.l.abortAll()
 			<-lp.l.gone // every connection is aborted; there is nothing left to poll with
 		}
 		lp.take(n)

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // ListenerOptions says what Listen listens to and how its connections behave. The zero value of every field is a default;
@@ -103,7 +105,6 @@ type Listener struct {
 	served   bool    // Serve was called
 	polling  bool    // the loops have pollers
 	finished bool    // the channels are closed
-	err      error   // why the loops had to stop
 }
 
 // Listen opens a listening socket. Peers may connect and wait in the backlog from then on; nothing is accepted before
@@ -400,21 +401,21 @@ func (l *Listener) Serve(ctx context.Context) error {
 	<-l.routed
 	started, err := l.startLoops()
 	if err != nil {
-		l.loopFailed(err)
+		l.abortAll()
 	}
 	if started {
-		// Not on this goroutine: a handler that blocks for ever keeps the one it is on, and Serve ends without it.
+		var g errgroup.Group
 		for _, lp := range l.loops {
-			go lp.drive()
+			g.Go(func() error {
+				go lp.drive() // a handler that blocks for ever keeps the goroutine it is on, and Serve ends without it
+				<-lp.done
+				return lp.err
+			})
 		}
-		for _, lp := range l.loops {
-			<-lp.done // what made a loop fail is in l.err
-		}
+		err = g.Wait()
 	}
 	l.finish()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.err
+	return err
 }
 
 // startLoops gives the loops their pollers, unless the listener has stopped already.
@@ -444,13 +445,8 @@ func (l *Listener) startLoops() (started bool, err error) {
 	return l.polling, err
 }
 
-// loopFailed stops everything because of err. It does not wait.
-func (l *Listener) loopFailed(err error) {
-	l.mu.Lock()
-	if l.err == nil {
-		l.err = err
-	}
-	l.mu.Unlock()
+// abortAll stops everything. It does not wait.
+func (l *Listener) abortAll() {
 	l.stopAccepting()
 	for c := range l.Conns() {
 		c.Abort()
@@ -521,10 +517,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 // Close stops at once: it accepts nothing more, aborts every connection, and returns nil when every descriptor is closed.
 // It does not wait for events to be received. Called again it does nothing more.
 func (l *Listener) Close() error {
-	l.stopAccepting()
-	for c := range l.Conns() {
-		c.Abort()
-	}
+	l.abortAll()
 	<-l.gone
 	l.finishUnserved()
 	return nil
