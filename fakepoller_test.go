@@ -1,0 +1,140 @@
+package tcpio
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// A fakePoller is a real poller with a hand on it: it counts, and adds failures and events that the kernel is free to
+// produce but does not on demand.
+type fakePoller struct {
+	poller
+
+	waits atomic.Int64 // calls of wait
+	wakes atomic.Int64 // calls of wake
+
+	mu sync.Mutex
+	// Guarded by mu.
+	inject     []readyEvent
+	interrupts int   // waits that end at once with nothing, as an interrupted one does
+	broken     error // what wait fails with
+	refuse     error // what add fails with
+	tokens     map[int]token
+	hold       chan struct{} // a wait that has blocked returns only when it is closed
+	said       int64         // the number of the wait that took the last of inject
+}
+
+// fakePollers makes l run on fake pollers, which are returned as they are made.
+func fakePollers(r *rig, n int) []*fakePoller {
+	fakes := make([]*fakePoller, n)
+	for i := range fakes {
+		fakes[i] = &fakePoller{tokens: make(map[int]token)}
+	}
+	next := 0
+	r.newPoller = func() (poller, error) {
+		p, err := newPoller()
+		if err != nil {
+			return nil, err
+		}
+		f := fakes[next]
+		next++
+		f.mu.Lock()
+		f.poller = p
+		f.mu.Unlock()
+		return f, nil
+	}
+	return fakes
+}
+
+func fakeOne(t testing.TB, o ListenerOptions) (*rig, *fakePoller) {
+	t.Helper()
+	o.Loops = 1
+	r := listen(t, o)
+	return r, fakePollers(r, 1)[0]
+}
+
+func (f *fakePoller) add(fd int, t token, mask uint32) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.refuse != nil && t.gen != 0 {
+		return f.refuse
+	}
+	f.tokens[fd] = t
+	return f.poller.add(fd, t, mask)
+}
+
+func (f *fakePoller) wait(events []readyEvent, timeout time.Duration) (int, error) {
+	f.waits.Add(1)
+	if n, err, ok := f.made(events); ok {
+		return n, err
+	}
+	n, err := f.poller.wait(events, timeout)
+	f.mu.Lock()
+	hold := f.hold
+	f.mu.Unlock()
+	if hold != nil && timeout != 0 {
+		<-hold
+	}
+	if m, err, ok := f.made(events[n:]); ok && err == nil {
+		n += m
+	}
+	return n, err
+}
+
+// made is what the test wants wait to say.
+func (f *fakePoller) made(events []readyEvent) (n int, err error, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.broken != nil:
+		return 0, f.broken, true
+	case f.interrupts > 0:
+		f.interrupts--
+		return 0, nil, true
+	case len(f.inject) > 0:
+		n = copy(events, f.inject)
+		f.inject = f.inject[n:]
+		f.said = f.waits.Load()
+		return n, nil, true
+	}
+	return 0, nil, false
+}
+
+func (f *fakePoller) wake() {
+	f.wakes.Add(1)
+	f.poller.wake()
+}
+
+// set changes f and makes it look.
+func (f *fakePoller) set(change func()) {
+	f.mu.Lock()
+	change()
+	p := f.poller
+	f.mu.Unlock()
+	if p != nil { // Serve has got that far
+		p.wake()
+	}
+}
+
+// say makes f report events as if the kernel had, and waits until they were dispatched.
+func (f *fakePoller) say(t tester, events ...readyEvent) {
+	t.Helper()
+	f.set(func() { f.inject = append(f.inject, events...) })
+	waitFor(t, "the events said are dispatched", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.inject) == 0 && f.waits.Load() > f.said
+	})
+}
+
+// asleep waits until the only loop of r has nothing to do and its watchdog has stopped.
+func asleep(t tester, l *Listener) {
+	t.Helper()
+	for _, lp := range l.loops {
+		waitFor(t, "the loop sleeps", func() bool {
+			return role(lp.state.Load()&roleMask) == sleeping && !lp.watching.Load()
+		})
+	}
+}

@@ -1,0 +1,399 @@
+package tcpio
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// echoActor answers everything that it reads.
+func echoActor(*Conn) Actor {
+	buf := make([]byte, 4096)
+	return ActorFunc(func(ev Event) error {
+		r, ok := ev.(Readable)
+		if !ok {
+			return nil
+		}
+		n, err := r.Conn.TryRead(buf)
+		if err == ErrWouldBlock || err == io.EOF {
+			return nil
+		}
+		if err == nil {
+			_, err = r.Conn.TryWrite(buf[:n])
+		}
+		return err
+	})
+}
+
+// echo makes one round trip.
+func echo(t tester, c net.Conn, p []byte) {
+	t.Helper()
+	write(t, c, p)
+	got := make([]byte, len(p))
+	if _, err := io.ReadFull(c, got); err != nil {
+		t.Fatalf("client's read: %v", err)
+	}
+	if !bytes.Equal(got, p) {
+		t.Fatalf("echo of %q is %q", p, got)
+	}
+}
+
+func tokenOf(c *Conn) token { return token{c.slot, c.gen} }
+
+const everything = pollIn | pollOut | pollRdHup | pollHup | pollErr | pollPri
+
+func TestSpuriousEventsDoNoHarm(t *testing.T) {
+	r, f := fakeOne(t, ListenerOptions{Actor: echoActor})
+	r.serve()
+	peer := r.dial()
+	echo(t, peer, []byte("before"))
+	c := slices.Collect(r.Conns())[0]
+	f.say(t,
+		makeReady(everything, wakeToken),
+		makeReady(everything, listenToken),
+		makeReady(everything, token{slot: 7}),
+		makeReady(everything, token{slot: 1 << 31, gen: 1}),
+		makeReady(everything, token{slot: c.slot, gen: c.gen + 1}),
+		makeReady(everything, tokenOf(c)),
+		makeReady(everything, tokenOf(c)),
+		makeReady(0, tokenOf(c)),
+	)
+	echo(t, peer, []byte("after"))
+	if n := r.Len(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+}
+
+func TestStaleTokenReachesNobody(t *testing.T) {
+	r, f := fakeOne(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	_, a := r.open()
+	a.Abort()
+	receiveAs[Closed](t, events)
+	peer, b := r.open()
+	if a.slot != b.slot || a.gen == b.gen {
+		t.Fatalf("slot %d gen %d after slot %d gen %d: want the slot reused with a new generation", b.slot, b.gen, a.slot, a.gen)
+	}
+	f.say(t, makeReady(everything, tokenOf(a)))
+	if got := flagsOf(b) & (fReadable | fDistrust); got != 0 || len(events) != 0 {
+		t.Errorf("the newcomer got flags %#x and %d events from the old generation", got, len(events))
+	}
+	// The same event with the right generation does arrive: the check above can fail.
+	f.say(t, makeReady(everything, tokenOf(b)))
+	receiveAs[Readable](t, events)
+	if _, err := b.TryRead(make([]byte, 1)); err != ErrWouldBlock {
+		t.Errorf("a spurious Readable: TryRead says %v, want ErrWouldBlock", err)
+	}
+	write(t, peer, []byte("x"))
+	receiveAs[Readable](t, events)
+}
+
+func TestInterruptedWaitsLoseNothing(t *testing.T) {
+	r, f := fakeOne(t, ListenerOptions{Actor: echoActor})
+	r.serve()
+	peer := r.dial()
+	for i := range 20 {
+		f.set(func() { f.interrupts = 500 })
+		echo(t, peer, []byte(strconv.Itoa(i)))
+	}
+}
+
+// Go's own preemption signal, sent to every thread, interrupts epoll_wait for real.
+func TestSignalsLoseNothing(t *testing.T) {
+	r, f := fakeOne(t, ListenerOptions{Actor: echoActor})
+	r.serve()
+	peer := r.dial()
+	echo(t, peer, []byte("warm"))
+	asleep(t, r.Listener)
+	before := f.waits.Load()
+	waitFor(t, "signals interrupt the wait a hundred times", func() bool {
+		signalThreads(t)
+		return f.waits.Load() >= before+100
+	})
+	for i := range 100 {
+		signalThreads(t)
+		echo(t, peer, []byte(strconv.Itoa(i)))
+	}
+}
+
+func signalThreads(t *testing.T) {
+	t.Helper()
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range tasks {
+		if tid, err := strconv.Atoi(task.Name()); err == nil {
+			_ = unix.Tgkill(unix.Getpid(), tid, unix.SIGURG)
+		}
+	}
+}
+
+func TestFailingWaitEndsServeAndClosesEverything(t *testing.T) {
+	broken := os.NewSyscallError("epoll_wait", syscall.EBADF)
+	for _, actors := range []bool{false, true} {
+		o := ListenerOptions{Loops: 2}
+		var closed = make(chan error, 16)
+		if actors {
+			o.Actor = func(*Conn) Actor {
+				return ActorFunc(func(ev Event) error {
+					if ev, ok := ev.(Closed); ok {
+						closed <- ev.Conn.Err()
+					}
+					return nil
+				})
+			}
+		}
+		r := listen(t, o)
+		fakes := fakePollers(r, 2)
+		var events <-chan Event
+		if !actors {
+			events = r.Events()
+		}
+		r.serve()
+		var peers []*net.TCPConn
+		for range 4 {
+			peers = append(peers, r.dial())
+		}
+		waitFor(t, "all are accepted", func() bool { return r.Len() == 4 })
+		fakes[1].set(func() { fakes[1].broken = broken })
+		for range 4 {
+			if actors {
+				if err := receive(t, "Closed", closed); !errors.Is(err, net.ErrClosed) {
+					t.Errorf("Err is %v, want net.ErrClosed", err)
+				}
+			}
+		}
+		if !actors {
+			n := 0
+			for ev := range events {
+				if _, ok := ev.(Closed); ok {
+					n++
+				}
+			}
+			if n != 4 {
+				t.Errorf("%d Closed, want 4", n)
+			}
+		}
+		err := receive(t, "the end of Serve", r.served)
+		r.served = nil
+		if !errors.Is(err, broken) {
+			t.Errorf("Serve returned %v, want %v", err, broken)
+		}
+		for _, p := range peers {
+			if _, err := p.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("the peer's read: %v, want an end", err)
+			}
+		}
+		if _, err := net.Dial("tcp", r.Addr().String()); err == nil {
+			t.Error("the listening socket is still open")
+		}
+	}
+}
+
+func TestFailingPollerIsServesError(t *testing.T) {
+	r := listen(t, ListenerOptions{Loops: 3, Actor: echoActor})
+	broken := os.NewSyscallError("epoll_create1", syscall.EMFILE)
+	made := 0
+	r.newPoller = func() (poller, error) {
+		if made++; made == 3 {
+			return nil, broken
+		}
+		return newPoller()
+	}
+	if err := r.Serve(t.Context()); !errors.Is(err, broken) {
+		t.Errorf("Serve returned %v, want %v", err, broken)
+	}
+}
+
+func TestRefusedRegistrationIsToldAndLeaksNothing(t *testing.T) {
+	r, f := fakeOne(t, ListenerOptions{})
+	events := r.Events()
+	f.refuse = os.NewSyscallError("epoll_ctl", syscall.ENOSPC)
+	r.serve()
+	peer := r.dial()
+	failed := receiveAs[Failed](t, events)
+	if !errors.Is(failed.Err, syscall.ENOSPC) {
+		t.Errorf("Failed says %v, want ENOSPC", failed.Err)
+	}
+	if _, err := peer.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the refused peer's read: %v, want an end", err)
+	}
+	waitFor(t, "the refused connection is forgotten", func() bool { return r.Len() == 0 })
+	if got := r.loops[0].conns.all(); len(got) != 0 {
+		t.Errorf("%d connections are left in the table", len(got))
+	}
+	f.set(func() { f.refuse = nil })
+	r.open() // after the back-off
+}
+
+// The errors that accept(2) says to treat like EAGAIN.
+func TestAcceptErrorsOfOneConnectionAreSkipped(t *testing.T) {
+	r, _ := fakeOne(t, ListenerOptions{})
+	events := r.Events()
+	errnos := []syscall.Errno{
+		unix.ENETDOWN, unix.EPROTO, unix.ENOPROTOOPT, unix.EHOSTDOWN, unix.ENONET, unix.EHOSTUNREACH,
+		unix.EOPNOTSUPP, unix.ENETUNREACH, unix.ECONNABORTED, unix.EPERM,
+	}
+	left := slices.Clone(errnos)
+	r.socket.call = func(fd int) (int, sockaddr, syscall.Errno) {
+		if len(left) > 0 {
+			errno := left[0]
+			left = left[1:]
+			return -1, sockaddr{}, errno
+		}
+		return sysAccept(fd)
+	}
+	r.serve()
+	r.dial()
+	receiveAs[Opened](t, events) // and no Failed before it
+	for _, errno := range errnos {
+		if exhausted(errno) {
+			t.Errorf("%v is taken for exhaustion", errno)
+		}
+	}
+}
+
+// A storm of such errors must not keep the loop from its connections.
+func TestEndlessAcceptErrorsStarveNobody(t *testing.T) {
+	r, _ := fakeOne(t, ListenerOptions{Actor: echoActor})
+	r.socket.call = sysAccept
+	r.serve()
+	peer := r.dial()
+	echo(t, peer, []byte("before"))
+	r.socket.mu.Lock()
+	r.socket.call = func(int) (int, sockaddr, syscall.Errno) { return -1, sockaddr{}, unix.ECONNABORTED }
+	r.socket.mu.Unlock()
+	r.dial()
+	for range 50 {
+		echo(t, peer, []byte("during"))
+	}
+	r.socket.mu.Lock()
+	r.socket.call = sysAccept
+	r.socket.mu.Unlock()
+	waitFor(t, "the second connection is accepted", func() bool { return r.Len() == 2 })
+}
+
+func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
+	r, _ := fakeOne(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	_, first := r.open()
+
+	calls := make(chan time.Time, 1000)
+	r.socket.mu.Lock()
+	r.socket.call = func(fd int) (int, sockaddr, syscall.Errno) {
+		calls <- time.Now()
+		return -1, sockaddr{}, unix.EMFILE
+	}
+	r.socket.mu.Unlock()
+	peer := r.dial()
+	if failed := receiveAs[Failed](t, events); !errors.Is(failed.Err, syscall.EMFILE) {
+		t.Errorf("Failed says %v, want EMFILE", failed.Err)
+	}
+	last := receive(t, "an accept", calls)
+	for want := acceptBackoff; want < 200*time.Millisecond; want *= 2 {
+		at := receive(t, "the next attempt", calls)
+		if d := at.Sub(last); d < want-time.Millisecond {
+			t.Errorf("attempt after %v, want at least %v", d, want)
+		}
+		last = at
+	}
+	if len(events) != 0 {
+		t.Errorf("%d more events in less than a second: Failed comes once a second", len(events))
+	}
+	r.socket.mu.Lock()
+	r.socket.call = sysAccept
+	r.socket.mu.Unlock()
+	// A descriptor that comes free is used at once, whatever the back-off.
+	first.Abort()
+	receiveAs[Closed](t, events)
+	c := receiveAs[Opened](t, events).Conn
+	if _, err := c.TryWrite([]byte("welcome")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(peer, make([]byte, 7)); err != nil {
+		t.Errorf("the peer that waited: %v", err)
+	}
+}
+
+func TestManyKicksAreOneWakeUp(t *testing.T) {
+	r, f := fakeOne(t, ListenerOptions{Actor: echoActor})
+	r.serve()
+	echo(t, r.dial(), []byte("warm"))
+	asleep(t, r.Listener)
+	hold := make(chan struct{})
+	f.mu.Lock()
+	f.hold = hold
+	f.mu.Unlock()
+	lp := r.loops[0]
+	before := f.wakes.Load()
+	for range 1000 {
+		lp.kick()
+	}
+	got := f.wakes.Load() - before
+	f.mu.Lock()
+	f.hold = nil
+	f.mu.Unlock()
+	close(hold)
+	if got != 1 {
+		t.Errorf("%d wake-ups for a thousand kicks, want 1", got)
+	}
+	waitFor(t, "the loop has looked", func() bool { return !lp.kicked.Load() })
+}
+
+func TestNoKickIsLost(t *testing.T) {
+	r, _ := fakeOne(t, ListenerOptions{Actor: func(*Conn) Actor {
+		return ActorFunc(func(ev Event) error {
+			if m, ok := ev.(Message); ok {
+				m.Value.(chan struct{}) <- struct{}{}
+			}
+			return nil
+		})
+	}})
+	r.serve()
+	r.dial()
+	waitFor(t, "accepted", func() bool { return r.Len() == 1 })
+	c := slices.Collect(r.Conns())[0]
+	got := make(chan struct{}, 1)
+	for range 5000 { // each post comes while the loop is on its way to sleep
+		if err := c.Post(got); err != nil {
+			t.Fatal(err)
+		}
+		receive(t, "the message", got)
+	}
+}
+
+func TestIdleServerMakesNoPolls(t *testing.T) {
+	r, f := fakeOne(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	buf := make([]byte, 16)
+	for range 50 {
+		peer, c := r.open()
+		write(t, peer, []byte("x"))
+		receiveAs[Readable](t, events)
+		if _, err := c.TryRead(buf); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asleep(t, r.Listener)
+	before := f.waits.Load()
+	<-time.After(300 * time.Millisecond) // the window that is measured
+	if n := f.waits.Load() - before; n != 0 {
+		t.Errorf("%d polls in 300 ms without anything to do, want 0", n)
+	}
+	if r.loops[0].watching.Load() {
+		t.Error("the watchdog of an idle loop is running")
+	}
+}
