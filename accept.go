@@ -156,8 +156,7 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
 		c.flags |= fHalfOpen
 	}
 	switch {
-	case l.opts.Actor != nil:
-		c.actor = l.opts.Actor(c)
+	case l.opts.Actor != nil: // register asks for it
 	case l.legacy != nil:
 		c.actor = l.legacy
 	case l.handOut != nil:
@@ -180,17 +179,36 @@ func (l *Listener) register(c *Conn) error {
 		l.connGone(lp)
 		return net.ErrClosed
 	}
+	// From add on others see c, and it may end at any moment. The reference keeps the descriptor until the registration
+	// is over, fRunning its events until the actor is there.
+	c.refs = 1
+	if l.opts.Actor != nil {
+		c.flags |= fRunning
+	}
 	t := lp.conns.add(c)
-	if err := lp.p.add(int(c.fd), t, pollConn); err != nil {
-		lp.conns.remove(c)
-		sysClose(c.fd)
-		l.connGone(lp)
-		return err
+	var actor Actor
+	if l.opts.Actor != nil {
+		actor = l.opts.Actor(c)
 	}
-	if l.stopping.Load() {
-		c.Abort() // as above; between the two looks the connection became visible
+	err := lp.p.add(int(c.fd), t, pollConn)
+	c.mu.Lock()
+	defer c.unlock()
+	c.refs--
+	if l.opts.Actor != nil {
+		if c.stream == nil && c.actor == nil { // not claimed meanwhile
+			c.actor = actor
+		}
+		c.endTurnLocked()
 	}
-	return nil
+	if err != nil {
+		if c.flags&fOpened == 0 {
+			c.flags |= fMute // nobody has heard of it
+		}
+		c.releaseLocked(err)
+	} else if l.stopping.Load() {
+		c.abortLocked(net.ErrClosed) // as above; between the two looks the connection became visible
+	}
+	return err
 }
 
 // lastID numbers the connections of the process.
