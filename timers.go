@@ -13,7 +13,7 @@ type timers struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	heap []*timer
+	heap dueHeap[*timer]
 }
 
 type timerKind uint8
@@ -48,15 +48,16 @@ var epoch = time.Now().Add(-time.Second)
 // now is the monotonic clock in nanoseconds.
 func now() int64 { return int64(time.Since(epoch)) }
 
+func (tm *timer) dueAt() int64   { return tm.when }
+func (tm *timer) setPlace(i int) { tm.index = i }
+
 // add starts tm, due d from now, and makes sure that lp wakes up in time for it.
 func (ts *timers) add(lp *loop, tm *timer, d time.Duration) {
 	ts.mu.Lock()
 	tm.when = now() + max(int64(d), 0)
-	ts.heap = append(ts.heap, tm)
-	tm.index = len(ts.heap)
-	ts.up(tm.index - 1)
+	ts.heap.push(tm)
 	earlier := ts.heap[0] == tm
-	ts.first.Store(ts.heap[0].when)
+	ts.first.Store(ts.heap.first())
 	ts.mu.Unlock()
 	if earlier {
 		lp.kick()
@@ -70,7 +71,8 @@ func (ts *timers) stop(tm *timer) bool {
 	if tm.index == 0 {
 		return false
 	}
-	ts.removeLocked(tm.index - 1)
+	ts.heap.remove(tm.index - 1)
+	ts.first.Store(ts.heap.first())
 	return true
 }
 
@@ -86,7 +88,8 @@ func (ts *timers) due() *timer {
 		return nil
 	}
 	tm := ts.heap[0]
-	ts.removeLocked(0)
+	ts.heap.remove(0)
+	ts.first.Store(ts.heap.first())
 	return tm
 }
 
@@ -97,59 +100,4 @@ func (ts *timers) wait() time.Duration {
 		return -1
 	}
 	return time.Duration(max(first-now(), 0))
-}
-
-func (ts *timers) removeLocked(i int) {
-	tm := ts.heap[i]
-	last := len(ts.heap) - 1
-	ts.swap(i, last)
-	ts.heap[last] = nil
-	ts.heap = ts.heap[:last]
-	tm.index = 0
-	if i < last {
-		ts.down(i)
-		ts.up(i)
-	}
-	switch {
-	case last == 0:
-		ts.heap = nil
-		ts.first.Store(0)
-	default:
-		ts.first.Store(ts.heap[0].when)
-	}
-}
-
-// The heap is four-ary: shallower than a binary one, and the children of a node lie side by side.
-
-func (ts *timers) up(i int) {
-	for i > 0 {
-		parent := (i - 1) / 4
-		if ts.heap[parent].when <= ts.heap[i].when {
-			return
-		}
-		ts.swap(i, parent)
-		i = parent
-	}
-}
-
-func (ts *timers) down(i int) {
-	for {
-		least := i
-		for child := 4*i + 1; child <= 4*i+4 && child < len(ts.heap); child++ {
-			if ts.heap[child].when < ts.heap[least].when {
-				least = child
-			}
-		}
-		if least == i {
-			return
-		}
-		ts.swap(i, least)
-		i = least
-	}
-}
-
-func (ts *timers) swap(i, j int) {
-	h := ts.heap
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i+1, j+1
 }
