@@ -193,6 +193,7 @@ func (l *Listener) register(c *Conn) error {
 	err := lp.p.add(int(c.fd), t, pollConn)
 	c.mu.Lock()
 	defer c.unlock()
+	c.beginLimitsLocked()
 	c.refs--
 	if l.opts.Actor != nil {
 		if c.stream == nil && c.actor == nil { // not claimed meanwhile

@@ -33,6 +33,7 @@ type Conn struct {
 	actor  Actor
 	ext    *connExt // what few connections need
 	data   any
+	limit  limitState
 }
 
 // connExt holds what few connections need, so that the others do not pay for it.
@@ -90,6 +91,8 @@ const (
 	fUnix     // not TCP
 	fMute     // handed out by NetListener: no events but Opened, until claimed
 	fDefer    // Opened waits for the first bytes
+	fTimed    // the connection has, or had, a time limit
+	fHeard    // a byte has arrived
 	fWriting  // a blocking write is under way: nobody else's bytes come between its own
 
 	pendMask = pendOpened | pendReadable | pendWritable | pendClosed
@@ -518,6 +521,7 @@ func (c *Conn) recvLocked(p []byte) (int, error) {
 	n, errno := sysRecv(c.fd, p)
 	switch {
 	case n > 0:
+		c.receivedLocked(n)
 		return n, nil
 	case errno == 0:
 		if c.flags&fSendErr != 0 {
@@ -530,6 +534,15 @@ func (c *Conn) recvLocked(p []byte) (int, error) {
 	err := c.opErrorLocked("read", errno)
 	c.extLocked().readErr = err
 	return 0, err
+}
+
+// receivedLocked accounts for n bytes of input.
+func (c *Conn) receivedLocked(n int) {
+	c.lp.count.bytesIn.Add(uint64(n))
+	if c.flags&fTimed != 0 {
+		c.flags |= fHeard
+		c.limit.lastIn = c.lp.coarse()
+	}
 }
 
 // endReadLocked notes the peer's end of stream. With an actor running, its turn decides when it is over; see runActor.

@@ -154,6 +154,9 @@ func (c *Conn) endFrames() {
 	if c.flags&(fClosing|fReleased) != 0 {
 		return
 	}
+	if f.partial {
+		c.armLimitLocked()
+	}
 	if f.more || f.b != nil && !f.partial {
 		c.unreadableLocked()
 		c.readableLocked()

@@ -99,7 +99,7 @@ func (g *Group) Write(p []byte) (int, error) {
 					copy(b.buf, p)
 				}
 				b.refs.Add(1)
-				c.queueOutLocked().share(b, sent, len(p))
+				c.queueOutLocked().share(l, b, sent, len(p))
 			}
 		case ErrWouldBlock:
 			c.flags = c.flags&^fWantRoom | waiting // nobody asked for a Writable here

@@ -76,6 +76,8 @@ type loop struct {
 	demand   demand
 	conns    table
 	timers   timers
+	limits   limits
+	count    counters
 	queue    workQueue
 
 	// Owned by the role.
@@ -124,6 +126,7 @@ func (lp *loop) drive() {
 			lp.asleep = false
 			lp.enter(running)
 		}
+		lp.tickClock()
 		if err != nil {
 			lp.err = err
 			lp.l.abortAll()
@@ -155,7 +158,19 @@ func (lp *loop) rest() time.Duration {
 	if lp.kicked.Load() {
 		return 0
 	}
-	return lp.timers.wait()
+	return lp.untilDue()
+}
+
+// untilDue is how long the loop may sleep; negative means for ever.
+func (lp *loop) untilDue() time.Duration {
+	first, limit := lp.timers.first.Load(), lp.limits.first.Load()
+	if first == 0 || limit != 0 && limit < first {
+		first = limit
+	}
+	if first == 0 {
+		return -1
+	}
+	return time.Duration(max(first-now(), 0))
 }
 
 // park leaves the polling to the consumer, see help. It returns with the role, when the consumer found nothing more to
@@ -184,6 +199,7 @@ func (lp *loop) help() {
 		if err != nil {
 			n = 0 // the loop's own goroutine meets it next
 		}
+		lp.tickClock()
 		lp.take(n)
 		lp.dispatch(false)
 		lp.runTimers()
@@ -291,6 +307,7 @@ func (lp *loop) runQueue() bool {
 
 // runTimers fires what is due.
 func (lp *loop) runTimers() {
+	lp.runLimits()
 	for {
 		tm := lp.timers.due()
 		if tm == nil {
@@ -350,6 +367,7 @@ func (lp *loop) watch() {
 // tick is the watchdog. It ends a park in which the consumer does not get on, and a handler's hold on the loop, when it
 // sees the same visit of that state for a second time.
 func (lp *loop) tick() {
+	lp.tickClock()
 	w := lp.state.Load()
 	again := w == lp.seen
 	lp.seen = w

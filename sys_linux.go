@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -231,7 +232,7 @@ func takeListener(ln net.Listener) (int, error) {
 
 // tuneListener sets on the listening socket what every accepted one inherits (Linux copies them in
 // tcp_create_openreq_child), so that no accepted connection costs a setsockopt.
-func tuneListener(fd int, ka net.KeepAliveConfig) error {
+func tuneListener(fd int, ka net.KeepAliveConfig, user time.Duration) error {
 	set := func(name string, level, opt, v int) error {
 		if err := unix.SetsockoptInt(fd, level, opt, v); err != nil {
 			return os.NewSyscallError("setsockopt "+name, err)
@@ -240,6 +241,12 @@ func tuneListener(fd int, ka net.KeepAliveConfig) error {
 	}
 	if err := set("TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 		return err
+	}
+	if user > 0 {
+		ms := int((user + time.Millisecond - 1) / time.Millisecond)
+		if err := set("TCP_USER_TIMEOUT", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms); err != nil {
+			return err
+		}
 	}
 	if !ka.Enable {
 		return set("SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)

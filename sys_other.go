@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"syscall"
+	"time"
 )
 
 // Elsewhere the package compiles, so that programs for several systems can import it, and Listen fails.
@@ -46,21 +47,21 @@ type iovec struct{ n int }
 
 func (*iovec) add([]byte) bool { return false }
 
-func newPoller() (poller, error)                   { return nil, errors.ErrUnsupported }
-func sysRecv(int32, []byte) (int, syscall.Errno)   { return 0, syscall.ENOTSUP }
-func sysSend(int32, []byte) (int, syscall.Errno)   { return 0, syscall.ENOTSUP }
-func sysSendv(int32, *iovec) (int, syscall.Errno)  { return 0, syscall.ENOTSUP }
-func sysShutdownWrite(int32) error                 { return errors.ErrUnsupported }
-func sysClose(int32)                               {}
-func sysReset(int32)                               {}
-func sysSockError(int32) error                     { return nil }
-func sysSetNoDelay(int32, bool) error              { return errors.ErrUnsupported }
-func sysAccept(int) (int, sockaddr, syscall.Errno) { return -1, sockaddr{}, syscall.ENOTSUP }
-func sysLocalAddr(int32) net.Addr                  { return nil }
-func retryable(syscall.Errno) bool                 { return false }
-func exhausted(syscall.Errno) bool                 { return false }
-func takeListener(net.Listener) (int, error)       { return -1, errors.ErrUnsupported }
-func tuneListener(int, net.KeepAliveConfig) error  { return errors.ErrUnsupported }
+func newPoller() (poller, error)                                 { return nil, errors.ErrUnsupported }
+func sysRecv(int32, []byte) (int, syscall.Errno)                 { return 0, syscall.ENOTSUP }
+func sysSend(int32, []byte) (int, syscall.Errno)                 { return 0, syscall.ENOTSUP }
+func sysSendv(int32, *iovec) (int, syscall.Errno)                { return 0, syscall.ENOTSUP }
+func sysShutdownWrite(int32) error                               { return errors.ErrUnsupported }
+func sysClose(int32)                                             {}
+func sysReset(int32)                                             {}
+func sysSockError(int32) error                                   { return nil }
+func sysSetNoDelay(int32, bool) error                            { return errors.ErrUnsupported }
+func sysAccept(int) (int, sockaddr, syscall.Errno)               { return -1, sockaddr{}, syscall.ENOTSUP }
+func sysLocalAddr(int32) net.Addr                                { return nil }
+func retryable(syscall.Errno) bool                               { return false }
+func exhausted(syscall.Errno) bool                               { return false }
+func takeListener(net.Listener) (int, error)                     { return -1, errors.ErrUnsupported }
+func tuneListener(int, net.KeepAliveConfig, time.Duration) error { return errors.ErrUnsupported }
 
 func (c *Conn) sendFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
 func (c *Conn) recvTo(io.Writer) (int64, bool, error)   { return 0, false, nil }

@@ -47,6 +47,16 @@ type ListenerOptions struct {
 	// CloseTimeout bounds what Close does in the background, flushing and draining together, and with it the end of
 	// Serve; 0 means 5 s.
 	CloseTimeout time.Duration
+	// IdleTimeout closes a connection on which nothing was read or written for so long; see Conn.SetIdleTimeout.
+	IdleTimeout time.Duration
+	// ReadTimeout closes a connection whose first byte does not come within it, and one on which so long no byte was added
+	// to a frame that Conn.Frames has begun.
+	ReadTimeout time.Duration
+	// WriteTimeout aborts a connection whose queued output makes no progress for so long.
+	WriteTimeout time.Duration
+	// UserTimeout is how long sent data may stay without acknowledgement before the kernel drops the connection
+	// (TCP_USER_TIMEOUT, tcp(7)); 0 leaves that to the system, which takes a quarter of an hour.
+	UserTimeout time.Duration
 	// KeepAlive sets TCP keep-alive for accepted connections. The zero value is the package net's default, on with 15 s
 	// idle, 15 s interval and 9 probes, and so is a zero field of an enabled one. Enable false with a negative Idle
 	// switches keep-alive off.
@@ -83,6 +93,8 @@ type Listener struct {
 	pool     pool
 	socket   listenSocket
 	feeders  sync.WaitGroup
+	timed    atomic.Bool   // there are time limits: the loops keep their coarse clocks
+	queued   atomic.Int64  // bytes of output that wait, of all connections
 	stopping atomic.Bool   // nothing is accepted any more
 	blocked  atomic.Int64  // goroutines in handlers that lost their loop
 	failedAt atomic.Int64  // when the last Failed was told, on the clock of now
@@ -131,6 +143,7 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	if err := l.opts.check(); err != nil {
 		return nil, err
 	}
+	l.timed.Store(l.opts.IdleTimeout > 0 || l.opts.ReadTimeout > 0 || l.opts.WriteTimeout > 0)
 	if err := l.open(); err != nil {
 		return nil, err
 	}
@@ -173,8 +186,22 @@ func (o *ListenerOptions) check() error {
 			*f.value = f.def
 		}
 	}
-	if o.CloseTimeout < 0 {
-		return bad("CloseTimeout", "negative: "+o.CloseTimeout.String())
+	for _, f := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"CloseTimeout", o.CloseTimeout},
+		{"IdleTimeout", o.IdleTimeout},
+		{"ReadTimeout", o.ReadTimeout},
+		{"WriteTimeout", o.WriteTimeout},
+		{"UserTimeout", o.UserTimeout},
+	} {
+		if f.value < 0 {
+			return bad(f.name, "negative: "+f.value.String())
+		}
+		if f.value > longestLimit {
+			return bad(f.name, "over 20 days: "+f.value.String())
+		}
 	}
 	if o.CloseTimeout == 0 {
 		o.CloseTimeout = 5 * time.Second
@@ -244,7 +271,7 @@ func (l *Listener) open() error {
 	if err == nil {
 		if a, ok := l.addr.(*net.TCPAddr); ok {
 			l.anyAddr = a.IP.IsUnspecified()
-			if err = tuneListener(fd, l.opts.KeepAlive); err != nil {
+			if err = tuneListener(fd, l.opts.KeepAlive, l.opts.UserTimeout); err != nil {
 				sysClose(int32(fd))
 			}
 		}

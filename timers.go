@@ -92,12 +92,3 @@ func (ts *timers) due() *timer {
 	ts.first.Store(ts.heap.first())
 	return tm
 }
-
-// wait is how long the loop may sleep; negative means for ever.
-func (ts *timers) wait() time.Duration {
-	first := ts.first.Load()
-	if first == 0 {
-		return -1
-	}
-	return time.Duration(max(first-now(), 0))
-}

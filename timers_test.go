@@ -13,7 +13,7 @@ import (
 // times are moved into the past, which keeps their order.
 func TestTimersAreDueInOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		lp := &loop{}
+		lp := &loop{l: &Listener{}}
 		ts := &lp.timers
 		var model []*timer // by when
 		insert := func(tm *timer) {
@@ -71,7 +71,7 @@ func TestTimersAreDueInOrder(t *testing.T) {
 				model = slices.Delete(model, i, i+1)
 			},
 			"due": func(t *rapid.T) { takeDue(t) },
-			"":    func(t *rapid.T) { checkHeap(t, ts, model) },
+			"":    func(t *rapid.T) { checkHeap(t, lp, model) },
 		})
 		ts.mu.Lock()
 		for i, tm := range ts.heap {
@@ -82,18 +82,19 @@ func TestTimersAreDueInOrder(t *testing.T) {
 		}
 		ts.mu.Unlock()
 		for takeDue(t) {
-			checkHeap(t, ts, model)
+			checkHeap(t, lp, model)
 		}
 		if len(model) != 0 {
 			t.Fatalf("%d timers were never due", len(model))
 		}
-		if ts.heap != nil || ts.wait() >= 0 {
+		if ts.heap != nil || lp.untilDue() >= 0 {
 			t.Fatalf("an empty heap keeps memory or a time")
 		}
 	})
 }
 
-func checkHeap(t *rapid.T, ts *timers, model []*timer) {
+func checkHeap(t *rapid.T, lp *loop, model []*timer) {
+	ts := &lp.timers
 	if len(ts.heap) != len(model) {
 		t.Fatalf("%d timers, want %d", len(ts.heap), len(model))
 	}
@@ -114,7 +115,7 @@ func checkHeap(t *rapid.T, ts *timers, model []*timer) {
 	if first := ts.first.Load(); first != model[0].when {
 		t.Fatalf("first is %d, want %d", first, model[0].when)
 	}
-	if wait := ts.wait(); wait < 0 || wait > max(0, time.Duration(model[0].when-now()))+time.Minute {
+	if wait := lp.untilDue(); wait < 0 || wait > max(0, time.Duration(model[0].when-now()))+time.Minute {
 		t.Fatalf("wait of %v", wait)
 	}
 }

@@ -109,6 +109,7 @@ func (c *Conn) sendLocked(p []byte) (int, error) {
 		switch errno {
 		case 0:
 			sent += n
+			c.sentLocked(n)
 		case syscall.EAGAIN:
 			return sent, nil
 		default:
@@ -137,6 +138,7 @@ func (c *Conn) sendvLocked(bufs net.Buffers) (int, error) {
 			return sent, c.failSendLocked(errno)
 		}
 		sent += n
+		c.sentLocked(n)
 		for n > 0 {
 			left := len(bufs[i]) - off
 			if n < left {
@@ -183,6 +185,7 @@ func (c *Conn) flushLocked() {
 			c.failSendLocked(errno)
 			return
 		}
+		c.sentLocked(n)
 		c.out.consume(c.lp.l, n)
 		if c.out.size == 0 {
 			c.out.drop(c.lp.l)
@@ -211,8 +214,20 @@ func (c *Conn) roomLocked() {
 func (c *Conn) queueOutLocked() *outQueue {
 	if c.out == nil {
 		c.out = new(outQueue)
+		if c.flags&fTimed != 0 {
+			c.limit.lastOut = c.lp.coarse() // from now on it waits
+			c.armLimitLocked()
+		}
 	}
 	return c.out
+}
+
+// sentLocked accounts for n bytes that the socket took.
+func (c *Conn) sentLocked(n int) {
+	c.lp.count.bytesOut.Add(uint64(n))
+	if c.flags&fTimed != 0 {
+		c.limit.lastOut = c.lp.coarse()
+	}
 }
 
 // outQueue is output that waits for room in the socket, in pooled blocks. It is guarded by its connection's mu. A nil
@@ -238,6 +253,7 @@ func (q *outQueue) len() int {
 // append copies p to the end of the queue.
 func (q *outQueue) append(l *Listener, p []byte) {
 	q.size += len(p)
+	l.queued.Add(int64(len(p)))
 	if n := len(q.segs); n > 0 {
 		if last := &q.segs[n-1]; last.b.refs.Load() == 1 {
 			n := copy(last.b.buf[last.end:], p)
@@ -254,8 +270,9 @@ func (q *outQueue) append(l *Listener, p []byte) {
 }
 
 // share appends a block without copying; the queue takes over one reference.
-func (q *outQueue) share(b *block, off, end int) {
+func (q *outQueue) share(l *Listener, b *block, off, end int) {
 	q.size += end - off
+	l.queued.Add(int64(end - off))
 	q.segs = append(q.segs, segment{b, off, end})
 }
 
@@ -271,6 +288,7 @@ func (q *outQueue) fill(v *iovec) {
 // consume drops the first n bytes.
 func (q *outQueue) consume(l *Listener, n int) {
 	q.size -= n
+	l.queued.Add(-int64(n))
 	for n > 0 {
 		s := &q.segs[0]
 		left := s.end - s.off
@@ -287,6 +305,7 @@ func (q *outQueue) consume(l *Listener, n int) {
 
 // drop gives everything back.
 func (q *outQueue) drop(l *Listener) {
+	l.queued.Add(-int64(q.size))
 	for _, s := range q.segs {
 		l.pool.put(s.b)
 	}

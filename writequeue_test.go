@@ -63,7 +63,7 @@ func TestOutQueueIsBytesJoin(t *testing.T) {
 				copy(b.buf, p)
 				b.refs.Add(1)
 				shared = append(shared, b)
-				q.share(b, from, len(p))
+				q.share(l, b, from, len(p))
 				want = append(want, p[from:]...)
 			},
 			"consume": func(t *rapid.T) {
@@ -111,8 +111,8 @@ func TestSharedBlockIsNeverWrittenTo(t *testing.T) {
 	copy(b.buf, "sharedshared")
 	b.refs.Add(2)
 	var q1, q2 outQueue
-	q1.share(b, 0, 6)
-	q2.share(b, 0, 6)
+	q1.share(l, b, 0, 6)
+	q2.share(l, b, 0, 6)
 	q1.append(l, []byte("one"))
 	q2.append(l, []byte("two"))
 	if got := string(b.buf[:12]); got != "sharedshared" {

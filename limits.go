@@ -1,0 +1,231 @@
+package tcpio
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Time limits. A connection notes when it last read and wrote, on a coarse clock: that is all that activity costs. It is
+// in one heap of its loop with the earliest time at which a limit could be reached; when that comes, the notes say
+// whether it was, or when it could be next. A limit costs no goroutine and 32 bytes a connection: its place in the heap,
+// and limitState.
+
+// ticks is a time of the coarse clock in milliseconds. It wraps after 49 days; differences do not mind.
+type ticks uint32
+
+func (t ticks) since(earlier ticks) time.Duration {
+	return time.Duration(int32(t-earlier)) * time.Millisecond
+}
+
+// longestLimit is the longest limit that ticks can tell, with room to spare.
+const longestLimit = 20 * 24 * time.Hour
+
+// limitState is a connection's part. lastIn, lastOut and idle are guarded by its mu, the rest by its loop's limits.
+type limitState struct {
+	lastIn  ticks // bytes arrived, or the connection was accepted
+	lastOut ticks // bytes went out, or began to wait
+	idle    ticks // the idle limit; 0: none
+	place   int32 // in the heap plus one
+	at      int64 // due time there
+}
+
+// limits is one loop's connections that have a time limit.
+type limits struct {
+	first atomic.Int64 // when the earliest is due, 0 without any
+	clock atomic.Uint32
+
+	mu sync.Mutex
+	// Guarded by mu, which is taken under a Conn's mu.
+	heap dueHeap[*Conn]
+}
+
+func (c *Conn) dueAt() int64   { return c.limit.at }
+func (c *Conn) setPlace(i int) { c.limit.place = int32(i) }
+
+// LimitError is the Err of a connection that a time limit ended. It matches os.ErrDeadlineExceeded.
+type LimitError struct {
+	Limit string        // "idle", "read", "write", "handshake" or "close"
+	After time.Duration // the limit; 0 for "close"
+}
+
+func (e *LimitError) Error() string {
+	if e.After == 0 {
+		return "tcpio: " + e.Limit + " time limit reached with output left"
+	}
+	return fmt.Sprintf("tcpio: %s time limit of %v reached", e.Limit, e.After)
+}
+
+// Timeout reports true, as a net.Error.
+func (e *LimitError) Timeout() bool { return true }
+
+// Temporary reports false, as a net.Error.
+func (e *LimitError) Temporary() bool { return false }
+
+// Is reports whether target is os.ErrDeadlineExceeded.
+func (e *LimitError) Is(target error) bool { return target == os.ErrDeadlineExceeded }
+
+// tickClock keeps the coarse clock going, if anybody looks at it. It is called whenever the loop has polled and by the
+// watchdog, so that while the loop is awake the clock is a millisecond late at most.
+func (lp *loop) tickClock() {
+	if lp.l.timed.Load() {
+		lp.limits.tick()
+	}
+}
+
+func (lim *limits) tick() { lim.clock.Store(uint32(now() / int64(time.Millisecond))) }
+
+// coarse is the time for a note. A sleeping loop has stopped its clock.
+func (lp *loop) coarse() ticks {
+	if role(lp.state.Load()&roleMask) == sleeping {
+		lp.limits.tick()
+	}
+	return ticks(lp.limits.clock.Load())
+}
+
+// SetIdleTimeout replaces [ListenerOptions.IdleTimeout] for this connection, from its last activity on; 0 means none. It
+// fails on a negative or too long (20 days) limit and, after Close, with net.ErrClosed.
+func (c *Conn) SetIdleTimeout(d time.Duration) error {
+	c.mu.Lock()
+	defer c.unlock()
+	if d < 0 || d > longestLimit {
+		return c.opErrorLocked("set", fmt.Errorf("tcpio: idle timeout out of range: %v", d))
+	}
+	if c.flags&(fClosing|fReleased) != 0 {
+		return c.endedLocked("set")
+	}
+	c.lp.l.timed.Store(true)
+	c.lp.limits.tick() // it may have stood still so far
+	if c.flags&fTimed == 0 {
+		c.flags |= fTimed // without limits there are no notes
+		c.limit.lastIn = c.lp.coarse()
+		c.limit.lastOut = c.limit.lastIn
+	}
+	c.limit.idle = ticks((d + time.Millisecond - 1) / time.Millisecond)
+	c.armLimitLocked()
+	return nil
+}
+
+// beginLimitsLocked starts the limits of a new connection.
+func (c *Conn) beginLimitsLocked() {
+	o := &c.lp.l.opts
+	if !c.lp.l.timed.Load() {
+		return
+	}
+	c.lp.limits.tick()
+	c.flags |= fTimed
+	c.limit.lastIn = c.lp.coarse()
+	c.limit.lastOut = c.limit.lastIn
+	c.limit.idle = ticks((o.IdleTimeout + time.Millisecond - 1) / time.Millisecond)
+	c.armLimitLocked()
+}
+
+// nextLimitLocked says which limit comes first, and how long it takes from now; false without any.
+func (c *Conn) nextLimitLocked(t ticks) (e LimitError, wait time.Duration, ok bool) {
+	o := &c.lp.l.opts
+	consider := func(name string, limit time.Duration, since ticks) {
+		if left := limit - t.since(since); limit > 0 && (!ok || left < wait) {
+			e, wait, ok = LimitError{name, limit}, left, true
+		}
+	}
+	s := &c.limit
+	last := s.lastIn
+	if s.lastOut.since(last) > 0 {
+		last = s.lastOut
+	}
+	consider("idle", time.Duration(s.idle)*time.Millisecond, last)
+	if c.flags&fHeard == 0 || c.ext != nil && c.ext.frames.partial {
+		consider("read", o.ReadTimeout, s.lastIn)
+	}
+	if c.out != nil {
+		consider("write", o.WriteTimeout, s.lastOut)
+	}
+	return e, wait, ok
+}
+
+// armLimitLocked makes sure that the loop looks at the connection when its next limit could be reached. It is called when
+// that may have come nearer; later is noticed when the time comes.
+func (c *Conn) armLimitLocked() {
+	if c.flags&fTimed == 0 || c.flags&(fClosing|fReleased) != 0 {
+		return
+	}
+	_, wait, ok := c.nextLimitLocked(c.lp.coarse())
+	if !ok {
+		return
+	}
+	at := now() + max(int64(wait), 0)
+	lim := &c.lp.limits
+	lim.mu.Lock()
+	switch {
+	case c.limit.place == 0:
+		c.limit.at = at
+		lim.heap.push(c)
+	case at < c.limit.at:
+		c.limit.at = at
+		lim.heap.fix(int(c.limit.place) - 1)
+	}
+	earlier := lim.heap[0] == c
+	lim.first.Store(lim.heap.first())
+	lim.mu.Unlock()
+	if earlier {
+		c.lp.kick()
+	}
+}
+
+// endLimitsLocked takes the connection out.
+func (c *Conn) endLimitsLocked() {
+	if c.flags&fTimed == 0 {
+		return
+	}
+	lim := &c.lp.limits
+	lim.mu.Lock()
+	if c.limit.place != 0 {
+		lim.heap.remove(int(c.limit.place) - 1)
+		lim.first.Store(lim.heap.first())
+	}
+	lim.mu.Unlock()
+}
+
+// due takes a connection whose time to be looked at has come.
+func (lim *limits) due() *Conn {
+	first := lim.first.Load()
+	if first == 0 || first > now() {
+		return nil
+	}
+	lim.mu.Lock()
+	defer lim.mu.Unlock()
+	if len(lim.heap) == 0 || lim.heap[0].limit.at > now() {
+		return nil
+	}
+	c := lim.heap[0]
+	lim.heap.remove(0)
+	lim.first.Store(lim.heap.first())
+	return c
+}
+
+// runLimits ends the connections whose limit is reached.
+func (lp *loop) runLimits() {
+	for {
+		c := lp.limits.due()
+		if c == nil {
+			return
+		}
+		c.mu.Lock()
+		if c.flags&(fClosing|fReleased) == 0 {
+			e, wait, ok := c.nextLimitLocked(lp.coarse())
+			switch {
+			case ok && wait > 0:
+				c.armLimitLocked()
+			case ok && e.Limit == "write":
+				lp.count.timeouts[timeoutWrite].Add(1)
+				c.abortLocked(&e) // there is no point in waiting for what does not move
+			case ok:
+				lp.count.timeout(e.Limit)
+				c.closeLocked(&e)
+			}
+		}
+		c.unlock()
+	}
+}
