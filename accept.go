@@ -111,7 +111,7 @@ func (l *Listener) acceptSome() acceptState {
 		}
 		l.socket.backoff = 0
 		l.socket.starved.Store(false)
-		switch err := l.register(l.newConn(target, int32(fd), peer)); err {
+		switch err := l.welcome(target, int32(fd), peer); err {
 		case nil:
 		case net.ErrClosed:
 			return acceptIdle
@@ -176,26 +176,32 @@ func (l *Listener) register(c *Conn) error {
 	if l.stopping.Load() {
 		// Shutdown looks at the connections after it has set stopping: this one it may have missed.
 		sysClose(c.fd)
+		l.dismiss(c, c.flags)
 		l.connGone(lp)
 		return net.ErrClosed
 	}
+	served := c.flags&fRefused == 0
+	hook := served && l.opts.Actor != nil
 	// From add on others see c, and it may end at any moment. The reference keeps the descriptor until the registration
 	// is over, fRunning its events until the actor is there.
 	c.refs = 1
-	if l.opts.Actor != nil {
+	if hook {
 		c.flags |= fRunning
 	}
 	t := lp.conns.add(c)
 	var actor Actor
-	if l.opts.Actor != nil {
+	if hook {
 		actor = l.opts.Actor(c)
 	}
 	err := lp.p.add(int(c.fd), t, pollConn)
 	c.mu.Lock()
 	defer c.unlock()
-	c.beginLimitsLocked()
 	c.refs--
-	if l.opts.Actor != nil {
+	if served {
+		lp.count.accepted.Add(1)
+		c.beginLimitsLocked()
+	}
+	if hook {
 		if c.stream == nil && c.actor == nil { // not claimed meanwhile
 			c.actor = actor
 		}

@@ -77,6 +77,8 @@ func (c *Conn) deliverLocked(m mail) {
 	if c.flags&(fOpened|fDefer) == 0 {
 		c.emitLocked(pendOpened)
 	}
+	c.lp.count.events.Add(1)
+	c.lp.count.posted.Add(1)
 	if s := c.stream; s != nil && c.flags&(fQueued|fMute) == 0 && s.trySend(Message{c, m.value, m.ask}) {
 		return
 	}

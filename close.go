@@ -219,6 +219,7 @@ func (c *Conn) expireLocked(tm *timer) {
 
 // cutLocked ends a connection whose time to close is over.
 func (c *Conn) cutLocked() {
+	c.lp.count.timeouts[limitClose].Add(1)
 	if c.out != nil {
 		c.abortLocked(ErrCloseTimeout)
 		return

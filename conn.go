@@ -93,6 +93,8 @@ const (
 	fDefer    // Opened waits for the first bytes
 	fTimed    // the connection has, or had, a time limit
 	fHeard    // a byte has arrived
+	fCounted  // its address has a place taken, see peers
+	fRefused  // only kept until its peer has the reply
 	fWriting  // a blocking write is under way: nobody else's bytes come between its own
 
 	pendMask = pendOpened | pendReadable | pendWritable | pendClosed
@@ -113,7 +115,7 @@ func (c *Conn) unlock() {
 	}
 	c.mu.Unlock()
 	if fd >= 0 {
-		c.finish(fd, f&fReset != 0)
+		c.finish(fd, f)
 	}
 	if f&fHelp != 0 {
 		c.lp.help()
@@ -122,10 +124,10 @@ func (c *Conn) unlock() {
 
 // finish closes the descriptor: out of the table and out of epoll first, so that no event of this connection is
 // delivered to a later one of the same number, and a duplicate held elsewhere keeps nothing alive in epoll.
-func (c *Conn) finish(fd int32, reset bool) {
+func (c *Conn) finish(fd int32, f flags) {
 	c.lp.conns.remove(c)
 	_ = c.lp.p.remove(int(fd))
-	if reset {
+	if f&fReset != 0 {
 		sysReset(fd)
 	}
 	sysClose(fd)
@@ -136,6 +138,8 @@ func (c *Conn) finish(fd int32, reset bool) {
 		c.ext.gone.open()
 	}
 	c.unlock()
+	c.lp.l.dismiss(c, f)
+	c.lp.count.closed.Add(1)
 	c.lp.l.connGone(c.lp)
 }
 
@@ -276,6 +280,7 @@ func (c *Conn) emitLocked(kind flags) {
 			c.emitLocked(pendOpened)
 		}
 	}
+	c.lp.count.events.Add(1)
 	s := c.stream
 	if s != nil && c.flags&fQueued == 0 && s.trySend(c.event(kind)) {
 		if kind == pendClosed {

@@ -45,9 +45,22 @@ type limits struct {
 func (c *Conn) dueAt() int64   { return c.limit.at }
 func (c *Conn) setPlace(i int) { c.limit.place = int32(i) }
 
+// Kinds of limit.
+type limitKind int
+
+const (
+	limitIdle limitKind = iota
+	limitRead
+	limitWrite
+	limitClose
+	limitKinds
+)
+
+var limitNames = [limitKinds]string{"idle", "read", "write", "close"}
+
 // LimitError is the Err of a connection that a time limit ended. It matches os.ErrDeadlineExceeded.
 type LimitError struct {
-	Limit string        // "idle", "read", "write", "handshake" or "close"
+	Limit string        // "idle", "read", "write" or "close"
 	After time.Duration // the limit; 0 for "close"
 }
 
@@ -122,12 +135,12 @@ func (c *Conn) beginLimitsLocked() {
 	c.armLimitLocked()
 }
 
-// nextLimitLocked says which limit comes first, and how long it takes from now; false without any.
-func (c *Conn) nextLimitLocked(t ticks) (e LimitError, wait time.Duration, ok bool) {
+// nextLimitLocked says which limit comes first, and how long it takes from now; a limit of 0 means none.
+func (c *Conn) nextLimitLocked(t ticks) (kind limitKind, limit, wait time.Duration) {
 	o := &c.lp.l.opts
-	consider := func(name string, limit time.Duration, since ticks) {
-		if left := limit - t.since(since); limit > 0 && (!ok || left < wait) {
-			e, wait, ok = LimitError{name, limit}, left, true
+	consider := func(k limitKind, d time.Duration, since ticks) {
+		if left := d - t.since(since); d > 0 && (limit == 0 || left < wait) {
+			kind, limit, wait = k, d, left
 		}
 	}
 	s := &c.limit
@@ -135,14 +148,14 @@ func (c *Conn) nextLimitLocked(t ticks) (e LimitError, wait time.Duration, ok bo
 	if s.lastOut.since(last) > 0 {
 		last = s.lastOut
 	}
-	consider("idle", time.Duration(s.idle)*time.Millisecond, last)
+	consider(limitIdle, time.Duration(s.idle)*time.Millisecond, last)
 	if c.flags&fHeard == 0 || c.ext != nil && c.ext.frames.partial {
-		consider("read", o.ReadTimeout, s.lastIn)
+		consider(limitRead, o.ReadTimeout, s.lastIn)
 	}
 	if c.out != nil {
-		consider("write", o.WriteTimeout, s.lastOut)
+		consider(limitWrite, o.WriteTimeout, s.lastOut)
 	}
-	return e, wait, ok
+	return kind, limit, wait
 }
 
 // armLimitLocked makes sure that the loop looks at the connection when its next limit could be reached. It is called when
@@ -151,8 +164,8 @@ func (c *Conn) armLimitLocked() {
 	if c.flags&fTimed == 0 || c.flags&(fClosing|fReleased) != 0 {
 		return
 	}
-	_, wait, ok := c.nextLimitLocked(c.lp.coarse())
-	if !ok {
+	_, limit, wait := c.nextLimitLocked(c.lp.coarse())
+	if limit == 0 {
 		return
 	}
 	at := now() + max(int64(wait), 0)
@@ -214,16 +227,18 @@ func (lp *loop) runLimits() {
 		}
 		c.mu.Lock()
 		if c.flags&(fClosing|fReleased) == 0 {
-			e, wait, ok := c.nextLimitLocked(lp.coarse())
-			switch {
-			case ok && wait > 0:
+			switch kind, limit, wait := c.nextLimitLocked(lp.coarse()); {
+			case limit == 0:
+			case wait > 0:
 				c.armLimitLocked()
-			case ok && e.Limit == "write":
-				lp.count.timeouts[timeoutWrite].Add(1)
-				c.abortLocked(&e) // there is no point in waiting for what does not move
-			case ok:
-				lp.count.timeout(e.Limit)
-				c.closeLocked(&e)
+			default:
+				lp.count.timeouts[kind].Add(1)
+				err := &LimitError{limitNames[kind], limit}
+				if kind == limitWrite {
+					c.abortLocked(err) // there is no point in waiting for what does not move
+				} else {
+					c.closeLocked(err)
+				}
 			}
 		}
 		c.unlock()

@@ -203,7 +203,7 @@ func (lp *loop) help() {
 		lp.take(n)
 		lp.dispatch(false)
 		lp.runTimers()
-		if lp.l.opts.Actor == nil {
+		if o := &lp.l.opts; o.Actor == nil && o.Admit == nil && o.AcceptRate == nil {
 			lp.runAccept() // it calls nothing of the user's
 		}
 		if n == 0 || lp.accept == acceptMore || lp.kicked.Load() || !lp.demand.outstanding() {

@@ -2,43 +2,109 @@ package tcpio
 
 import "sync/atomic"
 
-// Kinds of time limit, as counters has them.
-const (
-	timeoutIdle = iota
-	timeoutRead
-	timeoutWrite
-	timeoutHandshake
-	timeoutClose
-	timeoutKinds
-)
+// Stats is what a listener has counted since Listen. Sums are over all loops.
+type Stats struct {
+	LoopStats
+	Loops []LoopStats // each loop's own part
 
-// Reasons to refuse a connection, as counters has them.
-const (
-	refusedConns = iota
-	refusedPerIP
-	refusedRate
-	refusedAdmit
-	refusedKinds
-)
-
-// counters is what one loop counts. Each counter has its own home in the loop that writes it most, so that counting is
-// an uncontended addition.
-type counters struct {
-	accepted  atomic.Uint64
-	closed    atomic.Uint64
-	bytesIn   atomic.Uint64
-	bytesOut  atomic.Uint64
-	events    atomic.Uint64
-	posted    atomic.Uint64
-	refused   [refusedKinds]atomic.Uint64
-	timeouts  [timeoutKinds]atomic.Uint64
-	handshake atomic.Uint64 // failed TLS handshakes
+	Queued   int64 // bytes of output that wait for room in sockets
+	Blocked  int   // goroutines in actors' handlers that have blocked and lost their loop
+	Refusing int   // refused connections whose peer has not read the reply yet
 }
 
-func (n *counters) timeout(limit string) {
-	kind := timeoutIdle
-	if limit == "read" {
-		kind = timeoutRead
+// LoopStats is one loop's part of Stats.
+type LoopStats struct {
+	Open     int    // connections that have a descriptor
+	Accepted uint64 // connections served, adopted ones too
+	Closed   uint64 // connections whose descriptor is gone
+	BytesIn  uint64 // read from sockets, what a close has drained included
+	BytesOut uint64 // taken by sockets
+	Events   uint64 // delivered, or noted until their route has room; without Failed
+	Posted   uint64 // values that came from Post, Ask and After, part of Events
+
+	Refused  RefusedStats
+	Timeouts TimeoutStats
+}
+
+// RefusedStats counts connections that were closed instead of served, by reason.
+type RefusedStats struct {
+	Conns uint64 // MaxConns
+	PerIP uint64 // MaxConnsPerIP
+	Rate  uint64 // AcceptRate
+	Admit uint64 // Admit
+}
+
+// TimeoutStats counts connections that a time limit ended, by kind.
+type TimeoutStats struct {
+	Idle  uint64
+	Read  uint64
+	Write uint64
+	Close uint64 // CloseTimeout, output left or not
+}
+
+// counters is what one loop counts. A counter is written mostly by one goroutine, so that counting is an uncontended
+// addition.
+type counters struct {
+	accepted, closed  atomic.Uint64
+	bytesIn, bytesOut atomic.Uint64
+	events, posted    atomic.Uint64
+	refused           [refusals]atomic.Uint64
+	timeouts          [limitKinds]atomic.Uint64
+}
+
+// Stats returns the counters of the moment. It takes no lock that connections or loops wait for, and works after Close.
+func (l *Listener) Stats() Stats {
+	s := Stats{
+		Queued:   l.queued.Load(),
+		Blocked:  l.Blocked(),
+		Refusing: int(l.refusing.Load()),
 	}
-	n.timeouts[kind].Add(1)
+	if !l.decided() {
+		return s
+	}
+	for _, lp := range l.loops {
+		n := &lp.count
+		one := LoopStats{
+			Open:     int(lp.live.Load()),
+			Accepted: n.accepted.Load(),
+			Closed:   n.closed.Load(),
+			BytesIn:  n.bytesIn.Load(),
+			BytesOut: n.bytesOut.Load(),
+			Events:   n.events.Load(),
+			Posted:   n.posted.Load(),
+			Refused: RefusedStats{
+				Conns: n.refused[refusedConns].Load(),
+				PerIP: n.refused[refusedPerIP].Load(),
+				Rate:  n.refused[refusedRate].Load(),
+				Admit: n.refused[refusedAdmit].Load(),
+			},
+			Timeouts: TimeoutStats{
+				Idle:  n.timeouts[limitIdle].Load(),
+				Read:  n.timeouts[limitRead].Load(),
+				Write: n.timeouts[limitWrite].Load(),
+				Close: n.timeouts[limitClose].Load(),
+			},
+		}
+		s.Loops = append(s.Loops, one)
+		s.add(&one)
+	}
+	return s
+}
+
+func (s *LoopStats) add(o *LoopStats) {
+	s.Open += o.Open
+	s.Accepted += o.Accepted
+	s.Closed += o.Closed
+	s.BytesIn += o.BytesIn
+	s.BytesOut += o.BytesOut
+	s.Events += o.Events
+	s.Posted += o.Posted
+	s.Refused.Conns += o.Refused.Conns
+	s.Refused.PerIP += o.Refused.PerIP
+	s.Refused.Rate += o.Refused.Rate
+	s.Refused.Admit += o.Refused.Admit
+	s.Timeouts.Idle += o.Timeouts.Idle
+	s.Timeouts.Read += o.Timeouts.Read
+	s.Timeouts.Write += o.Timeouts.Write
+	s.Timeouts.Close += o.Timeouts.Close
 }

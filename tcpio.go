@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -41,6 +42,19 @@ type ListenerOptions struct {
 	// MaxBlocked bounds the goroutines that are kept in actors' Receive beyond the loops' own, because a handler blocked;
 	// 0 means 10,000. At the bound a loop waits for its handler, and so do the other connections of that loop.
 	MaxBlocked int
+
+	// MaxConns bounds the connections that are open at once, and MaxConnsPerIP those of one address: an IPv4 address, or
+	// the /64 network of an IPv6 one. 0 means no bound. What is over a bound is refused.
+	MaxConns      int
+	MaxConnsPerIP int
+	// AcceptRate is asked for every connection, which is refused when it says false. A *rate.Limiter of
+	// golang.org/x/time/rate fits.
+	AcceptRate interface{ Allow() bool }
+	// Admit is asked for every connection before anything is allocated for it; an error refuses it. A unix socket's peer
+	// has the zero address. It runs on a loop and must not block.
+	Admit func(netip.AddrPort) error
+	// RefuseReply, a short one, is sent to a peer that is refused, before the close. Without it the close is all.
+	RefuseReply []byte
 
 	// AllowHalfOpen leaves a connection open after its peer's end of stream was read, until Close.
 	AllowHalfOpen bool
@@ -93,7 +107,9 @@ type Listener struct {
 	pool     pool
 	socket   listenSocket
 	feeders  sync.WaitGroup
-	timed    atomic.Bool   // there are time limits: the loops keep their coarse clocks
+	timed    atomic.Bool // there are time limits: the loops keep their coarse clocks
+	peers    peers
+	refusing atomic.Int64  // refused connections that are still open
 	queued   atomic.Int64  // bytes of output that wait, of all connections
 	stopping atomic.Bool   // nothing is accepted any more
 	blocked  atomic.Int64  // goroutines in handlers that lost their loop
@@ -178,6 +194,8 @@ func (o *ListenerOptions) check() error {
 		{"WriteBuffer", &o.WriteBuffer, 1 << 20},
 		{"MaxFrame", &o.MaxFrame, 64 << 10},
 		{"MaxBlocked", &o.MaxBlocked, 10000},
+		{"MaxConns", &o.MaxConns, 0},
+		{"MaxConnsPerIP", &o.MaxConnsPerIP, 0},
 	} {
 		if *f.value < 0 {
 			return bad(f.name, fmt.Sprintf("negative: %d", *f.value))
@@ -516,11 +534,17 @@ func (l *Listener) finish() {
 	}
 }
 
-// Shutdown stops in order: it accepts nothing more, closes every connection as Conn.Close does, and waits until every
+// Shutdown stops in order: it accepts what the backlog holds and then nothing more, closes every connection as Conn.Close does, and waits until every
 // descriptor is closed; then it returns nil. When ctx ends first, what is left is cut off and ctx's error returned. It
 // does not wait for events to be received, so a consumer may call it; the Closed events are still to come. Every
 // connection has CloseTimeout at most, with whatever ctx.
 func (l *Listener) Shutdown(ctx context.Context) error {
+	l.mu.Lock()
+	polling := l.polling && !l.stopping.Load()
+	l.mu.Unlock()
+	if polling {
+		l.acceptRest()
+	}
 	l.stopAccepting()
 	for c := range l.Conns() {
 		c.Close()

@@ -1,0 +1,139 @@
+package tcpio
+
+import (
+	"net/netip"
+	"sync"
+	"syscall"
+)
+
+// lingering bounds the refused connections that are kept until their peer has the reply; more are refused without one.
+const lingering = 256
+
+// refusal says why a connection that was accepted is not served.
+type refusal int
+
+const (
+	refusedConns refusal = iota // MaxConns
+	refusedPerIP                // MaxConnsPerIP
+	refusedRate                 // AcceptRate
+	refusedAdmit                // Admit
+	refusals
+	admitted refusal = -1
+)
+
+// peers counts the connections of each address, if MaxConnsPerIP is set.
+type peers struct {
+	mu sync.Mutex
+	// Guarded by mu.
+	conns map[netip.Prefix]int
+}
+
+// network is what counts as one address: an IPv4 address, or the /64 of an IPv6 one, which is what one customer has.
+func (a *sockaddr) network() netip.Prefix {
+	ip := a.addrPort().Addr().WithZone("")
+	bits := 64
+	if ip.Is4() {
+		bits = 32
+	}
+	p, _ := ip.Prefix(bits)
+	return p
+}
+
+// take counts one more connection of a, unless there are max.
+func (ps *peers) take(a *sockaddr, max int) bool {
+	p := a.network()
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if ps.conns[p] >= max {
+		return false
+	}
+	if ps.conns == nil {
+		ps.conns = make(map[netip.Prefix]int)
+	}
+	ps.conns[p]++
+	return true
+}
+
+func (ps *peers) give(a *sockaddr) {
+	p := a.network()
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if ps.conns[p]--; ps.conns[p] <= 0 {
+		delete(ps.conns, p)
+	}
+}
+
+// admission decides about a peer before anything is allocated for it. If the answer is admitted, a place of its address
+// is taken where addresses are counted.
+func (l *Listener) admission(peer *sockaddr) refusal {
+	o := &l.opts
+	switch {
+	case o.MaxConns > 0 && l.Len()-int(l.refusing.Load()) >= o.MaxConns:
+		return refusedConns
+	case o.AcceptRate != nil && !o.AcceptRate.Allow():
+		return refusedRate
+	case o.Admit != nil && o.Admit(peer.addrPort()) != nil:
+		return refusedAdmit
+	case o.MaxConnsPerIP > 0 && peer.isIP && !l.peers.take(peer, o.MaxConnsPerIP):
+		return refusedPerIP
+	}
+	return admitted
+}
+
+// refuse ends a connection that is not to be served, with the reply if there is one: as a connection without events, so
+// that input does not turn the reply into a reset.
+func (l *Listener) refuse(lp *loop, fd int32, peer sockaddr, why refusal) {
+	lp.count.refused[why].Add(1)
+	if len(l.opts.RefuseReply) == 0 || l.refusing.Load() >= lingering {
+		sysClose(fd)
+		return
+	}
+	c := &Conn{lp: lp, id: lastID.Add(1), peer: peer, fd: fd, flags: fMute | fRefused}
+	if !peer.isIP {
+		c.flags |= fUnix | fDistrust
+	}
+	l.refusing.Add(1)
+	if l.register(c) != nil {
+		return
+	}
+	c.mu.Lock()
+	_, _ = c.writeLocked(l.opts.RefuseReply) // a peer that is gone needs none
+	c.closeLocked(nil)
+	c.unlock()
+}
+
+// acceptRest takes what the kernel has accepted already, so that closing the listening socket resets nobody.
+func (l *Listener) acceptRest() {
+	for {
+		fd, peer, errno := l.socket.accept()
+		switch {
+		case errno == 0:
+			l.welcome(l.leastBusy(true), int32(fd), peer)
+		case errno != syscall.ECONNABORTED:
+			return
+		}
+	}
+}
+
+// welcome gives an accepted descriptor to lp, or refuses it.
+func (l *Listener) welcome(lp *loop, fd int32, peer sockaddr) error {
+	if why := l.admission(&peer); why != admitted {
+		l.refuse(lp, fd, peer, why)
+		return nil
+	}
+	c := l.newConn(lp, fd, peer)
+	if l.opts.MaxConnsPerIP > 0 && peer.isIP {
+		c.flags |= fCounted
+	}
+	return l.register(c)
+}
+
+// dismiss gives back what admission took.
+func (l *Listener) dismiss(c *Conn, f flags) {
+	if f&fCounted != 0 {
+		l.peers.give(&c.peer)
+	}
+	if f&fRefused != 0 {
+		l.refusing.Add(-1)
+	}
+}
