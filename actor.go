@@ -312,8 +312,12 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 // endTurnLocked ends a turn. A peer that has ended is closed now that its handler has had its say.
 func (c *Conn) endTurnLocked() {
 	c.flags &^= fRunning
-	if c.flags&(fEOF|fHalfOpen|fClosing|fReleased) == fEOF && c.stream == nil {
-		c.endLocked()
+	if c.flags&(fEOF|fHalfOpen|fClosing|fReleased) == fEOF {
+		if c.stream == nil {
+			c.endLocked()
+		} else {
+			c.endReadLocked() // claimed by the handler that read the end: its time starts here
+		}
 	}
 	if c.stream == nil && (c.flags&pendMask != 0 || c.mail() > 0) {
 		c.queueLocked()
