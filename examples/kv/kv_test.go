@@ -1,31 +1,23 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"errors"
+	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"runtime"
 	"runtime/pprof"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
 
 // patience is how long a test waits for what must happen.
 const patience = 60 * time.Second
-
-// asProgram in the environment makes the test binary the program itself, for the tests of the whole process.
-const asProgram = "KV_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
@@ -38,6 +30,9 @@ func TestMain(m *testing.M) {
 	}
 	goroutines, files := runtime.NumGoroutine(), openFiles()
 	code := m.Run()
+	if flag.Lookup("test.fuzz").Value.String() != "" {
+		os.Exit(code) // Go's fuzzing keeps goroutines of its own.
+	}
 	deadline := time.Now().Add(patience)
 	for runtime.NumGoroutine() > goroutines || len(openFiles()) > len(files) {
 		if time.Now().After(deadline) {
@@ -100,130 +95,6 @@ func start(t *testing.T) string {
 	addr := startWith(t, time.Now, ticker.C)
 	t.Cleanup(ticker.Stop)
 	return addr
-}
-
-// peer is a client of the server under test.
-type peer struct {
-	*net.TCPConn
-	t testing.TB
-	r *bufio.Reader
-}
-
-func dial(t testing.TB, addr string) *peer {
-	t.Helper()
-	c, err := net.DialTimeout("tcp", addr, patience)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
-	}
-	return &peer{c.(*net.TCPConn), t, bufio.NewReader(c)}
-}
-
-// send writes b in one call.
-func (p *peer) send(b []byte) {
-	p.t.Helper()
-	if _, err := p.Write(b); err != nil {
-		p.t.Fatal(err)
-	}
-}
-
-// reply reads one reply, in the notation of the scripts below.
-func (p *peer) reply() string {
-	p.t.Helper()
-	s, err := readReply(p.r)
-	if err != nil {
-		p.t.Fatalf("reading a reply: %v", err)
-	}
-	return s
-}
-
-// do sends one request and returns the reply.
-func (p *peer) do(args ...string) string {
-	p.t.Helper()
-	p.send(encode(args...))
-	return p.reply()
-}
-
-// output asks how many bytes wait in the server for q to read, and whether q is paused.
-func (p *peer) output(q *peer) (waiting int, paused bool) {
-	p.t.Helper()
-	for line := range strings.Lines(p.do("CLIENT", "LIST")) {
-		if strings.Contains(line, " addr="+q.LocalAddr().String()+" ") {
-			_, omem, _ := strings.Cut(strings.TrimSpace(line), " omem=")
-			waiting, err := strconv.Atoi(omem)
-			if err != nil {
-				p.t.Fatalf("%v in %q", err, line)
-			}
-			return waiting, strings.Contains(line, " flags=P ")
-		}
-	}
-	p.t.Fatalf("%v is not listed", q.LocalAddr())
-	return 0, false
-}
-
-// wantEnd fails unless the server closes in order, with nothing before that.
-func (p *peer) wantEnd() {
-	p.t.Helper()
-	if rest, err := io.ReadAll(p.r); len(rest) > 0 || err != nil {
-		p.t.Errorf("%.100q, %v instead of the end", rest, err)
-	}
-}
-
-// readReply reads one reply: +OK, -ERR text, :1, nil, bulk strings as they are, arrays as [a b].
-func readReply(r *bufio.Reader) (string, error) {
-	line, err := r.ReadString('\n')
-	if err != nil {
-		return "", err
-	}
-	line, ok := strings.CutSuffix(line, "\r\n")
-	if !ok || line == "" {
-		return "", fmt.Errorf("malformed reply %q", line)
-	}
-	switch line[0] {
-	case '+', '-', ':':
-		return line, nil
-	case '$', '*':
-	default:
-		return "", fmt.Errorf("malformed reply %q", line)
-	}
-	n, err := strconv.Atoi(line[1:])
-	if err != nil {
-		return "", err
-	}
-	if line == "$-1" {
-		return "nil", nil
-	}
-	if line[0] == '*' {
-		elements := make([]string, n)
-		for i := range elements {
-			if elements[i], err = readReply(r); err != nil {
-				return "", err
-			}
-		}
-		return "[" + strings.Join(elements, " ") + "]", nil
-	}
-	b := make([]byte, n+2)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return "", err
-	}
-	s, ok := strings.CutSuffix(string(b), "\r\n")
-	if !ok {
-		return "", fmt.Errorf("malformed reply %q", b)
-	}
-	return s, nil
-}
-
-// eventually calls f until it is true.
-func eventually(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !f(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
 }
 
 // Each script is inline commands and their replies, but for space at the end.
@@ -362,7 +233,9 @@ func TestInfo(t *testing.T) {
 	p := dial(t, start(t))
 	p.do("SET", "a", "1", "EX", "100")
 	got := p.do("INFO")
-	for _, want := range []string{"# Server\r\n", "\r\nconnected_clients:1\r\n", "\r\ntotal_commands_processed:2\r\n", "db0:keys=1,expires=1\r\n"} {
+	for _, want := range []string{
+		"# Server\r\n", "\r\nconnected_clients:1\r\n", "\r\ntotal_commands_processed:2\r\n", "db0:keys=1,expires=1\r\n",
+	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in %q", want, got)
 		}
@@ -505,221 +378,6 @@ func TestMalformedRequests(t *testing.T) {
 	}
 }
 
-// liveHeap is what is alive in this process, in bytes.
-func liveHeap() int64 {
-	var m runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
-
-// Declared lengths cost nothing until the bytes are there: a hundred connections that have each declared the most that
-// is allowed, and a hundred that declare far more and are refused.
-func TestDeclaredLengthsTakeNoMemory(t *testing.T) {
-	addr := start(t)
-	dial(t, addr).do("PING")
-	before := liveHeap()
-	var waiting []*peer
-	for range 50 {
-		for _, in := range []string{"PING\r\n*600000\r\n", "PING\r\n*2\r\n$3\r\nGET\r\n$1048576\r\n"} {
-			p := dial(t, addr)
-			p.send([]byte(in))
-			waiting = append(waiting, p)
-		}
-		for _, in := range []string{"PING\r\n*2000000000\r\n", "PING\r\n*1\r\n$2000000000\r\n"} {
-			p := dial(t, addr)
-			p.send([]byte(in))
-			p.reply()
-			if got := p.reply(); !strings.HasPrefix(got, "-ERR Protocol error: invalid ") {
-				t.Errorf("%q", got)
-			}
-			p.wantEnd()
-		}
-	}
-	for _, p := range waiting {
-		if got := p.reply(); got != "+PONG" {
-			t.Errorf("%q", got)
-		}
-	}
-	if grown := liveHeap() - before; grown > 8<<20 {
-		t.Errorf("the heap grew by %d bytes", grown)
-	}
-	runtime.KeepAlive(waiting)
-}
-
-// A connection that is idle again holds none of the buffers that its requests went through.
-func TestIdleConnectionsHoldNoBuffers(t *testing.T) {
-	addr := start(t)
-	const n, size = 200, 60 << 10
-	value := strings.Repeat("x", size)
-	dial(t, addr).do("ECHO", value)
-	before := liveHeap()
-	var idle []net.Conn
-	for range n {
-		p := dial(t, addr)
-		p.do("ECHO", value)
-		p.r = nil
-		idle = append(idle, p)
-	}
-	if grown := liveHeap() - before; grown > n*size/4 {
-		t.Errorf("%d bytes for each of %d idle connections", grown/n, n)
-	}
-	runtime.KeepAlive(idle)
-}
-
-// A peer that does not read is paused with bounded output, while others are served; when it reads, everything comes.
-func TestSlowReaderIsPausedAndResumed(t *testing.T) {
-	addr := start(t)
-	slow, other := dial(t, addr), dial(t, addr)
-	value := strings.Repeat("v", maxBulk)
-	slow.do("SET", "long", value)
-	slow.do("SET", "n", "0")
-	before := liveHeap()
-
-	const n = 64
-	var requests []byte
-	for range n {
-		requests = append(requests, encode("GET", "long")...)
-		requests = append(requests, encode("INCR", "n")...)
-	}
-	slow.send(requests)
-	eventually(t, "the slow reader is paused", func() bool { _, paused := other.output(slow); return paused })
-	executed, err := strconv.Atoi(other.do("GET", "n"))
-	if err != nil || executed >= n-1 {
-		t.Errorf("%d of %d requests were executed before the pause, %v", executed, n, err)
-	}
-	// What waits: a queue that took one long reply while it was empty, and a batch.
-	if waiting, _ := other.output(slow); waiting > 2*maxBulk+2*flushAt {
-		t.Errorf("%d bytes wait", waiting)
-	}
-	// The sockets' buffers are the kernel's; here there is the reply that is waiting, and the pool.
-	if grown := liveHeap() - before; grown > 8*maxBulk {
-		t.Errorf("the heap grew by %d bytes", grown)
-	}
-
-	for i := range n {
-		if got := slow.reply(); got != value {
-			t.Fatalf("value %d: %d bytes, the same: %v", i, len(got), got == value)
-		}
-		if got, want := slow.reply(), fmt.Sprint(":", i+1); got != want {
-			t.Fatalf("count %d: %q", i, got)
-		}
-	}
-	if got := slow.do("PING"); got != "+PONG" {
-		t.Errorf("behind it all: %q", got)
-	}
-	if waiting, paused := other.output(slow); waiting != 0 || paused {
-		t.Errorf("%d bytes wait, paused: %v", waiting, paused)
-	}
-}
-
-// A peer that sends for ever and never reads is held back by TCP, and costs nothing when it has gone.
-func TestPeerThatNeverReadsIsHeldBack(t *testing.T) {
-	addr := start(t)
-	rude, other := dial(t, addr), dial(t, addr)
-	other.do("SET", "long", strings.Repeat("v", maxBulk))
-	before := liveHeap()
-	paused := func() bool { _, paused := other.output(rude); return paused }
-	requests := bytes.Repeat(encode("GET", "long"), 1000)
-	sent := 0
-	for {
-		if err := rude.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		n, err := rude.Write(requests[sent%len(requests):])
-		sent += n
-		// A second without room for a byte is the proof, while the server answers others and says that it does not
-		// read. If it did, it would take this much in no time.
-		if errors.Is(err, os.ErrDeadlineExceeded) && n == 0 && paused() {
-			break
-		}
-		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatal(err)
-		}
-		if sent > 256<<20 {
-			t.Fatalf("%d bytes were taken", sent)
-		}
-		if got := other.do("PING"); got != "+PONG" {
-			t.Fatalf("%q", got)
-		}
-	}
-	if grown := liveHeap() - before; grown > 8*maxBulk {
-		t.Errorf("the heap grew by %d bytes after %d were sent", grown, sent)
-	}
-	if err := rude.SetLinger(0); err != nil {
-		t.Fatal(err)
-	}
-	rude.Close() // with a reset, while the server waits for room
-	eventually(t, "a peer that reset while paused is forgotten", func() bool {
-		return strings.Count(other.do("CLIENT", "LIST"), "\n") == 1
-	})
-}
-
-// A peer that sends its requests and shuts down its side gets every reply, though it is slow, and then the end.
-func TestHalfCloseGetsEveryReply(t *testing.T) {
-	addr := start(t)
-	p, other := dial(t, addr), dial(t, addr)
-	value := strings.Repeat("v", maxBulk)
-	p.do("SET", "long", value)
-	const n = 32
-	p.send(append(bytes.Repeat(encode("GET", "long"), n), "PING\r\n*2\r\n$3\r\nGE"...)) // cut off
-	if err := p.CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the slow reader is paused", func() bool { _, paused := other.output(p); return paused })
-	for i := range n {
-		if got := p.reply(); got != value {
-			t.Fatalf("value %d: %d bytes", i, len(got))
-		}
-	}
-	if got := p.reply(); got != "+PONG" {
-		t.Errorf("the last reply is %q", got)
-	}
-	p.wantEnd()
-}
-
-// The last request and the end arrive together, and the reply finds no room: it comes all the same.
-func TestLastReplyWaitsForRoom(t *testing.T) {
-	addr := start(t)
-	const size = 60 << 10 // short of flushAt, so that the server looks for more behind the last request
-	value := strings.Repeat("v", size)
-	other := dial(t, addr)
-	other.do("SET", "k", value)
-	var p *peer
-	n := 0
-	for attempt := 0; ; attempt++ {
-		if attempt == 20 {
-			t.Fatal("the last reply always found room")
-		}
-		p, n = dial(t, addr), 1
-		p.do("PING")
-		for waiting := 0; waiting+size <= writeBuffer; n++ {
-			p.send(encode("GET", "k"))
-			other.do("PING") // The server had its turn with p.
-			waiting, _ = other.output(p)
-		}
-		// While the server works on this, the request and the end both arrive.
-		other.send(encode(append([]string{"EXISTS"}, make([]string, 200_000)...)...))
-		p.send(encode("GET", "k"))
-		if err := p.CloseWrite(); err != nil {
-			t.Fatal(err)
-		}
-		other.reply()
-		if _, paused := other.output(p); paused {
-			break
-		}
-		p.Close()
-	}
-	// The library's own way with a peer that has ended, were it not told to leave that to the server, takes 250 ms.
-	<-time.After(500 * time.Millisecond)
-	for i := range n {
-		if got := p.reply(); got != value {
-			t.Fatalf("value %d of %d: %d bytes", i, n, len(got))
-		}
-	}
-	p.wantEnd()
-}
-
 func TestQuit(t *testing.T) {
 	addr := start(t)
 	p := dial(t, addr)
@@ -768,154 +426,5 @@ func TestSweepInTime(t *testing.T) {
 	eventually(t, "nothing is left", func() bool { return p.do("DBSIZE") == ":0" })
 	if got := p.do("INFO", "stats"); !strings.Contains(got, "expired_keys:1000\r\n") {
 		t.Errorf("%q", got)
-	}
-}
-
-// program starts the whole program in a process of its own, and returns its address.
-func program(t *testing.T) (cmd *exec.Cmd, addr string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	t.Cleanup(cancel)
-	cmd = exec.CommandContext(ctx, os.Args[0], "-addr", "127.0.0.1:0")
-	cmd.Env = append(os.Environ(), asProgram+"=1")
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if cmd.ProcessState == nil { // The test ended early.
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		}
-	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	addr, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
-	if !ok || err != nil {
-		t.Fatalf("%q, %v", line, err)
-	}
-	return cmd, addr
-}
-
-// On SIGTERM and SIGINT the program gives every peer what it has been answered and then the end, and exits with 0.
-func TestProgramDrainsOnSignal(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		t.Run(sig.String(), func(t *testing.T) {
-			cmd, addr := program(t)
-			idle, busy := dial(t, addr), dial(t, addr)
-			idle.do("PING")
-			// More than the queue holds: all of it was accepted when the next command is answered, and most of it is
-			// still in the server, for busy has not read.
-			value := strings.Repeat("v", maxBulk)
-			busy.do("SET", "long", value)
-			busy.send(encode("MGET", "long", "long", "long"))
-			eventually(t, "the reply is on its way", func() bool {
-				_, err := busy.r.Peek(1)
-				return err == nil
-			})
-			if err := cmd.Process.Signal(sig); err != nil {
-				t.Fatal(err)
-			}
-			idle.wantEnd()
-			idle.Close()
-			if got := busy.reply(); len(got) != 3*maxBulk+4 {
-				t.Errorf("%d bytes", len(got))
-			}
-			busy.wantEnd()
-			busy.Close()
-			if err := cmd.Wait(); err != nil {
-				t.Errorf("exit: %v", err)
-			}
-		})
-	}
-}
-
-func TestProgramWithoutItsAddress(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], "-addr", l.Addr().String())
-	cmd.Env = append(os.Environ(), asProgram+"=1")
-	out, err := cmd.CombinedOutput()
-	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 || !bytes.Contains(out, []byte("address already in use")) {
-		t.Errorf("%v: %s", err, out)
-	}
-}
-
-// tool runs one of the redis-tools against addr and returns what it printed.
-func tool(t *testing.T, name, addr, stdin string, args ...string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skipf("SKIPPED: redis-tools not installed: %s IS NOT TESTED AGAINST THIS SERVER (apt-get install redis-tools)", name)
-	}
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, path, append([]string{"-h", host, "-p", port}, args...)...)
-	cmd.Stdin = strings.NewReader(stdin)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
-	}
-	return string(out)
-}
-
-func TestRedisCLI(t *testing.T) {
-	addr := start(t)
-	for _, tt := range []struct{ stdin, args, want string }{
-		{"", "ping", "PONG\n"},
-		{"", "set greeting hello EX 100", "OK\n"},
-		{"", "get greeting", "hello\n"},
-		{"", "get nosuch", "\n"},
-		{"", "mset a 1 b 2", "OK\n"},
-		{"", "mget a b nosuch", "1\n2\n\n"},
-		{"", "-n 0 incr a", "2\n"},
-		{"", "nosuch", "ERR unknown command 'nosuch', with args beginning with: \n\n"},
-		{"value of stdin", "-x set from", "OK\n"},
-		{"", "get from", "value of stdin\n"},
-		{"set c 3\nget c\ndel c\n", "", "OK\n3\n1\n"},
-	} {
-		if got := tool(t, "redis-cli", addr, tt.stdin, strings.Fields(tt.args)...); got != tt.want {
-			t.Errorf("redis-cli %s: %q, want %q", tt.args, got, tt.want)
-		}
-	}
-	var commands strings.Builder
-	for i := range 10_000 {
-		fmt.Fprintf(&commands, "SET mass%d %d\r\n", i, i)
-	}
-	if got := tool(t, "redis-cli", addr, commands.String(), "--pipe"); !strings.Contains(got, "errors: 0, replies: 10000") {
-		t.Errorf("redis-cli --pipe: %q", got)
-	}
-	if got := tool(t, "redis-cli", addr, "", "get", "mass9999"); got != "9999\n" {
-		t.Errorf("behind redis-cli --pipe: %q", got)
-	}
-}
-
-func TestRedisBenchmark(t *testing.T) {
-	for _, pipeline := range []string{"1", "16"} {
-		t.Run("pipeline "+pipeline, func(t *testing.T) {
-			addr := start(t)
-			out := tool(t, "redis-benchmark", addr, "", "-t", "ping,set,get,incr,mset", "-n", "5000", "-c", "20", "-P", pipeline,
-				"-d", "100", "-r", "1000", "--csv")
-			for _, test := range []string{"PING_INLINE", "PING_MBULK", "SET", "GET", "INCR", "MSET (10 keys)"} {
-				if !strings.Contains(out, `"`+test+`","`) {
-					t.Errorf("no result for %s", test)
-				}
-			}
-			if strings.Contains(out, "WARNING") || strings.Contains(out, "rror") || t.Failed() {
-				t.Errorf("it printed\n%s", out)
-			}
-		})
 	}
 }

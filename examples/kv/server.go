@@ -17,9 +17,10 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// What one connection may cost, in bytes unless said otherwise. Connections that ask for nothing cost the client struct.
-// One that sends without end holds a request of maxRequest. One that reads nothing holds writeBuffer and, not
-// taken by it, one batch of replies: up to flushAt and the reply that went past it, at most maxReply.
+// What one connection may cost, in bytes unless said otherwise. One that is idle costs the client struct. One that never
+// finishes a request costs what it sent of it, maxRequest at most. One that reads nothing costs two batches of replies,
+// one queued by tcpio and one waiting behind it; a batch is up to flushAt and the reply that went past that, maxReply
+// at most. Many short replies fill the queue to writeBuffer instead.
 const (
 	writeBuffer = 256 << 10
 	flushAt     = 64 << 10 // a batch ends when its replies are this long
