@@ -21,7 +21,7 @@ import (
 func main() {
 	addr := flag.String("addr", "127.0.0.1:7000", "`address` to listen on")
 	loops := flag.Int("loops", 0, "epoll loops; 0 is the library's default")
-	route := flag.String("route", "stream", "how events come: stream, mailbox or actor")
+	route := flag.String("route", "stream", "how events come: stream, mailbox, actor or legacy")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -35,9 +35,12 @@ func main() {
 // run serves until ctx ends, and returns when every connection is drained and every goroutine has ended.
 func run(ctx context.Context, out io.Writer, addr string, loops int, route string) error {
 	opts := &tcpio.ListenerOptions{Addr: addr, Loops: loops}
-	if route == "actor" {
+	switch route {
+	case "actor":
 		buf := newBuffers()
 		opts.Actor = func(*tcpio.Conn) tcpio.Actor { return &actor{buffers: buf} }
+	case "legacy":
+		opts.OnConnEvent = callback(make([]byte, bufSize))
 	}
 	l, err := tcpio.Listen(opts)
 	if err != nil {
@@ -49,7 +52,7 @@ func run(ctx context.Context, out io.Writer, addr string, loops int, route strin
 		g.Go(func() error { return serveStream(l.Events()) })
 	case "mailbox":
 		g.Go(func() error { return serveMailboxes(g, l.Events()) })
-	case "actor":
+	case "actor", "legacy":
 	default:
 		l.Close()
 		return fmt.Errorf("unknown route %q", route)

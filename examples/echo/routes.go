@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -67,4 +68,17 @@ func (a *actor) Receive(ev tcpio.Event) error {
 	buf := a.buffers.Get().(*[bufSize]byte)
 	defer a.buffers.Put(buf)
 	return a.handle(ev, buf[:])
+}
+
+// callback is what programs written for the first tcpio have: blocking calls, one connection at a time, so that buf can
+// be shared. A peer that does not read blocks the callbacks of the others; the routes above do not have that.
+func callback(buf []byte) func(net.Conn) error {
+	return func(c net.Conn) error {
+		n, err := c.Read(buf)
+		if err != nil {
+			return err
+		}
+		_, err = c.Write(buf[:n])
+		return err
+	}
 }

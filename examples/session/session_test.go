@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// start runs the program until the test ends, and sees that it ends well.
+func start(t *testing.T, every time.Duration) (addr string, stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() { done <- run(ctx, w, "127.0.0.1:0", every) }()
+	line, err := bufio.NewReader(r).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("run: %v", err)
+			}
+		})
+	}
+	t.Cleanup(stop)
+	return strings.TrimSpace(strings.TrimPrefix(line, "listening on ")), stop
+}
+
+type client struct {
+	t *testing.T
+	net.Conn
+	r *bufio.Reader
+}
+
+func dial(t *testing.T, addr string) *client {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	cl := &client{t, c, bufio.NewReader(c)}
+	cl.expect("who are you? say: name NAME")
+	return cl
+}
+
+func (c *client) send(lines ...string) {
+	c.t.Helper()
+	if _, err := io.WriteString(c, strings.Join(lines, "\n")+"\n"); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *client) expect(lines ...string) {
+	c.t.Helper()
+	for _, want := range lines {
+		got, err := c.r.ReadString('\n')
+		if err != nil || strings.TrimSuffix(got, "\n") != want {
+			c.t.Fatalf("got %q, %v; want %q", got, err, want)
+		}
+	}
+}
+
+func TestBiddersHearOfEachOther(t *testing.T) {
+	addr, _ := start(t, time.Hour)
+	ann, bob := dial(t, addr), dial(t, addr)
+	ann.send("best", "name ann")
+	ann.expect("first say: name NAME", "welcome, ann", "no bid yet")
+	bob.send("name bob")
+	bob.expect("welcome, bob", "no bid yet")
+	ann.send("bid 12")
+	ann.expect("yours is the best")
+	bob.expect("best: 12 by ann")
+	bob.send("bid 12", "bid 13")
+	bob.expect("too low", "yours is the best")
+	ann.expect("best: 13 by bob")
+	ann.send("quit")
+	ann.expect("bye")
+	if _, err := ann.r.ReadByte(); err != io.EOF {
+		t.Errorf("after quit: %v, want the end", err)
+	}
+}
+
+func TestTheTickerTellsTheBest(t *testing.T) {
+	addr, _ := start(t, 5*time.Millisecond)
+	ann := dial(t, addr)
+	ann.send("name ann")
+	ann.expect("welcome, ann", "no bid yet", "no bid yet", "no bid yet")
+}
+
+func TestNamesThatATerminalActsOnAreRefused(t *testing.T) {
+	addr, _ := start(t, time.Hour)
+	ann := dial(t, addr)
+	for _, bad := range []string{"", "\x1b[2Jann", "a\x07b", "\xff", "ann\u202e", strings.Repeat("a", 21)} {
+		ann.send("name " + bad)
+		ann.expect("a name is 1 to 20 letters and digits")
+	}
+}
+
+func TestALineThatIsTooLongEndsTheSession(t *testing.T) {
+	addr, _ := start(t, time.Hour)
+	ann := dial(t, addr)
+	ann.send(strings.Repeat("x", maxLine+1))
+	if b, err := io.ReadAll(ann.r); err != nil || len(b) > 0 {
+		t.Errorf("got %q, %v; want the end", b, err)
+	}
+}
+
+// A hundred bidders bid at once; every one of them hears the final best, and then the house closes.
+func TestAllHearTheFinalBest(t *testing.T) {
+	addr, stop := start(t, time.Hour)
+	const bidders = 100
+	var wg sync.WaitGroup
+	clients := make([]*client, bidders)
+	for i := range clients {
+		clients[i] = dial(t, addr)
+	}
+	for i, c := range clients {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			io.WriteString(c, "name n"+strings.Repeat("x", i%10)+"\nbid "+strings.Repeat("1", 1+i%9)+"\n")
+			for {
+				line, err := c.r.ReadString('\n')
+				if err != nil {
+					t.Errorf("bidder %d: %v", i, err)
+					return
+				}
+				if strings.Contains(line, " 111111111 ") || i%9 == 8 && line == "yours is the best\n" {
+					return
+				}
+			}
+		}()
+	}
+	wg.Wait()
+	go stop()
+	for i, c := range clients {
+		if _, err := io.ReadAll(c.r); err != nil {
+			t.Errorf("bidder %d at the end: %v", i, err)
+		}
+		c.Close()
+	}
+	stop()
+}
