@@ -360,6 +360,7 @@ func (lp *loop) abandon(c *Conn, ev Event, kept bool) {
 	c.endTurnLocked()
 	c.unlock()
 	if kept {
+		lp.kicked.Store(true) // as in takeOver
 		go lp.drive()
 	} else {
 		lp.l.blocked.Add(-1)
@@ -415,6 +416,7 @@ func (lp *loop) takeOver(w uint64) {
 		lp.l.blocked.Add(-1) // the handler has just returned
 		return
 	}
+	lp.kicked.Store(true) // the handler's turn may have come from the queue: the others in it wait
 	go lp.drive()
 }
 
