@@ -138,7 +138,8 @@ func (c *Conn) beginFrames() error {
 	if f.busy {
 		return errFramesBusy
 	}
-	f.busy, f.more, f.drained = true, false, false
+	// An outstanding Readable is what an edge since then was merged into, so none will say what the socket holds.
+	f.busy, f.more, f.drained = true, c.flags&fReadable != 0, false
 	return nil
 }
 
@@ -148,6 +149,7 @@ func (c *Conn) endFrames() {
 	defer c.unlock()
 	f := &c.ext.frames
 	f.busy = false
+	more := f.more
 	if c.flags&(fClosing|fReleased) != 0 || f.off == f.end {
 		f.drop(c.lp.l)
 	}
@@ -157,7 +159,7 @@ func (c *Conn) endFrames() {
 	if f.partial {
 		c.armLimitLocked()
 	}
-	if f.more || f.b != nil && !f.partial {
+	if more || f.b != nil && !f.partial {
 		c.unreadableLocked()
 		c.readableLocked()
 	}

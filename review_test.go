@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"bufio"
 	"testing"
 )
 
@@ -49,4 +50,59 @@ func TestBlockedHandlerDoesNotHoldTheQueuedTurnsOfOthers(t *testing.T) {
 	})
 	conns[0].Post("go")
 	receive(t, "the message of the third connection", got)
+}
+
+// A body that breaks behind the last buffered frame while the socket holds more owes another Readable: no edge will
+// say it. To see it fail: let endFrames drop the buffer before it looks at more.
+func TestFramesBrokenOffAtTheEndOfTheBufferAreContinued(t *testing.T) {
+	const size, frames = 1 << 10, 3 * blockLarge / (1 << 10)
+	r := listen(t, ListenerOptions{Loops: 1}).serve()
+	peer, c := r.open()
+	write(t, peer, make([]byte, frames*size))
+	for got := 0; got < frames; {
+		receiveAs[Readable](t, r.Events())
+		n := 0
+		for _, err := range c.Frames(revSplit(size)) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got++
+			if n++; n == blockLarge/size {
+				break
+			}
+		}
+	}
+}
+
+// The same for a body that breaks behind frames kept from before, when an edge was merged into the Readable that is being
+// handled. To see it fail: let beginFrames start with more false.
+func TestInputBehindAnOutstandingReadableOutlivesABreak(t *testing.T) {
+	r := listen(t, ListenerOptions{Loops: 1}).serve()
+	peer, c := r.open()
+	one := func() {
+		t.Helper()
+		receiveAs[Readable](t, r.Events())
+		for _, err := range c.Frames(revSplit(4)) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			break
+		}
+	}
+	write(t, peer, []byte("frm1frm2"))
+	one() // frm2 is kept, and announced
+	write(t, peer, []byte("frm3"))
+	waitFor(t, "the bytes to arrive", func() bool { ready, _ := sysPeek(c.fd); return ready })
+	asleep(t, r.Listener) // the edge has been merged into the Readable that is outstanding
+	one()                 // frm2
+	one()                 // frm3
+}
+
+func revSplit(size int) bufio.SplitFunc {
+	return func(data []byte, atEOF bool) (int, []byte, error) {
+		if len(data) < size {
+			return 0, nil, nil
+		}
+		return size, data[:size], nil
+	}
 }
