@@ -312,7 +312,7 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 // endTurnLocked ends a turn. A peer that has ended is closed now that its handler has had its say.
 func (c *Conn) endTurnLocked() {
 	c.flags &^= fRunning
-	if c.flags&(fEOF|fHalfOpen|fClosing|fReleased) == fEOF {
+	if c.flags&(fTold|fHalfOpen|fClosing|fReleased) == fTold {
 		if c.stream == nil {
 			c.endLocked()
 		} else {

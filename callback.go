@@ -67,7 +67,7 @@ func (cb *callback) call(c *Conn) {
 	case err != nil:
 		c.closeLocked(err)
 	case c.flags&(fClosing|fReleased) != 0:
-	case c.flags&fEOF != 0:
+	case c.flags&fTold != 0:
 		c.endLocked()
 	case c.stamp != before:
 		// It has read; whatever is left announces itself.
@@ -120,7 +120,8 @@ func (c *Conn) peekLocked() (ready, end bool) {
 	case c.ext != nil && (c.ext.frames.b != nil || c.ext.readErr != nil):
 		return true, false
 	case c.flags&fEOF != 0:
-		return false, false
+		untold := c.flags&fTold == 0
+		return untold, untold
 	}
 	if ready, end = sysPeek(c.fd); !ready {
 		c.unreadableLocked()

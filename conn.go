@@ -78,6 +78,7 @@ const (
 	fWantRoom // TryWrite refused: a Writable is owed
 	fDistrust // a short read proves nothing: end, error or urgent data was signalled, or the socket is not TCP
 	fEOF      // the peer's end of stream was read
+	fTold     // the user was told of it: io.EOF was returned
 	fEnd      // close once the output is flushed: EOF was read and its grace is over
 	fHalfOpen // AllowHalfOpen: EOF closes nothing
 	fSendShut // CloseWrite was called
@@ -485,6 +486,10 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 				c.readableLocked()
 				return n, nil
 			}
+			if c.flags&fTold == 0 { // Frames has read it
+				c.unreadableLocked()
+				c.endReadLocked()
+			}
 			return 0, io.EOF
 		}
 		m, err := c.recvLocked(p[n:])
@@ -550,9 +555,9 @@ func (c *Conn) receivedLocked(n int) {
 	}
 }
 
-// endReadLocked notes the peer's end of stream. With an actor running, its turn decides when it is over; see runActor.
+// endReadLocked notes that the user is told of the peer's end of stream. With an actor running, its turn decides when it is over; see runActor.
 func (c *Conn) endReadLocked() {
-	c.flags |= fEOF
+	c.flags |= fEOF | fTold
 	if c.flags&(fHalfOpen|fRunning) == 0 {
 		c.lp.timers.add(c.lp, &timer{kind: timerGrace, c: c}, eofGrace)
 	}

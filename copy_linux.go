@@ -269,10 +269,10 @@ func (c *Conn) drainFrames(dst end) (n int64, err error) {
 	}
 }
 
-// noteEnd is called when the peer's end of stream was met behind the Conn's back.
+// noteEnd is called when the user is told of the peer's end of stream other than by a read.
 func (c *Conn) noteEnd() {
 	c.mu.Lock()
-	if c.flags&(fEOF|fReleased) == 0 {
+	if c.flags&(fTold|fReleased) == 0 {
 		c.unreadableLocked()
 		c.endReadLocked()
 	}

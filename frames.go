@@ -113,6 +113,7 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 				if len(data) > 0 {
 					err = io.ErrUnexpectedEOF
 				}
+				c.noteEnd()
 				yield(nil, err)
 				return
 			}
@@ -139,7 +140,7 @@ func (c *Conn) beginFrames() error {
 		return errFramesBusy
 	}
 	// An outstanding Readable is what an edge since then was merged into, so none will say what the socket holds.
-	f.busy, f.more, f.drained = true, c.flags&fReadable != 0, false
+	f.busy, f.more, f.drained = true, c.flags&(fReadable|fEOF) == fReadable, false
 	return nil
 }
 
@@ -159,7 +160,7 @@ func (c *Conn) endFrames() {
 	if f.partial {
 		c.armLimitLocked()
 	}
-	if more || f.b != nil && !f.partial {
+	if more || f.b != nil && !f.partial || c.flags&(fEOF|fTold) == fEOF {
 		c.unreadableLocked()
 		c.readableLocked()
 	}
@@ -228,8 +229,8 @@ func (c *Conn) fillFrames() (more bool, err error) {
 		c.unreadableLocked()
 	case err == io.EOF:
 		c.unreadableLocked()
-		c.endReadLocked()
-		err = nil // split sees it first
+		c.flags |= fEOF
+		err = nil // split sees it first, and what it makes of the rest; then it is told, see noteEnd
 	default:
 		c.releaseLocked(err)
 	}

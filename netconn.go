@@ -49,7 +49,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 
 // reannounceLocked announces input that a blocked reader was woken for and did not take.
 func (c *Conn) reannounceLocked() {
-	if c.flags&(fClosing|fReleased|fEOF) == 0 {
+	if c.flags&(fClosing|fReleased|fTold) == 0 {
 		c.readableLocked()
 	}
 }

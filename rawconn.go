@@ -29,7 +29,7 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 	err := r.c.retryFD("raw-read", readGate, f)
 	// What f left behind, or an edge that it took the wake-up of, is announced.
 	r.c.mu.Lock()
-	if r.c.flags&(fClosing|fReleased|fEOF) == 0 {
+	if r.c.flags&(fClosing|fReleased|fTold) == 0 {
 		r.c.unreadableLocked()
 		r.c.readableLocked()
 	}

@@ -2,6 +2,7 @@ package tcpio
 
 import (
 	"bufio"
+	"io"
 	"testing"
 )
 
@@ -104,5 +105,46 @@ func revSplit(size int) bufio.SplitFunc {
 			return 0, nil, nil
 		}
 		return size, data[:size], nil
+	}
+}
+
+// The end of stream that Frames has met closes nothing before it was handed out: a body that breaks behind the last
+// frame gets another Readable, and io.EOF with that. To see it fail: let fillFrames call endReadLocked.
+func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
+	r := listen(t, ListenerOptions{Loops: 1}).serve()
+	peer, c := r.open()
+	write(t, peer, []byte("last"))
+	if err := peer.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	var last string
+	for last == "" {
+		receiveAs[Readable](t, r.Events())
+		for line, err := range c.Frames(bufio.ScanLines) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = string(line)
+			if f := flagsOf(c); f&(fEOF|fTold) != fEOF || r.loops[0].timers.first.Load() != 0 {
+				t.Errorf("in the body of the last frame: flags %b, its time to close has begun", f)
+			}
+			break
+		}
+	}
+	receiveAs[Readable](t, r.Events())
+	for range 2 {
+		for _, err := range c.Frames(bufio.ScanLines) {
+			if err != io.EOF {
+				t.Fatalf("got %v, want EOF", err)
+			}
+		}
+	}
+	for { // a Readable may be stale
+		if _, ok := receive(t, "Closed", r.Events()).(Closed); ok {
+			break
+		}
+	}
+	if err := c.Err(); err != nil {
+		t.Errorf("Err: %v", err)
 	}
 }
