@@ -2,7 +2,10 @@ package tcpio
 
 import (
 	"bufio"
+	"errors"
+	"fmt"
 	"io"
+	"syscall"
 	"testing"
 )
 
@@ -146,5 +149,38 @@ func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
 	}
 	if err := c.Err(); err != nil {
 		t.Errorf("Err: %v", err)
+	}
+}
+
+// A connection whose peer has ended, and then resets while output waits, has nothing more to come in either direction.
+// To see it fail: let failSendLocked look at fClosing only.
+func TestAResetBehindTheEndWithOutputQueuedClosesTheConnection(t *testing.T) {
+	for _, half := range []bool{false, true} {
+		t.Run(fmt.Sprintf("AllowHalfOpen=%v", half), func(t *testing.T) {
+			r := listen(t, ListenerOptions{Loops: 1, AllowHalfOpen: half}).serve()
+			peer, c := r.open()
+			if err := peer.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			receiveAs[Readable](t, r.Events())
+			if _, err := c.TryRead(make([]byte, 1)); err != io.EOF {
+				t.Fatalf("got %v, want EOF", err)
+			}
+			if _, err := c.TryWrite(make([]byte, 64<<20)); err != nil {
+				t.Fatal(err)
+			}
+			if !half {
+				waitFor(t, "the time after EOF to end", func() bool { return flagsOf(c)&fEnd != 0 })
+			}
+			if c.Buffered() == 0 {
+				t.Fatal("the socket took everything")
+			}
+			peer.SetLinger(0)
+			peer.Close()
+			receiveAs[Closed](t, r.Events())
+			if err := c.Err(); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+				t.Errorf("Err: %v, want the reset", err)
+			}
+		})
 	}
 }

@@ -163,8 +163,8 @@ func (c *Conn) failSendLocked(errno syscall.Errno) error {
 		c.out = nil
 	}
 	c.roomLocked()
-	if c.flags&fClosing != 0 {
-		c.releaseLocked(err)
+	if c.flags&(fClosing|fTold) != 0 {
+		c.releaseLocked(err) // nothing will be read, so this is the end; no other edge will say it
 	} else if c.flags&fEOF == 0 {
 		c.readableLocked()
 	}
