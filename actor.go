@@ -331,19 +331,23 @@ func (lp *loop) receive(c *Conn, actor Actor, ev Event) (kept bool) {
 	returned := false
 	var err error
 	defer func() {
+		// What Receive returns may be a PanicError too, that of another connection.
+		var p *PanicError
 		if !returned {
-			p := &PanicError{Value: recover(), Stack: debug.Stack()}
+			p = &PanicError{Value: recover(), Stack: debug.Stack()}
 			if p.Value == nil {
 				p.Value = errGoexit
 			}
-			err = p
 		}
 		kept = lp.state.CompareAndSwap(w, w&^roleMask)
-		if err != nil {
+		switch {
+		case p != nil:
+			c.actorPanicked(ev, p)
+			if p.Value == errGoexit {
+				lp.abandon(c, ev, kept)
+			}
+		case err != nil:
 			c.actorFailed(ev, err)
-		}
-		if p, ok := err.(*PanicError); ok && p.Value == errGoexit {
-			lp.abandon(c, ev, kept)
 		}
 	}()
 	err = actor.Receive(ev)
@@ -368,24 +372,27 @@ func (lp *loop) abandon(c *Conn, ev Event, kept bool) {
 	}
 }
 
-// actorFailed ends a connection whose actor returned err or panicked with it.
+// actorFailed ends a connection whose actor returned err.
 func (c *Conn) actorFailed(ev Event, err error) {
-	p, panicked := err.(*PanicError)
-	if panicked {
-		c.logPanic(p)
-	}
 	if _, last := ev.(Closed); last {
-		if log := c.lp.l.opts.Logger; log != nil && !panicked {
+		if log := c.lp.l.opts.Logger; log != nil {
 			log.Error("tcpio: actor failed at Closed", "conn", c.id, "peer", c.RemoteAddr().String(), "err", err)
 		}
 		return
 	}
 	c.mu.Lock()
-	if panicked {
-		c.abortLocked(err)
-	} else {
-		c.closeLocked(err)
+	c.closeLocked(err)
+	c.unlock()
+}
+
+// actorPanicked ends a connection whose actor panicked.
+func (c *Conn) actorPanicked(ev Event, p *PanicError) {
+	c.logPanic(p)
+	if _, last := ev.(Closed); last {
+		return
 	}
+	c.mu.Lock()
+	c.abortLocked(p)
 	c.unlock()
 }
 

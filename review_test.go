@@ -184,3 +184,35 @@ func TestAResetBehindTheEndWithOutputQueuedClosesTheConnection(t *testing.T) {
 		})
 	}
 }
+
+// A handler may return what another connection ended with. That is an error of its own then, and no panic, let alone an
+// exiting goroutine, which would give the loop's role to a second one. To see it fail: let receive look at the error's
+// type.
+func TestAPanicErrorThatIsReturnedIsAnError(t *testing.T) {
+	for name, cause := range map[string]*PanicError{
+		"panic":  {Value: "a value"},
+		"goexit": {Value: errGoexit},
+		"nil":    nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, conns := revActors(t, 1, func(ev Event) error {
+				if _, ok := ev.(Message); ok {
+					return cause
+				}
+				return nil
+			})
+			c := conns[0]
+			c.Post(1)
+			waitFor(t, "the connection ends", func() bool { return flagsOf(c)&(fClosing|fReleased) != 0 })
+			if err := locked(c, func() error { return c.ext.err }); err != error(cause) {
+				t.Errorf("its error is %v, want %v", err, cause)
+			}
+			if got := r.Blocked(); got != 0 {
+				t.Errorf("%d handlers count as blocked", got)
+			}
+			if f := flagsOf(c); f&fReset != 0 {
+				t.Error("aborted, as after a panic")
+			}
+		})
+	}
+}
