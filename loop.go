@@ -499,6 +499,12 @@ type workQueue struct {
 
 func (q *workQueue) push(c *Conn) {
 	q.mu.Lock()
+	if q.head > 0 && len(q.conns) == cap(q.conns) && q.head >= len(q.conns)/2 {
+		// A queue that is never empty would grow for ever over the places it has left.
+		n := copy(q.conns, q.conns[q.head:])
+		clear(q.conns[n:])
+		q.conns, q.head = q.conns[:n], 0
+	}
 	q.conns = append(q.conns, c)
 	q.mu.Unlock()
 }

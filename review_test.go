@@ -216,3 +216,23 @@ func TestAPanicErrorThatIsReturnedIsAnError(t *testing.T) {
 		})
 	}
 }
+
+// A queue that is never empty, as when handlers post to each other without end, keeps its size.
+// To see it fail: let push only append.
+func TestAWorkQueueThatIsNeverEmptyDoesNotGrow(t *testing.T) {
+	var q workQueue
+	conns := [3]*Conn{{}, {}, {}}
+	for _, c := range conns {
+		q.push(c)
+	}
+	for i := range 10_000 {
+		c := q.pop()
+		if c != conns[i%3] {
+			t.Fatalf("turn %d goes to the wrong connection", i)
+		}
+		q.push(c)
+	}
+	if got := cap(q.conns); got > 16 {
+		t.Errorf("room for %d connections, of %d", got, len(conns))
+	}
+}
