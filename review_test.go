@@ -7,6 +7,7 @@ import (
 	"io"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // revActors serves n connections with one loop and receive as their actor, which Opened does not reach.
@@ -159,15 +160,15 @@ func TestAResetBehindTheEndWithOutputQueuedClosesTheConnection(t *testing.T) {
 		t.Run(fmt.Sprintf("AllowHalfOpen=%v", half), func(t *testing.T) {
 			r := listen(t, ListenerOptions{Loops: 1, AllowHalfOpen: half}).serve()
 			peer, c := r.open()
+			if _, err := c.TryWrite(make([]byte, 64<<20)); err != nil {
+				t.Fatal(err)
+			}
 			if err := peer.CloseWrite(); err != nil {
 				t.Fatal(err)
 			}
 			receiveAs[Readable](t, r.Events())
 			if _, err := c.TryRead(make([]byte, 1)); err != io.EOF {
 				t.Fatalf("got %v, want EOF", err)
-			}
-			if _, err := c.TryWrite(make([]byte, 64<<20)); err != nil {
-				t.Fatal(err)
 			}
 			if !half {
 				waitFor(t, "the time after EOF to end", func() bool { return flagsOf(c)&fEnd != 0 })
@@ -234,5 +235,46 @@ func TestAWorkQueueThatIsNeverEmptyDoesNotGrow(t *testing.T) {
 	}
 	if got := cap(q.conns); got > 16 {
 		t.Errorf("room for %d connections, of %d", got, len(conns))
+	}
+}
+
+// A connection may be claimed while its listener waits for the last events to be received; its channel is still closed.
+// To see it fail: let next not close a stream that was left.
+func TestAChannelClaimedWhileServeEndsIsClosed(t *testing.T) {
+	release, blocked, opened := make(chan struct{}), make(chan struct{}), make(chan *Conn, 1)
+	defer close(release)
+	r := listen(t, ListenerOptions{Loops: 1, CloseTimeout: 100 * time.Millisecond, Actor: func(*Conn) Actor {
+		return ActorFunc(func(ev Event) error {
+			switch ev := ev.(type) {
+			case Opened:
+				opened <- ev.Conn
+			case Message:
+				close(blocked)
+				<-release
+			}
+			return nil
+		})
+	}}).serve()
+	r.dial()
+	c := receive(t, "Opened", opened)
+	c.Post("block")
+	<-blocked
+	for i := range 2 * claimBuffer {
+		if err := c.Post(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.Close()
+	ch := c.Events() // more than fits is on its way
+	r.end()
+	n := 0
+	for ev := range ch {
+		if m, ok := ev.(Message); ok && m.Value != n {
+			t.Fatalf("got %v in place %d", m.Value, n)
+		}
+		n++
+	}
+	if n < claimBuffer {
+		t.Errorf("%d events in a channel for %d", n, claimBuffer)
 	}
 }

@@ -58,7 +58,7 @@ func (s *stream) startFeederLocked() {
 		return
 	}
 	s.blocked.Store(true)
-	s.l.feeders.Add(1)
+	s.l.feeders.Add(1) // a WaitGroup forbids that beside a Wait, and a connection may be claimed when all is over
 	go s.feed()
 }
 
@@ -88,7 +88,7 @@ func (s *stream) leave() {
 
 // feed ends when the queue is empty or the listener has given up on undelivered events.
 func (s *stream) feed() {
-	defer s.l.feeders.Done()
+	defer s.l.feederEnded()
 	var buf [feedChunk + 4]Event
 	for {
 		c, failed, done := s.next()
@@ -110,6 +110,15 @@ func (s *stream) feed() {
 			case <-s.l.giveUp:
 				// Nobody will receive any more; what is left is dropped by contract, the rest of the queue too.
 			}
+		}
+	}
+}
+
+func (l *Listener) feederEnded() {
+	if l.feeders.Add(-1) == 0 {
+		select {
+		case l.fed <- struct{}{}:
+		default:
 		}
 	}
 }

@@ -106,8 +106,9 @@ type Listener struct {
 	// With locks of their own, or atomic.
 	pool     pool
 	socket   listenSocket
-	feeders  sync.WaitGroup
-	timed    atomic.Bool // there are time limits: the loops keep their coarse clocks
+	feeders  atomic.Int64  // streams that have a goroutine; a claimed one may get one at any time
+	fed      chan struct{} // of one: the last feeder has ended
+	timed    atomic.Bool   // there are time limits: the loops keep their coarse clocks
 	peers    peers
 	refusing atomic.Int64  // refused connections that are still open
 	queued   atomic.Int64  // bytes of output that wait, of all connections
@@ -150,6 +151,7 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	}
 	l := &Listener{
 		opts:   *opts,
+		fed:    make(chan struct{}, 1),
 		routed: make(chan struct{}),
 		gone:   make(chan struct{}),
 		giveUp: make(chan struct{}),
@@ -501,19 +503,19 @@ func (l *Listener) abortAll() {
 // finish waits for the last events to be received, for CloseTimeout at most, and closes the channels.
 func (l *Listener) finish() {
 	<-l.gone
-	fed := make(chan struct{})
-	go func() {
-		l.feeders.Wait()
-		close(fed)
-	}()
 	t := time.NewTimer(l.opts.CloseTimeout)
 	defer t.Stop()
-	select {
-	case <-fed:
-	case <-t.C:
+	for waiting := true; waiting && l.feeders.Load() > 0; {
+		select {
+		case <-l.fed:
+		case <-t.C:
+			waiting = false
+		}
 	}
 	close(l.giveUp)
-	<-fed
+	for l.feeders.Load() > 0 {
+		<-l.fed
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.finished = true
