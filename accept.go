@@ -41,6 +41,7 @@ type listenSocket struct {
 
 	// Owned by the first loop's role.
 	backoff time.Duration
+	again   timer // when to look again after a failure
 }
 
 // accept takes a connection from the backlog.
@@ -109,10 +110,10 @@ func (l *Listener) acceptSome() acceptState {
 		default:
 			return l.acceptFailed(os.NewSyscallError("accept", errno), exhausted(errno))
 		}
-		l.socket.backoff = 0
-		l.socket.starved.Store(false)
 		switch err := l.welcome(target, int32(fd), peer); err {
 		case nil:
+			l.socket.backoff = 0
+			l.socket.starved.Store(false)
 		case net.ErrClosed:
 			return acceptIdle
 		default:
@@ -128,7 +129,10 @@ func (l *Listener) acceptFailed(err error, starved bool) acceptState {
 	l.socket.backoff = min(max(2*l.socket.backoff, acceptBackoff), acceptSlowest)
 	l.socket.starved.Store(starved)
 	first := l.loops[0]
-	first.timers.add(first, &timer{kind: timerAccept}, l.socket.backoff)
+	again := &l.socket.again // one, however often a connection that ends makes us look in between
+	first.timers.stop(again)
+	again.kind = timerAccept
+	first.timers.add(first, again, l.socket.backoff)
 	return acceptPause
 }
 

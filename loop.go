@@ -260,8 +260,8 @@ func (lp *loop) dispatch(own bool) bool {
 		lp.next++
 		c := lp.batch[i]
 		if c == nil {
-			if lp.events[i].token() == listenToken {
-				lp.accept = acceptMore
+			if lp.events[i].token() == listenToken && lp.accept == acceptIdle {
+				lp.accept = acceptMore // a pause is not ended by more peers
 			}
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -277,4 +278,43 @@ func TestAChannelClaimedWhileServeEndsIsClosed(t *testing.T) {
 	if n < claimBuffer {
 		t.Errorf("%d events in a channel for %d", n, claimBuffer)
 	}
+}
+
+// While descriptors are exhausted, neither new peers nor connections that end make the loop try more and more often.
+// To see it fail: let acceptFailed make a timer each time.
+func TestAcceptingTriesOneTimerLongWhileDescriptorsAreExhausted(t *testing.T) {
+	var exhausted atomic.Bool
+	r := listen(t, ListenerOptions{Loops: 1})
+	accept := r.socket.call
+	r.socket.call = func(fd int) (int, sockaddr, syscall.Errno) {
+		if exhausted.Load() {
+			return -1, sockaddr{}, syscall.EMFILE
+		}
+		return accept(fd)
+	}
+	r.Events()
+	r.serve()
+	const n = 20
+	conns := make([]*Conn, n)
+	for i := range conns {
+		_, conns[i] = r.open()
+	}
+	exhausted.Store(true)
+	late := r.dial()
+	receiveAs[Failed](t, r.Events())
+	for _, c := range conns { // each makes the loop look at once
+		c.Abort()
+		receiveAs[Closed](t, r.Events())
+		asleep(t, r.Listener)
+	}
+	timers := &r.loops[0].timers
+	timers.mu.Lock()
+	pending := len(timers.heap)
+	timers.mu.Unlock()
+	if pending > 1 {
+		t.Errorf("%d timers to look again", pending)
+	}
+	exhausted.Store(false)
+	receiveAs[Opened](t, r.Events())
+	late.Close()
 }
