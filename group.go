@@ -92,14 +92,17 @@ func (g *Group) Write(p []byte) (int, error) {
 			if c.out == nil {
 				sent, err = c.sendLocked(p)
 			}
-			if err == nil && sent < len(p) {
+			switch {
+			case err != nil || sent == len(p):
+			case len(p) <= shareMin:
+				c.queueOutLocked().append(c.lp.l, p[sent:])
+			default:
 				if b == nil {
 					l = c.lp.l
-					b = l.pool.get(len(p))
-					copy(b.buf, p)
+					b = l.shareable(p)
 				}
 				b.refs.Add(1)
-				c.queueOutLocked().share(l, b, sent, len(p))
+				c.queueOutLocked().share(c.lp.l, b, sent, len(p))
 			}
 		case ErrWouldBlock:
 			c.flags = c.flags&^fWantRoom | waiting // nobody asked for a Writable here
@@ -111,6 +114,23 @@ func (g *Group) Write(p []byte) (int, error) {
 		l.pool.put(b)
 	}
 	return len(p), nil
+}
+
+// shareMin is the size in bytes up to which each slow member gets a copy of its own: a block that is shared can take
+// nothing more, and many short ones would hold far more memory than WriteBuffer counts.
+const shareMin = 1 << 10
+
+// shareable returns a block with a copy of p and not much more room than that.
+func (l *Listener) shareable(p []byte) *block {
+	if len(p) > blockSmall && len(p) < blockLarge/2 {
+		b := &block{buf: make([]byte, len(p))}
+		b.refs.Store(1)
+		copy(b.buf, p)
+		return b
+	}
+	b := l.pool.get(len(p))
+	copy(b.buf, p)
+	return b
 }
 
 // slowLocked deals with a member that has no room.

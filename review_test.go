@@ -318,3 +318,46 @@ func TestAcceptingTriesOneTimerLongWhileDescriptorsAreExhausted(t *testing.T) {
 	receiveAs[Opened](t, r.Events())
 	late.Close()
 }
+
+// What a group queues for its slow members holds about as much memory as WriteBuffer counts, however short the writes.
+// To see it fail: share blocks of any size.
+func TestShortWritesToAGroupHoldLittleMoreThanTheirBytes(t *testing.T) {
+	for _, size := range []int{1, 100, shareMin, shareMin + 1, blockSmall + 1, blockLarge/2 + 1, blockLarge + 1} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			r := listen(t, ListenerOptions{Loops: 1}).serve()
+			var g Group
+			var conns [2]*Conn
+			for i := range conns {
+				peer, c := r.open()
+				peer.SetReadBuffer(4 << 10)
+				for c.Buffered() == 0 {
+					if _, err := c.TryWrite(make([]byte, 256<<10)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				conns[i] = c
+				g.Join(c)
+			}
+			before := conns[0].Buffered()
+			for range max(10, 1000/size) {
+				g.Write(make([]byte, size))
+			}
+			held := make(map[*block]bool)
+			bytes := 0
+			for _, c := range conns {
+				c.mu.Lock()
+				for _, s := range c.out.segs {
+					if !held[s.b] {
+						held[s.b] = true
+						bytes += len(s.b.buf)
+					}
+				}
+				bytes -= before + blockLarge
+				c.mu.Unlock()
+			}
+			if queued := 2 * (conns[0].Buffered() - before); bytes > 4*queued+2*blockLarge {
+				t.Errorf("%d bytes held for %d queued", bytes, queued)
+			}
+		})
+	}
+}
