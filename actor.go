@@ -408,14 +408,15 @@ func (c *Conn) willBlock() {
 	lp := c.lp
 	w := lp.state.Load()
 	if role(w&roleMask) == handler && lp.holder.Load() == c && lp.state.Load() == w {
-		lp.takeOver(w)
+		lp.takeOver(w, true)
 	}
 }
 
 // takeOver gives the role of a loop whose owner has been in a handler for long, state w, to a new goroutine, which
-// carries on with the rest of the batch.
-func (lp *loop) takeOver(w uint64) {
-	if n := lp.l.blocked.Add(1); n > int64(lp.l.opts.MaxBlocked) {
+// carries on with the rest of the batch. At the bound the loop waits for its handler instead, which must not be when the
+// handler waits for the loop.
+func (lp *loop) takeOver(w uint64, must bool) {
+	if n := lp.l.blocked.Add(1); n > int64(lp.l.opts.MaxBlocked) && !must {
 		lp.l.blocked.Add(-1)
 		return
 	}

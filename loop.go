@@ -389,7 +389,7 @@ func (lp *loop) tick() {
 		}
 	case handler:
 		if again {
-			lp.takeOver(w)
+			lp.takeOver(w, false)
 		}
 	}
 	lp.dog.Reset(tickEvery)

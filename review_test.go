@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -359,5 +360,38 @@ func TestShortWritesToAGroupHoldLittleMoreThanTheirBytes(t *testing.T) {
 				t.Errorf("%d bytes held for %d queued", bytes, queued)
 			}
 		})
+	}
+}
+
+// Handlers blocked in Read wait for their loop, so the loop must not wait for them, at MaxBlocked neither.
+// To see it fail: let takeOver keep to the bound for willBlock too.
+func TestHandlersThatBlockInReadGoOnAtMaxBlocked(t *testing.T) {
+	opened, reading, got := make(chan *Conn, 3), make(chan struct{}, 3), make(chan byte, 3)
+	r := listen(t, ListenerOptions{Loops: 1, MaxBlocked: 1, Actor: func(*Conn) Actor {
+		return ActorFunc(func(ev Event) error {
+			switch ev := ev.(type) {
+			case Opened:
+				opened <- ev.Conn
+			case Message:
+				reading <- struct{}{}
+				var b [1]byte
+				if _, err := ev.Conn.Read(b[:]); err == nil {
+					got <- b[0]
+				}
+			}
+			return nil
+		})
+	}}).serve()
+	var peers [3]*net.TCPConn
+	for i := range peers {
+		peers[i] = r.dial()
+		receive(t, "Opened", opened).Post("read")
+		receive(t, "the handler", reading)
+	}
+	for i, peer := range peers {
+		write(t, peer, []byte{byte(i)})
+		if b := receive(t, "the byte", got); int(b) != i {
+			t.Errorf("got %d, want %d", b, i)
+		}
 	}
 }

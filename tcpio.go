@@ -40,7 +40,8 @@ type ListenerOptions struct {
 	// MaxFrame bounds a frame of Conn.Frames, in bytes; 0 means 64 KiB.
 	MaxFrame int
 	// MaxBlocked bounds the goroutines that are kept in actors' Receive beyond the loops' own, because a handler blocked;
-	// 0 means 10,000. At the bound a loop waits for its handler, and so do the other connections of that loop.
+	// 0 means 10,000. At the bound a loop waits for its handler, and so do the other connections of that loop; but never
+	// for one that is blocked in Read or Write of its own connection, which needs the loop.
 	MaxBlocked int
 
 	// MaxConns bounds the connections that are open at once, and MaxConnsPerIP those of one address: an IPv4 address, or
