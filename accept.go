@@ -192,6 +192,11 @@ func (l *Listener) register(c *Conn) error {
 	if hook {
 		c.flags |= fRunning
 	}
+	if served {
+		c.mu.Lock()
+		c.beginLimitsLocked() // before anybody can set others
+		c.mu.Unlock()
+	}
 	t := lp.conns.add(c)
 	var actor Actor
 	if hook {
@@ -203,7 +208,6 @@ func (l *Listener) register(c *Conn) error {
 	c.refs--
 	if served {
 		lp.count.accepted.Add(1)
-		c.beginLimitsLocked()
 	}
 	if hook {
 		if c.stream == nil && c.actor == nil { // not claimed meanwhile

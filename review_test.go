@@ -395,3 +395,21 @@ func TestHandlersThatBlockInReadGoOnAtMaxBlocked(t *testing.T) {
 		}
 	}
 }
+
+// To see it fail: let register begin the limits behind the hook.
+func TestAnIdleTimeoutSetByTheActorHookHolds(t *testing.T) {
+	hooked := make(chan *Conn, 1)
+	r := listen(t, ListenerOptions{Loops: 1, IdleTimeout: time.Hour, Actor: func(c *Conn) Actor {
+		if err := c.SetIdleTimeout(time.Minute); err != nil {
+			t.Error(err)
+		}
+		hooked <- c
+		return ActorFunc(func(Event) error { return nil })
+	}}).serve()
+	r.dial()
+	c := receive(t, "the hook", hooked)
+	waitFor(t, "Opened", func() bool { return flagsOf(c)&fOpened != 0 })
+	if got := locked(c, func() ticks { return c.limit.idle }); got != ticks(time.Minute/time.Millisecond) {
+		t.Errorf("the limit is %d ms", got)
+	}
+}
