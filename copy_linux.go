@@ -132,6 +132,7 @@ func (c *Conn) sendFile(f *os.File, remain int64) (n int64, handled bool, err er
 		}
 		n += int64(moved)
 		remain -= int64(moved)
+		c.account(0, moved)
 	}
 	return n, true, nil
 }
@@ -161,7 +162,8 @@ func (e connEnd) Write(f func(fd uintptr) bool) error {
 // spliceAll moves everything from src to dst through a pipe. from is src's Conn if it is one: what it has buffered goes
 // first, and its end of stream is noted.
 func spliceAll(dst, src end, from *Conn) (n int64, err error) {
-	if to, ok := dst.(connEnd); ok {
+	to, _ := dst.(connEnd)
+	if to.c != nil {
 		if err := to.c.beginWrite(); err != nil {
 			return 0, err
 		}
@@ -196,6 +198,7 @@ func spliceAll(dst, src end, from *Conn) (n int64, err error) {
 			}
 			return n, nil
 		}
+		from.account(got, 0)
 		for got > 0 {
 			put, errno := 0, error(nil)
 			err := dst.Write(func(fd uintptr) bool {
@@ -204,8 +207,8 @@ func spliceAll(dst, src end, from *Conn) (n int64, err error) {
 			})
 			n += int64(put)
 			got -= put
+			to.c.account(0, put)
 			if err == nil && errno != nil {
-				to, _ := dst.(connEnd)
 				err = spliceError(to.c, errno)
 			}
 			if err != nil {
@@ -265,6 +268,9 @@ func (c *Conn) drainFrames(dst end) (n int64, err error) {
 			}
 			p = p[put:]
 			n += int64(put)
+			if to, ok := dst.(connEnd); ok {
+				to.c.account(0, put)
+			}
 		}
 	}
 }
@@ -277,6 +283,21 @@ func (c *Conn) noteEnd() {
 		c.endReadLocked()
 	}
 	c.unlock()
+}
+
+// account notes what the kernel has moved, for the time limits and the counters. A nil c is somebody else's socket.
+func (c *Conn) account(in, out int) {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if in > 0 {
+		c.receivedLocked(in)
+	}
+	if out > 0 {
+		c.sentLocked(out)
+	}
 }
 
 func (c *Conn) beginWrite() error {
