@@ -208,14 +208,15 @@ func (c *Conn) timedLocked(tm *timer) {
 // lost, doubled or reordered. Opened is not repeated; a Readable still unread is announced again to a. Events already in
 // a channel come out there. A channel from Conn.Events is closed behind those.
 //
-// A nil a is an error, and so is a connection whose Closed has been delivered (net.ErrClosed).
+// A nil a is an error, and so is a connection whose Closed has been delivered, or can only come on its channel because
+// Serve has no loop left to run a (net.ErrClosed): that one stays where it is.
 func (c *Conn) Attach(a Actor) error {
 	if a == nil {
 		return errors.New("tcpio: Conn.Attach: the actor is nil")
 	}
 	c.mu.Lock()
 	defer c.unlock()
-	if c.toldLocked() {
+	if c.toldLocked() || c.stream != nil && c.flags&pendClosed != 0 && !c.lp.expect() {
 		return c.endedLocked("attach")
 	}
 	c.moveLocked(nil, a)
@@ -259,12 +260,8 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	} else if s != nil {
 		c.flags &^= fQueued // and so does the loop
 	}
-	if c.flags&pendClosed != 0 && (c.stream == nil) != (s == nil) {
-		if s == nil {
-			c.lp.untold.Add(1)
-		} else {
-			c.lp.untold.Add(-1)
-		}
+	if c.flags&pendClosed != 0 && c.stream == nil && s != nil {
+		c.lp.untold.Add(-1) // the other way round Attach has counted it
 	}
 	c.stream, c.actor = s, a
 	c.flags &^= fMute | fDefer
@@ -273,6 +270,19 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	}
 	if unread {
 		c.readableLocked()
+	}
+}
+
+// expect counts one more actor that is to be told of Closed. It reports false when the loop has ended.
+func (lp *loop) expect() bool {
+	for {
+		n := lp.untold.Load()
+		if n < 0 {
+			return false
+		}
+		if lp.untold.CompareAndSwap(n, n+1) {
+			return true
+		}
 	}
 }
 

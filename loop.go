@@ -70,7 +70,7 @@ type loop struct {
 	kicked   atomic.Bool          // there is something in queue, timers or the listener's state to look at
 	watching atomic.Bool          // the watchdog is running
 	live     atomic.Int64         // connections that have a descriptor
-	untold   atomic.Int64         // actors that Closed waits for
+	untold   atomic.Int64         // actors that are to be told of Closed; negative once the loop has ended
 	helped   atomic.Uint32        // polls made by consumers
 	holder   atomic.Pointer[Conn] // whose handler runs, while the state is handler
 	demand   demand

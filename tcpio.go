@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"runtime"
@@ -623,6 +624,9 @@ func (l *Listener) checkGone() {
 	}
 }
 
+// allTold is a loop's untold when it has ended: so far below zero that it stays there.
+const allTold = math.MinInt64 / 2
+
 // ended tells a loop that it has nothing more to do: every descriptor is closed, and every actor of its own was told, for
 // which a handler that still blocks has CloseTimeout.
 func (lp *loop) ended() bool {
@@ -631,7 +635,14 @@ func (lp *loop) ended() bool {
 	}
 	select {
 	case <-lp.l.gone:
-		return lp.untold.Load() == 0 || now() >= lp.l.goneAt+int64(lp.l.opts.CloseTimeout)
+		if lp.untold.CompareAndSwap(0, allTold) {
+			return true
+		}
+		if now() < lp.l.goneAt+int64(lp.l.opts.CloseTimeout) {
+			return false
+		}
+		lp.untold.Store(allTold)
+		return true
 	default:
 		return false
 	}
