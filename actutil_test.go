@@ -17,7 +17,7 @@ import (
 )
 
 // actWait is how long a test waits for what must happen; only a failing test waits that long.
-const actWait = 30 * time.Second
+const actWait = 40 * time.Second
 
 // actRig is a listener that is being served on a port of its own.
 type actRig struct {
