@@ -1,0 +1,5 @@
+//go:build race
+
+package tcpio
+
+const raceEnabled = true

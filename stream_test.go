@@ -1,0 +1,324 @@
+package tcpio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+)
+
+// unserved is a listener with one loop, for connections without a socket.
+func unserved(t *testing.T, buffer int) (*rig, *stream) {
+	t.Helper()
+	r := listen(t, ListenerOptions{EventBuffer: buffer})
+	r.Events()
+	return r, r.events
+}
+
+// socketless is a connection that only has events.
+func socketless(r *rig, s *stream) *Conn {
+	return &Conn{lp: r.loops[0], id: lastID.Add(1), fd: -1, stream: s}
+}
+
+func emit(c *Conn, kind flags) {
+	c.mu.Lock()
+	c.emitLocked(kind)
+	c.mu.Unlock()
+}
+
+// A full channel: what does not fit waits in the connections, in order, with one goroutine for all of them.
+func TestFullStreamKeepsOrderWithOneGoroutine(t *testing.T) {
+	r, s := unserved(t, 2)
+	const conns, posts = 50, 20
+	before := runtime.NumGoroutine()
+	var all []*Conn
+	for range conns {
+		c := socketless(r, s)
+		all = append(all, c)
+		emit(c, pendOpened)
+		emit(c, pendReadable)
+	}
+	for i := range posts {
+		for _, c := range all {
+			if err := c.Post(i); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, c := range all {
+		emit(c, pendWritable)
+		emit(c, pendClosed)
+	}
+	if n := runtime.NumGoroutine() - before; n > 1 {
+		t.Errorf("%d goroutines for a full channel, want the feeder", n)
+	}
+	s.mu.Lock()
+	queued := len(s.queue)
+	s.mu.Unlock()
+	if queued > conns {
+		t.Errorf("%d entries queued for %d connections", queued, conns)
+	}
+	got := map[*Conn][]string{}
+	for range conns * (4 + posts) {
+		var c *Conn
+		text := ""
+		switch ev := receive(t, "the next event", s.ch).(type) {
+		case Opened:
+			c, text = ev.Conn, "opened"
+		case Readable:
+			c, text = ev.Conn, "readable"
+		case Writable:
+			c, text = ev.Conn, "writable"
+		case Message:
+			c, text = ev.Conn, fmt.Sprint(ev.Value)
+		case Closed:
+			c, text = ev.Conn, "closed"
+		}
+		got[c] = append(got[c], text)
+	}
+	for i, c := range all {
+		evs := got[c]
+		if len(evs) != 4+posts || evs[0] != "opened" || evs[len(evs)-1] != "closed" {
+			t.Fatalf("connection %d: %v", i, evs)
+		}
+		next := 0
+		for _, e := range evs {
+			if e == fmt.Sprint(next) {
+				next++
+			}
+		}
+		if next != posts {
+			t.Fatalf("connection %d: messages out of order: %v", i, evs)
+		}
+	}
+	waitFor(t, "the feeder is gone", func() bool { return !s.blocked.Load() })
+	r.feeders.Wait()
+	if s.queue != nil || len(s.ch) != 0 {
+		t.Errorf("%d queued and %d events are left", len(s.queue), len(s.ch))
+	}
+}
+
+// While the channel is full nothing grows with what the peers do.
+func TestStoppedConsumerCostsNoMemory(t *testing.T) {
+	r := listen(t, ListenerOptions{EventBuffer: 1})
+	events := r.Events()
+	r.serve()
+	peer, c := r.open()
+	other, d := r.open()
+	write(t, other, []byte("x"))
+	write(t, peer, []byte("x"))
+	waitFor(t, "the stream is full", func() bool { return r.events.blocked.Load() })
+	f := flagsOf(c) | flagsOf(d)
+	for range 100 {
+		write(t, peer, []byte("more"))
+		write(t, other, []byte("more"))
+	}
+	asleep(t, r.Listener)
+	r.events.mu.Lock()
+	queued := len(r.events.queue)
+	r.events.mu.Unlock()
+	if queued > 2 {
+		t.Errorf("%d entries queued for two connections", queued)
+	}
+	if f&fReadable == 0 {
+		t.Error("no Readable is outstanding")
+	}
+	r.dial() // and accepting pauses
+	r.dial()
+	<-time.After(20 * time.Millisecond) // time in which it must not happen
+	if n := r.Len(); n > 3 {
+		t.Errorf("%d connections were accepted into a full stream", n)
+	}
+	opened := 0
+	buf := make([]byte, 1000)
+	for opened < 2 {
+		switch ev := receive(t, "the next event", events).(type) {
+		case Opened:
+			opened++
+		case Readable:
+			if _, err := ev.Conn.TryRead(buf); err != nil && err != ErrWouldBlock {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func TestServeGivesUpOnEventsThatNobodyReceives(t *testing.T) {
+	const limit = 100 * time.Millisecond
+	r := listen(t, ListenerOptions{EventBuffer: 2, CloseTimeout: limit})
+	events := r.Events()
+	r.serve()
+	for range 10 {
+		r.dial()
+	}
+	waitFor(t, "the stream is full", func() bool { return r.events.blocked.Load() })
+	start := time.Now()
+	r.Close()
+	if d := time.Since(start); d > testLimit/2 {
+		t.Errorf("Close took %v: it must not wait for events", d)
+	}
+	if err := receive(t, "the end of Serve", r.served); err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+	r.served = nil
+	if d := time.Since(start); d < limit {
+		t.Errorf("gave up after %v, want CloseTimeout, %v", d, limit)
+	}
+	n := 0
+	for range events {
+		n++
+	}
+	if n > 2+1 {
+		t.Errorf("%d events in a channel of two", n)
+	}
+	for c := range r.Conns() {
+		t.Errorf("connection %d is left", c.ID())
+	}
+}
+
+func TestEventsReceivedInTimeAreAllDeliveredAfterServesEnd(t *testing.T) {
+	r := listen(t, ListenerOptions{EventBuffer: 1})
+	events := r.Events()
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- r.Serve(ctx) }()
+	const conns = 20
+	for range conns {
+		peer := r.dial()
+		go func() { _, _ = peer.Read(make([]byte, 1)); peer.Close() }()
+	}
+	opened := map[*Conn]bool{}
+	for len(opened) < conns {
+		if ev, ok := receive(t, "Opened", events).(Opened); ok {
+			opened[ev.Conn] = true
+		}
+	}
+	cancel()
+	for ev := range events {
+		if ev, ok := ev.(Closed); ok {
+			if !opened[ev.Conn] {
+				t.Error("Closed twice, or without Opened")
+			}
+			delete(opened, ev.Conn)
+		}
+	}
+	if len(opened) != 0 {
+		t.Errorf("%d connections without Closed", len(opened))
+	}
+	if err := receive(t, "the end of Serve", served); err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+// A claimed channel is closed behind Closed, be it full or empty at that moment.
+func TestClaimedChannelIsClosedBehindClosed(t *testing.T) {
+	for _, posts := range []int{0, 1, claimBuffer - 1, claimBuffer, claimBuffer + 1, 5 * claimBuffer} {
+		r := listen(t, ListenerOptions{})
+		r.Events()
+		r.serve()
+		_, c := r.open()
+		own := c.Events()
+		for i := range posts {
+			if err := c.Post(i); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Abort()
+		var got []Event
+		for ev := range own {
+			got = append(got, ev)
+		}
+		if len(got) != posts+1 {
+			t.Fatalf("%d posts: %d events, want those and Closed", posts, len(got))
+		}
+		for i, ev := range got[:posts] {
+			if m, ok := ev.(Message); !ok || m.Value != i {
+				t.Errorf("%d posts: event %d is %T", posts, i, ev)
+			}
+		}
+		if _, ok := got[posts].(Closed); !ok {
+			t.Errorf("%d posts: the last event is %T, want Closed", posts, got[posts])
+		}
+		receiveClosed(t, c.Events())
+	}
+}
+
+// While nobody receives from a claimed channel only that connection pauses.
+func TestFullClaimedChannelPausesNobodyElse(t *testing.T) {
+	r := listen(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	_, c := r.open()
+	own := c.Events()
+	for i := range 3 * claimBuffer {
+		if err := c.Post(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	peer, _ := r.open()
+	for range 10 {
+		write(t, peer, []byte("x"))
+		if _, err := receiveAs[Readable](t, events).Conn.TryRead(make([]byte, 8)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 3 * claimBuffer {
+		if m := receiveAs[Message](t, own); m.Value != i {
+			t.Fatalf("message %v, want %d", m.Value, i)
+		}
+	}
+}
+
+// Trouble that nobody hears of is not collected: the latest is kept.
+func TestFailedCoalescesWhileTheStreamIsFull(t *testing.T) {
+	r, s := unserved(t, 1)
+	c := socketless(r, s)
+	emit(c, pendOpened)
+	emit(c, pendReadable) // waits, with a feeder
+	waitFor(t, "the feeder holds the Readable", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.blocked.Load() && len(s.queue) == 0
+	})
+	errs := make([]error, 100)
+	for i := range errs {
+		errs[i] = fmt.Errorf("trouble %d", i)
+		s.fail(errs[i])
+	}
+	receiveAs[Opened](t, s.ch)
+	receiveAs[Readable](t, s.ch)
+	if got := receiveAs[Failed](t, s.ch); !errors.Is(got.Err, errs[99]) {
+		t.Errorf("Failed says %v, want the latest", got.Err)
+	}
+	r.feeders.Wait()
+	if len(s.ch) != 0 {
+		t.Errorf("%d more events", len(s.ch))
+	}
+}
+
+// Many connections whose events do not fit: served in turn, no one before its time is over.
+func TestFeederServesConnectionsInTurn(t *testing.T) {
+	r, s := unserved(t, 1)
+	a, b := socketless(r, s), socketless(r, s)
+	emit(a, pendOpened)
+	const posts = 3 * feedChunk
+	for i := range posts {
+		for _, c := range []*Conn{a, b} {
+			if err := c.Post(i); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var order []*Conn
+	for len(order) < 2*posts {
+		if m, ok := receive(t, "a message", s.ch).(Message); ok {
+			order = append(order, m.Conn)
+		}
+	}
+	if first := slices.Index(order, b); first > 2*feedChunk {
+		t.Errorf("B waited for %d messages of A, want %d at most", first, 2*feedChunk)
+	}
+}
