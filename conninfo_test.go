@@ -122,7 +122,7 @@ func TestBufferedIsWhatTheSocketDidNotTake(t *testing.T) {
 	if n := c.Buffered(); n != 0 {
 		t.Errorf("Buffered = %d with a socket that takes everything", n)
 	}
-	p := pattern(32 << 20)
+	p := pattern(12 << 20)
 	if _, err := c.TryWrite(p); err != nil {
 		t.Fatal(err)
 	}

@@ -435,7 +435,7 @@ func TestErrSaysWhyTheConnectionEnded(t *testing.T) {
 			want: syscall.ECONNRESET},
 		{name: "output was left at the limit", opts: tcpio.ListenerOptions{CloseTimeout: 50 * time.Millisecond},
 			end: func(t *testing.T, _ *tcpio.Listener, c *tcpio.Conn, peer net.Conn) {
-				if _, err := c.TryWrite(make([]byte, 32<<20)); err != nil {
+				if _, err := c.TryWrite(make([]byte, 12<<20)); err != nil {
 					t.Fatal(err)
 				}
 				c.Close()
@@ -446,7 +446,7 @@ func TestErrSaysWhyTheConnectionEnded(t *testing.T) {
 			want: net.ErrClosed},
 		{name: "Abort while Close flushes",
 			end: func(t *testing.T, _ *tcpio.Listener, c *tcpio.Conn, _ net.Conn) {
-				if _, err := c.TryWrite(make([]byte, 32<<20)); err != nil {
+				if _, err := c.TryWrite(make([]byte, 12<<20)); err != nil {
 					t.Fatal(err)
 				}
 				c.Close()

@@ -296,9 +296,18 @@ func firstDifference(a, b []byte) int {
 	return min(len(a), len(b))
 }
 
-// pattern is n bytes of which no two stretches look alike for long.
+// pattern is n bytes of noise, the same each time, that repeats with a prime period: a block that is lost, doubled or
+// swapped shows.
 func pattern(n int) []byte {
 	p := make([]byte, n)
+	for i := 0; i < n; {
+		i += copy(p[i:], noise())
+	}
+	return p
+}
+
+var noise = sync.OnceValue(func() []byte {
+	p := make([]byte, 65521)
 	x := uint32(2463534242)
 	for i := range p {
 		x ^= x << 13
@@ -307,7 +316,7 @@ func pattern(n int) []byte {
 		p[i] = byte(x)
 	}
 	return p
-}
+})
 
 // readStream takes events until c's input has given n bytes or ended, and returns what was read and the end's error.
 func readStream(t testing.TB, events <-chan tcpio.Event, c *tcpio.Conn, n, bufSize int) ([]byte, error) {
