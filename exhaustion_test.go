@@ -1,0 +1,160 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+const exhaustedEnv = "TCPIO_TEST_EXHAUSTED"
+
+// TestExhaustedChild is the server of TestDescriptorsExhausted, in a process of its own whose descriptors run out. It
+// answers each line on its standard input with "processor time in ns, Failed events, connections".
+func TestExhaustedChild(t *testing.T) {
+	if os.Getenv(exhaustedEnv) == "" {
+		t.Skip("runs in a process of its own only")
+	}
+	var failed atomic.Int64
+	handle := echo(t)
+	l := startStream(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) {
+		if ev, ok := ev.(tcpio.Failed); ok {
+			if failed.Add(1) == 1 {
+				fmt.Printf("first: %v\n", ev.Err)
+			}
+		}
+		handle(ev)
+	})
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	old := limit
+	limit.Cur = 40
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
+	fmt.Printf("listening on %s\n", l.Addr())
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		fmt.Printf("state %d %d %d\n", cpuTime(t), failed.Load(), l.Len())
+	}
+}
+
+func TestDescriptorsExhausted(t *testing.T) {
+	cmd := exec.CommandContext(contextWithLimit(t), os.Args[0], "-test.run=^TestExhaustedChild$")
+	cmd.Env = append(os.Environ(), exhaustedEnv+"=1", "GOCOVERDIR="+t.TempDir())
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out := bufio.NewScanner(stdout)
+	var lines []string
+	line := func(prefix string) string {
+		t.Helper()
+		for out.Scan() {
+			lines = append(lines, out.Text())
+			if rest, ok := strings.CutPrefix(out.Text(), prefix); ok {
+				return rest
+			}
+		}
+		t.Fatalf("the server is gone, its last words: %q", lines)
+		return ""
+	}
+	defer func() {
+		stdin.Close()
+		rest, _ := io.ReadAll(stdout)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the server: %v\n%s", err, rest)
+		}
+	}()
+	addr := line("listening on ")
+	state := func() (cpu time.Duration, failed, conns int) {
+		t.Helper()
+		if _, err := fmt.Fprintln(stdin); err != nil {
+			t.Fatalf("the server does not listen: %v", err)
+		}
+		if _, err := fmt.Sscan(line("state "), &cpu, &failed, &conns); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+
+	const clients = 80
+	answered := make(chan net.Conn, clients) // clients that were served
+	for i := range clients {
+		peer, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer peer.Close()
+		peer.SetDeadline(time.Now().Add(2 * testLimit))
+		send(t, peer, []byte{byte(i)})
+		go func() {
+			if n, _ := peer.Read(make([]byte, 1)); n == 1 {
+				answered <- peer
+			}
+		}()
+	}
+	waitFor(t, "Failed", func() bool { _, failed, _ := state(); return failed > 0 })
+	_, _, conns := state()
+	if conns < 10 || conns >= 40 {
+		t.Fatalf("%d connections with 40 descriptors", conns)
+	}
+	var served []net.Conn
+	for range conns {
+		served = append(served, receive(t, "an answer to a served client", answered))
+	}
+
+	// It idles meanwhile: neither processor time nor a flood of Failed.
+	const window = 2 * time.Second
+	cpu0, failed0, _ := state()
+	<-time.After(window)
+	cpu1, failed1, _ := state()
+	if used := cpu1 - cpu0; used > window/5 {
+		t.Errorf("%v of processor time in %v of exhaustion", used, window)
+	}
+	if n := failed1 - failed0; n > int(window/time.Second)+1 {
+		t.Errorf("%d Failed in %v, want one a second at most", n, window)
+	}
+	select {
+	case <-answered:
+		t.Error("a client was served without a descriptor")
+	default:
+	}
+
+	// It is alive, and whoever leaves makes room for one who waits, at once.
+	start := time.Now()
+	for left := clients - len(served); left > 0; left-- {
+		ping(t, served[len(served)-1], []byte("alive"))
+		served[0].Close()
+		served = append(served[1:], receive(t, "the next client's turn", answered))
+	}
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("the waiting clients were served within %v, want no back-off between them", d)
+	}
+	_, failed2, _ := state()
+	if n, d := failed2-failed1, time.Since(start); n > int(d/time.Second)+2 {
+		t.Errorf("%d Failed in %v, want one a second at most", n, d)
+	}
+}
