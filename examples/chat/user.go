@@ -1,0 +1,281 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// guest begins the names of those who have not chosen one. Nobody can choose such a name, so that the connection's ID
+// makes it unique.
+const guest = "guest-"
+
+// maxRooms is how many rooms one user may be in.
+const maxRooms = 16
+
+// A user is the actor of one connection. Its fields belong to Receive, which never runs twice at a time.
+type user struct {
+	h    *hub
+	c    *tcpio.Conn
+	name string
+
+	rooms []*room // joined
+	at    *room   // where text goes: one of rooms; nil when there is none
+
+	lines lineSplitter
+	held  []byte // a line that there was no room to answer; until Writable nothing more is read
+
+	idleWarn, idleClose time.Duration
+	seen                time.Time // when the last line came
+	warned              bool      // since then
+	stopTimer           func() bool
+}
+
+func newUser(h *hub, c *tcpio.Conn, idleWarn, idleClose time.Duration) *user {
+	return &user{h: h, c: c, idleWarn: idleWarn, idleClose: idleClose}
+}
+
+// idle is what the timer posts.
+type idle struct{}
+
+// errEnd says that the connection is closing, and that nothing more is to be done for it.
+var errEnd = errors.New("end")
+
+// Receive handles one event. It returns nil always: an orderly end is not an error.
+func (u *user) Receive(ev tcpio.Event) error {
+	switch ev := ev.(type) {
+	case tcpio.Opened:
+		u.name = fmt.Sprint(guest, u.c.ID())
+		_ = u.tell("* welcome, %s; /nick NAME to choose a name, /join ROOM to talk, /help for more", u.name)
+		u.seen = time.Now()
+		u.watch()
+	case tcpio.Readable:
+		// With a line held back, input stays in the kernel, and who sends without reading is slowed down by TCP.
+		if u.held == nil {
+			u.read()
+		}
+	case tcpio.Writable:
+		if u.held == nil {
+			break
+		}
+		line := u.held
+		u.held = nil
+		if u.take(line) {
+			u.read()
+		}
+	case tcpio.Message:
+		if _, ok := ev.Value.(idle); ok {
+			u.watch()
+		}
+	case tcpio.Closed:
+		switch err := u.c.Err(); {
+		case err == nil:
+			u.leaveAll("left")
+		case errors.Is(err, tcpio.ErrSlow):
+			u.leaveAll("read too slowly")
+		default:
+			u.leaveAll("lost the connection")
+		}
+		u.h.release(u.name)
+	}
+	return nil
+}
+
+// read handles the lines that have arrived.
+func (u *user) read() {
+	for line, err := range u.c.Frames(u.lines.split) {
+		if err != nil {
+			// The end of the stream, or of the connection; Closed tells the rooms.
+			u.c.Close()
+			return
+		}
+		u.seen = time.Now()
+		if u.warned {
+			u.warned = false
+			if u.stopTimer() { // else it was due, and its message sets the next one
+				u.watch()
+			}
+		}
+		if !u.take(line) {
+			return // the rest waits, in the Conn and in the kernel
+		}
+	}
+}
+
+// take handles one line and reports whether the next may follow.
+func (u *user) take(line []byte) bool {
+	var err error
+	if string(line) == string(tooLong) {
+		err = u.tell("* that line is longer than %d bytes and was thrown away", maxLine)
+	} else {
+		err = u.do(clean(line))
+	}
+	if errors.Is(err, tcpio.ErrWouldBlock) {
+		u.held = slices.Clone(line) // Frames will overwrite it
+	}
+	return err == nil
+}
+
+// do carries out one line. After tcpio.ErrWouldBlock it is called again with the same line once there is room, so every
+// command either writes to u first, or can be done twice.
+func (u *user) do(line string) error {
+	if line == "" {
+		return nil
+	}
+	if line[0] != '/' {
+		if u.at == nil {
+			return u.tell("* nobody hears you; /join a room first")
+		}
+		u.at.say(u, line)
+		return nil
+	}
+	command, arg, _ := strings.Cut(line, " ")
+	arg = strings.TrimSpace(arg)
+	switch command {
+	case "/join":
+		return u.join(arg)
+	case "/leave":
+		return u.leave()
+	case "/nick":
+		return u.rename(arg)
+	case "/who":
+		if u.at == nil {
+			return u.tell("* you are in no room; /join one")
+		}
+		return u.write(u.at.who())
+	case "/quit":
+		u.end("* goodbye", "left")
+		return errEnd
+	case "/help":
+		return u.write("* /nick NAME   choose a name\n" +
+			"* /join ROOM   enter a room, or talk there from now on\n" +
+			"* /leave       leave the room you talk in\n" +
+			"* /who         list who is in it\n" +
+			"* /quit        end\n" +
+			"* anything else is said in the room\n")
+	}
+	return u.tell("* no such command; /help")
+}
+
+func (u *user) join(name string) error {
+	if !validName(name) {
+		return u.tell("* a room's name is up to %d letters, digits, - and _", maxName)
+	}
+	for _, r := range u.rooms {
+		if foldName(r.name) == foldName(name) {
+			if err := u.tell("* you talk in %s now", r.name); err != nil {
+				return err
+			}
+			u.at = r
+			return nil
+		}
+	}
+	if len(u.rooms) == maxRooms {
+		return u.tell("* %d rooms are enough; /leave one first", maxRooms)
+	}
+	r := u.h.enter(name)
+	if err := r.join(u, u.name); err != nil {
+		u.h.exit(r)
+		return err
+	}
+	u.rooms = append(u.rooms, r)
+	u.at = r
+	return nil
+}
+
+func (u *user) leave() error {
+	if u.at == nil {
+		return u.tell("* you are in no room")
+	}
+	r := u.at
+	if err := r.part(u); err != nil {
+		return err
+	}
+	u.h.exit(r)
+	u.rooms = slices.DeleteFunc(u.rooms, func(other *room) bool { return other == r })
+	if u.at = nil; len(u.rooms) > 0 {
+		u.at = u.rooms[len(u.rooms)-1]
+	}
+	return nil
+}
+
+// rename changes the name everywhere. The old one is free only when no room shows it any more, so that nobody can talk
+// under it in between.
+func (u *user) rename(name string) error {
+	switch {
+	case !validName(name):
+		return u.tell("* a name is up to %d letters, digits, - and _", maxName)
+	case strings.HasPrefix(foldName(name), guest):
+		return u.tell("* names with %s are for guests", guest)
+	case name == u.name:
+		return u.tell("* you are %s", name)
+	}
+	same := foldName(name) == foldName(u.name) // other capitals: the name is u's already
+	if !same && !u.h.claim(name) {
+		return u.tell("* %s is taken", name)
+	}
+	if err := u.tell("* you are %s", name); err != nil {
+		if !same {
+			u.h.release(name)
+		}
+		return err
+	}
+	old := u.name
+	u.name = name
+	for _, r := range u.rooms {
+		r.rename(u, name)
+	}
+	if !same {
+		u.h.release(old)
+	}
+	return nil
+}
+
+// watch warns or closes who has been silent, and sets the timer for what comes next. There is one timer at most: a line
+// does not set it anew, it looks at the time of the last line when it is due.
+func (u *user) watch() {
+	silent := time.Since(u.seen)
+	if u.idleClose > 0 && silent >= u.idleClose {
+		u.end(fmt.Sprintf("* no line for %v, goodbye", u.idleClose), "was silent for too long")
+		return
+	}
+	if u.idleWarn > 0 && !u.warned && silent >= u.idleWarn {
+		u.warned = true
+		_ = u.tell("* no line for %v; say something within %v", u.idleWarn, u.idleClose-u.idleWarn)
+	}
+	next := u.idleClose
+	if u.idleWarn > 0 && !u.warned {
+		next = u.idleWarn
+	}
+	if next > 0 {
+		u.stopTimer = u.c.After(next-silent, idle{})
+	}
+}
+
+// end says goodbye to u and to its rooms, and closes. What is queued goes out first.
+func (u *user) end(goodbye, why string) {
+	u.leaveAll(why)
+	_ = u.tell("%s", goodbye) // who has no room left is not told
+	u.c.Close()
+}
+
+func (u *user) leaveAll(why string) {
+	for _, r := range u.rooms {
+		r.leave(u, why)
+		u.h.exit(r)
+	}
+	u.rooms, u.at = nil, nil
+}
+
+func (u *user) tell(format string, args ...any) error {
+	return u.write(fmt.Sprintf(format+"\n", args...))
+}
+
+func (u *user) write(s string) error {
+	_, err := u.c.TryWrite([]byte(s))
+	return err
+}
