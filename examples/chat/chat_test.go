@@ -150,7 +150,7 @@ func TestTheSilentAreWarnedThenClosed(t *testing.T) {
 }
 
 func TestALinePutsTheWarningOff(t *testing.T) {
-	addr, _, stop := startServer(t, config{idleWarn: 30 * time.Millisecond, idleClose: time.Hour})
+	addr, _, _ := startServer(t, config{idleWarn: 30 * time.Millisecond, idleClose: time.Hour})
 	ann := dial(t, addr)
 	for range 3 { // with the timer set to an hour by a warning, the next would not come unless the line set it anew
 		ann.until("* no line for 30ms; say something within 59m59.97s")
@@ -161,7 +161,6 @@ func TestALinePutsTheWarningOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	ann.want("* no line for 30ms; say something within 59m59.97s")
-	stop()
 }
 
 func TestOthersLearnWhyOneIsGone(t *testing.T) {

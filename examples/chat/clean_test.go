@@ -1,0 +1,142 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"unicode"
+	"unicode/utf8"
+)
+
+func TestNothingReachesATerminalButText(t *testing.T) {
+	for _, tt := range [][2]string{
+		{"plain, äöü, 日本語, ?!", "plain, äöü, 日本語, ?!"},
+		{"a\tb  ", "a b"},
+		{"\x1b[31mred\x1b[0m", "\ufffd[31mred\ufffd[0m"},
+		{"\x1b]0;title\x07", "\ufffd]0;title\ufffd"},
+		{"\u009b2J", "\ufffd2J"}, // CSI as a character
+		{"\x9b2J", "\ufffd2J"},   // CSI as a byte
+		{"over\rwritten", "over\ufffdwritten"},
+		{"back\b\b\x7f\x00", "back" + strings.Repeat("\ufffd", 4)},
+		{"\u202eevil\u202c \u2066x\u2069 \u200f\u061c", "\ufffdevil\ufffd \ufffdx\ufffd \ufffd\ufffd"},
+		{"line\u2028line\u2029", "line\ufffdline\ufffd"},
+		{"\ufeffx\u200by\u00adz\U000e0041\ue000", "\ufffdx\ufffdy\ufffdz\ufffd\ufffd"},
+		{"\xff\xfe \xc3\x28 \xed\xa0\x80 \xf8", "\ufffd\ufffd \ufffd( \ufffd\ufffd\ufffd \ufffd"},
+		{"\U0001f468\u200d\U0001f4bb می\u200cخواهم", "\U0001f468\u200d\U0001f4bb می\u200cخواهم"},
+	} {
+		if got := clean([]byte(tt[0])); got != tt[1] {
+			t.Errorf("clean(%q) = %q, want %q", tt[0], got, tt[1])
+		}
+	}
+}
+
+func FuzzCleanLinesAreText(f *testing.F) {
+	f.Add([]byte("a\x1b[0m\u202e\xff\u0085"))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		s := clean(line)
+		if !utf8.ValidString(s) || len(s) > 3*len(line) {
+			t.Fatalf("%q became %q", line, s)
+		}
+		for _, r := range s {
+			if r < ' ' || r >= 0x7f && r < 0xa0 || unicode.Is(unicode.Bidi_Control, r) {
+				t.Fatalf("%q became %q", line, s)
+			}
+		}
+	})
+}
+
+// Whatever pieces lines arrive in, the long ones come out as tooLong and the others whole.
+func TestLongLinesAreCutOutWhateverThePieces(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		var input bytes.Buffer
+		var want []string
+		lengths := []int{0, 1, maxLine - 1, maxLine, maxLine + 1, maxLine + 2, 2*maxLine + 1, 5000}
+		ends := []string{"\n", "\r\n"}
+		for i := range 10 {
+			n := lengths[rnd.IntN(len(lengths))]
+			line := strings.Repeat(string(rune('a'+i)), n)
+			input.WriteString(line)
+			if i < 9 || n == 0 {
+				input.WriteString(ends[rnd.IntN(2)])
+			}
+			if n > maxLine {
+				line = string(tooLong)
+			}
+			want = append(want, line)
+		}
+		for _, piece := range []int{1, 7, maxLine, 4096, input.Len()} {
+			if got := cut(t, input.Bytes(), piece); !slices.Equal(got, want) {
+				t.Fatalf("in pieces of %d: got %.60q, want %.60q", piece, got, want)
+			}
+		}
+	}
+}
+
+// cut drives a lineSplitter as Conn.Frames does. A bufio.Scanner would not do: at the end of the stream it stops when
+// bytes are skipped without a token.
+func cut(t *testing.T, input []byte, piece int) (lines []string) {
+	var s lineSplitter
+	for begin, end := 0, 0; ; {
+		advance, line, err := s.split(input[begin:end], end == len(input))
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin += advance
+		switch {
+		case line != nil:
+			lines = append(lines, string(line))
+		case advance > 0:
+		case end == len(input):
+			return lines
+		case end-begin > maxLine+1:
+			t.Fatalf("%d bytes are kept for a line", end-begin)
+		default:
+			end = min(end+piece, len(input))
+		}
+	}
+}
+
+func TestEscapesAndBadUTF8AreCleanedOnTheWay(t *testing.T) {
+	addr, _, _ := startServer(t, config{history: 2})
+	ann := enter(t, addr, "ann", "go")
+	ann.send("\x1b[2Jboo \xff", "\u202egnp.exe\r", "\xff\xfb\x01/quit")
+	want := []string{"[go] ann: \ufffd[2Jboo \ufffd", "[go] ann: \ufffdgnp.exe", "[go] ann: \ufffd\ufffd\ufffd/quit"}
+	ann.want(want...)
+	bob := dial(t, addr)
+	bob.send("/nick bob", "/join go")
+	bob.want("* you are bob")
+	bob.want(want[1:]...)
+}
+
+func TestALongLineIsToldAndThrownAway(t *testing.T) {
+	addr, _, _ := startServer(t, config{})
+	ann := enter(t, addr, "ann", "go")
+	told := fmt.Sprintf("* that line is longer than %d bytes and was thrown away", maxLine)
+	for _, n := range []int{maxLine + 1, 64 << 10, 1 << 20} {
+		ann.send(strings.Repeat("x", n), "still here")
+		ann.want(told, "[go] ann: still here")
+	}
+	just := strings.Repeat("x", maxLine)
+	ann.send(just+"\r", just)
+	ann.want("[go] ann: "+just, "[go] ann: "+just)
+}
+
+func TestHalfALineThenTheEndIsALine(t *testing.T) {
+	addr, _, _ := startServer(t, config{})
+	ann := enter(t, addr, "ann", "go")
+	bob := enter(t, addr, "bob", "go")
+	ann.want("[go] * bob joined")
+	if _, err := bob.c.Write([]byte("half a l")); err != nil {
+		t.Fatal(err)
+	}
+	if err := bob.c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	bob.want("[go] bob: half a l")
+	bob.wantEnd()
+	ann.want("[go] bob: half a l", "[go] * bob left")
+}
