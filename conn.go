@@ -567,3 +567,13 @@ func (c *Conn) endReadLocked() {
 func (c *Conn) endedLocked(op string) error {
 	return c.opErrorLocked(op, net.ErrClosed)
 }
+
+// noteEnd is called when the user is told of the peer's end of stream other than by a read.
+func (c *Conn) noteEnd() {
+	c.mu.Lock()
+	if c.flags&(fTold|fReleased) == 0 {
+		c.unreadableLocked()
+		c.endReadLocked()
+	}
+	c.unlock()
+}

@@ -275,16 +275,6 @@ func (c *Conn) drainFrames(dst end) (n int64, err error) {
 	}
 }
 
-// noteEnd is called when the user is told of the peer's end of stream other than by a read.
-func (c *Conn) noteEnd() {
-	c.mu.Lock()
-	if c.flags&(fTold|fReleased) == 0 {
-		c.unreadableLocked()
-		c.endReadLocked()
-	}
-	c.unlock()
-}
-
 // account notes what the kernel has moved, for the time limits and the counters. A nil c is somebody else's socket.
 func (c *Conn) account(in, out int) {
 	if c == nil {

@@ -112,6 +112,9 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 				err := io.EOF
 				if len(data) > 0 {
 					err = io.ErrUnexpectedEOF
+					c.mu.Lock()
+					c.ext.frames.partial = true // nothing will complete it: it is not announced again
+					c.mu.Unlock()
 				}
 				c.noteEnd()
 				yield(nil, err)

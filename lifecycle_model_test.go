@@ -1,3 +1,5 @@
+//go:build linux
+
 package tcpio
 
 import (
@@ -50,7 +52,7 @@ func (g *grammar) take(ev Event) {
 type life struct {
 	closed, aborted, shut bool // Close or Abort, Abort, CloseWrite was called
 	peerShut, peerGone    bool // the peer sent its end, or closed or reset
-	written, refused      bool // something was written; something may have been lost
+	written               bool // something was written
 	posted                int
 }
 

@@ -212,7 +212,7 @@ func (lp *loop) help() {
 			return
 		}
 		lp.lull = lp.demand.word.Load()
-		w = lp.enter(parked)
+		lp.enter(parked)
 		if !lp.kicked.Load() && lp.demand.outstanding() {
 			break
 		}

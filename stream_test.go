@@ -1,3 +1,5 @@
+//go:build linux
+
 package tcpio
 
 import (
@@ -95,7 +97,7 @@ func TestFullStreamKeepsOrderWithOneGoroutine(t *testing.T) {
 		}
 	}
 	waitFor(t, "the feeder is gone", func() bool { return !s.blocked.Load() })
-	r.feeders.Wait()
+	waitFor(t, "the feeder has ended", func() bool { return r.feeders.Load() == 0 })
 	if s.queue != nil || len(s.ch) != 0 {
 		t.Errorf("%d queued and %d events are left", len(s.queue), len(s.ch))
 	}
@@ -293,7 +295,7 @@ func TestFailedCoalescesWhileTheStreamIsFull(t *testing.T) {
 	if got := receiveAs[Failed](t, s.ch); !errors.Is(got.Err, errs[99]) {
 		t.Errorf("Failed says %v, want the latest", got.Err)
 	}
-	r.feeders.Wait()
+	waitFor(t, "the feeder has ended", func() bool { return r.feeders.Load() == 0 })
 	if len(s.ch) != 0 {
 		t.Errorf("%d more events", len(s.ch))
 	}
