@@ -33,8 +33,6 @@ type readyEvent struct {
 func (e *readyEvent) bits() uint32 { return e.b }
 func (e *readyEvent) token() token { return e.t }
 
-func makeReady(bits uint32, t token) readyEvent { return readyEvent{bits, t} }
-
 type sockaddr struct {
 	ip   [16]byte
 	zone uint32
