@@ -17,11 +17,14 @@ var _ net.Conn = (*Conn)(nil)
 // net.ErrClosed. While a goroutine is blocked in Read, arriving bytes wake it and are not announced by Readable;
 // otherwise Read is to events what TryRead is.
 func (c *Conn) Read(p []byte) (int, error) {
-	for {
+	for woken := false; ; {
 		c.mu.Lock()
 		if c.ext != nil && c.ext.readLimit.passed() {
 			err := c.opErrorLocked("read", os.ErrDeadlineExceeded)
-			c.mu.Unlock()
+			if woken {
+				c.reannounceLocked() // the wake-up was ours, the bytes are for whoever reads next
+			}
+			c.unlock()
 			return 0, err
 		}
 		n, err := c.readLocked(p)
@@ -37,12 +40,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.willBlock()
 		select {
 		case <-opened:
+			woken = true
 		case <-late:
 			c.mu.Lock()
-			if x.canRead.leave(opened) {
-				c.reannounceLocked() // the wake-up was ours, the bytes are for whoever reads next
-			}
-			c.unlock()
+			woken = x.canRead.leave(opened)
+			c.mu.Unlock()
 		}
 	}
 }
