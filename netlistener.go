@@ -67,6 +67,7 @@ func (n *netListener) Close() error {
 	n.once.Do(func() {
 		close(n.closed)
 		n.l.stopAccepting()
+		n.l.finishUnserved() // without Serve there is nothing to wait for
 		for c := range n.l.Conns() {
 			c.mu.Lock()
 			if c.flags&(fOpened|fMute) == fMute {
