@@ -372,7 +372,7 @@ func (l *Listener) Events() <-chan Event {
 func (l *Listener) Streams() []<-chan Event {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.decided() && !l.perLoop && !l.finished {
+	if l.decided() && !l.perLoop && (len(l.loops) > 0 || !l.stopping.Load()) {
 		panic("tcpio: Listener.Streams called after Events, or with an Actor")
 	}
 	l.decideLocked(defaultLoops(), true)
