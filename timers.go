@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,6 +56,9 @@ func (tm *timer) setPlace(i int) { tm.index = i }
 func (ts *timers) add(lp *loop, tm *timer, d time.Duration) {
 	ts.mu.Lock()
 	tm.when = now() + max(int64(d), 0)
+	if tm.when < 0 {
+		tm.when = math.MaxInt64 // centuries from now
+	}
 	ts.heap.push(tm)
 	earlier := ts.heap[0] == tm
 	ts.first.Store(ts.heap.first())
