@@ -102,9 +102,12 @@ func (l *Listener) refuse(lp *loop, fd int32, peer sockaddr, why refusal) {
 	c.unlock()
 }
 
+// longestBacklog is the default of net.core.somaxconn. Peers that keep coming do not keep Shutdown from its end.
+const longestBacklog = 4096
+
 // acceptRest takes what the kernel has accepted already, so that closing the listening socket resets nobody.
 func (l *Listener) acceptRest() {
-	for {
+	for range longestBacklog {
 		fd, peer, errno := l.socket.accept()
 		switch {
 		case errno == 0:
