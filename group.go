@@ -138,7 +138,7 @@ func (g *Group) slowLocked(c *Conn) {
 	if g.Slow != CloseSlow {
 		return
 	}
-	if len(g.Notice) > 0 {
+	if len(g.Notice) > 0 && c.out != nil { // a copy in the kernel has no queue, and no edge would send one
 		c.queueOutLocked().append(c.lp.l, g.Notice)
 	}
 	c.closeLocked(ErrSlow)
