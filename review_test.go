@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -396,64 +395,5 @@ func TestHandlersThatBlockInReadGoOnAtMaxBlocked(t *testing.T) {
 		if b := receive(t, "the byte", got); int(b) != i {
 			t.Errorf("got %d, want %d", b, i)
 		}
-	}
-}
-
-// To see it fail: let register begin the limits behind the hook.
-func TestAnIdleTimeoutSetByTheActorHookHolds(t *testing.T) {
-	hooked := make(chan *Conn, 1)
-	r := listen(t, ListenerOptions{Loops: 1, IdleTimeout: time.Hour, Actor: func(c *Conn) Actor {
-		if err := c.SetIdleTimeout(time.Minute); err != nil {
-			t.Error(err)
-		}
-		hooked <- c
-		return ActorFunc(func(Event) error { return nil })
-	}}).serve()
-	r.dial()
-	c := receive(t, "the hook", hooked)
-	waitFor(t, "Opened", func() bool { return flagsOf(c)&fOpened != 0 })
-	if got := locked(c, func() ticks { return c.limit.idle }); got != ticks(time.Minute/time.Millisecond) {
-		t.Errorf("the limit is %d ms", got)
-	}
-}
-
-// Bytes that the kernel copies count as activity like any other. To see it fail: let account do nothing.
-func TestCopiesInTheKernelCount(t *testing.T) {
-	const size = 300 << 10
-	r := listen(t, ListenerOptions{Loops: 1, ReadTimeout: time.Hour}).serve()
-	left, a := r.open()
-	right, b := r.open()
-	file, err := os.CreateTemp(t.TempDir(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	if err := file.Truncate(size); err != nil {
-		t.Fatal(err)
-	}
-	copied := make(chan error, 2)
-	go func() {
-		_, err := io.Copy(b, a)
-		copied <- err
-		_, err = io.Copy(b, file)
-		copied <- err
-	}()
-	go func() {
-		left.Write(make([]byte, size))
-		left.CloseWrite()
-	}()
-	if _, err := io.ReadFull(right, make([]byte, 2*size)); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		if err := receive(t, "the end of a copy", copied); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if s := r.Stats(); s.BytesIn != size || s.BytesOut != 2*size {
-		t.Errorf("counted %d in, %d out", s.BytesIn, s.BytesOut)
-	}
-	if flagsOf(a)&fHeard == 0 {
-		t.Error("the first byte was not noticed: ReadTimeout would close the connection")
 	}
 }
