@@ -66,31 +66,26 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	defer c.endWriteLocked()
-	if c.out == nil {
-		n, err := c.sendLocked(p)
-		if err != nil {
-			return n, err
-		}
-		return c.queueRestLocked(p, n)
-	}
-	return c.queueRestLocked(p, 0)
-}
-
-// queueRestLocked queues p[n:], as room comes.
-func (c *Conn) queueRestLocked(p []byte, n int) (int, error) {
 	limit := c.lp.l.opts.WriteBuffer
-	for n < len(p) {
-		if room := limit - c.out.len(); room > 0 {
-			end := min(n+room, len(p))
-			c.queueOutLocked().append(c.lp.l, p[n:end])
-			n = end
-			continue
+	for n := 0; ; {
+		if c.out == nil {
+			// Also after a wait: what is queued for a socket that did not refuse would never be flushed, since no edge comes.
+			sent, err := c.sendLocked(p[n:])
+			if n += sent; err != nil {
+				return n, err
+			}
+		}
+		if room := min(limit-c.out.len(), len(p)-n); room > 0 {
+			c.queueOutLocked().append(c.lp.l, p[n:n+room])
+			n += room
+		}
+		if n == len(p) {
+			return n, nil
 		}
 		if err := c.waitRoomLocked(); err != nil {
 			return n, err
 		}
 	}
-	return n, nil
 }
 
 // beginWriteLocked makes the caller the only one who writes until endWriteLocked.
