@@ -1,0 +1,393 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+const copySize = 5<<20 + 12345
+
+// tcpPair is a connection of the package net alone.
+func tcpPair(t testing.TB) (*net.TCPConn, *net.TCPConn) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	a, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []net.Conn{a, b} {
+		_ = c.SetDeadline(time.Now().Add(testLimit))
+		t.Cleanup(func() { c.Close() })
+	}
+	return a.(*net.TCPConn), b.(*net.TCPConn)
+}
+
+func tempFile(t testing.TB, content []byte, flags int) *os.File {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(name, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(name, flags, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// goSend writes p at a peer and ends its stream.
+func goSend(t testing.TB, peer net.Conn, p []byte) {
+	go func() {
+		if _, err := peer.Write(p); err != nil {
+			t.Errorf("the peer's write: %v", err)
+		}
+		_ = peer.(interface{ CloseWrite() error }).CloseWrite()
+	}()
+}
+
+// userReads counts the bytes that read(2) and its like have given this process. What splice and sendfile move between
+// sockets is not among them, what tests of the package read as peers is.
+func userReads(t testing.TB) int64 {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/io")
+	if err != nil {
+		t.Skipf("SKIPPED: no I/O accounting here: %v", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if v, ok := strings.CutPrefix(line, "rchar: "); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Skip("SKIPPED: /proc/self/io has no rchar")
+	return 0
+}
+
+// A copyCase is a source with content to come, a destination, and what has arrived there.
+type copyCase struct {
+	src  io.Reader
+	dst  io.Writer
+	got  func() []byte
+	size int
+}
+
+func copyCases(t *testing.T) map[string]func(t *testing.T, content []byte) copyCase {
+	source := func(t *testing.T, content []byte) *tcpio.Conn {
+		c, peer := blockingPair(t, tcpio.ListenerOptions{})
+		goSend(t, peer, content)
+		return c
+	}
+	sink := func(t *testing.T, peer net.Conn, end func() error) func() []byte {
+		arrived := make(chan []byte, 1)
+		go func() {
+			p, err := io.ReadAll(peer)
+			if err != nil {
+				t.Errorf("the receiving peer: %v", err)
+			}
+			arrived <- p
+		}()
+		return func() []byte {
+			if err := end(); err != nil {
+				t.Errorf("CloseWrite: %v", err)
+			}
+			return receive(t, "what was copied", arrived)
+		}
+	}
+	return map[string]func(t *testing.T, content []byte) copyCase{
+		"Conn to Conn": func(t *testing.T, content []byte) copyCase {
+			dst, peer := blockingPair(t, tcpio.ListenerOptions{})
+			return copyCase{src: source(t, content), dst: dst, got: sink(t, peer, dst.CloseWrite)}
+		},
+		"Conn to TCPConn": func(t *testing.T, content []byte) copyCase {
+			dst, peer := tcpPair(t)
+			return copyCase{src: source(t, content), dst: dst, got: sink(t, peer, dst.CloseWrite)}
+		},
+		"TCPConn to Conn": func(t *testing.T, content []byte) copyCase {
+			src, feed := tcpPair(t)
+			goSend(t, feed, content)
+			dst, peer := blockingPair(t, tcpio.ListenerOptions{})
+			return copyCase{src: src, dst: dst, got: sink(t, peer, dst.CloseWrite)}
+		},
+		"unix to Conn": func(t *testing.T, content []byte) copyCase {
+			src, feed := unixPair(t)
+			goSend(t, feed, content)
+			dst, peer := blockingPair(t, tcpio.ListenerOptions{})
+			return copyCase{src: src, dst: dst, got: sink(t, peer, dst.CloseWrite)}
+		},
+		"Conn to unix": func(t *testing.T, content []byte) copyCase {
+			dst, peer := unixPair(t)
+			return copyCase{src: source(t, content), dst: dst, got: sink(t, peer, dst.CloseWrite)}
+		},
+		"file to Conn": func(t *testing.T, content []byte) copyCase {
+			dst, peer := blockingPair(t, tcpio.ListenerOptions{})
+			return copyCase{src: tempFile(t, content, os.O_RDONLY), dst: dst, got: sink(t, peer, dst.CloseWrite)}
+		},
+		"limited file to Conn": func(t *testing.T, content []byte) copyCase {
+			dst, peer := blockingPair(t, tcpio.ListenerOptions{})
+			f := tempFile(t, content, os.O_RDONLY)
+			return copyCase{src: io.LimitReader(f, copySize/2), dst: dst, got: sink(t, peer, dst.CloseWrite), size: copySize / 2}
+		},
+		"Conn to file": func(t *testing.T, content []byte) copyCase {
+			f := tempFile(t, nil, os.O_RDWR)
+			return copyCase{src: source(t, content), dst: f, got: func() []byte { return fileContent(t, f) }}
+		},
+	}
+}
+
+func unixPair(t testing.TB) (*net.UnixConn, *net.UnixConn) {
+	t.Helper()
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	a, err := net.Dial("unix", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a.(*net.UnixConn), b.(*net.UnixConn)
+}
+
+func fileContent(t testing.TB, f *os.File) []byte {
+	t.Helper()
+	p, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestCopyMovesEveryByte(t *testing.T) {
+	content := pattern(copySize)
+	for name, make := range copyCases(t) {
+		t.Run(name, func(t *testing.T) {
+			cc := make(t, content)
+			want := content
+			if cc.size > 0 {
+				want = content[:cc.size]
+			}
+			n, err := io.Copy(cc.dst, cc.src)
+			if n != int64(len(want)) || err != nil {
+				t.Fatalf("Copy = %d, %v, want %d", n, err, len(want))
+			}
+			if got := cc.got(); !bytes.Equal(got, want) {
+				t.Fatalf("%d bytes arrived, the first difference is at %d", len(got), firstDifference(got, want))
+			}
+		})
+	}
+}
+
+// The peers of this test are other processes' sockets as far as the accounting goes: one writes, and nobody reads what
+// the copy moves, into a file.
+func TestCopyStaysInTheKernel(t *testing.T) {
+	content := pattern(copySize)
+	t.Run("socket", func(t *testing.T) {
+		c, peer := blockingPair(t, tcpio.ListenerOptions{})
+		goSend(t, peer, content)
+		f := tempFile(t, nil, os.O_RDWR)
+		before := userReads(t)
+		if n, err := io.Copy(f, c); n != copySize || err != nil {
+			t.Fatalf("Copy = %d, %v", n, err)
+		}
+		if n := userReads(t) - before; n > copySize/10 {
+			t.Fatalf("%d bytes of %d were read into this process", n, copySize)
+		}
+	})
+	t.Run("file", func(t *testing.T) {
+		c, peer := blockingPair(t, tcpio.ListenerOptions{})
+		f := tempFile(t, content, os.O_RDONLY)
+		arrived := make(chan bool, 1)
+		go func() {
+			got := make([]byte, copySize)
+			_, err := io.ReadFull(peer, got)
+			arrived <- err == nil && bytes.Equal(got, content)
+		}()
+		before := c.Buffered()
+		_, handled := any(c).(io.ReaderFrom)
+		if n, err := io.Copy(c, f); n != copySize || err != nil || !handled {
+			t.Fatalf("Copy = %d, %v", n, err)
+		}
+		if n := c.Buffered() - before; n != 0 {
+			t.Fatalf("%d bytes went through the queue", n) // a copy by Write would have left up to 1 MiB there
+		}
+		if !receive(t, "the content", arrived) {
+			t.Fatal("the content did not arrive")
+		}
+	})
+}
+
+func TestCopyToAnAppendedFileGoesBehindItsContent(t *testing.T) {
+	c, peer := blockingPair(t, tcpio.ListenerOptions{})
+	f := tempFile(t, []byte("before,"), os.O_WRONLY|os.O_APPEND)
+	goSend(t, peer, []byte("behind"))
+	if n, err := io.Copy(f, c); n != 6 || err != nil {
+		t.Fatalf("Copy = %d, %v", n, err)
+	}
+	if got := fileContent(t, f); string(got) != "before,behind" {
+		t.Fatalf("the file holds %q", got)
+	}
+}
+
+func TestCopyTakesALimitedReaderToItsLimit(t *testing.T) {
+	for name, pair := range map[string]func() (io.Reader, net.Conn){
+		"Conn":    func() (io.Reader, net.Conn) { c, p := blockingPair(t, tcpio.ListenerOptions{}); return c, p },
+		"TCPConn": func() (io.Reader, net.Conn) { c, p := tcpPair(t); return c, p },
+		"bufio": func() (io.Reader, net.Conn) {
+			c, p := blockingPair(t, tcpio.ListenerOptions{})
+			return bufio.NewReader(c), p
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			src, feed := pair()
+			dst, peer := blockingPair(t, tcpio.ListenerOptions{})
+			send(t, feed, []byte("0123456789"))
+			limited := &io.LimitedReader{R: src, N: 6}
+			if n, err := io.Copy(dst, limited); n != 6 || err != nil || limited.N != 0 {
+				t.Fatalf("Copy = %d, %v, and the limit is %d", n, err, limited.N)
+			}
+			expectBytes(t, peer, []byte("012345"))
+			rest := make([]byte, 4)
+			if _, err := io.ReadFull(src, rest); err != nil || string(rest) != "6789" {
+				t.Fatalf("the rest is %q, %v", rest, err)
+			}
+		})
+	}
+}
+
+func TestCopyBeginsWithWhatFramesHasBuffered(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	src, feed := open(t, l, events)
+	send(t, feed, []byte("line\nhalf a li"))
+	for got := 0; got == 0; {
+		expect[tcpio.Readable](t, events)
+		for frame := range src.Frames(bufio.ScanLines) {
+			if got++; string(frame) != "line" {
+				t.Fatalf("the frame is %q", frame)
+			}
+		}
+	}
+	dst, peer := blockingPair(t, tcpio.ListenerOptions{})
+	goSend(t, feed, []byte("ne, and more"))
+	if n, err := io.Copy(dst, src); n != 21 || err != nil {
+		t.Fatalf("Copy = %d, %v", n, err)
+	}
+	expectBytes(t, peer, []byte("half a line, and more"))
+}
+
+func TestCopyGoesBehindWhatIsQueued(t *testing.T) {
+	c, peer := blockingPair(t, tcpio.ListenerOptions{WriteBuffer: 1 << 20})
+	shrinkSendBuffer(t, c)
+	queued := fill(t, c, 64<<10)
+	content := pattern(300000)
+	f := tempFile(t, content, os.O_RDONLY)
+	done := make(chan outcome, 1)
+	go func() {
+		n, err := io.Copy(c, f)
+		done <- outcome{int(n), err}
+	}()
+	expectBytes(t, peer, queued)
+	expectBytes(t, peer, content)
+	if o := receive(t, "the end of Copy", done); o.n != len(content) || o.err != nil {
+		t.Fatalf("Copy = %d, %v", o.n, o.err)
+	}
+}
+
+// A copy that waits for input ends with a deadline or the source's end, one that waits for room likewise.
+func TestABlockedCopyIsEnded(t *testing.T) {
+	for name, tt := range map[string]struct {
+		end  func(src, dst *tcpio.Conn) error
+		want error
+		full bool // it waits for room, not for input
+	}{
+		"by the source's deadline":       {func(src, _ *tcpio.Conn) error { return src.SetReadDeadline(time.Unix(1, 0)) }, os.ErrDeadlineExceeded, false},
+		"by the destination's deadline":  {func(_, dst *tcpio.Conn) error { return dst.SetWriteDeadline(time.Unix(1, 0)) }, os.ErrDeadlineExceeded, true},
+		"by closing the source":          {func(src, _ *tcpio.Conn) error { return src.Close() }, net.ErrClosed, false},
+		"by closing the destination":     {func(_, dst *tcpio.Conn) error { return dst.Close() }, net.ErrClosed, true},
+		"by aborting a full destination": {func(_, dst *tcpio.Conn) error { return dst.Abort() }, net.ErrClosed, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			src, feed := blockingPair(t, tcpio.ListenerOptions{})
+			dst, _ := blockingPair(t, tcpio.ListenerOptions{CloseTimeout: 50 * time.Millisecond})
+			done := make(chan error, 1)
+			go func() {
+				_, err := io.Copy(dst, src)
+				done <- err
+			}()
+			if tt.full {
+				blast, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				go func() {
+					for p := make([]byte, 64<<10); blast.Err() == nil; {
+						if _, err := feed.Write(p); err != nil {
+							return
+						}
+					}
+				}()
+				waitBlocked(t, 1, "connEnd.Write")
+			} else {
+				send(t, feed, []byte("x"))
+				waitBlocked(t, 1, "connEnd.Read")
+			}
+			if err := tt.end(src, dst); err != nil {
+				t.Fatal(err)
+			}
+			if err := receive(t, "the end of Copy", done); !errors.Is(err, tt.want) {
+				t.Fatalf("Copy: %v, want %v", err, tt.want)
+			}
+			feed.Close()
+		})
+	}
+}
+
+// The end of the source is told once: behind it the source closes by itself, as after a Read that returned io.EOF.
+func TestTheEndThatCopyReadsIsTheEndOfTheConnection(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	src, feed := open(t, l, events)
+	dst, peer := blockingPair(t, tcpio.ListenerOptions{})
+	goSend(t, feed, []byte("all"))
+	if n, err := io.Copy(dst, src); n != 3 || err != nil {
+		t.Fatalf("Copy = %d, %v", n, err)
+	}
+	expectBytes(t, peer, []byte("all"))
+	for {
+		if ev, ok := receive(t, "Closed", events).(tcpio.Closed); ok {
+			if err := ev.Conn.Err(); err != nil {
+				t.Fatalf("Err = %v", err)
+			}
+			break
+		}
+	}
+	runtime.KeepAlive(src)
+}
