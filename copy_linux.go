@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"reflect"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +25,7 @@ func (c *Conn) sendFrom(r io.Reader) (n int64, handled bool, err error) {
 		r, remain = lr.R, lr.N
 		defer func() { lr.N -= n }()
 	}
-	switch src := r.(type) {
+	switch src := inside(r).(type) {
 	case *os.File:
 		return c.sendFile(src, remain)
 	case *Conn:
@@ -45,6 +46,32 @@ func (c *Conn) sendFrom(r io.Reader) (n int64, handled bool, err error) {
 		return c.spliceFrom(src)
 	}
 	return 0, false, nil
+}
+
+// inside undoes what io.Copy does to sources with a WriteTo that cannot help: *os.File and *net.TCPConn then pass
+// themselves on in a struct that hides it, of a type that is not exported (fileWithoutWriteTo, tcpConnWithoutWriteTo).
+// Structs of other packages are left alone, their Read may be one of their own.
+func inside(r io.Reader) io.Reader {
+	v := reflect.ValueOf(r)
+	if v.Kind() != reflect.Struct {
+		return r
+	}
+	var field reflect.Value
+	switch v.Type().PkgPath() {
+	case "os":
+		field = v.FieldByName("File")
+	case "net":
+		field = v.FieldByName("TCPConn")
+	}
+	if field.IsValid() && field.CanInterface() {
+		switch src := field.Interface().(type) {
+		case *os.File:
+			return src
+		case *net.TCPConn:
+			return src
+		}
+	}
+	return r
 }
 
 func (c *Conn) spliceFrom(src syscall.Conn) (int64, bool, error) {

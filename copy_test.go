@@ -12,8 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -67,27 +65,6 @@ func goSend(t testing.TB, peer net.Conn, p []byte) {
 		}
 		_ = peer.(interface{ CloseWrite() error }).CloseWrite()
 	}()
-}
-
-// userReads counts the bytes that read(2) and its like have given this process. What splice and sendfile move between
-// sockets is not among them, what tests of the package read as peers is.
-func userReads(t testing.TB) int64 {
-	t.Helper()
-	text, err := os.ReadFile("/proc/self/io")
-	if err != nil {
-		t.Skipf("SKIPPED: no I/O accounting here: %v", err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if v, ok := strings.CutPrefix(line, "rchar: "); ok {
-			n, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n
-		}
-	}
-	t.Skip("SKIPPED: /proc/self/io has no rchar")
-	return 0
 }
 
 // A copyCase is a source with content to come, a destination, and what has arrived there.
@@ -209,43 +186,93 @@ func TestCopyMovesEveryByte(t *testing.T) {
 	}
 }
 
-// The peers of this test are other processes' sockets as far as the accounting goes: one writes, and nobody reads what
-// the copy moves, into a file.
+// A copy that is blocked shows where: the ordinary way would be in Read or Write.
 func TestCopyStaysInTheKernel(t *testing.T) {
-	content := pattern(copySize)
-	t.Run("socket", func(t *testing.T) {
-		c, peer := blockingPair(t, tcpio.ListenerOptions{})
-		goSend(t, peer, content)
-		f := tempFile(t, nil, os.O_RDWR)
-		before := userReads(t)
-		if n, err := io.Copy(f, c); n != copySize || err != nil {
-			t.Fatalf("Copy = %d, %v", n, err)
-		}
-		if n := userReads(t) - before; n > copySize/10 {
-			t.Fatalf("%d bytes of %d were read into this process", n, copySize)
-		}
-	})
-	t.Run("file", func(t *testing.T) {
-		c, peer := blockingPair(t, tcpio.ListenerOptions{})
-		f := tempFile(t, content, os.O_RDONLY)
-		arrived := make(chan bool, 1)
+	conn := func(t *testing.T) (*tcpio.Conn, net.Conn) { return blockingPair(t, tcpio.ListenerOptions{}) }
+	full := func(t *testing.T) *tcpio.Conn { // its peer does not read
+		c, _ := conn(t)
+		return c
+	}
+	flooded := func(src, feed net.Conn) net.Conn {
 		go func() {
-			got := make([]byte, copySize)
-			_, err := io.ReadFull(peer, got)
-			arrived <- err == nil && bytes.Equal(got, content)
+			for p := make([]byte, 64<<10); ; {
+				if _, err := feed.Write(p); err != nil {
+					return // at the end of the test
+				}
+			}
 		}()
-		before := c.Buffered()
-		_, handled := any(c).(io.ReaderFrom)
-		if n, err := io.Copy(c, f); n != copySize || err != nil || !handled {
-			t.Fatalf("Copy = %d, %v", n, err)
-		}
-		if n := c.Buffered() - before; n != 0 {
-			t.Fatalf("%d bytes went through the queue", n) // a copy by Write would have left up to 1 MiB there
-		}
-		if !receive(t, "the content", arrived) {
-			t.Fatal("the content did not arrive")
-		}
-	})
+		return src
+	}
+	empty := func(t *testing.T) *tcpio.Conn { // its peer sends nothing
+		c, _ := conn(t)
+		return c
+	}
+	for name, tt := range map[string]struct {
+		in   string
+		ends func(t *testing.T) (io.Writer, io.Reader)
+	}{
+		"file to Conn": {"(*Conn).sendFile", func(t *testing.T) (io.Writer, io.Reader) {
+			f := tempFile(t, nil, os.O_RDWR)
+			if err := f.Truncate(1 << 30); err != nil {
+				t.Fatal(err)
+			}
+			return full(t), f
+		}},
+		"TCPConn to Conn": {"spliceAll", func(t *testing.T) (io.Writer, io.Reader) {
+			src, feed := tcpPair(t)
+			return full(t), flooded(src, feed)
+		}},
+		"unix to Conn": {"spliceAll", func(t *testing.T) (io.Writer, io.Reader) {
+			src, feed := unixPair(t)
+			return full(t), flooded(src, feed)
+		}},
+		"Conn to Conn": {"spliceAll", func(t *testing.T) (io.Writer, io.Reader) { return full(t), empty(t) }},
+		"Conn to TCPConn": {"spliceAll", func(t *testing.T) (io.Writer, io.Reader) {
+			dst, _ := tcpPair(t)
+			return dst, empty(t)
+		}},
+		"Conn to unix": {"spliceAll", func(t *testing.T) (io.Writer, io.Reader) {
+			dst, _ := unixPair(t)
+			return dst, empty(t)
+		}},
+		"Conn to file": {"spliceAll", func(t *testing.T) (io.Writer, io.Reader) { return tempFile(t, nil, os.O_RDWR), empty(t) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dst, src := tt.ends(t)
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				_, _ = io.Copy(dst, src)
+			}()
+			waitBlocked(t, 1, tt.in)
+			for _, end := range []any{dst, src} {
+				if c, ok := end.(*tcpio.Conn); ok {
+					c.Abort()
+				}
+			}
+			receive(t, "the end of Copy", done)
+		})
+	}
+}
+
+// Somebody's own Read is called, also if there is a socket inside.
+func TestCopyDoesNotLookInsideAReader(t *testing.T) {
+	src, feed := tcpPair(t)
+	dst, peer := blockingPair(t, tcpio.ListenerOptions{})
+	goSend(t, feed, []byte("text"))
+	// An io.LimitedReader, since the promoted WriteTo is what io.Copy would call otherwise.
+	if n, err := io.Copy(dst, io.LimitReader(upperCase{src}, 100)); n != 4 || err != nil {
+		t.Fatalf("Copy = %d, %v", n, err)
+	}
+	expectBytes(t, peer, []byte("TEXT"))
+}
+
+type upperCase struct{ *net.TCPConn }
+
+func (u upperCase) Read(p []byte) (int, error) {
+	n, err := u.TCPConn.Read(p)
+	copy(p, bytes.ToUpper(p[:n]))
+	return n, err
 }
 
 func TestCopyToAnAppendedFileGoesBehindItsContent(t *testing.T) {
