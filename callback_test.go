@@ -1,0 +1,511 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// startLegacy runs a listener as programs of the first tcpio do.
+func startLegacy(t testing.TB, opts tcpio.ListenerOptions) *tcpio.Listener {
+	t.Helper()
+	l := listen(t, opts)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		l.Start()
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		receive(t, "the end of Start", ended)
+	})
+	return l
+}
+
+// answerOK is the handler of the first tcpio's README, with a buffer of size.
+func answerOK(size int) func(net.Conn) error {
+	return func(conn net.Conn) error {
+		buf := make([]byte, size)
+		if _, err := conn.Read(buf); err != nil {
+			return err
+		}
+		_, err := conn.Write([]byte("OK\n"))
+		return err
+	}
+}
+
+func TestTheCallbackIsCalledWhileUnreadBytesRemain(t *testing.T) {
+	// Each call reads one byte of what came at once.
+	l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: answerOK(1)})
+	peer := dial(t, l)
+	send(t, peer, []byte("123456"))
+	for range 6 {
+		expectBytes(t, peer, []byte("OK\n"))
+	}
+}
+
+func TestTheCallbackIsNeverCalledWithNothingToRead(t *testing.T) {
+	var calls atomic.Int64
+	l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: func(conn net.Conn) error {
+		calls.Add(1)
+		// All there is must come without waiting, so that a deadline in the past would not even be needed.
+		n, err := conn.(*tcpio.Conn).TryRead(make([]byte, 64))
+		if err == tcpio.ErrWouldBlock {
+			t.Error("the callback was called with nothing to read")
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		_, err = conn.Write(make([]byte, n))
+		return err
+	}})
+	peers := make([]net.Conn, 8)
+	for i := range peers {
+		peers[i] = dial(t, l)
+	}
+	for range 200 {
+		for _, peer := range peers {
+			send(t, peer, []byte("x"))
+			expectBytes(t, peer, []byte{0})
+		}
+	}
+	if n := calls.Load(); n < 200*8 {
+		t.Errorf("%d calls for %d messages", n, 200*8)
+	}
+}
+
+func TestAnErrorClosesTheConnectionAndGoesToOnErrorEvent(t *testing.T) {
+	boom := errors.New("boom")
+	errs := make(chan error, 8)
+	var conn atomic.Pointer[tcpio.Conn]
+	l := startLegacy(t, tcpio.ListenerOptions{
+		OnConnEvent: func(c net.Conn) error {
+			conn.Store(c.(*tcpio.Conn))
+			buf := make([]byte, 8)
+			n, err := c.Read(buf)
+			if err != nil {
+				return err
+			}
+			_, _ = c.Write([]byte("last words"))
+			if n == 1 {
+				return boom
+			}
+			return nil
+		},
+		OnErrorEvent: func(err error) { errs <- err },
+	})
+	peer := dial(t, l)
+	send(t, peer, []byte("x"))
+	expectBytes(t, peer, []byte("last words"))
+	expectEOF(t, peer)
+	peer.Close()
+	if err := receive(t, "the error", errs); err != boom {
+		t.Fatalf("OnErrorEvent got %v", err)
+	}
+	waitFor(t, "the connection's end", func() bool { return conn.Load().Err() != nil })
+	if err := conn.Load().Err(); !errors.Is(err, boom) {
+		t.Fatalf("Err = %v", err)
+	}
+	// An orderly end is io.EOF.
+	peer = dial(t, l)
+	send(t, peer, []byte("xx"))
+	expectBytes(t, peer, []byte("last words"))
+	sendFIN(t, peer)
+	expectEOF(t, peer)
+	if err := receive(t, "the end", errs); err != io.EOF {
+		t.Fatalf("OnErrorEvent got %v, want io.EOF", err)
+	}
+	waitFor(t, "no connection", func() bool { return l.Len() == 0 })
+	if err := conn.Load().Err(); err != nil {
+		t.Fatalf("Err of an orderly end = %v", err)
+	}
+}
+
+func TestNilCallbacksAreAllowed(t *testing.T) {
+	t.Run("OnErrorEvent", func(t *testing.T) {
+		l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: answerOK(8)})
+		peer := dial(t, l)
+		send(t, peer, []byte("x"))
+		expectBytes(t, peer, []byte("OK\n"))
+		sendFIN(t, peer)
+		expectEOF(t, peer)
+	})
+	t.Run("OnConnEvent", func(t *testing.T) {
+		errs := make(chan error, 8)
+		l := startLegacy(t, tcpio.ListenerOptions{OnErrorEvent: func(err error) { errs <- err }})
+		peer := dial(t, l)
+		send(t, peer, make([]byte, 8<<20)) // more than the socket holds, so it is thrown away
+		sendFIN(t, peer)
+		expectEOF(t, peer)
+		if err := receive(t, "the end", errs); err != io.EOF {
+			t.Fatalf("OnErrorEvent got %v", err)
+		}
+	})
+	t.Run("both", func(t *testing.T) {
+		l := startLegacy(t, tcpio.ListenerOptions{})
+		peer := dial(t, l)
+		send(t, peer, []byte("x"))
+		sendFIN(t, peer)
+		expectEOF(t, peer)
+	})
+}
+
+func TestStartBlocksUntilTheListenerEnds(t *testing.T) {
+	for name, end := range map[string]func(*tcpio.Listener) error{
+		"Close":    (*tcpio.Listener).Close,
+		"Shutdown": func(l *tcpio.Listener) error { return l.Shutdown(context.Background()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := listen(t, tcpio.ListenerOptions{OnConnEvent: answerOK(8), OnErrorEvent: func(err error) { t.Errorf("OnErrorEvent got %v", err) }})
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				l.Start()
+			}()
+			peer := dial(t, l)
+			send(t, peer, []byte("x"))
+			expectBytes(t, peer, []byte("OK\n"))
+			select {
+			case <-ended:
+				t.Fatal("Start has returned")
+			default:
+			}
+			down := make(chan error, 1)
+			go func() { down <- end(l) }()
+			_, _ = peer.Read(make([]byte, 1))
+			peer.Close()
+			if err := receive(t, name, down); err != nil {
+				t.Fatal(err)
+			}
+			receive(t, "the end of Start", ended)
+		})
+	}
+	t.Run("started after Close", func(t *testing.T) {
+		errs := make(chan error, 8)
+		l := listen(t, tcpio.ListenerOptions{OnConnEvent: answerOK(8), OnErrorEvent: func(err error) { errs <- err }})
+		l.Close()
+		l.Start()
+		if err := receive(t, "the error", errs); !errors.Is(err, net.ErrClosed) {
+			t.Fatalf("OnErrorEvent got %v", err)
+		}
+	})
+}
+
+// Programs of the first tcpio share state between callbacks without a lock; -race watches.
+func TestCallbacksOfOneListenerRunOneAtATime(t *testing.T) {
+	seen := make(map[string]int)
+	errored := 0
+	inside := 0
+	const peers, rounds = 16, 50
+	ends := make(chan error, peers)
+	l := startLegacy(t, tcpio.ListenerOptions{
+		Loops: 4,
+		OnConnEvent: func(conn net.Conn) error {
+			if inside++; inside != 1 {
+				t.Error("two callbacks at once")
+			}
+			defer func() { inside-- }()
+			buf := make([]byte, 8)
+			if _, err := conn.Read(buf); err != nil {
+				return err
+			}
+			seen[conn.RemoteAddr().String()]++
+			runtime.Gosched()
+			_, err := conn.Write([]byte("OK\n"))
+			return err
+		},
+		OnErrorEvent: func(err error) {
+			errored++
+			seen["errors"]++
+			ends <- err
+		},
+	})
+	var wg sync.WaitGroup
+	for range peers {
+		peer := dial(t, l)
+		wg.Go(func() {
+			got := make([]byte, 3)
+			for range rounds {
+				if _, err := peer.Write([]byte("x")); err != nil {
+					t.Errorf("the peer's write: %v", err)
+					return
+				}
+				if _, err := io.ReadFull(peer, got); err != nil {
+					t.Errorf("the peer's read: %v", err)
+					return
+				}
+			}
+			peer.Close()
+		})
+	}
+	wg.Wait()
+	for range peers {
+		if err := receive(t, "the end", ends); err != io.EOF {
+			t.Errorf("OnErrorEvent got %v", err)
+		}
+	}
+	if errored != peers || seen["errors"] != peers || len(seen) != peers+1 {
+		t.Errorf("%d errors of %d connections, %d addresses", errored, peers, len(seen)-1)
+	}
+}
+
+func TestConcurrentCallbacksRunAtOnce(t *testing.T) {
+	const peers = 4
+	var together sync.WaitGroup
+	together.Add(peers)
+	l := startLegacy(t, tcpio.ListenerOptions{ConcurrentCallbacks: true, OnConnEvent: func(conn net.Conn) error {
+		if _, err := conn.Read(make([]byte, 1)); err != nil {
+			return err
+		}
+		together.Done()
+		together.Wait() // ends only with all of them inside
+		_, err := conn.Write([]byte("x"))
+		return err
+	}})
+	conns := make([]net.Conn, peers)
+	for i := range conns {
+		conns[i] = dial(t, l)
+		send(t, conns[i], []byte("x"))
+	}
+	for _, c := range conns {
+		expectBytes(t, c, []byte("x"))
+	}
+}
+
+// With one loop and one callback at a time, a peer that sends half of what the callback wants to read holds up the
+// callbacks, and nothing else.
+func TestABlockedCallbackDoesNotHoldUpTheLoop(t *testing.T) {
+	t.Run("serial", func(t *testing.T) {
+		l := startLegacy(t, tcpio.ListenerOptions{Loops: 1, WriteBuffer: 64 << 20, OnConnEvent: func(conn net.Conn) error {
+			head := make([]byte, 1)
+			if _, err := io.ReadFull(conn, head); err != nil {
+				return err
+			}
+			if head[0] == 'b' { // a large answer that takes its peer long to read
+				_, err := conn.Write(pattern(32 << 20))
+				return err
+			}
+			if _, err := io.ReadFull(conn, make([]byte, 9)); err != nil {
+				return err
+			}
+			_, err := conn.Write([]byte("OK\n"))
+			return err
+		}})
+		slow := dial(t, l)
+		send(t, slow, []byte("b"))
+		expectBytes(t, slow, pattern(1000)) // the answer is queued
+		half := dial(t, l)
+		send(t, half, []byte("half "))
+		waitFor(t, "the blocked callback", func() bool { return l.Blocked() == 1 })
+		// Flushed,
+		expectBytes(t, slow, pattern(32 << 20)[1000:])
+		// accepted,
+		dial(t, l)
+		waitFor(t, "the next connection", func() bool { return l.Len() == 3 })
+		// and served once the callback returns.
+		other := dial(t, l)
+		send(t, other, []byte("0123456789"))
+		send(t, half, []byte("other"))
+		expectBytes(t, half, []byte("OK\n"))
+		expectBytes(t, other, []byte("OK\n"))
+	})
+	t.Run("concurrent", func(t *testing.T) {
+		l := startLegacy(t, tcpio.ListenerOptions{Loops: 1, ConcurrentCallbacks: true, OnConnEvent: wholeMessages})
+		half := dial(t, l)
+		send(t, half, []byte("half "))
+		waitFor(t, "the blocked callback", func() bool { return l.Blocked() == 1 })
+		other := dial(t, l)
+		for range 10 {
+			send(t, other, []byte("0123456789"))
+			expectBytes(t, other, []byte("OK\n"))
+		}
+		send(t, half, []byte("other"))
+		expectBytes(t, half, []byte("OK\n"))
+	})
+}
+
+// wholeMessages answers messages of ten bytes, each of which it blocks for.
+func wholeMessages(conn net.Conn) error {
+	var message [10]byte
+	if _, err := io.ReadFull(conn, message[:]); err != nil {
+		return err
+	}
+	_, err := conn.Write([]byte("OK\n"))
+	return err
+}
+
+// slowLoris connects n peers that send half a message, and waits until their callbacks are blocked.
+func slowLoris(tb testing.TB, n int) *tcpio.Listener {
+	l := startLegacy(tb, tcpio.ListenerOptions{ConcurrentCallbacks: true, OnConnEvent: wholeMessages})
+	for range n {
+		send(tb, dial(tb, l), []byte("half "))
+	}
+	waitFor(tb, "the half-senders' callbacks", func() bool { return l.Blocked() == n })
+	return l
+}
+
+func TestAGoodClientIsServedBesideAThousandHalfSenders(t *testing.T) {
+	l := slowLoris(t, 1000)
+	good := dial(t, l)
+	for range 2000 {
+		send(t, good, []byte("0123456789"))
+		expectBytes(t, good, []byte("OK\n"))
+	}
+	if n := l.Blocked(); n < 1000 {
+		t.Fatalf("only %d half-senders were still stuck", n)
+	}
+}
+
+// BenchmarkSlowLoris reports what a good client sees meanwhile.
+func BenchmarkSlowLoris(b *testing.B) {
+	l := slowLoris(b, 1000)
+	good := dial(b, l)
+	if err := good.SetDeadline(time.Time{}); err != nil {
+		b.Fatal(err)
+	}
+	took := make([]time.Duration, 0, b.N)
+	for b.Loop() {
+		start := time.Now()
+		send(b, good, []byte("0123456789"))
+		expectBytes(b, good, []byte("OK\n"))
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
+}
+
+func TestACallbackThatSwallowsTheEndDoesNotSpin(t *testing.T) {
+	var calls atomic.Int64
+	l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: func(conn net.Conn) error {
+		calls.Add(1)
+		_, _ = conn.Read(make([]byte, 8))
+		return nil
+	}})
+	peer := dial(t, l)
+	send(t, peer, []byte("x"))
+	sendFIN(t, peer)
+	expectEOF(t, peer) // the library closes
+	waitFor(t, "no connection", func() bool { return l.Len() == 0 })
+	if n := calls.Load(); n > 3 {
+		t.Errorf("%d calls", n)
+	}
+}
+
+func TestACallbackThatReadsNothingDoesNotSpin(t *testing.T) {
+	var calls atomic.Int64
+	l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: func(net.Conn) error {
+		calls.Add(1)
+		return nil
+	}})
+	peer := dial(t, l)
+	send(t, peer, []byte("x"))
+	waitFor(t, "calls", func() bool { return calls.Load() > 2 }) // it is called again, the byte is still there
+	before, first, start := cpuTime(t), calls.Load(), time.Now()
+	waitFor(t, "more calls", func() bool { return calls.Load() >= first+20 })
+	// That many calls cost a processor next to nothing; a spin would take all of one.
+	if cpu, wall := cpuTime(t)-before, time.Since(start); wall > 20*time.Millisecond && cpu > wall/2 {
+		t.Errorf("20 calls in %v took %v of processor time", wall, cpu)
+	}
+	sendFIN(t, peer)
+}
+
+func TestGetListenerIsTheListeningSocket(t *testing.T) {
+	l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: answerOK(8)})
+	var tl *net.TCPListener = l.GetListener()
+	if tl == nil || tl != l.GetListener() {
+		t.Fatalf("GetListener = %v, then %v", tl, l.GetListener())
+	}
+	if tl.Addr().String() != l.Addr().String() {
+		t.Errorf("its address is %v, want %v", tl.Addr(), l.Addr())
+	}
+	peer := dial(t, l)
+	send(t, peer, []byte("x"))
+	expectBytes(t, peer, []byte("OK\n"))
+	peer.Close()
+	l.Close()
+	if _, err := tl.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("its Accept after Close: %v", err)
+	}
+	if tl := l.GetListener(); tl != nil {
+		t.Errorf("GetListener after Close = %v", tl)
+	}
+	u := listen(t, tcpio.ListenerOptions{Network: "unix", Addr: t.TempDir() + "/s"})
+	if tl := u.GetListener(); tl != nil {
+		t.Errorf("GetListener of a unix socket = %v", tl)
+	}
+}
+
+func TestAPanicInACallbackEndsItsConnectionOnly(t *testing.T) {
+	for _, concurrent := range []bool{false, true} {
+		t.Run(fmt.Sprint("concurrent=", concurrent), func(t *testing.T) {
+			errs := make(chan error, 8)
+			l := startLegacy(t, tcpio.ListenerOptions{
+				ConcurrentCallbacks: concurrent,
+				OnConnEvent: func(conn net.Conn) error {
+					buf := make([]byte, 8)
+					n, err := conn.Read(buf)
+					if err != nil {
+						return err
+					}
+					if n == 5 {
+						panic(errors.New("boom"))
+					}
+					_, err = conn.Write([]byte("OK\n"))
+					return err
+				},
+				OnErrorEvent: func(err error) { errs <- err },
+			})
+			good, bad := dial(t, l), dial(t, l)
+			send(t, bad, []byte("panic"))
+			if n, err := bad.Read(make([]byte, 1)); err == nil || err == io.EOF {
+				t.Errorf("the panicking connection's peer read %d, %v, want a reset", n, err)
+			}
+			var p *tcpio.PanicError
+			if err := receive(t, "the panic", errs); !errors.As(err, &p) || p.Value.(error).Error() != "boom" || len(p.Stack) == 0 {
+				t.Errorf("OnErrorEvent got %v", err)
+			}
+			send(t, good, []byte("x"))
+			expectBytes(t, good, []byte("OK\n"))
+		})
+	}
+}
+
+// Callback by itself is an actor like any other, also for a connection that had another route before.
+func TestCallbackIsAnActor(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	c, peer := open(t, l, events)
+	send(t, peer, []byte("early"))
+	expect[tcpio.Readable](t, events) // and not read: it is announced again
+	errs := make(chan error, 1)
+	if err := c.Attach(tcpio.Callback(answerOK(64), func(err error) { errs <- err })); err != nil {
+		t.Fatal(err)
+	}
+	expectBytes(t, peer, []byte("OK\n"))
+	send(t, peer, []byte("x"))
+	expectBytes(t, peer, []byte("OK\n"))
+	sendFIN(t, peer)
+	expectEOF(t, peer)
+	if err := receive(t, "the end", errs); err != io.EOF {
+		t.Fatalf("onErr got %v", err)
+	}
+	c, peer = open(t, l, events)
+	if err := c.Attach(tcpio.Callback(nil, nil)); err != nil {
+		t.Fatal(err)
+	}
+	send(t, peer, []byte("x"))
+	sendFIN(t, peer)
+	expectEOF(t, peer)
+}
