@@ -139,11 +139,7 @@ func newHTTPClient(t *testing.T) *http.Client {
 }
 
 func lettersOf(n int) []byte {
-	p := make([]byte, n)
-	for i := range p {
-		p[i] = 'a' + byte(i%26)
-	}
-	return p
+	return bytes.Repeat([]byte("abcdefghijklmnopqrstuvwxyz"), n/26+1)[:n]
 }
 
 func TestKeepAliveServesManyRequestsOnAConnection(t *testing.T) {

@@ -77,8 +77,10 @@ func TestCurlWorksAgainstBoth(t *testing.T) {
 			t.Errorf("echo: %d bytes", len(got))
 		}
 		for _, query := range []string{"", "&chunked=1"} {
-			if got := run(fmt.Sprintf("%s/download?size=%d%s", u, size, query)); !bytes.Equal([]byte(got), content) {
-				t.Errorf("download%s: %d bytes of %d", query, len(got), size)
+			to := filepath.Join(t.TempDir(), "download")
+			run("-o", to, fmt.Sprintf("%s/download?size=%d%s", u, size, query))
+			if got, err := os.ReadFile(to); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("download%s: %d bytes of %d, %v", query, len(got), size, err)
 			}
 		}
 	})
