@@ -180,7 +180,9 @@ func TestAcceptEndsWithItsListener(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := listen(t, tcpio.ListenerOptions{})
 			ln := serveNetListener(t, l)
-			acceptPair(t, l, ln) // Serve is there
+			c, peer := acceptPair(t, l, ln) // Serve is there
+			peer.Close()
+			c.Close()
 			accepted := make(chan error, 1)
 			go func() {
 				_, err := ln.Accept()
