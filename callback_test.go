@@ -60,8 +60,8 @@ func TestTheCallbackIsNeverCalledWithNothingToRead(t *testing.T) {
 	var calls atomic.Int64
 	l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: func(conn net.Conn) error {
 		calls.Add(1)
-		// All there is must come without waiting, so that a deadline in the past would not even be needed.
-		n, err := conn.(*tcpio.Conn).TryRead(make([]byte, 64))
+		// A read that fills its buffer is followed by a Readable although there may be nothing more.
+		n, err := conn.(*tcpio.Conn).TryRead(make([]byte, 4))
 		if err == tcpio.ErrWouldBlock {
 			t.Error("the callback was called with nothing to read")
 			return nil
@@ -78,8 +78,8 @@ func TestTheCallbackIsNeverCalledWithNothingToRead(t *testing.T) {
 	}
 	for range 200 {
 		for _, peer := range peers {
-			send(t, peer, []byte("x"))
-			expectBytes(t, peer, []byte{0})
+			send(t, peer, []byte("four"))
+			expectBytes(t, peer, make([]byte, 4))
 		}
 	}
 	if n := calls.Load(); n < 200*8 {
@@ -388,19 +388,30 @@ func BenchmarkSlowLoris(b *testing.B) {
 }
 
 func TestACallbackThatSwallowsTheEndDoesNotSpin(t *testing.T) {
-	var calls atomic.Int64
-	l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: func(conn net.Conn) error {
-		calls.Add(1)
-		_, _ = conn.Read(make([]byte, 8))
-		return nil
-	}})
-	peer := dial(t, l)
-	send(t, peer, []byte("x"))
-	sendFIN(t, peer)
-	expectEOF(t, peer) // the library closes
-	waitFor(t, "no connection", func() bool { return l.Len() == 0 })
-	if n := calls.Load(); n > 3 {
-		t.Errorf("%d calls", n)
+	for name, handle := range map[string]func(conn net.Conn, call int64){
+		"reads it": func(conn net.Conn, _ int64) { _, _ = conn.Read(make([]byte, 8)) },
+		"does not read it": func(conn net.Conn, call int64) {
+			if call == 1 {
+				_, _ = conn.Read(make([]byte, 8))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var calls atomic.Int64
+			l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: func(conn net.Conn) error {
+				handle(conn, calls.Add(1))
+				return nil
+			}})
+			peer := dial(t, l)
+			send(t, peer, []byte("x"))
+			waitFor(t, "the first call", func() bool { return calls.Load() > 0 })
+			sendFIN(t, peer)
+			expectEOF(t, peer) // the library closes
+			waitFor(t, "no connection", func() bool { return l.Len() == 0 })
+			if n := calls.Load(); n > 3 {
+				t.Errorf("%d calls", n)
+			}
+		})
 	}
 }
 
@@ -413,11 +424,10 @@ func TestACallbackThatReadsNothingDoesNotSpin(t *testing.T) {
 	peer := dial(t, l)
 	send(t, peer, []byte("x"))
 	waitFor(t, "calls", func() bool { return calls.Load() > 2 }) // it is called again, the byte is still there
-	before, first, start := cpuTime(t), calls.Load(), time.Now()
+	first, start := calls.Load(), time.Now()
 	waitFor(t, "more calls", func() bool { return calls.Load() >= first+20 })
-	// That many calls cost a processor next to nothing; a spin would take all of one.
-	if cpu, wall := cpuTime(t)-before, time.Since(start); wall > 20*time.Millisecond && cpu > wall/2 {
-		t.Errorf("20 calls in %v took %v of processor time", wall, cpu)
+	if took := time.Since(start); took < 60*time.Millisecond { // a slow machine takes longer, never less
+		t.Errorf("20 calls in %v", took)
 	}
 	sendFIN(t, peer)
 }

@@ -113,7 +113,9 @@ func TestASlowHeaderIsCutOff(t *testing.T) {
 		}
 		for _, c := range slow {
 			for { // a byte now and then does not help
-				if _, err := io.WriteString(c.c, "x"); err != nil {
+				if _, err := io.WriteString(c.c, "x"); isTimeout(err) {
+					t.Fatal("a slow header is not cut off")
+				} else if err != nil {
 					break
 				}
 				_ = c.c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
