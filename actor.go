@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 )
 
@@ -49,7 +50,8 @@ type mail struct {
 
 // An ask is a question that somebody waits for the answer of.
 type ask struct {
-	reply chan any // of one
+	over  atomic.Bool // answered, or given up
+	reply chan any    // of one; filled by whoever set over, if that was Reply
 }
 
 // Post sends v to the connection: it arrives as a Message on whichever route the connection has. It does not block.
@@ -122,35 +124,31 @@ func (c *Conn) Ask(ctx context.Context, v any) (any, error) {
 	if err := c.post(mail{value: v, ask: q}); err != nil {
 		return nil, err
 	}
+	err := error(nil)
 	select {
 	case r := <-q.reply:
 		return r, nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		err = ctx.Err()
 	case <-gone:
+		c.mu.Lock()
+		err = c.endedLocked("ask")
+		c.mu.Unlock()
 	}
-	select {
-	case r := <-q.reply: // it came together with the end
-		return r, nil
-	default:
+	if !q.over.CompareAndSwap(false, true) {
+		return <-q.reply, nil // it came together with the end
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return nil, c.endedLocked("ask")
+	return nil, err
 }
 
 // Reply answers the Ask that sent m, from any goroutine, without blocking. It reports whether the answer was taken: not
-// for a second one, and not for a Message that comes from Post or After.
+// for a second one, not when Ask has given up, and not for a Message that comes from Post or After.
 func (m Message) Reply(v any) bool {
-	if m.ask == nil {
+	if m.ask == nil || !m.ask.over.CompareAndSwap(false, true) {
 		return false
 	}
-	select {
-	case m.ask.reply <- v:
-		return true
-	default:
-		return false
-	}
+	m.ask.reply <- v
+	return true
 }
 
 // After posts v to the connection d from now, as a Message. A timer costs about a hundred bytes and no goroutine, does not
