@@ -222,9 +222,8 @@ func TestAValuePostedBeforeAHandlerBlocksIsReceivedAfterIt(t *testing.T) {
 		return nil
 	}))
 	c := [3]*net.TCPConn{r.dial(), r.dial(), r.dial()}
-	actUntil(t, "all are open", func() bool { return r.l.Len() == 3 })
 	conn := map[string]*tcpio.Conn{}
-	for x := range r.l.Conns() {
+	for _, x := range r.conns(3) {
 		conn[x.RemoteAddr().String()] = x
 	}
 	of := func(i int) *tcpio.Conn { return conn[c[i].LocalAddr().String()] }

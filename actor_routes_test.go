@@ -161,9 +161,8 @@ func TestSwitchingRoutesLosesAndDoublesNothing(t *testing.T) {
 			for i := range clients {
 				clients[i] = r.dial()
 			}
-			actUntil(t, "all are open", func() bool { return r.l.Len() == conns })
 			var work, claimed sync.WaitGroup
-			for c := range r.l.Conns() {
+			for _, c := range r.conns(conns) {
 				work.Go(func() {
 					for i := 0; i < posts; {
 						switch err := c.Post(i); err {

@@ -75,9 +75,8 @@ func TestAnActorGetsOneEventAtATimeInOrderWithAnyNumberOfLoops(t *testing.T) {
 			for i := range clients {
 				clients[i] = r.dial()
 			}
-			actUntil(t, "all are open", func() bool { return r.l.Len() == conns })
 			var wg sync.WaitGroup
-			for c := range r.l.Conns() {
+			for _, c := range r.conns(conns) {
 				for p := range posters {
 					wg.Go(func() { actPostAll(t, c, p, posts) })
 				}

@@ -5,10 +5,12 @@ package tcpio_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -74,6 +76,16 @@ func (r *actRig) dial() *net.TCPConn {
 	_ = c.SetDeadline(time.Now().Add(actWait))
 	r.t.Cleanup(func() { c.Close() })
 	return c.(*net.TCPConn)
+}
+
+// conns waits for n connections and returns them, those of the first loop first.
+func (r *actRig) conns(n int) (conns []*tcpio.Conn) {
+	r.t.Helper()
+	actUntil(r.t, fmt.Sprintf("%d connections", n), func() bool {
+		conns = slices.Collect(r.l.Conns())
+		return len(conns) == n
+	})
+	return conns
 }
 
 // actRecv receives; a closed channel gives the zero value.

@@ -57,7 +57,7 @@ func TestAskReturnsTheReplyToItsOwnQuestionOnEveryRoute(t *testing.T) {
 				}()
 			}
 			r.dial()
-			c := actConns(t, r, 1)[0]
+			c := r.conns(1)[0]
 			ctx := askCtx(t)
 			var wg sync.WaitGroup
 			for g := range 8 {
@@ -78,7 +78,7 @@ func TestAskReturnsTheReplyToItsOwnQuestionOnEveryRoute(t *testing.T) {
 func TestAReplyCountsOnceAndOnlyForAnAsk(t *testing.T) {
 	r := actServeAll(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(actDouble))
 	r.dial()
-	c := actConns(t, r, 1)[0]
+	c := r.conns(1)[0]
 	box := make(chan tcpio.Message, 3)
 	if err := c.Post(box); err != nil {
 		t.Fatal(err)
@@ -113,7 +113,7 @@ func TestAReplyCountsOnceAndOnlyForAnAsk(t *testing.T) {
 func TestAskFailsWithTheContextsError(t *testing.T) {
 	r := actServeAll(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(actDouble))
 	r.dial()
-	c := actConns(t, r, 1)[0]
+	c := r.conns(1)[0]
 	box := make(chan tcpio.Message, 1)
 	ctx, cancel := context.WithCancel(context.Background())
 	failed := make(chan error, 1)
@@ -145,7 +145,7 @@ func TestAskNeverHangsWhenTheConnectionEnds(t *testing.T) {
 			for i := range 30 {
 				r := actServeAll(t, tcpio.ListenerOptions{Loops: 1}, tcpio.ActorFunc(actDouble))
 				cl := r.dial()
-				c := actConns(t, r, 1)[0]
+				c := r.conns(1)[0]
 				box := make(chan tcpio.Message, 100) // nobody replies
 				ctx := askCtx(t)
 				const asking = 3
@@ -185,7 +185,7 @@ func TestAskFailsAtOnceWhenTheMailboxIsFull(t *testing.T) {
 	}))
 	defer close(release)
 	r.dial()
-	c := actConns(t, r, 1)[0]
+	c := r.conns(1)[0]
 	for _, v := range []any{"block", "fill"} {
 		if err := c.Post(v); err != nil {
 			t.Fatal(err)

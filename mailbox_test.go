@@ -15,13 +15,6 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// actConns waits for n connections and returns them.
-func actConns(t testing.TB, r *actRig, n int) []*tcpio.Conn {
-	t.Helper()
-	actUntil(t, fmt.Sprintf("%d connections", n), func() bool { return r.l.Len() == n })
-	return slices.Collect(r.l.Conns())
-}
-
 // The model is a slice; the actor, or the goroutine of a claimed channel, receives one value each time the model does.
 func TestAMailboxIsABoundedQueue(t *testing.T) {
 	const size = 5
@@ -31,7 +24,7 @@ func TestAMailboxIsABoundedQueue(t *testing.T) {
 			rapid.Check(t, func(rt *rapid.T) {
 				cl := r.dial()
 				defer cl.Close()
-				conn := actConns(t, r, 1)[0]
+				conn := r.conns(1)[0]
 				entered := make(chan int)
 				step := make(chan struct{})
 				if route == "actor" {
@@ -136,7 +129,7 @@ func TestAMailboxIsFullAtExactlyMailboxSize(t *testing.T) {
 				return nil
 			}))
 			r.dial()
-			c := actConns(t, r, 1)[0]
+			c := r.conns(1)[0]
 			if err := c.Post("block"); err != nil {
 				t.Fatal(err)
 			}
@@ -228,7 +221,7 @@ func TestAMillionPostsArriveOnceEachAndInOrder(t *testing.T) {
 				r.dial()
 			}
 			var wg sync.WaitGroup
-			for _, c := range actConns(t, r, conns) {
+			for _, c := range r.conns(conns) {
 				for p := range posters {
 					wg.Go(func() { actPostAll(t, c, p, each) })
 				}
@@ -266,7 +259,7 @@ func TestTwoActorsOnTwoLoopsNeverMissAPost(t *testing.T) {
 	for range 2 * pairs {
 		r.dial()
 	}
-	conns := actConns(t, r, 2*pairs) // those of the first loop, then those of the second
+	conns := r.conns(2*pairs) // those of the first loop, then those of the second
 	for i := range pairs {
 		a, b := conns[i], conns[i+pairs]
 		a.SetData(b)
@@ -294,7 +287,7 @@ func TestAPostToASleepingLoopWakesIt(t *testing.T) {
 		return nil
 	}))
 	r.dial()
-	c := actConns(t, r, 1)[0]
+	c := r.conns(1)[0]
 	for i := range rounds {
 		if err := c.Post(i); err != nil {
 			t.Fatal(err)
@@ -409,7 +402,7 @@ func TestWhatIsAcceptedBeforeCloseIsReceivedBeforeClosedAndNothingAfter(t *testi
 					}()
 				}
 				cl := r.dial()
-				c := actConns(t, r, 1)[0]
+				c := r.conns(1)[0]
 				if route == "claimed" {
 					actRecv(t, "the claim", claimed) // what is posted before it comes out of the stream
 				}

@@ -22,7 +22,7 @@ func actBox(t testing.TB, o tcpio.ListenerOptions) (*actRig, *tcpio.Conn, <-chan
 		return nil
 	}))
 	r.dial()
-	return r, actConns(t, r, 1)[0], got
+	return r, r.conns(1)[0], got
 }
 
 func TestAfterDeliversInTheOrderOfTime(t *testing.T) {
@@ -107,7 +107,7 @@ func TestTimersEndWithTheirConnection(t *testing.T) {
 		return nil
 	}))
 	r.dial()
-	c := actConns(t, r, 1)[0]
+	c := r.conns(1)[0]
 	stops := make([]func() bool, 100)
 	for i := range stops {
 		stops[i] = c.After(time.Hour, i)
@@ -150,7 +150,7 @@ func TestAClosedConnectionIsNotRetained(t *testing.T) {
 	}
 	pointers := make([]weak.Pointer[tcpio.Conn], 0, n)
 	func() {
-		for _, c := range actConns(t, r, n) {
+		for _, c := range r.conns(n) {
 			pointers = append(pointers, weak.Make(c))
 			g.Join(c)
 			for range 10 {
