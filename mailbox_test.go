@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -259,7 +258,7 @@ func TestTwoActorsOnTwoLoopsNeverMissAPost(t *testing.T) {
 	for range 2 * pairs {
 		r.dial()
 	}
-	conns := r.conns(2*pairs) // those of the first loop, then those of the second
+	conns := r.conns(2 * pairs) // those of the first loop, then those of the second
 	for i := range pairs {
 		a, b := conns[i], conns[i+pairs]
 		a.SetData(b)
