@@ -23,7 +23,8 @@ import (
 // long those wait that do not block. In "connection" the handler of one connection in a hundred sleeps 1 s in each of its
 // requests; in "request" one request in a hundred does, on whichever connection. Run with -benchtime 3x.
 //
-// The promise is that blocking moves the others' p99 by no more than 10 ms. Measured on a virtual machine with 2 cores of an AMD EPYC, clients in a process of their own on the same cores:
+// The promise is that blocking moves the others' p99 by no more than 10 ms. Measured on a virtual machine with 2 cores of
+// an AMD EPYC, three runs, with the clients in a process of their own on the same cores:
 //
 //	p99, ms (p50)   1 loop              2 loops             blocked at once
 //	none            1.9-4.5 (0.24-0.36) 2.4-3.1 (0.27-0.30)  0
