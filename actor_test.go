@@ -161,7 +161,7 @@ func TestAnActorChangesBehaviourInsideReceiveAndLosesNothing(t *testing.T) {
 func TestAReturnedErrorFlushesAndThenClosesWithThatError(t *testing.T) {
 	cause := errors.New("enough")
 	closed := make(chan error, 1)
-	big := make([]byte, 6<<20)
+	big := make([]byte, 32<<20) // more than the kernel takes
 	for i := range big {
 		big[i] = byte(i % 251)
 	}
