@@ -73,6 +73,12 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 			switch {
 			case err == bufio.ErrFinalToken:
 				c.advanceFrames(min(max(advance, 0), len(data)))
+				if atEOF { // split has seen the end and says that it is done: neither is announced again
+					c.mu.Lock()
+					c.ext.frames.partial = true
+					c.mu.Unlock()
+					c.noteEnd()
+				}
 				if token != nil {
 					yield(token, nil)
 				}
