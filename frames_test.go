@@ -338,6 +338,42 @@ func TestFinalTokenEndsTheIteration(t *testing.T) {
 	}
 }
 
+// A final token at the end of stream, which is how a split function may end its work, ends the connection as well.
+func TestFinalTokenAtTheEndDoesNotSpin(t *testing.T) {
+	r := listen(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	peer, c := r.open()
+	write(t, peer, []byte("all of it"))
+	if err := peer.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	split := func(d []byte, atEOF bool) (int, []byte, error) {
+		if !atEOF {
+			return 0, nil, nil
+		}
+		return len(d), d, bufio.ErrFinalToken
+	}
+	frames := 0
+	for turns := 0; ; turns++ {
+		ev := receive(t, "Readable or Closed", events)
+		if _, ok := ev.(Closed); ok {
+			break
+		}
+		if turns == 20 {
+			t.Fatal("Readable follows Readable: the consumer spins")
+		}
+		for frame, err := range c.Frames(split) {
+			if err == nil && string(frame) == "all of it" {
+				frames++
+			}
+		}
+	}
+	if frames != 1 {
+		t.Errorf("the frame came %d times", frames)
+	}
+}
+
 // The end of stream inside a frame is told once, also to a consumer that goes on as if nothing were.
 func TestCutFrameAtTheEndDoesNotSpin(t *testing.T) {
 	c, got, err, events := frameRig(t, ListenerOptions{AllowHalfOpen: true}, splitRawLines, []byte("whole\ncut"))

@@ -103,6 +103,36 @@ func TestFullStreamKeepsOrderWithOneGoroutine(t *testing.T) {
 	}
 }
 
+// What the feeder has in its hands is not overtaken when the consumer makes room.
+func TestNothingOvertakesTheFeeder(t *testing.T) {
+	r, s := unserved(t, 1)
+	c := socketless(r, s)
+	emit(c, pendOpened)
+	receiveAs[Opened](t, s.ch)
+	for round := range 1000 {
+		take := func(i int) {
+			if m := receiveAs[Message](t, s.ch); m.Value != 5*round+i {
+				t.Fatalf("message %v, want %d", m.Value, 5*round+i)
+			}
+		}
+		c.mu.Lock() // the feeder takes what it finds under it: all of them at once
+		for i := range 4 {
+			c.deliverLocked(mail{value: 5*round + i})
+		}
+		c.mu.Unlock()
+		waitFor(t, "the feeder has the messages in its hands", func() bool { return locked(c, c.mail) == 0 })
+		take(0)
+		take(1)
+		if err := c.Post(5*round + 4); err != nil { // there may be room now, but 2 and 3 come first
+			t.Fatal(err)
+		}
+		for i := 2; i < 5; i++ {
+			take(i)
+		}
+		waitFor(t, "the feeder has ended", func() bool { return r.feeders.Load() == 0 })
+	}
+}
+
 // While the channel is full nothing grows with what the peers do.
 func TestStoppedConsumerCostsNoMemory(t *testing.T) {
 	r := listen(t, ListenerOptions{EventBuffer: 1})
