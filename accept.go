@@ -3,6 +3,7 @@ package tcpio
 import (
 	"net"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -32,8 +33,9 @@ type listenSocket struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	fd  int              // -1 once closed
-	std *net.TCPListener // what GetListener made
+	fd       int              // -1 once closed
+	arriving int              // descriptors accepted and not yet counted by a loop
+	std      *net.TCPListener // what GetListener made
 
 	// Atomic.
 	retry   atomic.Bool // look at the backlog again
@@ -51,7 +53,24 @@ func (s *listenSocket) accept() (int, sockaddr, syscall.Errno) {
 	if s.fd < 0 {
 		return -1, sockaddr{}, syscall.EAGAIN
 	}
-	return s.call(s.fd)
+	fd, peer, errno := s.call(s.fd)
+	if errno == 0 {
+		s.arriving++
+	}
+	return fd, peer, errno
+}
+
+// arrived says that a descriptor that accept returned is counted, or closed.
+func (s *listenSocket) arrived() {
+	s.mu.Lock()
+	s.arriving--
+	s.mu.Unlock()
+}
+
+func (s *listenSocket) anyArriving() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.arriving > 0
 }
 
 func (s *listenSocket) close(p poller) {
@@ -200,7 +219,7 @@ func (l *Listener) register(c *Conn) error {
 	t := lp.conns.add(c)
 	var actor Actor
 	if hook {
-		actor = l.opts.Actor(c)
+		actor = l.actorFor(c)
 	}
 	err := lp.p.add(int(c.fd), t, pollConn)
 	c.mu.Lock()
@@ -211,7 +230,10 @@ func (l *Listener) register(c *Conn) error {
 	}
 	if hook {
 		if c.stream == nil && c.actor == nil { // not claimed meanwhile
-			c.actor = actor
+			if c.actor = actor; actor == nil {
+				c.flags |= fMute // nobody is there to be told
+				c.abortLocked(net.ErrClosed)
+			}
 		}
 		c.endTurnLocked()
 	}
@@ -224,6 +246,16 @@ func (l *Listener) register(c *Conn) error {
 		c.abortLocked(net.ErrClosed) // as above; between the two looks the connection became visible
 	}
 	return err
+}
+
+// actorFor asks the user's hook for c's actor; nil refuses c, and so does a panic, which is logged.
+func (l *Listener) actorFor(c *Conn) (a Actor) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.logPanic(&PanicError{Value: v, Stack: debug.Stack()})
+		}
+	}()
+	return l.opts.Actor(c)
 }
 
 // lastID numbers the connections of the process.

@@ -260,6 +260,7 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	}
 	if c.flags&pendClosed != 0 && c.stream == nil && s != nil {
 		c.lp.untold.Add(-1) // the other way round Attach has counted it
+		c.lp.kick()         // it may be the last one that the end waits for
 	}
 	c.stream, c.actor = s, a
 	c.flags &^= fMute | fDefer

@@ -72,12 +72,22 @@ func (l *Listener) admission(peer *sockaddr) refusal {
 		return refusedConns
 	case o.AcceptRate != nil && !o.AcceptRate.Allow():
 		return refusedRate
-	case o.Admit != nil && o.Admit(peer.addrPort()) != nil:
+	case o.Admit != nil && !l.admits(peer):
 		return refusedAdmit
 	case o.MaxConnsPerIP > 0 && peer.isIP && !l.peers.take(peer, o.MaxConnsPerIP):
 		return refusedPerIP
 	}
 	return admitted
+}
+
+// admits asks the user's hook. A panic refuses the peer and is logged.
+func (l *Listener) admits(peer *sockaddr) (ok bool) {
+	defer func() {
+		if v := recover(); v != nil && l.opts.Logger != nil {
+			l.opts.Logger.Error("tcpio: Admit panicked", "peer", peer.addrPort().String(), "panic", v)
+		}
+	}()
+	return l.opts.Admit(peer.addrPort()) == nil
 }
 
 // refuse ends a connection that is not to be served, with the reply if there is one: as a connection without events, so
@@ -120,6 +130,12 @@ func (l *Listener) acceptRest() {
 
 // welcome gives an accepted descriptor to lp, or refuses it.
 func (l *Listener) welcome(lp *loop, fd int32, peer sockaddr) error {
+	defer func() {
+		l.socket.arrived()
+		if l.stopping.Load() {
+			l.checkGone() // Close may have waited for this one alone
+		}
+	}()
 	if why := l.admission(&peer); why != admitted {
 		l.refuse(lp, fd, peer, why)
 		return nil

@@ -472,6 +472,9 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 	}
 	n := 0
 	if c.ext != nil {
+		if c.ext.frames.split {
+			return 0, ErrWouldBlock
+		}
 		n = c.ext.frames.read(c.lp.l, p)
 	}
 	for {

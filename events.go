@@ -19,6 +19,8 @@ type Readable struct{ Conn *Conn }
 
 // Writable says that output is accepted again after [Conn.TryWrite] returned [ErrWouldBlock]: the queue has fallen to
 // half of [ListenerOptions.WriteBuffer], or the connection can no longer be written to, which the next write reports.
+//
+// A write larger than what is free may be refused again, and then another Writable follows.
 type Writable struct{ Conn *Conn }
 
 // Message carries a value that somebody posted to the connection. Values of one poster come in the order posted.

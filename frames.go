@@ -13,6 +13,7 @@ type frameBuffer struct {
 	b        *block
 	off, end int  // b.buf[off:end] is unread
 	busy     bool // an iterator is running: b stays where it is
+	split    bool // split is looking at b[off:end]: nobody else reads
 	more     bool // the socket may hold more, and no edge will say so
 	drained  bool // the socket was read empty: an edge will say when there is more
 	partial  bool // split has seen the bytes and wants more
@@ -49,9 +50,11 @@ var errFramesBusy = errors.New("tcpio: Conn.Frames: an iteration is running alre
 // A frame is valid until the next iteration; it is then overwritten. An error is the last pair: io.EOF at the peer's end
 // of stream, where split is called with atEOF first; io.ErrUnexpectedEOF when the end cuts a frame; bufio.ErrTooLong
 // when a frame exceeds [ListenerOptions.MaxFrame] bytes, and whatever split returns, both of which close the connection
-// with that error; otherwise what TryRead returns. bufio.ErrFinalToken ends the iteration as in bufio.Scanner.
+// with that error, behind what the body writes about it; otherwise what TryRead returns. bufio.ErrFinalToken ends the
+// iteration as in bufio.Scanner. A split that skips bytes without a frame is called again with the rest.
 //
-// split is called without a lock. One goroutine at a time may iterate; a second one gets an error.
+// split is called without a lock. One goroutine at a time may iterate; a second one gets an error, and while split runs
+// another goroutine's read gets ErrWouldBlock.
 func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		if err := c.beginFrames(); err != nil {
@@ -59,6 +62,11 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 			return
 		}
 		defer c.endFrames()
+		fail := func(err error) {
+			c.blameFrames(err)
+			yield(nil, err) // it may still write what is wrong
+			c.failFrames(err)
+		}
 		empty := 0
 		for {
 			data, atEOF, err := c.frameData()
@@ -92,8 +100,7 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 				err = bufio.ErrTooLong
 			}
 			if err != nil {
-				c.failFrames(err)
-				yield(nil, err)
+				fail(err)
 				return
 			}
 			c.advanceFrames(advance)
@@ -102,8 +109,7 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 					empty = 0
 				}
 				if empty > 100 {
-					c.failFrames(io.ErrNoProgress)
-					yield(nil, io.ErrNoProgress)
+					fail(io.ErrNoProgress)
 					return
 				}
 				if !yield(token, nil) {
@@ -127,7 +133,11 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 				return
 			}
 			more, err := c.fillFrames()
-			if err != nil {
+			switch err {
+			case nil:
+			case bufio.ErrTooLong:
+				fail(err)
+			default:
 				yield(nil, err)
 			}
 			if !more {
@@ -158,7 +168,7 @@ func (c *Conn) endFrames() {
 	c.mu.Lock()
 	defer c.unlock()
 	f := &c.ext.frames
-	f.busy = false
+	f.busy, f.split = false, false
 	more := f.more
 	if c.flags&(fClosing|fReleased) != 0 || f.off == f.end {
 		f.drop(c.lp.l)
@@ -184,7 +194,7 @@ func (c *Conn) frameData() (data []byte, atEOF bool, err error) {
 		return nil, false, c.endedLocked("read")
 	}
 	f := &c.ext.frames
-	f.partial = false
+	f.partial, f.split = false, true
 	if f.b != nil {
 		data = f.b.buf[f.off:f.end:f.end]
 	}
@@ -196,6 +206,17 @@ func (c *Conn) advanceFrames(n int) {
 	defer c.mu.Unlock()
 	f := &c.ext.frames
 	f.off = min(f.off+n, f.end)
+	f.split = false
+}
+
+// blameFrames notes err as the connection's, whoever closes it.
+func (c *Conn) blameFrames(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ext.frames.split = false
+	if c.flags&(fClosing|fReleased) == 0 && c.ext.err == nil {
+		c.ext.err = err
+	}
 }
 
 // failFrames closes the connection because of what is in it.
@@ -217,7 +238,6 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	limit := c.lp.l.opts.MaxFrame
 	have := f.end - f.off
 	if have > limit {
-		c.closeLocked(bufio.ErrTooLong)
 		c.unlock()
 		return false, bufio.ErrTooLong
 	}

@@ -154,6 +154,7 @@ func (lp *loop) rest() time.Duration {
 	lp.yield = 0
 	runtime.Gosched() // who is ready to run comes first: a blocked wait would keep the processor for a while
 	lp.asleep = true
+	lp.holder.Store(nil) // an idle loop keeps no connection alive
 	lp.enter(sleeping)
 	if lp.kicked.Load() {
 		return 0

@@ -29,6 +29,9 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 	err := r.c.retryFD("raw-read", readGate, f)
 	// What f left behind, or an edge that it took the wake-up of, is announced.
 	r.c.mu.Lock()
+	if err == nil {
+		r.c.receivedLocked(0)
+	}
 	if r.c.flags&(fClosing|fReleased|fTold) == 0 {
 		r.c.unreadableLocked()
 		r.c.readableLocked()
@@ -38,7 +41,13 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 }
 
 func (r rawConn) Write(f func(fd uintptr) bool) error {
-	return r.c.retryFD("raw-write", sendGate, f)
+	err := r.c.retryFD("raw-write", sendGate, f)
+	if err == nil {
+		r.c.mu.Lock()
+		r.c.sentLocked(0)
+		r.c.mu.Unlock()
+	}
+	return err
 }
 
 func readGate(x *connExt) (*gate, *limit) { return &x.canRead, &x.readLimit }

@@ -79,7 +79,8 @@ type ListenerOptions struct {
 	KeepAlive net.KeepAliveConfig
 
 	// Actor makes the actor of every new connection. It runs on a loop, before the connection's Opened, and must not
-	// block; the actor may. Without it, events go to Events or Streams.
+	// block; the actor may. Nil refuses the connection, unless Actor has claimed it by Conn.Events, and so does a panic,
+	// which is logged. Without it, events go to Events or Streams.
 	Actor func(*Conn) Actor
 
 	// DeferAccept makes NetListener hand out a connection only once its first bytes have arrived.
@@ -610,6 +611,9 @@ func (l *Listener) checkGone() {
 		if lp.live.Load() != 0 {
 			return
 		}
+	}
+	if l.socket.anyArriving() {
+		return
 	}
 	select {
 	case <-l.gone:
