@@ -213,6 +213,9 @@ func (l *Listener) register(c *Conn) error {
 	}
 	if served {
 		c.mu.Lock()
+		if l.opts.TLSConfig != nil {
+			c.beginTLSLocked(l.opts.TLSConfig)
+		}
 		c.beginLimitsLocked() // before anybody can set others
 		c.mu.Unlock()
 	}

@@ -76,12 +76,13 @@ func (c *Conn) post(m mail) error {
 
 // deliverLocked sends m to the connection's route, or leaves it in the mailbox until the route has room.
 func (c *Conn) deliverLocked(m mail) {
-	if c.flags&(fOpened|fDefer) == 0 {
+	early := c.flags&(fHandshake|fOpened) == fHandshake
+	if c.flags&(fOpened|fDefer|fHandshake) == 0 {
 		c.emitLocked(pendOpened)
 	}
 	c.lp.count.events.Add(1)
 	c.lp.count.posted.Add(1)
-	if s := c.stream; s != nil && c.flags&(fQueued|fMute) == 0 && s.trySend(Message{c, m.value, m.ask}) {
+	if s := c.stream; s != nil && !early && c.flags&(fQueued|fMute) == 0 && s.trySend(Message{c, m.value, m.ask}) {
 		return
 	}
 	x := c.extLocked()
@@ -89,7 +90,7 @@ func (c *Conn) deliverLocked(m mail) {
 	if !m.timed {
 		x.posted++
 	}
-	if c.flags&fMute == 0 {
+	if c.flags&fMute == 0 && !early {
 		c.queueLocked()
 	}
 }

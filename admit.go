@@ -94,7 +94,7 @@ func (l *Listener) admits(peer *sockaddr) (ok bool) {
 // that input does not turn the reply into a reset.
 func (l *Listener) refuse(lp *loop, fd int32, peer sockaddr, why refusal) {
 	lp.count.refused[why].Add(1)
-	if len(l.opts.RefuseReply) == 0 || l.refusing.Load() >= lingering {
+	if len(l.opts.RefuseReply) == 0 || l.opts.TLSConfig != nil || l.refusing.Load() >= lingering {
 		sysClose(fd)
 		return
 	}

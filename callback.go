@@ -123,6 +123,9 @@ func (c *Conn) peekLocked() (ready, end bool) {
 		untold := c.flags&fTold == 0
 		return untold, untold
 	}
+	if c.flags&fTLS != 0 {
+		return c.peekTLSLocked()
+	}
 	if ready, end = sysPeek(c.fd); !ready {
 		c.unreadableLocked()
 	}

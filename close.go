@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"errors"
 	"io"
 	"net"
 	"time"
@@ -44,6 +45,10 @@ func (c *Conn) CloseWrite() error {
 	if c.flags&(fClosing|fReleased) != 0 {
 		return c.endedLocked("close")
 	}
+	if c.flags&fHandshake != 0 {
+		return c.opErrorLocked("close", errors.New("the TLS handshake is not done"))
+	}
+	c.sayGoodbyeLocked()
 	c.flags |= fSendShut
 	c.sendFinLocked()
 	return nil
@@ -63,6 +68,7 @@ func (c *Conn) closeLocked(cause error) {
 	}
 	c.unreadableLocked()
 	c.flags &^= fWantRoom | pendWritable
+	c.sayGoodbyeLocked()
 	c.leaveAllLocked()
 	c.advanceCloseLocked()
 	if c.flags&fReleased == 0 {
@@ -84,7 +90,7 @@ func (c *Conn) advanceCloseLocked() {
 		c.releaseLocked(nil)
 		return
 	}
-	if c.flags&fEOF != 0 {
+	if c.flags&fFinSeen != 0 {
 		c.releaseLocked(nil) // the peer has nothing more to say: close sends the FIN
 		return
 	}
@@ -110,7 +116,6 @@ func (c *Conn) drainLocked() {
 		read += n
 		switch {
 		case err == io.EOF:
-			c.flags |= fEOF
 			c.releaseLocked(nil)
 			return
 		case err == ErrWouldBlock:
@@ -167,6 +172,10 @@ func (c *Conn) leaveAllLocked() {
 		return
 	}
 	x.frames.drop(c.lp.l)
+	if x.tls != nil && x.tls.timer != nil {
+		c.lp.timers.stop(x.tls.timer)
+		x.tls.timer = nil
+	}
 	for x.timers != nil {
 		tm := x.timers
 		c.lp.timers.stop(tm)
@@ -207,6 +216,11 @@ func (c *Conn) expireLocked(tm *timer) {
 	switch tm.kind {
 	case timerGrace:
 		c.endLocked()
+	case timerHandshake:
+		if c.flags&(fClosing|fReleased) == 0 {
+			c.lp.count.timeouts[limitHandshake].Add(1)
+			c.handshakeFailedLocked(&LimitError{limitNames[limitHandshake], c.lp.l.opts.HandshakeTimeout})
+		}
 	case timerReadable:
 		c.unreadableLocked()
 		c.reannounceLocked()

@@ -48,6 +48,7 @@ type connExt struct {
 	mailbox []mail   // values not yet delivered, oldest first
 	posted  int      // of them, those that count against MailboxSize
 	groups  []*Group // joined
+	tls     *tlsState
 	frames  frameBuffer
 	canRead gate // goroutines blocked until there is something to read
 	canSend gate // goroutines blocked until there is room to write
@@ -58,11 +59,12 @@ type connExt struct {
 
 // flags are a connection's states. The life of a connection, under mu:
 //
+//	(TLS: handshake, of which nobody is told, then open)
 //	open     --Close, EOF read and answered, actor's error-->  closing
 //	closing  --queue flushed-->  FIN sent  --peer's end read-->  released
 //	any      --Abort, read error, CloseTimeout, Listener.Close-->  released
 //	released --descriptor closed by the last reference-->  gone, Closed emitted
-type flags uint32
+type flags uint64
 
 const (
 	// Events that wait in the Conn for room on their route; see stream.
@@ -71,32 +73,35 @@ const (
 	pendWritable
 	pendClosed
 
-	fOpened   // Opened was emitted
-	fQueued   // in its route's queue
-	fRunning  // a goroutine is inside this connection's actor
-	fReadable // a Readable is outstanding: emitted, and nobody has read since
-	fWantRoom // TryWrite refused: a Writable is owed
-	fDistrust // a short read proves nothing: end, error or urgent data was signalled, or the socket is not TCP
-	fEOF      // the peer's end of stream was read
-	fTold     // the user was told of it: io.EOF was returned
-	fEnd      // close once the output is flushed: EOF was read and its grace is over
-	fHalfOpen // AllowHalfOpen: EOF closes nothing
-	fSendShut // CloseWrite was called
-	fFinSent  // our FIN is out
-	fSendErr  // writing failed for good; ext.sendErr
-	fClosing  // the user, or EOF, closed; flushing and draining
-	fReset    // release with a reset
-	fReleased // the descriptor is to go, or has gone
-	fGone     // the descriptor has gone
-	fHelp     // the loop has nothing outstanding: see loop.help
-	fUnix     // not TCP
-	fMute     // handed out by NetListener: no events but Opened, until claimed
-	fDefer    // Opened waits for the first bytes
-	fTimed    // the connection has, or had, a time limit
-	fHeard    // a byte has arrived
-	fCounted  // its address has a place taken, see peers
-	fRefused  // only kept until its peer has the reply
-	fWriting  // a blocking write is under way: nobody else's bytes come between its own
+	fOpened    // Opened was emitted
+	fQueued    // in its route's queue
+	fRunning   // a goroutine is inside this connection's actor
+	fReadable  // a Readable is outstanding: emitted, and nobody has read since
+	fWantRoom  // TryWrite refused: a Writable is owed
+	fDistrust  // a short read proves nothing: end, error or urgent data was signalled, or the socket is not TCP
+	fEOF       // the peer's end of stream was read
+	fTold      // the user was told of it: io.EOF was returned
+	fEnd       // close once the output is flushed: EOF was read and its grace is over
+	fHalfOpen  // AllowHalfOpen: EOF closes nothing
+	fSendShut  // CloseWrite was called
+	fFinSent   // our FIN is out
+	fSendErr   // writing failed for good; ext.sendErr
+	fClosing   // the user, or EOF, closed; flushing and draining
+	fReset     // release with a reset
+	fReleased  // the descriptor is to go, or has gone
+	fGone      // the descriptor has gone
+	fHelp      // the loop has nothing outstanding: see loop.help
+	fUnix      // not TCP
+	fMute      // handed out by NetListener: no events but Opened, until claimed
+	fDefer     // Opened waits for the first bytes
+	fTimed     // the connection has, or had, a time limit
+	fHeard     // a byte has arrived
+	fCounted   // its address has a place taken, see peers
+	fRefused   // only kept until its peer has the reply
+	fTLS       // the connection speaks TLS, or is about to
+	fHandshake // the TLS handshake is not done: nothing is read, written or announced
+	fFinSeen   // the peer's FIN was read; with TLS that is not fEOF
+	fWriting   // a blocking write is under way: nobody else's bytes come between its own
 
 	pendMask = pendOpened | pendReadable | pendWritable | pendClosed
 )
@@ -187,7 +192,7 @@ func (c *Conn) Data() any {
 func (c *Conn) Buffered() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.out.len()
+	return c.queuedLocked()
 }
 
 // RemoteAddr returns the peer's address, a *net.TCPAddr or *net.UnixAddr. It works after the connection closed.
@@ -272,7 +277,7 @@ func zoneName(index uint32) string {
 // emitLocked delivers an event of this connection to its route, or notes it where the route finds it when there is room.
 // Opened always comes first.
 func (c *Conn) emitLocked(kind flags) {
-	if c.flags&fMute != 0 && kind != pendOpened {
+	if c.flags&fMute != 0 && kind != pendOpened || c.flags&(fHandshake|fOpened) == fHandshake {
 		return
 	}
 	if c.flags&fOpened == 0 {
@@ -379,7 +384,7 @@ func (c *Conn) readyLocked(bits uint32) {
 	if c.flags&fReleased != 0 {
 		return
 	}
-	if c.flags&fOpened == 0 && (c.flags&fDefer == 0 || bits&(pollIn|pollHup|pollErr|pollRdHup) != 0) {
+	if c.flags&(fOpened|fHandshake) == 0 && (c.flags&fDefer == 0 || bits&(pollIn|pollHup|pollErr|pollRdHup) != 0) {
 		c.emitLocked(pendOpened)
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
@@ -394,6 +399,8 @@ func (c *Conn) readyLocked(bits uint32) {
 	switch {
 	case c.flags&fClosing != 0:
 		c.advanceCloseLocked()
+	case c.flags&fHandshake != 0:
+		c.handshakeReadyLocked(bits)
 	case bits&(pollIn|pollHup|pollErr|pollRdHup|pollPri) == 0:
 	case c.flags&fEOF == 0:
 		c.readableLocked()
@@ -495,7 +502,7 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 			}
 			return 0, io.EOF
 		}
-		m, err := c.recvLocked(p[n:])
+		m, err := c.inputLocked(p[n:])
 		n += m
 		switch {
 		case m > 0:
@@ -518,10 +525,27 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 			case io.EOF:
 				c.endReadLocked()
 			default:
-				c.releaseLocked(err)
+				c.readFailedLocked(err)
 			}
 			return 0, err
 		}
+	}
+}
+
+// inputLocked is one read, of plain text.
+func (c *Conn) inputLocked(p []byte) (int, error) {
+	if c.flags&fTLS != 0 {
+		return c.tlsReadLocked(p)
+	}
+	return c.recvLocked(p)
+}
+
+// readFailedLocked ends a connection that cannot be read from. The peer of a TLS connection is told by an alert.
+func (c *Conn) readFailedLocked(err error) {
+	if c.flags&fTLS != 0 {
+		c.closeLocked(err)
+	} else {
+		c.releaseLocked(err)
 	}
 }
 
@@ -537,6 +561,7 @@ func (c *Conn) recvLocked(p []byte) (int, error) {
 		c.receivedLocked(n)
 		return n, nil
 	case errno == 0:
+		c.flags |= fFinSeen
 		if c.flags&fSendErr != 0 {
 			return 0, c.ext.sendErr
 		}

@@ -19,6 +19,9 @@ const copyChunk = 64 << 10
 // sendFrom is ReadFrom for the sources that the kernel can copy from. handled is false when r is none of them and nothing
 // was done.
 func (c *Conn) sendFrom(r io.Reader) (n int64, handled bool, err error) {
+	if c.speaksTLS() {
+		return 0, false, nil // the kernel cannot encrypt
+	}
 	remain := int64(1<<63 - 1)
 	lr, limited := r.(*io.LimitedReader)
 	if limited {
@@ -29,7 +32,7 @@ func (c *Conn) sendFrom(r io.Reader) (n int64, handled bool, err error) {
 	case *os.File:
 		return c.sendFile(src, remain)
 	case *Conn:
-		if limited {
+		if limited || src.speaksTLS() {
 			return 0, false, nil
 		}
 		n, err = spliceAll(connEnd{c}, connEnd{src}, src)
@@ -85,8 +88,14 @@ func (c *Conn) spliceFrom(src syscall.Conn) (int64, bool, error) {
 
 // recvTo is WriteTo for the destinations that the kernel can copy to.
 func (c *Conn) recvTo(w io.Writer) (n int64, handled bool, err error) {
+	if c.speaksTLS() {
+		return 0, false, nil
+	}
 	switch dst := w.(type) {
 	case *Conn:
+		if dst.speaksTLS() {
+			return 0, false, nil
+		}
 		n, err = spliceAll(connEnd{dst}, connEnd{c}, c)
 		return n, true, err
 	case *net.UnixConn:
@@ -221,7 +230,7 @@ func spliceAll(dst, src end, from *Conn) (n int64, err error) {
 		}
 		if got == 0 {
 			if from != nil {
-				from.noteEnd()
+				from.noteFin()
 			}
 			return n, nil
 		}
@@ -420,4 +429,18 @@ func sysPeek(fd int32) (ready, end bool) {
 			return true, false
 		}
 	}
+}
+
+func (c *Conn) speaksTLS() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.flags&fTLS != 0
+}
+
+// noteFin is called when the peer's FIN was met behind the Conn's back.
+func (c *Conn) noteFin() {
+	c.mu.Lock()
+	c.flags |= fFinSeen
+	c.mu.Unlock()
+	c.noteEnd()
 }

@@ -66,10 +66,22 @@
 // channels are closed behind the last event, so that range loops end by themselves. Shutdown and Close wait for
 // descriptors and not for events; any goroutine may call them, a consumer or a handler too.
 //
+// # TLS
+//
+// [ListenerOptions].TLSConfig serves TLS with the standard crypto/tls, and [Conn.StartTLS] upgrades one connection. A
+// handshake has a goroutine for as long as it lasts, from a whole ClientHello on; afterwards an idle connection has none.
+// Everything else works as without TLS, on plain text.
+//
+// # Limits
+//
+// Time limits (idle, read, write, handshake, close) and limits on who is served (MaxConns, MaxConnsPerIP, AcceptRate,
+// Admit) are options; [Listener.Stats] counts what they did. A limit in time ends a connection with a *[LimitError].
+//
 // # Locks
 //
 // For those who change the package. A Conn's mu may be held when one of these is taken, each a leaf: stream.mu, timers.mu,
-// workQueue.mu, epoll.mu, Group.mu. Group.writing is taken before a Conn's mu. No user code runs under any of them.
+// limits.mu, workQueue.mu, epoll.mu, Group.mu, handshakes.mu. Group.writing is taken before a Conn's mu. No user code runs
+// under any of them.
 //
 // # Non-goals
 //

@@ -248,7 +248,7 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	}
 	f.makeRoom(c.lp.l, limit)
 	room := f.b.buf[f.end:]
-	n, err := c.recvLocked(room)
+	n, err := c.inputLocked(room)
 	f.end += n
 	f.drained = err == ErrWouldBlock || n > 0 && n < len(room) && c.flags&fDistrust == 0
 	f.more = n > 0 && !f.drained
@@ -261,7 +261,7 @@ func (c *Conn) fillFrames() (more bool, err error) {
 		c.flags |= fEOF
 		err = nil // split sees it first, and what it makes of the rest; then it is told, see noteEnd
 	default:
-		c.releaseLocked(err)
+		c.readFailedLocked(err)
 	}
 	if err == ErrWouldBlock {
 		f.partial = have > 0

@@ -87,6 +87,10 @@ func (g *Group) Write(p []byte) (int, error) {
 		waiting := c.flags & fWantRoom
 		switch c.mayWriteLocked(len(p)) {
 		case nil:
+			if c.flags&fTLS != 0 {
+				_ = c.sealLocked(p) // every connection has keys of its own: nothing can be shared
+				break
+			}
 			sent := 0
 			var err error
 			if c.out == nil {
@@ -139,7 +143,11 @@ func (g *Group) slowLocked(c *Conn) {
 		return
 	}
 	if len(g.Notice) > 0 && c.out != nil { // a copy in the kernel has no queue, and no edge would send one
-		c.queueOutLocked().append(c.lp.l, g.Notice)
+		if c.flags&fTLS != 0 {
+			_ = c.sealLocked(g.Notice)
+		} else {
+			c.queueOutLocked().append(c.lp.l, g.Notice)
+		}
 	}
 	c.closeLocked(ErrSlow)
 }

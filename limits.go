@@ -52,15 +52,16 @@ const (
 	limitIdle limitKind = iota
 	limitRead
 	limitWrite
+	limitHandshake
 	limitClose
 	limitKinds
 )
 
-var limitNames = [limitKinds]string{"idle", "read", "write", "close"}
+var limitNames = [limitKinds]string{"idle", "read", "write", "handshake", "close"}
 
 // LimitError is the Err of a connection that a time limit ended. It matches os.ErrDeadlineExceeded.
 type LimitError struct {
-	Limit string        // "idle", "read", "write" or "close"
+	Limit string        // "idle", "read", "write", "handshake" or "close"
 	After time.Duration // the limit; 0 for "close"
 }
 

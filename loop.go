@@ -66,13 +66,14 @@ type loop struct {
 	stream *stream       // of this loop's connections, when Streams was called
 
 	// Atomic, or with locks of their own.
-	state    atomic.Uint64        // a role
-	kicked   atomic.Bool          // there is something in queue, timers or the listener's state to look at
-	watching atomic.Bool          // the watchdog is running
-	live     atomic.Int64         // connections that have a descriptor
-	untold   atomic.Int64         // actors that are to be told of Closed; negative once the loop has ended
-	helped   atomic.Uint32        // polls made by consumers
-	holder   atomic.Pointer[Conn] // whose handler runs, while the state is handler
+	state    atomic.Uint64         // a role
+	kicked   atomic.Bool           // there is something in queue, timers or the listener's state to look at
+	watching atomic.Bool           // the watchdog is running
+	live     atomic.Int64          // connections that have a descriptor
+	untold   atomic.Int64          // actors that are to be told of Closed; negative once the loop has ended
+	helped   atomic.Uint32         // polls made by consumers
+	trouble  atomic.Pointer[error] // for Failed
+	holder   atomic.Pointer[Conn]  // whose handler runs, while the state is handler
 	demand   demand
 	conns    table
 	timers   timers
@@ -240,6 +241,9 @@ func (lp *loop) work() bool {
 		return false
 	}
 	if lp.kicked.Load() && lp.kicked.Swap(false) {
+		if err := lp.trouble.Swap(nil); err != nil {
+			lp.l.failed(*err)
+		}
 		lp.watch() // a timer or a kick that came before the sleep makes work without an event
 		if !lp.runQueue() {
 			return false
@@ -339,6 +343,14 @@ func (lp *loop) enter(r role) uint64 {
 func (lp *loop) schedule(c *Conn) {
 	lp.queue.push(c)
 	lp.kick()
+}
+
+// failLater has the loop tell Failed, unless one was told within the last second. It may be called under any lock.
+func (lp *loop) failLater(err error) {
+	if last := lp.l.failedAt.Load(); last == 0 || now()-last >= int64(time.Second) {
+		lp.trouble.Store(&err)
+		lp.kick()
+	}
 }
 
 // kick makes the loop look at its queue, its timers and the listener's state soon. Many kicks before the loop has

@@ -68,14 +68,21 @@ func (c *Conn) Write(p []byte) (int, error) {
 	defer c.endWriteLocked()
 	limit := c.lp.l.opts.WriteBuffer
 	for n := 0; ; {
-		if c.out == nil {
+		if c.flags&fTLS != 0 {
+			if room := min(limit-c.queuedLocked(), len(p)-n); room > 0 {
+				if err := c.sealLocked(p[n : n+room]); err != nil {
+					return n, err
+				}
+				n += room
+			}
+		} else if c.out == nil {
 			// Also after a wait: what is queued for a socket that did not refuse would never be flushed, since no edge comes.
 			sent, err := c.sendLocked(p[n:])
 			if n += sent; err != nil {
 				return n, err
 			}
 		}
-		if room := min(limit-c.out.len(), len(p)-n); room > 0 {
+		if room := min(limit-c.out.len(), len(p)-n); room > 0 && c.flags&fTLS == 0 {
 			c.queueOutLocked().append(c.lp.l, p[n:n+room])
 			n += room
 		}
@@ -97,7 +104,7 @@ func (c *Conn) beginWriteLocked() error {
 		if err := c.sendableLocked(); err != nil {
 			return err
 		}
-		if c.flags&fWriting == 0 {
+		if c.flags&(fWriting|fHandshake) == 0 {
 			c.flags |= fWriting
 			return nil
 		}
@@ -278,6 +285,8 @@ func (c *Conn) Hijack() (*net.TCPConn, error) {
 		return nil, err
 	}
 	switch {
+	case c.flags&fTLS != 0:
+		return nil, c.opErrorLocked("hijack", errors.New("the connection speaks TLS"))
 	case c.flags&fUnix != 0:
 		return nil, c.opErrorLocked("hijack", errors.New("not a TCP connection"))
 	case c.ext != nil && c.ext.frames.b != nil:

@@ -22,6 +22,8 @@ type LoopStats struct {
 	Events   uint64 // delivered, or noted until their route has room; without Failed
 	Posted   uint64 // values that came from Post, Ask and After, part of Events
 
+	HandshakesFailed uint64 // TLS handshakes, those that took too long too
+
 	Refused  RefusedStats
 	Timeouts TimeoutStats
 }
@@ -36,10 +38,11 @@ type RefusedStats struct {
 
 // TimeoutStats counts connections that a time limit ended, by kind.
 type TimeoutStats struct {
-	Idle  uint64
-	Read  uint64
-	Write uint64
-	Close uint64 // CloseTimeout, output left or not
+	Idle      uint64
+	Read      uint64
+	Write     uint64
+	Handshake uint64
+	Close     uint64 // CloseTimeout, output left or not
 }
 
 // counters is what one loop counts. A counter is written mostly by one goroutine, so that counting is an uncontended
@@ -48,6 +51,7 @@ type counters struct {
 	accepted, closed  atomic.Uint64
 	bytesIn, bytesOut atomic.Uint64
 	events, posted    atomic.Uint64
+	handshakes        atomic.Uint64 // failed
 	refused           [refusals]atomic.Uint64
 	timeouts          [limitKinds]atomic.Uint64
 }
@@ -65,13 +69,14 @@ func (l *Listener) Stats() Stats {
 	for _, lp := range l.loops {
 		n := &lp.count
 		one := LoopStats{
-			Open:     int(lp.live.Load()),
-			Accepted: n.accepted.Load(),
-			Closed:   n.closed.Load(),
-			BytesIn:  n.bytesIn.Load(),
-			BytesOut: n.bytesOut.Load(),
-			Events:   n.events.Load(),
-			Posted:   n.posted.Load(),
+			Open:             int(lp.live.Load()),
+			Accepted:         n.accepted.Load(),
+			Closed:           n.closed.Load(),
+			BytesIn:          n.bytesIn.Load(),
+			BytesOut:         n.bytesOut.Load(),
+			Events:           n.events.Load(),
+			Posted:           n.posted.Load(),
+			HandshakesFailed: n.handshakes.Load(),
 			Refused: RefusedStats{
 				Conns: n.refused[refusedConns].Load(),
 				PerIP: n.refused[refusedPerIP].Load(),
@@ -79,10 +84,11 @@ func (l *Listener) Stats() Stats {
 				Admit: n.refused[refusedAdmit].Load(),
 			},
 			Timeouts: TimeoutStats{
-				Idle:  n.timeouts[limitIdle].Load(),
-				Read:  n.timeouts[limitRead].Load(),
-				Write: n.timeouts[limitWrite].Load(),
-				Close: n.timeouts[limitClose].Load(),
+				Idle:      n.timeouts[limitIdle].Load(),
+				Read:      n.timeouts[limitRead].Load(),
+				Write:     n.timeouts[limitWrite].Load(),
+				Handshake: n.timeouts[limitHandshake].Load(),
+				Close:     n.timeouts[limitClose].Load(),
 			},
 		}
 		s.Loops = append(s.Loops, one)
@@ -99,6 +105,7 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.BytesOut += o.BytesOut
 	s.Events += o.Events
 	s.Posted += o.Posted
+	s.HandshakesFailed += o.HandshakesFailed
 	s.Refused.Conns += o.Refused.Conns
 	s.Refused.PerIP += o.Refused.PerIP
 	s.Refused.Rate += o.Refused.Rate
@@ -106,5 +113,6 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.Timeouts.Idle += o.Timeouts.Idle
 	s.Timeouts.Read += o.Timeouts.Read
 	s.Timeouts.Write += o.Timeouts.Write
+	s.Timeouts.Handshake += o.Timeouts.Handshake
 	s.Timeouts.Close += o.Timeouts.Close
 }

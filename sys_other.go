@@ -67,4 +67,5 @@ func (c *Conn) recvTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
 func sysGiveAway(int32) (*net.TCPConn, error)       { return nil, errors.ErrUnsupported }
 func sysTake(net.Conn) (int32, sockaddr, error)     { return -1, sockaddr{}, errors.ErrUnsupported }
 func sysListenerCopy(int) (*net.TCPListener, error) { return nil, errors.ErrUnsupported }
+func sysPeekAt(int32, []byte) (int, syscall.Errno)  { return 0, syscall.ENOTSUP }
 func sysPeek(int32) (ready, end bool)               { return false, false }

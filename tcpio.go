@@ -2,6 +2,7 @@ package tcpio
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"iter"
@@ -75,6 +76,17 @@ type ListenerOptions struct {
 	// UserTimeout is how long sent data may stay without acknowledgement before the kernel drops the connection
 	// (TCP_USER_TIMEOUT, tcp(7)); 0 leaves that to the system, which takes a quarter of an hour.
 	UserTimeout time.Duration
+	// TLSConfig makes every accepted connection a TLS server's, on the standard crypto/tls: Opened comes when the
+	// handshake is done, and not for one that fails, which is counted and told by Failed, one a second at most. Everything
+	// works as without, on plain text; an end without close_notify is io.ErrUnexpectedEOF. The config must have a
+	// certificate or a function that finds one, and must not be changed any more. It applies to adopted connections too.
+	TLSConfig *tls.Config
+	// HandshakeTimeout bounds a TLS handshake, from the accept or StartTLS on; 0 means 10 s.
+	HandshakeTimeout time.Duration
+	// MaxHandshakes bounds the handshakes that have a goroutine, which one has from its whole ClientHello on; 0 means
+	// 4,096. The others wait.
+	MaxHandshakes int
+
 	// KeepAlive sets TCP keep-alive for accepted connections. The zero value is the package net's default, on with 15 s
 	// idle, 15 s interval and 9 probes, and so is a zero field of an enabled one. Enable false with a negative Idle
 	// switches keep-alive off.
@@ -115,6 +127,7 @@ type Listener struct {
 	fed      chan struct{} // of one: the last feeder has ended
 	timed    atomic.Bool   // there are time limits: the loops keep their coarse clocks
 	peers    peers
+	shaking  handshakes
 	refusing atomic.Int64  // refused connections that are still open
 	queued   atomic.Int64  // bytes of output that wait, of all connections
 	stopping atomic.Bool   // nothing is accepted any more
@@ -162,6 +175,7 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 		giveUp: make(chan struct{}),
 
 		newPoller: newPoller,
+		shaking:   handshakes{slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))},
 	}
 	if err := l.opts.check(); err != nil {
 		return nil, err
@@ -201,6 +215,7 @@ func (o *ListenerOptions) check() error {
 		{"WriteBuffer", &o.WriteBuffer, 1 << 20},
 		{"MaxFrame", &o.MaxFrame, 64 << 10},
 		{"MaxBlocked", &o.MaxBlocked, 10000},
+		{"MaxHandshakes", &o.MaxHandshakes, 4096},
 		{"MaxConns", &o.MaxConns, 0},
 		{"MaxConnsPerIP", &o.MaxConnsPerIP, 0},
 	} {
@@ -220,6 +235,7 @@ func (o *ListenerOptions) check() error {
 		{"ReadTimeout", o.ReadTimeout},
 		{"WriteTimeout", o.WriteTimeout},
 		{"UserTimeout", o.UserTimeout},
+		{"HandshakeTimeout", o.HandshakeTimeout},
 	} {
 		if f.value < 0 {
 			return bad(f.name, "negative: "+f.value.String())
@@ -230,6 +246,12 @@ func (o *ListenerOptions) check() error {
 	}
 	if o.CloseTimeout == 0 {
 		o.CloseTimeout = 5 * time.Second
+	}
+	if o.HandshakeTimeout == 0 {
+		o.HandshakeTimeout = 10 * time.Second
+	}
+	if t := o.TLSConfig; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
+		return bad("TLSConfig", "has no certificate: neither Certificates nor GetCertificate nor GetConfigForClient")
 	}
 	switch ka := &o.KeepAlive; {
 	case *ka == net.KeepAliveConfig{}:

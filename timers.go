@@ -20,12 +20,13 @@ type timers struct {
 type timerKind uint8
 
 const (
-	timerClose    timerKind = iota // CloseTimeout is over
-	timerGrace                     // a handler has had its time after EOF
-	timerAccept                    // try accepting again
-	timerWake                      // the loop wants to look at the clock
-	timerMessage                   // post value to c
-	timerReadable                  // announce unread input again
+	timerClose     timerKind = iota // CloseTimeout is over
+	timerGrace                      // a handler has had its time after EOF
+	timerAccept                     // try accepting again
+	timerWake                       // the loop wants to look at the clock
+	timerMessage                    // post value to c
+	timerHandshake                  // HandshakeTimeout is over
+	timerReadable                   // announce unread input again
 )
 
 // A timer belongs to one loop's heap from add until it is due or stopped.

@@ -51,7 +51,7 @@ func (c *Conn) mayWriteLocked(size int) error {
 	switch {
 	case size == 0:
 		return nil
-	case c.flags&fWriting != 0, c.out != nil && c.out.size+size > c.lp.l.opts.WriteBuffer:
+	case c.flags&(fWriting|fHandshake) != 0, c.out != nil && c.queuedLocked()+size > c.lp.l.opts.WriteBuffer:
 		c.flags |= fWantRoom
 		return ErrWouldBlock
 	}
@@ -61,6 +61,12 @@ func (c *Conn) mayWriteLocked(size int) error {
 func (c *Conn) writeLocked(p []byte) (int, error) {
 	if err := c.mayWriteLocked(len(p)); err != nil || len(p) == 0 {
 		return 0, err
+	}
+	if c.flags&fTLS != 0 {
+		if err := c.sealLocked(p); err != nil {
+			return 0, err
+		}
+		return len(p), nil
 	}
 	sent := 0
 	if c.out == nil {
@@ -82,6 +88,12 @@ func (c *Conn) writevLocked(bufs net.Buffers) (int64, error) {
 	}
 	if err := c.mayWriteLocked(total); err != nil || total == 0 {
 		return 0, err
+	}
+	if c.flags&fTLS != 0 {
+		if err := c.sealvLocked(bufs); err != nil {
+			return 0, err
+		}
+		return int64(total), nil
 	}
 	sent := 0
 	if c.out == nil {
@@ -199,7 +211,7 @@ func (c *Conn) flushLocked() {
 
 // roomLocked tells those who were refused once half of the limit is free.
 func (c *Conn) roomLocked() {
-	if c.out.len() > c.lp.l.opts.WriteBuffer/2 {
+	if c.flags&fHandshake != 0 || c.queuedLocked() > c.lp.l.opts.WriteBuffer/2 {
 		return
 	}
 	if c.ext != nil {

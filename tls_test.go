@@ -1,0 +1,543 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// testPKI is a certificate for localhost, made for the test run, and a client's configuration that trusts it.
+var testPKI = sync.OnceValues(func() (cert tls.Certificate, client *tls.Config) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true,
+		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		panic(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		panic(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(leaf)
+	cert = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+	return cert, &tls.Config{RootCAs: pool, ServerName: "localhost"}
+})
+
+func serverTLS() *tls.Config {
+	cert, _ := testPKI()
+	return &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"echo"}}
+}
+
+func clientTLS() *tls.Config {
+	_, c := testPKI()
+	return c.Clone()
+}
+
+// tlsServe runs a TLS listener whose connections are answered by receive, with what they end with on ended.
+func tlsServe(t *testing.T, opts tcpio.ListenerOptions, receive func(tcpio.Event) error) (l *tcpio.Listener, ended chan *tcpio.Conn) {
+	t.Helper()
+	if opts.TLSConfig == nil {
+		opts.TLSConfig = serverTLS()
+	}
+	ended = make(chan *tcpio.Conn, 10000)
+	opts.Actor = func(*tcpio.Conn) tcpio.Actor {
+		return tcpio.ActorFunc(func(ev tcpio.Event) error {
+			if c, ok := ev.(tcpio.Closed); ok {
+				ended <- c.Conn
+			}
+			return receive(ev)
+		})
+	}
+	return hookServe(t, opts), ended
+}
+
+// tlsEcho answers with what it reads, on any route.
+func tlsEcho(ev tcpio.Event) error {
+	r, ok := ev.(tcpio.Readable)
+	if !ok {
+		return nil
+	}
+	buf := make([]byte, 20000)
+	n, err := r.Conn.TryRead(buf)
+	switch {
+	case errors.Is(err, tcpio.ErrWouldBlock), errors.Is(err, io.EOF):
+		return nil
+	case err != nil:
+		return err
+	}
+	_, err = r.Conn.Write(buf[:n])
+	return err
+}
+
+func tlsDial(t *testing.T, l *tcpio.Listener, config *tls.Config) *tls.Conn {
+	t.Helper()
+	c := tls.Client(hookDial(t, l), config)
+	if err := c.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestTLSEchoesInEveryVersion(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		t.Run(tls.VersionName(version), func(t *testing.T) {
+			l, ended := tlsServe(t, tcpio.ListenerOptions{WriteBuffer: 100000}, tlsEcho)
+			config := clientTLS()
+			config.MinVersion, config.MaxVersion, config.NextProtos = version, version, []string{"echo"}
+			c := tlsDial(t, l, config)
+			if p := c.ConnectionState().NegotiatedProtocol; p != "echo" {
+				t.Errorf("ALPN chose %q", p)
+			}
+			want := make([]byte, 5<<20)
+			_, _ = rand.Read(want)
+			go func() {
+				_, _ = c.Write(want)
+				_ = c.CloseWrite()
+			}()
+			got, err := io.ReadAll(c)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("%d bytes came back, %v; want %d and close_notify", len(got), err, len(want))
+			}
+			c.Close()
+			sc := <-ended
+			if err := sc.Err(); err != nil {
+				t.Errorf("Err is %v after an orderly end", err)
+			}
+			if st := sc.TLS(); st == nil || st.Version != version || st.NegotiatedProtocol != "echo" {
+				t.Errorf("TLS() is %+v", st)
+			}
+		})
+	}
+}
+
+func TestTLSSessionsResume(t *testing.T) {
+	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	config := clientTLS()
+	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	for i := range 2 {
+		c := tlsDial(t, l, config)
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if resumed := c.ConnectionState().DidResume; resumed != (i == 1) {
+			t.Errorf("connection %d: resumed %v", i, resumed)
+		}
+		c.Close()
+	}
+}
+
+func TestTLSClientCertificatesAreSeen(t *testing.T) {
+	cert, trust := testPKI()
+	config := serverTLS()
+	config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, trust.RootCAs
+	l, ended := tlsServe(t, tcpio.ListenerOptions{TLSConfig: config}, tlsEcho)
+	withCert := clientTLS()
+	withCert.Certificates = []tls.Certificate{cert}
+	c := tlsDial(t, l, withCert)
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if st := (<-ended).TLS(); len(st.PeerCertificates) != 1 {
+		t.Errorf("%d certificates of the client", len(st.PeerCertificates))
+	}
+	bare := tls.Client(hookDial(t, l), clientTLS())
+	_ = bare.Handshake() // in TLS 1.3 the client learns of it by its first read
+	if _, err := bare.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "certificate required") {
+		t.Errorf("a client without a certificate sees %v", err)
+	}
+}
+
+// A missing close_notify cannot pass as an end.
+func TestTLSTruncationIsUnexpectedEOF(t *testing.T) {
+	reads := make(chan error, 10)
+	l, ended := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+		if r, ok := ev.(tcpio.Readable); ok {
+			_, err := r.Conn.TryRead(make([]byte, 100))
+			if err != nil && !errors.Is(err, tcpio.ErrWouldBlock) {
+				reads <- err
+			}
+		}
+		return nil
+	})
+	raw := hookDial(t, l)
+	c := tls.Client(raw, clientTLS())
+	if _, err := c.Write([]byte("half a story")); err != nil {
+		t.Fatal(err)
+	}
+	raw.Close()
+	if err := <-reads; !errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		t.Errorf("the read says %v", err)
+	}
+	if err := (<-ended).Err(); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("Err is %v", err)
+	}
+}
+
+func TestTLSCloseSendsCloseNotifyBehindEverything(t *testing.T) {
+	want := bytes.Repeat([]byte("all of it"), 200000)
+	l, ended := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+		if o, ok := ev.(tcpio.Opened); ok {
+			if _, err := o.Conn.TryWrite(want); err != nil {
+				return err
+			}
+			o.Conn.Close()
+		}
+		return nil
+	})
+	c := tlsDial(t, l, clientTLS())
+	got, err := io.ReadAll(c)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, %v; want %d and close_notify", len(got), err, len(want))
+	}
+	c.Close()
+	if err := (<-ended).Err(); err != nil {
+		t.Errorf("Err is %v", err)
+	}
+}
+
+func TestTLSPlainTextClientGetsAnAlert(t *testing.T) {
+	log := make(chan error, 10)
+	opts := tcpio.ListenerOptions{OnErrorEvent: func(err error) { log <- err }}
+	l, _ := tlsServe(t, opts, func(ev tcpio.Event) error {
+		t.Errorf("an event for a failed handshake: %T", ev)
+		return nil
+	})
+	c := hookDial(t, l)
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(c)
+	if err != nil || len(got) != 7 || got[0] != 21 || got[5] != 2 {
+		t.Errorf("a plain-text client got % x, %v; want a fatal alert and the end", got, err)
+	}
+	if err := <-log; !strings.Contains(err.Error(), "does not speak TLS") {
+		t.Errorf("Failed says %v", err)
+	}
+	if n := l.Stats().HandshakesFailed; n != 1 {
+		t.Errorf("%d failed handshakes counted", n)
+	}
+}
+
+// A client may disappear behind any byte of its handshake: nothing is told, nothing is left, the next one is served.
+func TestTLSDisconnectAtEveryByteOfTheHello(t *testing.T) {
+	hello := new(bytes.Buffer)
+	client := tls.Client(recorder{hello}, clientTLS())
+	_ = client.Handshake()
+	l, _ := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+		t.Errorf("an event for a failed handshake: %T", ev)
+		return nil
+	})
+	for i := 0; i <= hello.Len(); i++ {
+		c := hookDial(t, l)
+		if _, err := c.Write(hello.Bytes()[:i]); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+	want := uint64(hello.Len() + 1)
+	for limit := time.Now().Add(60 * time.Second); l.Stats().HandshakesFailed < want || l.Len() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("%d of %d handshakes have failed, %d connections are left", l.Stats().HandshakesFailed, want, l.Len())
+		}
+	}
+}
+
+// recorder is a peer that only listens.
+type recorder struct{ w io.Writer }
+
+func (r recorder) Write(p []byte) (int, error)      { return r.w.Write(p) }
+func (r recorder) Read([]byte) (int, error)         { return 0, io.EOF }
+func (r recorder) Close() error                     { return nil }
+func (r recorder) LocalAddr() net.Addr              { return nil }
+func (r recorder) RemoteAddr() net.Addr             { return nil }
+func (r recorder) SetDeadline(time.Time) error      { return nil }
+func (r recorder) SetReadDeadline(time.Time) error  { return nil }
+func (r recorder) SetWriteDeadline(time.Time) error { return nil }
+
+func TestTLSIdleConnectionsHaveNoGoroutine(t *testing.T) {
+	l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	before := runtime.NumGoroutine()
+	const n = 500
+	conns := make([]*tls.Conn, n)
+	for i := range conns {
+		conns[i] = tlsDial(t, l, clientTLS())
+		if _, err := conns[i].Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(conns[i], make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for limit := time.Now().Add(30 * time.Second); runtime.NumGoroutine() > before+5; time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("%d goroutines, %d before %d idle connections", runtime.NumGoroutine(), before, n)
+		}
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+	for range n {
+		<-ended
+	}
+}
+
+// Clients that never finish do not keep an honest one from being served, and are ended by HandshakeTimeout.
+func TestTLSUnfinishedHandshakesDoNotHoldUpOthers(t *testing.T) {
+	hello := new(bytes.Buffer)
+	_ = tls.Client(recorder{hello}, clientTLS()).Handshake()
+	l, ended := tlsServe(t, tcpio.ListenerOptions{HandshakeTimeout: 3 * time.Second, CloseTimeout: 100 * time.Millisecond}, tlsEcho)
+	const n = 1000
+	for i := range n {
+		c := hookDial(t, l)
+		part := hello.Bytes() // a third each: silent, half a ClientHello, a whole one and then silence
+		part = part[:len(part)*(i%3)/2]
+		if _, err := c.Write(part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := tlsDial(t, l, clientTLS())
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	<-ended
+	for limit := time.Now().Add(60 * time.Second); l.Stats().Timeouts.Handshake < n; time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("%d of %d handshakes were ended by time", l.Stats().Timeouts.Handshake, n)
+		}
+	}
+}
+
+func TestStartTLSUpgradesAPlainConnection(t *testing.T) {
+	var opts tcpio.ListenerOptions
+	upgraded := make(chan error, 1)
+	opts.Actor = func(*tcpio.Conn) tcpio.Actor {
+		return tcpio.ActorFunc(func(ev tcpio.Event) error {
+			r, ok := ev.(tcpio.Readable)
+			if !ok {
+				return nil
+			}
+			for line, err := range r.Conn.Frames(bufio.ScanLines) {
+				if err != nil {
+					return nil
+				}
+				if string(line) != "STARTTLS" {
+					_, _ = fmt.Fprintf(r.Conn, "%s, secure %v\n", line, r.Conn.TLS() != nil)
+					continue
+				}
+				if _, err := r.Conn.TryWrite([]byte("go ahead\n")); err != nil {
+					return err
+				}
+				err := r.Conn.StartTLS(serverTLS())
+				upgraded <- err
+				if err == nil {
+					if _, err := r.Conn.TryWrite([]byte("x")); !errors.Is(err, tcpio.ErrWouldBlock) {
+						t.Errorf("a write within the handshake: %v", err)
+					}
+					return nil
+				}
+			}
+			return nil
+		})
+	}
+	l := hookServe(t, opts)
+	raw := hookDial(t, l)
+	r := bufio.NewReader(raw)
+	expect := func(r *bufio.Reader, want string) {
+		t.Helper()
+		if line, err := r.ReadString('\n'); err != nil || line != want {
+			t.Fatalf("got %q, %v; want %q", line, err, want)
+		}
+	}
+	_, _ = io.WriteString(raw, "hello\n")
+	expect(r, "hello, secure false\n")
+	_, _ = io.WriteString(raw, "STARTTLS\n")
+	expect(r, "go ahead\n")
+	if err := <-upgraded; err != nil {
+		t.Fatal(err)
+	}
+	c := tls.Client(raw, clientTLS())
+	if _, err := io.WriteString(c, "again\n"); err != nil {
+		t.Fatal(err)
+	}
+	expect(bufio.NewReader(c), "again, secure true\n")
+
+	// A command that came with STARTTLS is not taken for one that came encrypted.
+	raw = hookDial(t, l)
+	_, _ = io.WriteString(raw, "STARTTLS\nINJECTED\n")
+	expect(bufio.NewReader(raw), "go ahead\n")
+	if err := <-upgraded; err == nil {
+		t.Error("StartTLS was taken with plain-text input buffered")
+	}
+}
+
+func TestTLSOnTheOtherRoutes(t *testing.T) {
+	roundTrip := func(t *testing.T, l *tcpio.Listener) {
+		t.Helper()
+		c := tlsDial(t, l, clientTLS())
+		want := bytes.Repeat([]byte("0123456789"), 30000)
+		go func() { _, _ = c.Write(want) }()
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%v, equal %v", err, bytes.Equal(got, want))
+		}
+		c.Close()
+	}
+	t.Run("stream", func(t *testing.T) {
+		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: serverTLS()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 2)
+		events := l.Events()
+		go func() { done <- l.Serve(context.Background()) }()
+		go func() {
+			for ev := range events {
+				if err := tlsEcho(ev); err != nil {
+					t.Error(err)
+				}
+			}
+			done <- nil
+		}()
+		roundTrip(t, l)
+		l.Close()
+		<-done
+		<-done
+	})
+	t.Run("callback", func(t *testing.T) {
+		roundTrip(t, hookServe(t, tcpio.ListenerOptions{TLSConfig: serverTLS(), OnConnEvent: func(c net.Conn) error {
+			buf := make([]byte, 1000)
+			n, err := c.Read(buf)
+			if err != nil {
+				return err
+			}
+			_, err = c.Write(buf[:n])
+			return err
+		}}))
+	})
+	t.Run("net.Listener", func(t *testing.T) {
+		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: serverTLS(), DeferAccept: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln := l.NetListener()
+		done := make(chan error, 2)
+		go func() { done <- l.Serve(context.Background()) }()
+		go func() {
+			c, err := ln.Accept()
+			if err == nil {
+				_, _ = io.Copy(c, c)
+				c.Close()
+			}
+			done <- err
+		}()
+		roundTrip(t, l)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		l.Close()
+		<-done
+	})
+	t.Run("group", func(t *testing.T) {
+		var g tcpio.Group
+		l, _ := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+			if o, ok := ev.(tcpio.Opened); ok {
+				g.Join(o.Conn)
+			}
+			return nil
+		})
+		a, b := tlsDial(t, l, clientTLS()), tlsDial(t, l, clientTLS())
+		for limit := time.Now().Add(30 * time.Second); g.Len() < 2 && time.Now().Before(limit); time.Sleep(time.Millisecond) {
+		}
+		if _, err := g.Write([]byte("to all")); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []*tls.Conn{a, b} {
+			got := make([]byte, 6)
+			if _, err := io.ReadFull(c, got); err != nil || string(got) != "to all" {
+				t.Errorf("a member got %q, %v", got, err)
+			}
+		}
+	})
+}
+
+// What is queued counts in plain-text bytes, and a slow reader gets every one of them.
+func TestTLSWriteBufferIsOfPlainText(t *testing.T) {
+	const buffer = 64 << 10
+	took := make(chan int, 1)
+	l, _ := tlsServe(t, tcpio.ListenerOptions{WriteBuffer: buffer}, func(ev tcpio.Event) error {
+		if o, ok := ev.(tcpio.Opened); ok {
+			total := 0
+			for {
+				n, err := o.Conn.TryWrite(make([]byte, 100)) // a record each, a quarter larger
+				total += n
+				if err != nil {
+					if !errors.Is(err, tcpio.ErrWouldBlock) {
+						return err
+					}
+					break
+				}
+			}
+			if q := o.Conn.Buffered(); q > buffer || q < buffer-2000 {
+				t.Errorf("%d bytes are queued at the limit of %d", q, buffer)
+			}
+			took <- total
+			o.Conn.Close()
+		}
+		return nil
+	})
+	c := tlsDial(t, l, clientTLS())
+	got, err := io.ReadAll(c)
+	if want := <-took; err != nil || len(got) != want {
+		t.Errorf("%d bytes, %v; want %d", len(got), err, want)
+	}
+}
+
+func TestTLSKeyUpdateIsAnswered(t *testing.T) {
+	if _, err := os.Stat("/usr/bin/openssl"); err != nil {
+		t.Skip("SKIPPED: openssl is not installed")
+	}
+	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	opensslSession(t, l.Addr().String(), "before\n", "K\n", "after\n")
+}
