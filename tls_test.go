@@ -83,6 +83,8 @@ func tlsServe(t *testing.T, opts tcpio.ListenerOptions, receive func(tcpio.Event
 }
 
 // tlsEcho answers with what it reads, on any route.
+//
+// The listener may be closed before the last Readable is looked at.
 func tlsEcho(ev tcpio.Event) error {
 	r, ok := ev.(tcpio.Readable)
 	if !ok {
@@ -91,7 +93,7 @@ func tlsEcho(ev tcpio.Event) error {
 	buf := make([]byte, 20000)
 	n, err := r.Conn.TryRead(buf)
 	switch {
-	case errors.Is(err, tcpio.ErrWouldBlock), errors.Is(err, io.EOF):
+	case errors.Is(err, tcpio.ErrWouldBlock), errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed):
 		return nil
 	case err != nil:
 		return err
