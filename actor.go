@@ -273,6 +273,12 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	}
 }
 
+func (c *Conn) hasActor() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.actor != nil
+}
+
 // expect counts one more actor that is to be told of Closed. It reports false when the loop has ended.
 func (lp *loop) expect() bool {
 	for {
@@ -309,6 +315,9 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 			return kept
 		}
 		actor := c.actor
+		if _, draining := ev.(Draining); draining {
+			c.flags |= fDrained
+		}
 		c.mu.Unlock()
 		if actor != nil {
 			kept = lp.receive(c, actor, ev)
@@ -319,9 +328,13 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 	}
 }
 
-// endTurnLocked ends a turn. A peer that has ended is closed now that its handler has had its say.
+// endTurnLocked ends a turn. A peer that has ended is closed now that its handler has had its say, and so is one whose
+// handler knows of the Shutdown.
 func (c *Conn) endTurnLocked() {
 	c.flags &^= fRunning
+	if c.flags&fDrained != 0 && c.stream == nil && c.lp.l.opts.DrainTimeout == 0 {
+		c.closeLocked(nil)
+	}
 	if c.flags&(fTold|fHalfOpen|fClosing|fReleased) == fTold {
 		if c.stream == nil {
 			c.endLocked()

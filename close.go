@@ -107,6 +107,19 @@ func (c *Conn) sendFinLocked() {
 	_ = sysShutdownWrite(c.fd) // ENOTCONN after a reset: the read that follows says so
 }
 
+// drain tells the connection's handler of the Shutdown. Who cannot be told, and has no bytes under way, is closed at once.
+func (c *Conn) drain() {
+	c.mu.Lock()
+	switch {
+	case c.flags&(fClosing|fReleased) != 0:
+	case c.flags&fOpened == 0 && (c.flags&(fHandshake|fDefer) != 0):
+		c.closeLocked(nil) // nobody has heard of it yet
+	default:
+		c.emitLocked(pendDraining)
+	}
+	c.unlock()
+}
+
 // drainLocked throws input away until there is none for the moment, or no more for ever.
 func (c *Conn) drainLocked() {
 	scratch := c.lp.l.pool.get(blockLarge)

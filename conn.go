@@ -71,6 +71,7 @@ const (
 	pendOpened flags = 1 << iota
 	pendReadable
 	pendWritable
+	pendDraining
 	pendClosed
 
 	fOpened    // Opened was emitted
@@ -102,8 +103,9 @@ const (
 	fHandshake // the TLS handshake is not done: nothing is read, written or announced
 	fFinSeen   // the peer's FIN was read; with TLS that is not fEOF
 	fWriting   // a blocking write is under way: nobody else's bytes come between its own
+	fDrained   // the actor was told Draining: close behind its turn
 
-	pendMask = pendOpened | pendReadable | pendWritable | pendClosed
+	pendMask = pendOpened | pendReadable | pendWritable | pendDraining | pendClosed
 )
 
 // unlock releases mu, and then does what must not be done under it: release the descriptor of a connection that has
@@ -322,6 +324,8 @@ func (c *Conn) event(kind flags) Event {
 		return Readable{c}
 	case pendWritable:
 		return Writable{c}
+	case pendDraining:
+		return Draining{c}
 	}
 	return Closed{c}
 }
@@ -356,7 +360,7 @@ const feedChunk = 16
 
 // nextLocked takes the next undelivered event, in the order that the contract gives; nil when there is none.
 func (c *Conn) nextLocked() Event {
-	for _, kind := range [...]flags{pendOpened, pendReadable, pendWritable} {
+	for _, kind := range [...]flags{pendOpened, pendReadable, pendWritable, pendDraining} {
 		if c.flags&kind != 0 {
 			c.flags &^= kind
 			return c.event(kind)

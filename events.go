@@ -1,9 +1,9 @@
 package tcpio
 
-// Event is what a connection or its listener has to say: one of [Opened], [Readable], [Writable], [Message], [Closed]
-// and [Failed]. The set is sealed; a type switch that ignores what it does not know stays right.
+// Event is what a connection or its listener has to say: one of [Opened], [Readable], [Writable], [Message], [Draining],
+// [Closed] and [Failed]. The set is sealed; a type switch that ignores what it does not know stays right.
 //
-// For one connection and one route the order is: Opened, then any of Readable, Writable and Message, then Closed.
+// For one connection and one route the order is: Opened, then any of Readable, Writable, Message and Draining, then Closed.
 // Between connections there is no order. Every event but Message and Failed holds one pointer, so that sending it through
 // a channel allocates nothing.
 type Event interface{ event() }
@@ -30,6 +30,14 @@ type Message struct {
 	ask   *ask // whoever waits for Reply
 }
 
+// Draining says that [Listener.Shutdown] has begun: this is the time to finish what is under way, say goodbye and call
+// Close. It comes at most once, and not for a connection that is closing already. Reading, writing and posting work as
+// before until somebody closes.
+//
+// Without [ListenerOptions.DrainTimeout] the library closes the connection by itself: behind the actor's Receive that was
+// told, elsewhere 250 ms after Shutdown began.
+type Draining struct{ Conn *Conn }
+
 // Closed says that the connection is over and its descriptor gone. It is the last event of a connection and comes exactly
 // once. [Conn.Err] says why: nil for an orderly end.
 type Closed struct{ Conn *Conn }
@@ -42,5 +50,6 @@ func (Opened) event()   {}
 func (Readable) event() {}
 func (Writable) event() {}
 func (Message) event()  {}
+func (Draining) event() {}
 func (Closed) event()   {}
 func (Failed) event()   {}

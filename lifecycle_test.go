@@ -148,6 +148,7 @@ func TestServeReturnsNilWhenItsContextEnds(t *testing.T) {
 	expectBytes(t, peer, []byte("goodbye"))
 	expectEOF(t, peer)
 	peer.Close()
+	expect[tcpio.Draining](t, events)
 	if err := expect[tcpio.Closed](t, events).Conn.Err(); err != nil {
 		t.Errorf("Err = %v, want nil: the end of ctx is a Shutdown", err)
 	}
@@ -236,6 +237,9 @@ func TestShutdownCutsOffWhatIsLeftWhenItsContextEnds(t *testing.T) {
 	}
 	if n := l.Len(); n != 0 {
 		t.Errorf("Shutdown returned with %d descriptors", n)
+	}
+	for range 2 {
+		expect[tcpio.Draining](t, events)
 	}
 	for range 2 {
 		expect[tcpio.Closed](t, events)

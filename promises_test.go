@@ -481,6 +481,7 @@ func TestErrSaysWhyTheConnectionEnded(t *testing.T) {
 						t.Errorf("Err before Closed: %v", err)
 					}
 					c.TryRead(make([]byte, 100))
+				case tcpio.Draining:
 				case tcpio.Closed:
 					if err := c.Err(); tc.want == nil && err != nil || !errors.Is(err, tc.want) {
 						t.Errorf("Err = %v, want %v", err, tc.want)

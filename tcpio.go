@@ -66,6 +66,10 @@ type ListenerOptions struct {
 	// CloseTimeout bounds what Close does in the background, flushing and draining together, and with it the end of
 	// Serve; 0 means 5 s.
 	CloseTimeout time.Duration
+	// DrainTimeout is how long Shutdown leaves connections open once it has told them by Draining, for their handlers to
+	// finish and call Close; after that they are closed. 0 means until the actor's Receive that was told has returned,
+	// for which it has CloseTimeout, and 250 ms where there is no actor.
+	DrainTimeout time.Duration
 	// IdleTimeout closes a connection on which nothing was read or written for so long; see Conn.SetIdleTimeout.
 	IdleTimeout time.Duration
 	// ReadTimeout closes a connection whose first byte does not come within it, and one on which so long no byte was added
@@ -231,6 +235,7 @@ func (o *ListenerOptions) check() error {
 		value time.Duration
 	}{
 		{"CloseTimeout", o.CloseTimeout},
+		{"DrainTimeout", o.DrainTimeout},
 		{"IdleTimeout", o.IdleTimeout},
 		{"ReadTimeout", o.ReadTimeout},
 		{"WriteTimeout", o.WriteTimeout},
@@ -453,7 +458,7 @@ func (l *Listener) Len() int {
 }
 
 // Serve accepts connections and runs the loops until the listener has stopped: the end of ctx, Shutdown and Close are
-// orderly ends, for which it returns nil. The end of ctx is a Shutdown, which CloseTimeout bounds. Otherwise it returns
+// orderly ends, for which it returns nil. The end of ctx is a Shutdown, which DrainTimeout and CloseTimeout bound as there. Otherwise it returns
 // what made the loops stop. Serve may run before anybody receives; it accepts nothing before it is known where events
 // go, by ListenerOptions.Actor, Events or Streams.
 //
@@ -565,10 +570,11 @@ func (l *Listener) finish() {
 	}
 }
 
-// Shutdown stops in order: it accepts what the backlog holds and then nothing more, closes every connection as Conn.Close does, and waits until every
-// descriptor is closed; then it returns nil. When ctx ends first, what is left is cut off and ctx's error returned. It
-// does not wait for events to be received, so a consumer may call it; the Closed events are still to come. Every
-// connection has CloseTimeout at most, with whatever ctx.
+// Shutdown stops in order: it accepts what the backlog holds and then nothing more, tells every connection by [Draining],
+// closes each as Conn.Close does once its handler has had its say, see [ListenerOptions].DrainTimeout, and waits until
+// every descriptor is closed; then it returns nil. When ctx ends first, what is left is cut off and ctx's error returned.
+// It does not wait for events to be received, so a consumer may call it; the Closed events are still to come. With
+// whatever ctx, a connection has DrainTimeout, or CloseTimeout while its actor's Receive blocks, and then CloseTimeout.
 func (l *Listener) Shutdown(ctx context.Context) error {
 	l.mu.Lock()
 	polling := l.polling && !l.stopping.Load()
@@ -578,13 +584,26 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	}
 	l.stopAccepting()
 	for c := range l.Conns() {
-		c.Close()
+		c.drain()
 	}
 	var err error
-	select {
-	case <-l.gone:
-	case <-ctx.Done():
-		err = ctx.Err()
+	if d := l.opts.DrainTimeout; d > 0 {
+		err = l.awaitGone(ctx, d)
+	} else if err = l.awaitGone(ctx, min(eofGrace, l.opts.CloseTimeout)); err == errGrace {
+		for c := range l.Conns() {
+			if !c.hasActor() {
+				c.Close()
+			}
+		}
+		err = l.awaitGone(ctx, l.opts.CloseTimeout) // for handlers that block, and their answers
+	}
+	if err == errGrace {
+		for c := range l.Conns() {
+			c.Close()
+		}
+		err = l.awaitGone(ctx, 0)
+	}
+	if err != nil {
 		for c := range l.Conns() {
 			c.mu.Lock()
 			c.cutLocked()
@@ -594,6 +613,27 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	}
 	l.finishUnserved()
 	return err
+}
+
+var errGrace = errors.New("tcpio: handlers have had their time")
+
+// awaitGone waits until every descriptor is closed. It gives up with ctx's error, or after limit, if there is one, with
+// errGrace.
+func (l *Listener) awaitGone(ctx context.Context, limit time.Duration) error {
+	var late <-chan time.Time
+	if limit > 0 {
+		t := time.NewTimer(limit)
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case <-l.gone:
+		return nil
+	case <-late:
+		return errGrace
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Close stops at once: it accepts nothing more, aborts every connection, and returns nil when every descriptor is closed.

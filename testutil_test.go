@@ -136,6 +136,8 @@ func connOf(ev tcpio.Event) *tcpio.Conn {
 		return ev.Conn
 	case tcpio.Message:
 		return ev.Conn
+	case tcpio.Draining:
+		return ev.Conn
 	case tcpio.Closed:
 		return ev.Conn
 	}
