@@ -180,6 +180,7 @@ func (c *Conn) releaseLocked(cause error) {
 // leaveAllLocked lets go of what only an open connection has: buffered input, timers, groups, and whoever is blocked.
 func (c *Conn) leaveAllLocked() {
 	c.endLimitsLocked()
+	c.unstarveLocked()
 	x := c.ext
 	if x == nil {
 		return

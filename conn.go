@@ -103,6 +103,7 @@ const (
 	fHandshake // the TLS handshake is not done: nothing is read, written or announced
 	fFinSeen   // the peer's FIN was read; with TLS that is not fEOF
 	fWriting   // a blocking write is under way: nobody else's bytes come between its own
+	fStarved   // a write was refused for MaxBuffered
 	fDrained   // the actor was told Draining: close behind its turn
 
 	pendMask = pendOpened | pendReadable | pendWritable | pendDraining | pendClosed

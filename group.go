@@ -110,7 +110,9 @@ func (g *Group) Write(p []byte) (int, error) {
 			}
 		case ErrWouldBlock:
 			c.flags = c.flags&^fWantRoom | waiting // nobody asked for a Writable here
-			g.slowLocked(c)
+			if c.flags&fStarved == 0 || c.queuedLocked()+len(p) > c.lp.l.opts.WriteBuffer {
+				g.slowLocked(c)
+			} // else others' output has taken the room, and it is only skipped
 		}
 		c.unlock()
 	}

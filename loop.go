@@ -296,6 +296,10 @@ func (lp *loop) runQueue() bool {
 		if c.flags&fClosing != 0 {
 			c.advanceCloseLocked()
 		}
+		if c.flags&fStarved != 0 {
+			c.flags &^= fStarved
+			c.roomLocked()
+		}
 		turn := false
 		if c.stream == nil && c.flags&fQueued != 0 {
 			// A turn that is running, in a handler that lost its loop, looks again before it ends.

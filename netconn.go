@@ -68,22 +68,23 @@ func (c *Conn) Write(p []byte) (int, error) {
 	defer c.endWriteLocked()
 	limit := c.lp.l.opts.WriteBuffer
 	for n := 0; ; {
-		if c.flags&fTLS != 0 {
-			if room := min(limit-c.queuedLocked(), len(p)-n); room > 0 {
-				if err := c.sealLocked(p[n : n+room]); err != nil {
-					return n, err
-				}
-				n += room
-			}
-		} else if c.out == nil {
+		if c.out == nil && c.flags&fTLS == 0 {
 			// Also after a wait: what is queued for a socket that did not refuse would never be flushed, since no edge comes.
 			sent, err := c.sendLocked(p[n:])
 			if n += sent; err != nil {
 				return n, err
 			}
 		}
-		if room := min(limit-c.out.len(), len(p)-n); room > 0 && c.flags&fTLS == 0 {
-			c.queueOutLocked().append(c.lp.l, p[n:n+room])
+		for {
+			room := c.affordLocked(min(limit-c.queuedLocked(), len(p)-n))
+			if room <= 0 {
+				break
+			}
+			if c.flags&fTLS == 0 {
+				c.queueOutLocked().append(c.lp.l, p[n:n+room])
+			} else if err := c.sealLocked(p[n : n+room]); err != nil {
+				return n, err
+			}
 			n += room
 		}
 		if n == len(p) {

@@ -41,6 +41,11 @@ type ListenerOptions struct {
 	MailboxSize int
 	// WriteBuffer bounds the queued output of one connection, in bytes; 0 means 1 MiB. See Conn.TryWrite.
 	WriteBuffer int
+	// MaxBuffered bounds the queued output of all connections together, in bytes; 0 means no bound. While more than half
+	// of it is used, a write is refused that would go past it, as WriteBuffer refuses, and gets its Writable when half is
+	// free. Writes of up to 4 KiB to a connection that has nothing queued are taken all the same, so that peers who read
+	// are served; WriteTimeout gets rid of those who do not.
+	MaxBuffered int
 	// MaxFrame bounds a frame of Conn.Frames, in bytes; 0 means 64 KiB.
 	MaxFrame int
 	// MaxBlocked bounds the goroutines that are kept in actors' Receive beyond the loops' own, because a handler blocked;
@@ -134,6 +139,8 @@ type Listener struct {
 	shaking  handshakes
 	refusing atomic.Int64  // refused connections that are still open
 	queued   atomic.Int64  // bytes of output that wait, of all connections
+	starved  starved       // those whose writes are refused for MaxBuffered
+	starving atomic.Bool   // there are any
 	stopping atomic.Bool   // nothing is accepted any more
 	blocked  atomic.Int64  // goroutines in handlers that lost their loop
 	failedAt atomic.Int64  // when the last Failed was told, on the clock of now
@@ -217,6 +224,7 @@ func (o *ListenerOptions) check() error {
 		{"EventBuffer", &o.EventBuffer, 1024},
 		{"MailboxSize", &o.MailboxSize, 128},
 		{"WriteBuffer", &o.WriteBuffer, 1 << 20},
+		{"MaxBuffered", &o.MaxBuffered, 0},
 		{"MaxFrame", &o.MaxFrame, 64 << 10},
 		{"MaxBlocked", &o.MaxBlocked, 10000},
 		{"MaxHandshakes", &o.MaxHandshakes, 4096},

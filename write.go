@@ -8,7 +8,8 @@ import (
 // TryWrite writes all of p or nothing, without blocking. What the socket does not take at once is copied and queued, and
 // goes out by itself. It returns len(p), nil; or 0, [ErrWouldBlock] when something is queued and p would take the queue
 // past [ListenerOptions.WriteBuffer] bytes: a Writable follows once the queue has fallen to half of that. One p larger
-// than the limit is taken when the queue is empty. An empty p gives 0, nil.
+// than the limit is taken when the queue is empty. [ListenerOptions.MaxBuffered] refuses likewise, for all connections
+// together. An empty p gives 0, nil.
 //
 // Success means accepted, not received by the peer. Writes of one connection go out in the order of the calls, and
 // those of concurrent callers never interleave. p is not kept. After CloseWrite it fails with an error that matches
@@ -52,6 +53,9 @@ func (c *Conn) mayWriteLocked(size int) error {
 	case size == 0:
 		return nil
 	case c.flags&(fWriting|fHandshake) != 0, c.out != nil && c.queuedLocked()+size > c.lp.l.opts.WriteBuffer:
+		c.flags |= fWantRoom
+		return ErrWouldBlock
+	case !c.mayQueueLocked(size):
 		c.flags |= fWantRoom
 		return ErrWouldBlock
 	}
@@ -300,7 +304,7 @@ func (q *outQueue) fill(v *iovec) {
 // consume drops the first n bytes.
 func (q *outQueue) consume(l *Listener, n int) {
 	q.size -= n
-	l.queued.Add(-int64(n))
+	l.unqueued(n)
 	for n > 0 {
 		s := &q.segs[0]
 		left := s.end - s.off
@@ -317,7 +321,7 @@ func (q *outQueue) consume(l *Listener, n int) {
 
 // drop gives everything back.
 func (q *outQueue) drop(l *Listener) {
-	l.queued.Add(-int64(q.size))
+	l.unqueued(q.size)
 	for _, s := range q.segs {
 		l.pool.put(s.b)
 	}
