@@ -30,8 +30,8 @@
 //
 // # Events
 //
-// For one connection and one route: [Opened] first, exactly once; then [Readable], [Writable] and [Message]; [Closed] last,
-// exactly once. Nothing of a connection comes after its Closed, whatever becomes of its descriptor number. Between
+// For one connection and one route: [Opened] first, exactly once; then [Readable], [Writable], [Message] and [Draining];
+// [Closed] last, exactly once. Nothing of a connection comes after its Closed, whatever becomes of its descriptor number. Between
 // connections there is no order. When a connection changes its route, what is already in the old channel comes out
 // there, and the new route begins behind it.
 //
@@ -43,7 +43,7 @@
 // # Slow peers and slow consumers
 //
 // Output that the socket does not take is queued up to WriteBuffer bytes; past that [Conn.TryWrite] refuses with
-// [ErrWouldBlock] and a Writable follows when the queue has fallen to half. A consumer that does not receive makes the
+// [ErrWouldBlock] and a Writable follows when the queue has fallen to half. MaxBuffered bounds all queues together. A consumer that does not receive makes the
 // stream full: then reading and accepting pause, while queued output still goes out, timers run and connections close.
 // Nothing grows meanwhile, and the loops sleep. A mailbox is bounded, and a full one is the poster's [ErrMailboxFull].
 //
@@ -63,8 +63,9 @@
 // # Running and stopping
 //
 // [Listener.Serve] belongs in an errgroup: it runs until its ctx ends, or [Listener.Shutdown] or [Listener.Close], and the
-// channels are closed behind the last event, so that range loops end by themselves. Shutdown and Close wait for
-// descriptors and not for events; any goroutine may call them, a consumer or a handler too.
+// channels are closed behind the last event, so that range loops end by themselves. Shutdown tells every connection by
+// Draining, gives its handler time to answer what is under way and to say goodbye (DrainTimeout), and closes in order.
+// Shutdown and Close wait for descriptors and not for events; any goroutine may call them, a consumer or a handler too.
 //
 // # TLS
 //
@@ -80,7 +81,7 @@
 // # Locks
 //
 // For those who change the package. A Conn's mu may be held when one of these is taken, each a leaf: stream.mu, timers.mu,
-// limits.mu, workQueue.mu, epoll.mu, Group.mu, handshakes.mu. Group.writing is taken before a Conn's mu. No user code runs
+// limits.mu, workQueue.mu, epoll.mu, Group.mu, handshakes.mu, starved.mu. Group.writing is taken before a Conn's mu. No user code runs
 // under any of them.
 //
 // # Non-goals
