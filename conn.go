@@ -148,7 +148,9 @@ func (c *Conn) finish(fd int32, f flags) {
 	}
 	c.unlock()
 	c.lp.l.dismiss(c, f)
-	c.lp.count.closed.Add(1)
+	if f&fRefused == 0 {
+		c.lp.count.closed.Add(1)
+	}
 	c.lp.l.connGone(c.lp)
 }
 

@@ -292,6 +292,18 @@ func TestMaxConnsRefusesWithAReplyAndServesAgain(t *testing.T) {
 	echoed(t, s.dial(t))
 }
 
+func TestARefusedConnectionIsCountedAsRefusedOnly(t *testing.T) {
+	s := serveLimited(t, tcpio.ListenerOptions{MaxConns: 1, RefuseReply: []byte("full\n")}, readAll)
+	echoed(t, s.dial(t))
+	c := s.dial(t)
+	refused(t, c)
+	c.Close()
+	waitFor(t, "the refused connection is gone", func() bool { return s.l.Stats().Refusing == 0 })
+	if st := s.l.Stats(); st.Accepted != 1 || st.Closed != 0 || st.Refused.Conns != 1 {
+		t.Errorf("%d accepted, %d closed, %d refused, want 1, 0, 1", st.Accepted, st.Closed, st.Refused.Conns)
+	}
+}
+
 func TestMaxConnsPerIPCountsAddressesApart(t *testing.T) {
 	s := serveLimited(t, tcpio.ListenerOptions{MaxConnsPerIP: 1}, readAll)
 	from := func(ip string) net.Conn {
