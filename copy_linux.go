@@ -391,7 +391,11 @@ func sysTake(nc net.Conn) (int32, sockaddr, error) {
 		}
 		return -1, sockaddr{}, os.NewSyscallError("fcntl", err)
 	}
-	return int32(fd), peerOf(nc.RemoteAddr()), nil
+	peer := peerOf(nc.RemoteAddr())
+	if _, ok := nc.(*net.TCPConn); ok && !peer.isIP {
+		peer.isIP, peer.is4 = true, true // reset before somebody asked: it has no peer any more, and is no unix socket for that
+	}
+	return int32(fd), peer, nil
 }
 
 // sysListenerCopy makes a *net.TCPListener of a duplicate of fd.

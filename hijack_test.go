@@ -320,3 +320,27 @@ func TestAnAdoptedConnectionMayBeHijackedAgain(t *testing.T) {
 		t.Fatalf("the peer's Read: %v", err)
 	}
 }
+
+func TestAConnectionAdoptedAfterItsResetIsStillTCP(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	c, peer := open(t, l, events)
+	sendRST(t, peer)
+	expect[tcpio.Readable](t, events) // the reset has arrived
+	tc, err := c.Hijack()             // getpeername(2) fails from now on
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect[tcpio.Closed](t, events)
+	c, err = l.Adopt(tc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect[tcpio.Opened](t, events)
+	if _, ok := c.RemoteAddr().(*net.TCPAddr); !ok {
+		t.Errorf("its peer is a %T", c.RemoteAddr())
+	}
+	if tc, err = c.Hijack(); err != nil {
+		t.Fatalf("hijacked again: %v", err)
+	}
+	tc.Close()
+}
