@@ -1,0 +1,310 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+const stepsEnv = "TCPIO_TEST_EXHAUSTED_STEPS"
+
+// TestEveryStepSurvivesExhaustedDescriptors takes the process's last descriptor away before each call that needs one: the
+// call says so, leaves nothing behind and may be made again, and what needs none goes on. Accepting is
+// TestDescriptorsExhausted's. It runs in a process of its own, whose limit nobody else minds.
+//
+// To see it fail: leave out the Close of f in sysGiveAway, or of the socket in takeListener's caller.
+func TestEveryStepSurvivesExhaustedDescriptors(t *testing.T) {
+	if os.Getenv(stepsEnv) == "" {
+		cmd := exec.CommandContext(contextWithLimit(t), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), stepsEnv+"=1", "GOCOVERDIR="+t.TempDir())
+		out, err := cmd.CombinedOutput()
+		if err != nil || !bytes.Contains(out, []byte("\n--- PASS: "+t.Name()+" ")) {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	testPKI() // it may read files
+	for _, step := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"Listen", exhaustedListen},
+		{"Serve", exhaustedServe},
+		{"Adopt", exhaustedAdopt},
+		{"GetListener", exhaustedGetListener},
+		{"Hijack", exhaustedHijack},
+		{"splice", exhaustedSplice},
+		{"TLS handshake", exhaustedHandshake},
+		{"StartTLS", exhaustedStartTLS},
+		{"Shutdown", exhaustedShutdown},
+	} {
+		t.Run(step.name, func(t *testing.T) {
+			before := openDescriptors(t)
+			t.Run("", step.run)
+			if after := openDescriptors(t); after != before {
+				t.Errorf("%d descriptors left of %d", after, before)
+			}
+		})
+	}
+}
+
+func openDescriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// exhaust leaves the process as many descriptors as free says, while f runs.
+func exhaust(t *testing.T, free int, f func()) {
+	t.Helper()
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	limit := old
+	limit.Cur = 200
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	var fill []int
+	for {
+		fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0)
+		if err == unix.EMFILE {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		fill = append(fill, fd)
+	}
+	for range free {
+		unix.Close(fill[len(fill)-1])
+		fill = fill[:len(fill)-1]
+	}
+	defer func() {
+		for _, fd := range fill {
+			unix.Close(fd)
+		}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	f()
+}
+
+func wantEMFILE(t *testing.T, err error) {
+	t.Helper()
+	if !errors.Is(err, unix.EMFILE) {
+		t.Errorf("%v, want EMFILE", err)
+	}
+}
+
+func exhaustedListen(t *testing.T) {
+	exhaust(t, 0, func() {
+		_, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0"})
+		wantEMFILE(t, err)
+	})
+	exhaust(t, 1, func() { // the socket, and no duplicate of it
+		_, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0"})
+		wantEMFILE(t, err)
+	})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	exhaust(t, 0, func() {
+		_, err := tcpio.Listen(&tcpio.ListenerOptions{Listener: ln})
+		wantEMFILE(t, err)
+	})
+	l, events := startManual(t, tcpio.ListenerOptions{Listener: ln}) // it was left alone
+	open(t, l, events)
+}
+
+func exhaustedServe(t *testing.T) {
+	for free := range 4 { // of two pollers, with two descriptors each
+		l := listen(t, tcpio.ListenerOptions{Loops: 2, Actor: func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(okActor) }})
+		exhaust(t, free, func() {
+			wantEMFILE(t, l.Serve(t.Context()))
+		})
+	}
+}
+
+func exhaustedAdopt(t *testing.T) {
+	l := startStream(t, tcpio.ListenerOptions{}, echo(t))
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	peer, err := net.Dial("tcp", other.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	peer.SetDeadline(time.Now().Add(testLimit))
+	nc, err := other.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	exhaust(t, 0, func() {
+		_, err := l.Adopt(nc)
+		wantEMFILE(t, err)
+		if n := l.Len(); n != 0 {
+			t.Errorf("%d connections", n)
+		}
+	})
+	send(t, nc, []byte("still mine"))
+	expectBytes(t, peer, []byte("still mine"))
+	if _, err := l.Adopt(nc); err != nil {
+		t.Fatal(err)
+	}
+	ping(t, peer, []byte("yours now"))
+}
+
+func exhaustedGetListener(t *testing.T) {
+	l := startStream(t, tcpio.ListenerOptions{}, echo(t))
+	for free := range 2 {
+		exhaust(t, free, func() {
+			if ln := l.GetListener(); ln != nil {
+				t.Errorf("with %d descriptors: %v", free, ln)
+			}
+		})
+	}
+	ping(t, dial(t, l), []byte("goes on"))
+	if ln := l.GetListener(); ln == nil || ln.Addr().String() != l.Addr().String() {
+		t.Errorf("GetListener is %v", ln)
+	}
+}
+
+func exhaustedHijack(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	c, peer := open(t, l, events)
+	for free := range 2 {
+		exhaust(t, free, func() {
+			_, err := c.Hijack()
+			wantEMFILE(t, err)
+			// The connection is what it was.
+			send(t, peer, []byte("question"))
+			if got, err := readStream(t, events, c, 8, 8); err != nil || string(got) != "question" {
+				t.Errorf("read %q, %v", got, err)
+			}
+			if _, err := c.TryWrite([]byte("answer")); err != nil {
+				t.Error(err)
+			}
+			expectBytes(t, peer, []byte("answer"))
+		})
+	}
+	tc, err := c.Hijack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tc.Close()
+	send(t, tc, []byte("mine"))
+	expectBytes(t, peer, []byte("mine"))
+	for {
+		if _, ok := receive(t, "Closed", events).(tcpio.Closed); ok {
+			return
+		}
+	}
+}
+
+func exhaustedSplice(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	from, fromPeer := open(t, l, events)
+	to, toPeer := open(t, l, events)
+	send(t, fromPeer, []byte("through"))
+	exhaust(t, 1, func() { // a pipe has two
+		_, err := io.Copy(to, from)
+		wantEMFILE(t, err)
+		if _, err := to.TryWrite([]byte("mine, ")); err != nil { // to is not left in the hands of the copy
+			t.Error(err)
+		}
+	})
+	sendFIN(t, fromPeer)
+	if n, err := io.Copy(to, from); n != 7 || err != nil {
+		t.Errorf("%d bytes copied, %v", n, err)
+	}
+	expectBytes(t, toPeer, []byte("mine, through"))
+	l.Close()
+}
+
+func exhaustedHandshake(t *testing.T) {
+	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	warm := tlsDial(t, l, clientTLS())
+	ping(t, warm, []byte("warm"))
+	peer := hookDial(t, l)
+	waitFor(t, "it is accepted", func() bool { return l.Len() == 2 })
+	exhaust(t, 0, func() {
+		c := tls.Client(peer, clientTLS())
+		if err := c.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		ping(t, c, []byte("handshakes need no descriptor"))
+		ping(t, warm, []byte("nor does what goes on"))
+	})
+}
+
+func exhaustedStartTLS(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	c, peer := open(t, l, events)
+	exhaust(t, 0, func() {
+		if err := c.StartTLS(serverTLS()); err != nil {
+			t.Fatal(err)
+		}
+		tc := tls.Client(peer, clientTLS())
+		if err := tc.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		send(t, tc, []byte("secret"))
+		if got, err := readStream(t, events, c, 6, 100); err != nil || string(got) != "secret" {
+			t.Errorf("read %q, %v", got, err)
+		}
+	})
+}
+
+func exhaustedShutdown(t *testing.T) {
+	l := listen(t, tcpio.ListenerOptions{})
+	handle := echo(t)
+	events := l.Events()
+	consumed := make(chan struct{})
+	go func() {
+		defer close(consumed)
+		for ev := range events {
+			handle(ev)
+		}
+	}()
+	served := goServe(t.Context(), l)
+	peer := dial(t, l)
+	ping(t, peer, []byte("there"))
+	exhaust(t, 0, func() {
+		ctx, cancel := context.WithTimeout(t.Context(), testLimit)
+		defer cancel()
+		end := make(chan error, 1)
+		go func() { end <- l.Shutdown(ctx) }()
+		expectEOF(t, peer)
+		peer.Close()
+		if err := receive(t, "the end of Shutdown", end); err != nil {
+			t.Error(err)
+		}
+		if err := receive(t, "the end of Serve", served); err != nil {
+			t.Error(err)
+		}
+	})
+	receive(t, "the end of the consumer", consumed)
+}

@@ -1,0 +1,233 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// A netns is a network namespace without a name. Sockets stay in the one that they were made in.
+type netns struct{ file *os.File }
+
+const threadNS = "/proc/thread-self/ns/net"
+
+// newNetns makes a network namespace that goes with the test, and its sockets. The test is skipped without the right to.
+func newNetns(t *testing.T) netns {
+	t.Helper()
+	var n netns
+	inThread(t, func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		f, err := os.Open(threadNS)
+		n.file = f
+		return err
+	})
+	t.Cleanup(func() { n.file.Close() })
+	return n
+}
+
+// inThread runs f on a thread of its own, whose namespace f may change. EPERM skips the test.
+func inThread(t *testing.T, f func() error) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- func() error {
+			home, err := os.Open(threadNS)
+			if err != nil {
+				return err
+			}
+			defer home.Close()
+			err = f()
+			if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+				return back // the goroutine ends locked, and its thread with it
+			}
+			runtime.UnlockOSThread()
+			return err
+		}()
+	}()
+	switch err := <-done; {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOSYS):
+		t.Skipf("SKIPPED, network namespaces need root: %v", err)
+	case err != nil:
+		t.Fatal(err)
+	}
+}
+
+// do runs f inside the namespace.
+func (n netns) do(t *testing.T, f func() error) {
+	t.Helper()
+	inThread(t, func() error {
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+// ip runs ip(8) inside the namespace; in its arguments /peer stands for the other namespace.
+func (n netns) ip(t *testing.T, peer netns, line string) {
+	t.Helper()
+	n.do(t, func() error {
+		cmd := exec.Command("ip", strings.Fields(strings.ReplaceAll(line, "/peer", "/proc/self/fd/3"))...)
+		cmd.ExtraFiles = []*os.File{peer.file}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %v: %s", line, err, out)
+		}
+		return nil
+	})
+}
+
+// A vanishing is one connection whose peer is about to vanish.
+type vanishing struct {
+	l      *tcpio.Listener
+	c      *tcpio.Conn
+	closed chan time.Time
+}
+
+// A peer whose link goes down says nothing, neither end nor reset. Each limit that is for this ends its connection in its
+// time, and says so; Shutdown takes CloseTimeout and no longer.
+//
+// To see it fail: leave out TCP_USER_TIMEOUT in tuneListener, or the timer in closeLocked.
+func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip("SKIPPED: ip(8) of iproute2 is not installed")
+	}
+	server, client := newNetns(t), newNetns(t)
+	server.ip(t, client, "link add tcpio0 address 02:00:00:00:00:01 type veth peer name tcpio1 address 02:00:00:00:00:02")
+	server.ip(t, client, "link set tcpio1 netns /peer")
+	for i, n := range []netns{server, client} {
+		me, other := i+1, 2-i
+		n.ip(t, n, fmt.Sprintf("address add 10.77.0.%d/24 dev tcpio%d", me, i))
+		n.ip(t, n, fmt.Sprintf("link set tcpio%d up", i))
+		// Otherwise the kernel finds out by itself that the neighbour has gone, and the error is another one.
+		n.ip(t, n, fmt.Sprintf("neighbour replace 10.77.0.%d lladdr 02:00:00:00:00:0%d nud permanent dev tcpio%d", other, other, i))
+	}
+
+	begin := func(opts tcpio.ListenerOptions) *vanishing {
+		t.Helper()
+		server.do(t, func() (err error) {
+			var lc net.ListenConfig
+			lc.SetMultipathTCP(false) // an MPTCP socket has no TCP_USER_TIMEOUT
+			opts.Listener, err = lc.Listen(t.Context(), "tcp4", "10.77.0.1:0")
+			return err
+		})
+		opened := make(chan *tcpio.Conn, 1)
+		v := &vanishing{closed: make(chan time.Time, 1)}
+		v.l = startStream(t, opts, func(ev tcpio.Event) {
+			switch ev := ev.(type) {
+			case tcpio.Opened:
+				opened <- ev.Conn
+			case tcpio.Readable:
+				if _, err := ev.Conn.TryRead(make([]byte, 100)); err == io.EOF {
+					t.Error("an orderly end")
+				}
+			case tcpio.Closed:
+				v.closed <- time.Now()
+			}
+		})
+		client.do(t, func() error {
+			peer, err := net.DialTimeout("tcp4", v.l.Addr().String(), testLimit)
+			if err == nil {
+				t.Cleanup(func() {
+					peer.(*net.TCPConn).SetLinger(0)
+					peer.Close()
+				})
+			}
+			return err
+		})
+		v.c = receive(t, "Opened", opened)
+		return v
+	}
+	off := net.KeepAliveConfig{Idle: -1}
+	lost := begin(tcpio.ListenerOptions{UserTimeout: 500 * time.Millisecond, KeepAlive: off})
+	silent := begin(tcpio.ListenerOptions{KeepAlive: net.KeepAliveConfig{
+		Enable: true, Idle: time.Second, Interval: time.Second, Count: 1,
+	}})
+	stuck := begin(tcpio.ListenerOptions{WriteTimeout: 300 * time.Millisecond, WriteBuffer: 8 << 20, KeepAlive: off})
+	idle := begin(tcpio.ListenerOptions{IdleTimeout: 300 * time.Millisecond, CloseTimeout: 500 * time.Millisecond, KeepAlive: off})
+	const closeTimeout = 700 * time.Millisecond
+	closing := begin(tcpio.ListenerOptions{CloseTimeout: closeTimeout, KeepAlive: off})
+	full := begin(tcpio.ListenerOptions{CloseTimeout: closeTimeout, WriteBuffer: 8 << 20, KeepAlive: off})
+	untimed := begin(tcpio.ListenerOptions{KeepAlive: off})
+
+	client.ip(t, client, "link set tcpio1 down")
+	down := time.Now()
+	for _, w := range []struct {
+		c    *tcpio.Conn
+		size int
+	}{{lost.c, 100}, {stuck.c, 8 << 20}, {full.c, 8 << 20}, {untimed.c, 100}} {
+		if _, err := w.c.TryWrite(make([]byte, w.size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	stop := func(name string, v *vanishing) {
+		t.Helper()
+		start := time.Now()
+		if err := v.l.Shutdown(context.Background()); err != nil {
+			t.Errorf("%s: Shutdown: %v", name, err)
+		}
+		// A connection that has sent everything is given the time to hear the peer's end, no more.
+		if d := time.Since(start); d < closeTimeout-10*time.Millisecond || d > closeTimeout+5*time.Second {
+			t.Errorf("%s: Shutdown took %v, CloseTimeout is %v", name, d, closeTimeout)
+		}
+		receive(t, name+" closed", v.closed)
+	}
+	stop("nothing queued", closing)
+	if err := closing.c.Err(); err != nil {
+		t.Errorf("nothing queued: %v, want no error: everything went out", err)
+	}
+	stop("output queued", full)
+	if err := full.c.Err(); err != tcpio.ErrCloseTimeout {
+		t.Errorf("output queued: %v, want ErrCloseTimeout", err)
+	}
+	limitError := func(name string) func(error) bool {
+		return func(err error) bool {
+			limit := new(tcpio.LimitError)
+			return errors.As(err, &limit) && limit.Limit == name && errors.Is(err, os.ErrDeadlineExceeded)
+		}
+	}
+	timedOut := func(err error) bool { return errors.Is(err, syscall.ETIMEDOUT) }
+	for _, w := range []struct {
+		name        string
+		v           *vanishing
+		right       func(error) bool
+		least, most time.Duration // after the link went down; most is generous, the system's own limit is a quarter of an hour
+	}{
+		{"UserTimeout", lost, timedOut, 400 * time.Millisecond, 10 * time.Second},
+		{"KeepAlive", silent, timedOut, 900 * time.Millisecond, 10 * time.Second},
+		{"WriteTimeout", stuck, limitError("write"), 300 * time.Millisecond, 10 * time.Second},
+		{"IdleTimeout", idle, limitError("idle"), 0, 10 * time.Second},
+	} {
+		at := receive(t, w.name+" ends the connection", w.v.closed)
+		if d := at.Sub(down); d < w.least || d > w.most {
+			t.Errorf("%s ended the connection after %v, want %v to %v", w.name, d, w.least, w.most)
+		}
+		if err := w.v.c.Err(); !w.right(err) {
+			t.Errorf("%s ended the connection with %v", w.name, err)
+		}
+	}
+	// And it is those limits that did it.
+	select {
+	case <-untimed.closed:
+		t.Errorf("a connection without limits ended with %v", untimed.c.Err())
+	default:
+	}
+}
