@@ -57,7 +57,7 @@ func (c *soakClient) run(kind *soakKind) error {
 	}
 	defer nc.Close()
 	nc.SetDeadline(time.Now().Add(2 * soakPatience))
-	if c.rng.IntN(4) == 0 {
+	if c.rng.IntN(2) == 0 {
 		nc.(*net.TCPConn).SetReadBuffer(64 << 10)
 	}
 	return kind.run(c, nc.(*net.TCPConn))

@@ -82,6 +82,15 @@ func (s *soak) add(name string, kinds []*soakKind, posted bool, change func(*tcp
 	}
 	consume := start(srv, &opts)
 	srv.l = listen(s.t, opts)
+	// Little room in the kernel, so that output is queued and peers are held back. Accepted sockets inherit it.
+	rc, err := srv.l.GetListener().SyscallConn()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	rc.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, 16<<10) })
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	if consume != nil {
 		consume(srv.l)
 	}
@@ -244,6 +253,7 @@ func (st *soakConn) move(c *tcpio.Conn) bool {
 			}
 			return false // a read says what it has come to
 		}
+		st.route.Add(1) // what the channel still holds is nobody's
 		srv.spawn(func() { srv.hijacked(tc, st.rng) })
 	}
 	return true
@@ -496,9 +506,6 @@ func (srv *soakServer) groupMembers(o *tcpio.ListenerOptions) func(*tcpio.Listen
 				case n == 1 && b[0] == 'j':
 					g.group.Join(ev.Conn)
 				case n == 1 && b[0] == 's':
-					if rc, err := ev.Conn.SyscallConn(); err == nil {
-						_ = rc.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, 4<<10) })
-					}
 					g.slow.Join(ev.Conn)
 				}
 			case tcpio.Closed:
