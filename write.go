@@ -278,7 +278,11 @@ func (q *outQueue) append(l *Listener, p []byte) {
 		}
 	}
 	for len(p) > 0 {
-		b := l.pool.get(min(len(p), blockLarge))
+		size := blockSmall
+		if len(p) > blockLarge/2 {
+			size = blockLarge // at least half full: a peer that never reads costs what is queued for it, and not a block's size
+		}
+		b := l.pool.get(size)
 		n := copy(b.buf, p)
 		q.segs = append(q.segs, segment{b, 0, n})
 		p = p[n:]

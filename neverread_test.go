@@ -1,0 +1,293 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+const (
+	neverReadEnv = "TCPIO_TEST_NEVER_READ"
+
+	neverReadBuffer = 16 << 10 // WriteBuffer
+	neverReadReply  = 6 << 10
+	neverReadOwed   = 32 // requests that a client sends: more replies than the kernel and WriteBuffer take
+)
+
+// neverReaders is how many clients there are. Each has a descriptor in this process and one in the server's.
+func neverReaders() int {
+	if actRace || testing.Short() {
+		return 1000
+	}
+	return 10000
+}
+
+// neverReadLimit is what the server may use in all, in bytes: for each connection what WriteBuffer says, and 2 KiB for
+// itself and the last block's rest; and 64 MiB for the program.
+func neverReadLimit() int { return neverReaders()*(neverReadBuffer+2<<10) + 64<<20 }
+
+// TestNeverReadChild is the server of TestPeersThatNeverReadStayWithinWriteBuffer, in a process of its own. It answers each
+// line on its standard input with what it has used.
+func TestNeverReadChild(t *testing.T) {
+	if os.Getenv(neverReadEnv) == "" {
+		t.Skip("runs in a process of its own only")
+	}
+	var stalled atomic.Int64
+	l := listen(t, tcpio.ListenerOptions{
+		WriteBuffer: neverReadBuffer,
+		Actor:       func(*tcpio.Conn) tcpio.Actor { return &neverReadActor{stalled: &stalled} },
+	})
+	rc, err := l.GetListener().SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Little room in the kernel: this is about the process's own memory.
+	rc.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, 4<<10) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := goServe(t.Context(), l)
+	fmt.Printf("listening on %s\n", l.Addr())
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		// What GOMEMLIMIT counts; a page that was never touched is not resident, but may be any time.
+		memory := m.Sys - m.HeapReleased
+		fmt.Printf("state %d %d %d %d %d %d\n", cpuTime(t), peakRSS(t), memory, stalled.Load(), l.Len(), l.Stats().Queued)
+	}
+	l.Close()
+	if err := receive(t, "the end of Serve", served); err != nil {
+		t.Error(err)
+	}
+}
+
+// neverReadActor answers requests of one byte. While there is no room for an answer it does not read.
+type neverReadActor struct {
+	stalled *atomic.Int64
+	owed    bool
+}
+
+var neverReadAnswer = make([]byte, neverReadReply)
+
+func (a *neverReadActor) Receive(ev tcpio.Event) error {
+	switch ev := ev.(type) {
+	case tcpio.Readable:
+		return a.serve(ev.Conn)
+	case tcpio.Writable:
+		return a.serve(ev.Conn)
+	case tcpio.Closed:
+		if a.owed {
+			a.stalled.Add(-1)
+		}
+	}
+	return nil
+}
+
+func (a *neverReadActor) serve(c *tcpio.Conn) error {
+	for {
+		if a.owed {
+			if _, err := c.TryWrite(neverReadAnswer); err != nil {
+				if err == tcpio.ErrWouldBlock {
+					return nil
+				}
+				return err
+			}
+			a.owed = false
+			a.stalled.Add(-1)
+		}
+		var request [1]byte
+		if _, err := c.TryRead(request[:]); err != nil {
+			if err == tcpio.ErrWouldBlock || err == io.EOF {
+				return nil
+			}
+			return err
+		}
+		a.owed = true
+		a.stalled.Add(1)
+	}
+}
+
+// peakRSS is the most memory that this process has had, in bytes (VmHWM, proc(5)).
+func peakRSS(t *testing.T) int {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		kib := 0
+		if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &kib); err == nil {
+			return kib << 10
+		}
+	}
+	t.Fatal("no VmHWM in /proc/self/status")
+	return 0
+}
+
+// Ten thousand clients ask and do not read the answers. What they cost the server is bounded by WriteBuffer, in memory that
+// GOMEMLIMIT caps and without processor time; a client that reads is served meanwhile.
+//
+// To see it fail: take a large block in outQueue.append whatever the size; answer in the actor without looking at
+// ErrWouldBlock.
+func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
+	cmd := exec.CommandContext(contextWithLimit(t), os.Args[0], "-test.run=^TestNeverReadChild$")
+	limit := neverReadLimit()
+	cmd.Env = append(os.Environ(), neverReadEnv+"=1", fmt.Sprintf("GOMEMLIMIT=%d", limit), "GOCOVERDIR="+t.TempDir())
+	if testing.Short() {
+		cmd.Args = append(cmd.Args, "-test.short")
+	}
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out := bufio.NewScanner(stdout)
+	line := func(prefix string) string {
+		t.Helper()
+		for out.Scan() {
+			if rest, ok := strings.CutPrefix(out.Text(), prefix); ok {
+				return rest
+			}
+		}
+		t.Fatal("the server is gone")
+		return ""
+	}
+	defer func() {
+		stdin.Close()
+		rest, _ := io.ReadAll(stdout)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the server: %v\n%s", err, rest)
+		}
+	}()
+	addr := line("listening on ")
+	type usage struct {
+		cpu                                  time.Duration
+		peak, memory, stalled, conns, queued int
+	}
+	state := func() (u usage) {
+		t.Helper()
+		fmt.Fprintln(stdin)
+		if _, err := fmt.Sscan(line("state "), &u.cpu, &u.peak, &u.memory, &u.stalled, &u.conns, &u.queued); err != nil {
+			t.Fatal(err)
+		}
+		return u
+	}
+
+	honest, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer honest.Close()
+	honest.SetDeadline(time.Now().Add(testLimit))
+	const asks = 50
+	ask := func() {
+		t.Helper()
+		start := time.Now()
+		for range asks {
+			send(t, honest, []byte{1})
+			expectBytes(t, honest, neverReadAnswer)
+		}
+		if d := time.Since(start); d > 5*time.Second {
+			t.Errorf("%d answers took %v", asks, d)
+		}
+	}
+	ask()
+	total := neverReaders()
+	clients := dialNeverReaders(t, addr, total)
+	closeAll := func() {
+		for _, fd := range clients {
+			unix.Close(fd) // with unread input: a reset, and no port in TIME_WAIT
+		}
+		clients = nil
+	}
+	defer closeAll()
+	var u usage
+	waitFor(t, "every client is held back", func() bool { u = state(); return u.stalled == total })
+	ask()
+	before := state()
+	const window = time.Second
+	<-time.After(window)
+	u = state()
+	if used := u.cpu - before.cpu; used > window/10 {
+		t.Errorf("%v of processor time in %v while all are held back", used, window)
+	}
+	if u.queued > total*neverReadBuffer {
+		t.Errorf("%d bytes queued for %d connections, WriteBuffer is %d", u.queued, total, neverReadBuffer)
+	}
+	if u.queued < total*neverReadReply {
+		t.Errorf("%d bytes queued for %d connections: the kernel took the rest, this tests nothing", u.queued, total)
+	}
+	t.Logf("%d clients: %d MiB queued, %d MiB in Go's hands, at most %d MiB resident, limit %d MiB, %v of processor time in %v",
+		total, u.queued>>20, u.memory>>20, u.peak>>20, limit>>20, u.cpu-before.cpu, window)
+	if u.memory > limit {
+		t.Errorf("%d MiB in Go's hands, want %d", u.memory>>20, limit>>20)
+	}
+	if !actRace && u.peak > limit { // the race detector has memory of its own
+		t.Errorf("%d MiB resident at most, want %d", u.peak>>20, limit>>20)
+	}
+	closeAll()
+	waitFor(t, "they are all gone", func() bool { u = state(); return u.conns == 1 && u.queued == 0 })
+	ask()
+}
+
+// dialNeverReaders opens connections of little room and sends requests on each. They are bare descriptors: a goroutine or
+// a net.Conn for each would be this process's memory and time.
+func dialNeverReaders(t *testing.T, addr string, n int) (fds []int) {
+	t.Helper()
+	ap := netip.MustParseAddrPort(addr)
+	sa := &unix.SockaddrInet4{Port: int(ap.Port()), Addr: ap.Addr().As4()}
+	requests := make([]byte, neverReadOwed)
+	for range n {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds = append(fds, fd)
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10) // before connect: it decides the window
+		if err == nil {
+			err = connectRetry(fd, sa)
+		}
+		if err == nil {
+			_, err = unix.Write(fd, requests)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fds
+}
+
+// connectRetry is connect(2), which a signal may interrupt: it then goes on by itself, and asking again waits for it.
+func connectRetry(fd int, sa unix.Sockaddr) error {
+	for {
+		switch err := unix.Connect(fd, sa); err {
+		case unix.EINTR, unix.EALREADY:
+		case unix.EISCONN:
+			return nil
+		default:
+			return err
+		}
+	}
+}
