@@ -398,9 +398,7 @@ func (lp *loop) abandon(c *Conn, ev Event, kept bool) {
 // actorFailed ends a connection whose actor returned err.
 func (c *Conn) actorFailed(ev Event, err error) {
 	if _, last := ev.(Closed); last {
-		if log := c.lp.l.opts.Logger; log != nil {
-			log.Error("tcpio: actor failed at Closed", "conn", c.id, "peer", c.RemoteAddr().String(), "err", err)
-		}
+		c.lp.l.log("tcpio: actor failed at Closed", "conn", c.id, "peer", c.RemoteAddr().String(), "err", err)
 		return
 	}
 	c.mu.Lock()
@@ -420,9 +418,7 @@ func (c *Conn) actorPanicked(ev Event, p *PanicError) {
 }
 
 func (c *Conn) logPanic(p *PanicError) {
-	if log := c.lp.l.opts.Logger; log != nil {
-		log.Error("tcpio: handler panicked", "conn", c.id, "peer", c.RemoteAddr().String(), "panic", p.Value, "stack", string(p.Stack))
-	}
+	c.lp.l.log("tcpio: handler panicked", "conn", c.id, "peer", c.RemoteAddr().String(), "panic", p.Value, "stack", string(p.Stack))
 }
 
 // willBlock is called before a blocking call on c. If c's own handler has the loop, the loop goes on without waiting for

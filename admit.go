@@ -2,6 +2,7 @@ package tcpio
 
 import (
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"syscall"
 )
@@ -83,8 +84,8 @@ func (l *Listener) admission(peer *sockaddr) refusal {
 // admits asks the user's hook. A panic refuses the peer and is logged.
 func (l *Listener) admits(peer *sockaddr) (ok bool) {
 	defer func() {
-		if v := recover(); v != nil && l.opts.Logger != nil {
-			l.opts.Logger.Error("tcpio: Admit panicked", "peer", peer.addrPort().String(), "panic", v)
+		if v := recover(); v != nil {
+			l.log("tcpio: Admit panicked", "peer", peer.addrPort().String(), "panic", v, "stack", string(debug.Stack()))
 		}
 	}()
 	return l.opts.Admit(peer.addrPort()) == nil

@@ -117,8 +117,10 @@ type ListenerOptions struct {
 	// ConcurrentCallbacks lets OnConnEvent run for different connections at once. By default calls are made one at a time.
 	ConcurrentCallbacks bool
 
-	// Logger gets what nobody else is told: failures while neither Events nor Streams was called, and panics. Nil
-	// means no logging.
+	// Logger gets what nobody else is told: failures while neither Events nor Streams was called, one a second at most,
+	// and panics and what goes wrong at Closed, ten lines at once and then one a second. How many were suppressed is the
+	// attribute "suppressed" of the next line, or of one at the end of Serve. Nothing that a peer sent is logged, unless
+	// it is in a handler's own error or panic. Nil means no logging.
 	Logger *slog.Logger
 }
 
@@ -135,6 +137,7 @@ type Listener struct {
 	feeders  atomic.Int64  // streams that have a goroutine; a claimed one may get one at any time
 	fed      chan struct{} // of one: the last feeder has ended
 	timed    atomic.Bool   // there are time limits: the loops keep their coarse clocks
+	lines    lineLimit
 	peers    peers
 	shaking  handshakes
 	refusing atomic.Int64  // refused connections that are still open
@@ -558,6 +561,7 @@ func (l *Listener) finish() {
 	for l.feeders.Load() > 0 {
 		<-l.fed
 	}
+	l.logRest()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.finished = true
