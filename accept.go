@@ -193,11 +193,11 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
 
 // register gives c to its loop. Its first edge, a fresh socket is writable, makes the loop announce it. On an error the
 // descriptor is closed.
-func (l *Listener) register(c *Conn) error {
+func (l *Listener) register(c *Conn, accepted bool) error {
 	lp := c.lp
 	lp.live.Add(1)
-	if l.stopping.Load() {
-		// Shutdown looks at the connections after it has set stopping: this one it may have missed.
+	if l.stopping.Load() && (!accepted || l.ending.Load() == endCut) {
+		// The loops may have ended; for one that was accepted they wait, see checkGone.
 		sysClose(c.fd)
 		l.dismiss(c, c.flags)
 		l.connGone(lp)
@@ -245,10 +245,18 @@ func (l *Listener) register(c *Conn) error {
 			c.flags |= fMute // nobody has heard of it
 		}
 		c.releaseLocked(err)
-	} else if l.stopping.Load() {
-		c.abortLocked(net.ErrClosed) // as above; between the two looks the connection became visible
+		return err
 	}
-	return err
+	// Shutdown and Close look at the connections after they have set ending: this one they may have missed.
+	switch l.ending.Load() {
+	case endTold:
+		c.tellDrainingLocked()
+	case endClosed:
+		c.closeLocked(nil)
+	case endCut:
+		c.abortLocked(net.ErrClosed)
+	}
+	return nil
 }
 
 // actorFor asks the user's hook for c's actor; nil refuses c, and so does a panic, which is logged.

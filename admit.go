@@ -104,7 +104,7 @@ func (l *Listener) refuse(lp *loop, fd int32, peer sockaddr, why refusal) {
 		c.flags |= fUnix | fDistrust
 	}
 	l.refusing.Add(1)
-	if l.register(c) != nil {
+	if l.register(c, true) != nil {
 		return
 	}
 	c.mu.Lock()
@@ -145,7 +145,7 @@ func (l *Listener) welcome(lp *loop, fd int32, peer sockaddr) error {
 	if l.opts.MaxConnsPerIP > 0 && peer.isIP {
 		c.flags |= fCounted
 	}
-	return l.register(c)
+	return l.register(c, true)
 }
 
 // dismiss gives back what admission took.

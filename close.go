@@ -107,17 +107,23 @@ func (c *Conn) sendFinLocked() {
 	_ = sysShutdownWrite(c.fd) // ENOTCONN after a reset: the read that follows says so
 }
 
-// drain tells the connection's handler of the Shutdown. Who cannot be told, and has no bytes under way, is closed at once.
+// drain tells the connection's handler of the Shutdown.
 func (c *Conn) drain() {
 	c.mu.Lock()
+	c.tellDrainingLocked()
+	c.unlock()
+}
+
+// tellDrainingLocked emits Draining, once. Who cannot be told, and has no bytes under way, is closed at once.
+func (c *Conn) tellDrainingLocked() {
 	switch {
-	case c.flags&(fClosing|fReleased) != 0:
+	case c.flags&(fClosing|fReleased|fTellsEnd) != 0:
 	case c.flags&fOpened == 0 && (c.flags&(fHandshake|fDefer) != 0):
 		c.closeLocked(nil) // nobody has heard of it yet
 	default:
+		c.flags |= fTellsEnd
 		c.emitLocked(pendDraining)
 	}
-	c.unlock()
 }
 
 // drainLocked throws input away until there is none for the moment, or no more for ever.
@@ -247,6 +253,9 @@ func (c *Conn) expireLocked(tm *timer) {
 
 // cutLocked ends a connection whose time to close is over.
 func (c *Conn) cutLocked() {
+	if c.flags&fReleased != 0 {
+		return
+	}
 	c.lp.count.timeouts[limitClose].Add(1)
 	if c.out != nil {
 		c.abortLocked(ErrCloseTimeout)

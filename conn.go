@@ -104,6 +104,7 @@ const (
 	fFinSeen   // the peer's FIN was read; with TLS that is not fEOF
 	fWriting   // a blocking write is under way: nobody else's bytes come between its own
 	fStarved   // a write was refused for MaxBuffered
+	fTellsEnd  // Draining was emitted
 	fDrained   // the actor was told Draining: close behind its turn
 
 	pendMask = pendOpened | pendReadable | pendWritable | pendDraining | pendClosed

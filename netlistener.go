@@ -66,6 +66,7 @@ func (n *netListener) over() error {
 func (n *netListener) Close() error {
 	n.once.Do(func() {
 		close(n.closed)
+		n.l.endAt(endCut) // what is accepted now is not handed out
 		n.l.stopAccepting()
 		n.l.finishUnserved() // without Serve there is nothing to wait for
 		for c := range n.l.Conns() {
@@ -129,7 +130,7 @@ func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	lp := l.leastBusy(true)
 	c := l.newConn(lp, fd, peer)
 	c.ext = &connExt{local: local}
-	if err := l.register(c); err != nil {
+	if err := l.register(c, false); err != nil {
 		return fail(err)
 	}
 	nc.Close() // the duplicate keeps the connection

@@ -145,6 +145,7 @@ type Listener struct {
 	starved  starved       // those whose writes are refused for MaxBuffered
 	starving atomic.Bool   // there are any
 	stopping atomic.Bool   // nothing is accepted any more
+	ending   atomic.Int32  // how far the end has come for the connections; see below
 	blocked  atomic.Int64  // goroutines in handlers that lost their loop
 	failedAt atomic.Int64  // when the last Failed was told, on the clock of now
 	routed   chan struct{} // closed when it is known where events go: loops and streams are fixed
@@ -167,6 +168,14 @@ type Listener struct {
 	polling  bool    // the loops have pollers
 	finished bool    // the channels are closed
 }
+
+// How far the end has come. It is set before the connections are gone through: one that is registered meanwhile either is
+// seen there or sees it.
+const (
+	endTold   = 1 + iota // Shutdown has told the connections
+	endClosed            // their time is over
+	endCut               // Close, or the end of Shutdown's ctx
+)
 
 // Listen opens a listening socket. Peers may connect and wait in the backlog from then on; nothing is accepted before
 // Serve. The socket is CLOEXEC; its backlog is the system's maximum (net.core.somaxconn), TCP_NODELAY is on, and
@@ -539,6 +548,7 @@ func (l *Listener) startLoops() (started bool, err error) {
 
 // abortAll stops everything. It does not wait.
 func (l *Listener) abortAll() {
+	l.endAt(endCut)
 	l.stopAccepting()
 	for c := range l.Conns() {
 		c.Abort()
@@ -594,6 +604,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	if polling {
 		l.acceptRest()
 	}
+	l.endAt(endTold)
 	l.stopAccepting()
 	for c := range l.Conns() {
 		c.drain()
@@ -602,6 +613,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	if d := l.opts.DrainTimeout; d > 0 {
 		err = l.awaitGone(ctx, d)
 	} else if err = l.awaitGone(ctx, min(eofGrace, l.opts.CloseTimeout)); err == errGrace {
+		l.endAt(endClosed)
 		for c := range l.Conns() {
 			if !c.hasActor() {
 				c.Close()
@@ -610,12 +622,14 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 		err = l.awaitGone(ctx, l.opts.CloseTimeout) // for handlers that block, and their answers
 	}
 	if err == errGrace {
+		l.endAt(endClosed)
 		for c := range l.Conns() {
 			c.Close()
 		}
 		err = l.awaitGone(ctx, 0)
 	}
 	if err != nil {
+		l.endAt(endCut)
 		for c := range l.Conns() {
 			c.mu.Lock()
 			c.cutLocked()
@@ -665,6 +679,16 @@ func (l *Listener) finishUnserved() {
 	l.mu.Unlock()
 	if mine {
 		l.finish()
+	}
+}
+
+// endAt notes how far the end has come. It never goes back.
+func (l *Listener) endAt(stage int32) {
+	for {
+		at := l.ending.Load()
+		if at >= stage || l.ending.CompareAndSwap(at, stage) {
+			return
+		}
 	}
 }
 
