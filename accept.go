@@ -29,10 +29,10 @@ const (
 type listenSocket struct {
 	// Immutable after Listen.
 	call func(fd int) (int, sockaddr, syscall.Errno) // accept4; another one in tests
-	path string                                      // of a unix socket that we made, removed at close
 
 	mu sync.Mutex
 	// Guarded by mu.
+	path     string           // of a unix socket that we made, removed at close
 	fd       int              // -1 once closed
 	arriving int              // descriptors accepted and not yet counted by a loop
 	std      *net.TCPListener // what GetListener made

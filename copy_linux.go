@@ -398,13 +398,22 @@ func sysTake(nc net.Conn) (int32, sockaddr, error) {
 	return int32(fd), peer, nil
 }
 
-// sysListenerCopy makes a *net.TCPListener of a duplicate of fd.
-func sysListenerCopy(fd int) (*net.TCPListener, error) {
+// sysListenerFile makes a duplicate of fd. The shared description stays non-blocking, and so it does when somebody
+// calls Fd: NewFile, unlike net.TCPListener's File, does not touch that.
+func sysListenerFile(fd int) (*os.File, error) {
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	f := os.NewFile(uintptr(dup), "tcpio")
+	return os.NewFile(uintptr(dup), "tcpio"), nil
+}
+
+// sysListenerCopy makes a *net.TCPListener of a duplicate of fd.
+func sysListenerCopy(fd int) (*net.TCPListener, error) {
+	f, err := sysListenerFile(fd)
+	if err != nil {
+		return nil, err
+	}
 	defer f.Close()
 	ln, err := net.FileListener(f)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 )
 
@@ -89,6 +90,27 @@ func (n *netListener) Close() error {
 
 // Addr returns the listener's address.
 func (n *netListener) Addr() net.Addr { return n.l.addr }
+
+// File returns a duplicate of the listening socket, CLOEXEC, for a process that is to go on listening: in
+// exec.Cmd.ExtraFiles, for instance. The caller closes it. Unlike that of the package net it leaves the socket, which the
+// duplicate shares, non-blocking.
+//
+// While anybody has it the socket outlives l: peers go on connecting, and wait in the backlog for whoever accepts.
+// Shutdown still serves what it finds there. A unix socket's path is from now on left alone at Close. After Close it fails
+// with net.ErrClosed.
+func (l *Listener) File() (*os.File, error) {
+	l.socket.mu.Lock()
+	defer l.socket.mu.Unlock()
+	err := net.ErrClosed
+	if l.socket.fd >= 0 {
+		var f *os.File
+		if f, err = sysListenerFile(l.socket.fd); err == nil {
+			l.socket.path = ""
+			return f, nil
+		}
+	}
+	return nil, &net.OpError{Op: "file", Net: l.addr.Network(), Addr: l.addr, Err: err}
+}
 
 // Adopt takes over a connection that something else established: a *net.TCPConn or *net.UnixConn. Its descriptor moves:
 // nc is closed, and whoever is blocked in it gets net.ErrClosed, while the connection goes on as the returned Conn, with

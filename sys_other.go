@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"syscall"
 	"time"
 )
@@ -66,6 +67,7 @@ func (c *Conn) recvTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
 
 func sysGiveAway(int32) (*net.TCPConn, error)       { return nil, errors.ErrUnsupported }
 func sysTake(net.Conn) (int32, sockaddr, error)     { return -1, sockaddr{}, errors.ErrUnsupported }
+func sysListenerFile(int) (*os.File, error)         { return nil, errors.ErrUnsupported }
 func sysListenerCopy(int) (*net.TCPListener, error) { return nil, errors.ErrUnsupported }
 func sysPeekAt(int32, []byte) (int, syscall.Errno)  { return 0, syscall.ENOTSUP }
 func sysPeek(int32) (ready, end bool)               { return false, false }
