@@ -284,6 +284,9 @@ func zoneName(index uint32) string {
 // Opened always comes first.
 func (c *Conn) emitLocked(kind flags) {
 	if c.flags&fMute != 0 && kind != pendOpened || c.flags&(fHandshake|fOpened) == fHandshake {
+		if kind == pendClosed && c.stream != nil {
+			c.stream.leave() // whoever claimed it is not told, but does not wait for ever either
+		}
 		return
 	}
 	if c.flags&fOpened == 0 {
@@ -380,8 +383,9 @@ func (c *Conn) nextLocked() Event {
 	return nil
 }
 
+// mail is how many posted values can be delivered. Before Opened, which a TLS handshake delays, there are none.
 func (c *Conn) mail() int {
-	if c.ext == nil {
+	if c.ext == nil || c.flags&(fHandshake|fOpened) == fHandshake {
 		return 0
 	}
 	return len(c.ext.mailbox)
