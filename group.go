@@ -141,8 +141,8 @@ func (l *Listener) shareable(p []byte) *block {
 
 // slowLocked deals with a member that has no room.
 func (g *Group) slowLocked(c *Conn) {
-	if g.Slow != CloseSlow {
-		return
+	if g.Slow != CloseSlow || c.flags&fHandshake != 0 {
+		return // in a TLS handshake nobody can take anything
 	}
 	if len(g.Notice) > 0 && c.out != nil { // a copy in the kernel has no queue, and no edge would send one
 		if c.flags&fTLS != 0 {
