@@ -192,9 +192,14 @@ func (c *Conn) leaveAllLocked() {
 		return
 	}
 	x.frames.drop(c.lp.l)
-	if x.tls != nil && x.tls.timer != nil {
-		c.lp.timers.stop(x.tls.timer)
-		x.tls.timer = nil
+	if st := x.tls; st != nil {
+		if st.timer != nil {
+			c.lp.timers.stop(st.timer)
+			st.timer = nil
+		}
+		if st.cancel != nil {
+			st.cancel()
+		}
 	}
 	for x.timers != nil {
 		tm := x.timers

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"runtime/debug"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -23,35 +21,24 @@ type tlsState struct {
 	conn   *tls.Conn // nil before the handshake begins
 	link   *tlsLink
 	timer  *timer // HandshakeTimeout
-	queued bool   // waits for a place among the handshakes
+	queued bool   // waits for a place among the handshakes, or has it
+	cancel func() // ends the context that the config's functions see, while the handshake runs
 
-	// Bytes accepted and sent as records since the queue was last empty: what is queued is told in plain-text bytes.
+	// What is queued is told in plain-text bytes, by the share of these that was sealed bytes when a write last looked.
 	plain, sealed int
+
+	reading bool // tls.Conn.Read is running: what it writes answers the peer
+	replied int  // bytes of such answers since the queue was last empty
 }
-
-// handshakes are those of one listener.
-type handshakes struct {
-	slots chan struct{} // held by those that compute: they leave processors to established connections
-
-	mu sync.Mutex
-	// Guarded by mu, which is taken under a Conn's mu.
-	running int     // goroutines
-	waiting []*Conn // for one
-}
-
-const (
-	recordHeader    = 5  // bytes; RFC 8446, 5.1
-	recordHandshake = 22 // a record's type
-)
-
-// A TLS alert, fatal, unexpected_message: what a client that speaks no TLS is told. crypto/tls sends it none.
-var plainTextAlert = []byte{21, 3, 1, 0, 2, 2, 10}
 
 // errTruncated is an end of stream without close_notify.
 var errTruncated = fmt.Errorf("tcpio: TLS connection ended without close_notify: %w", io.ErrUnexpectedEOF)
 
-// errNotTLS is why a handshake failed with a client that sent something else than TLS.
-var errNotTLS = errors.New("tcpio: the client does not speak TLS")
+// repliesMax bounds, in bytes, what a peer may ask for without reading, by key updates: over two thousand answers.
+const repliesMax = 64 << 10
+
+// errReplies ends a connection whose peer asks for ever more and reads nothing.
+var errReplies = errors.New("tcpio: the peer asks for TLS key updates and does not read them")
 
 // errAgain is what the transport says instead of blocking. crypto/tls goes on behind a temporary error.
 var errAgain net.Error = again{}
@@ -111,171 +98,35 @@ func (c *Conn) beginTLSLocked(config *tls.Config) {
 	c.lp.timers.add(c.lp, tm, c.lp.l.opts.HandshakeTimeout)
 }
 
-// handshakeReadyLocked is readyLocked for a connection in its handshake.
-func (c *Conn) handshakeReadyLocked(bits uint32) {
-	st := c.ext.tls
-	if st.conn != nil {
-		c.ext.canRead.open()
-		return
-	}
-	if bits&(pollIn|pollHup|pollErr|pollRdHup) == 0 || st.queued {
-		return
-	}
-	switch hello, err := c.helloLocked(bits); {
-	case err == ErrWouldBlock:
-	case err != nil:
-		c.handshakeFailedLocked(err)
-	case hello:
-		st.queued = true
-		c.lp.l.queueHandshake(c)
-	}
-}
-
-// helloLocked looks, without reading, whether the first record has arrived whole. The goroutine of a handshake is for
-// clients that have got as far as that.
-func (c *Conn) helloLocked(bits uint32) (whole bool, err error) {
-	b := c.lp.l.pool.get(blockLarge)
-	defer c.lp.l.pool.put(b)
-	n, errno := sysPeekAt(c.fd, b.buf)
-	switch {
-	case errno == syscall.EAGAIN:
-		return false, ErrWouldBlock
-	case errno != 0:
-		return false, c.opErrorLocked("read", errno)
-	case n == 0:
-		c.flags |= fFinSeen
-		return false, errTruncated
-	case b.buf[0] != recordHandshake:
-		return false, errNotTLS
-	case n >= recordHeader && n >= recordHeader+int(b.buf[3])<<8+int(b.buf[4]):
-		return true, nil
-	case bits&(pollHup|pollErr|pollRdHup) != 0:
-		return false, errTruncated // the rest will not come
-	}
-	return false, ErrWouldBlock
-}
-
-// queueHandshake begins c's handshake, now or when there is a place. The caller holds c.mu.
-func (l *Listener) queueHandshake(c *Conn) {
-	l.shaking.mu.Lock()
-	defer l.shaking.mu.Unlock()
-	if l.shaking.running >= l.opts.MaxHandshakes {
-		l.shaking.waiting = append(l.shaking.waiting, c)
-		return
-	}
-	l.shaking.running++
-	go l.shake(c) // it ends when no handshake waits; closing a connection ends its own
-}
-
-// shake runs handshakes, one after the other, until none waits.
-func (l *Listener) shake(c *Conn) {
-	for c != nil {
-		l.handshake(c)
-		l.shaking.mu.Lock()
-		if c = nil; len(l.shaking.waiting) > 0 {
-			c = l.shaking.waiting[0]
-			l.shaking.waiting[0] = nil
-			l.shaking.waiting = l.shaking.waiting[1:]
-		} else {
-			l.shaking.waiting = nil
-			l.shaking.running--
-		}
-		l.shaking.mu.Unlock()
-	}
-}
-
-// handshake is one connection's.
-func (l *Listener) handshake(c *Conn) {
-	c.mu.Lock()
-	if c.flags&(fClosing|fReleased) != 0 {
-		c.unlock()
-		return
-	}
-	st := c.ext.tls
-	st.link = &tlsLink{c: c, blocking: true}
-	st.conn = tls.Server(st.link, st.config)
-	c.unlock()
-
-	l.shaking.slots <- struct{}{}
-	err := c.protectHandshake(st.conn)
-	<-l.shaking.slots
-
-	c.mu.Lock()
-	defer c.unlock()
-	st.link.blocking = false
-	switch {
-	case c.flags&(fClosing|fReleased) != 0:
-	case err != nil:
-		c.handshakeFailedLocked(err)
-	default:
-		c.handshakeDoneLocked()
-	}
-}
-
-// protectHandshake keeps a panic in one of the config's functions to its connection.
-func (c *Conn) protectHandshake(conn *tls.Conn) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			p := &PanicError{Value: v, Stack: debug.Stack()}
-			c.logPanic(p)
-			err = p
-		}
-	}()
-	return conn.Handshake()
-}
-
-func (c *Conn) handshakeDoneLocked() {
-	st := c.ext.tls
-	c.lp.timers.stop(st.timer)
-	st.timer, st.config = nil, nil
-	c.flags &^= fHandshake
-	c.flags &^= fDefer // bytes have arrived
-	if c.flags&fOpened == 0 {
-		c.emitLocked(pendOpened)
-	}
-	if c.mail() > 0 && c.flags&fMute == 0 {
-		c.queueLocked()
-	}
-	c.ext.canSend.open()
-	c.roomLocked()
-	c.readableLocked() // crypto/tls may have read the first bytes already: no edge would say so
-}
-
-// handshakeFailedLocked ends a connection whose handshake failed, behind the alert for the peer.
-func (c *Conn) handshakeFailedLocked(err error) {
-	var plain tls.RecordHeaderError
-	if err == errNotTLS || errors.As(err, &plain) {
-		_ = c.rawWriteLocked(plainTextAlert)
-	}
-	c.lp.count.handshakes.Add(1)
-	opErr := c.opErrorLocked("handshake", err)
-	if c.flags&fOpened == 0 {
-		c.lp.failLater(opErr)
-	}
-	c.closeLocked(opErr)
-}
-
 // tlsReadLocked reads what has been decrypted, or can be.
 func (c *Conn) tlsReadLocked(p []byte) (int, error) {
 	if c.flags&fHandshake != 0 {
 		return 0, ErrWouldBlock
 	}
-	if err := c.ext.readErr; err != nil {
-		return 0, err
+	x := c.ext
+	if x.readErr != nil {
+		return 0, x.readErr
 	}
-	n, err := c.ext.tls.conn.Read(p)
-	switch {
-	case err == nil:
-		return n, nil
-	case err == errAgain:
+	x.tls.reading = true
+	n, err := x.tls.conn.Read(p)
+	x.tls.reading = false
+	if x.tls.replied > repliesMax {
+		err = errReplies // crypto/tls keeps the error for the next write
+	}
+	switch err {
+	case nil:
+	case errAgain:
 		err = ErrWouldBlock
-	case err == io.EOF: // close_notify; crypto/tls says so again
+	case io.EOF: // close_notify; crypto/tls says so again
 	default:
-		err = c.opErrorLocked("read", err)
-		c.ext.readErr = err
+		if x.readErr == nil { // else it is the socket's own
+			x.readErr = c.opErrorLocked("read", err)
+		}
+		err = x.readErr
 	}
 	if n > 0 {
-		return n, nil // the error is for the next read
+		c.flags |= fHeard
+		return n, nil // an error is for the next read
 	}
 	return 0, err
 }
@@ -283,10 +134,7 @@ func (c *Conn) tlsReadLocked(p []byte) (int, error) {
 // sealLocked encrypts p and sends it or queues it.
 func (c *Conn) sealLocked(p []byte) error {
 	st := c.ext.tls
-	if c.out == nil {
-		st.plain, st.sealed = 0, 0
-	}
-	st.plain += len(p)
+	st.plain, st.sealed = c.queuedLocked()+len(p), c.out.len() // the link counts on
 	if _, err := st.conn.Write(p); err != nil {
 		if c.flags&fSendErr != 0 {
 			return c.ext.sendErr
@@ -324,10 +172,11 @@ func (c *Conn) queuedLocked() int {
 	if c.out == nil {
 		return 0
 	}
-	if c.flags&fTLS != 0 && c.ext.tls.sealed > 0 {
-		return int(int64(c.out.size) * int64(c.ext.tls.plain) / int64(c.ext.tls.sealed))
+	if c.flags&fTLS == 0 || c.ext.tls.sealed == 0 {
+		return c.out.size
 	}
-	return c.out.size
+	st := c.ext.tls
+	return int((int64(c.out.size)*int64(st.plain) + int64(st.sealed) - 1) / int64(st.sealed)) // rounded up: it adds up to no less
 }
 
 // rawWriteLocked sends or queues p as it is, whatever the queue holds.
@@ -363,16 +212,16 @@ func (c *Conn) sayGoodbyeLocked() {
 // tlsLink is the net.Conn below a tls.Conn. While the handshake runs it blocks and takes the connection's mu; afterwards
 // it does not block and the caller has mu.
 type tlsLink struct {
-	c        *Conn
-	blocking bool // guarded by c.mu, and not changed while the handshake's goroutine runs
+	c    *Conn
+	turn *turn // of the handshake, which alone changes it; nil afterwards
 }
 
 func (t *tlsLink) Read(p []byte) (int, error) {
-	if !t.blocking {
-		n, err := t.c.recvLocked(p)
+	c := t.c
+	if t.turn == nil {
+		n, err := c.recvLocked(p)
 		return n, t.cause(err)
 	}
-	c := t.c
 	for {
 		c.mu.Lock()
 		if c.flags&(fClosing|fReleased) != 0 {
@@ -386,10 +235,9 @@ func (t *tlsLink) Read(p []byte) (int, error) {
 		}
 		opened := c.ext.canRead.enter()
 		c.unlock()
-		slots := c.lp.l.shaking.slots
-		<-slots // who waits for a client leaves the processor to others' handshakes
-		<-opened
-		slots <- struct{}{}
+		t.turn.end() // who waits for a client leaves the processor to others' handshakes
+		<-opened     // bytes, the end, or HandshakeTimeout
+		t.turn.begin()
 	}
 }
 
@@ -405,12 +253,22 @@ func (t *tlsLink) cause(err error) error {
 }
 
 func (t *tlsLink) Write(p []byte) (int, error) {
-	if t.blocking {
-		t.c.mu.Lock()
-		defer t.c.unlock()
+	c := t.c
+	if t.turn != nil {
+		c.mu.Lock()
+		defer c.unlock()
 	}
-	t.c.ext.tls.sealed += len(p)
-	if err := t.c.rawWriteLocked(p); err != nil {
+	st := c.ext.tls
+	if st.reading {
+		if c.out == nil {
+			st.replied = 0
+		}
+		if st.replied += len(p); st.replied > repliesMax {
+			return 0, errReplies
+		}
+	}
+	st.sealed += len(p)
+	if err := c.rawWriteLocked(p); err != nil {
 		return 0, err
 	}
 	return len(p), nil
