@@ -67,7 +67,7 @@ func openFiles() []string {
 // startWith runs a server with this clock and these ticks until the test ends, and returns its address.
 func startWith(t *testing.T, now func() time.Time, tick <-chan time.Time) string {
 	t.Helper()
-	l, err := listen("127.0.0.1:0")
+	l, err := listen("127.0.0.1:0", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,12 +7,19 @@
 //	store.go     the map and its expiry
 //	commands.go  the commands
 //	server.go    the event loop, and what happens to a peer that does not read
+//	tls.go       the certificate of -tls
+//
+//	go run ./examples/kv -tls
+//	redis-cli --tls --insecure ping
+//
+// Nothing else knows of TLS: events and calls are the same.
 //
 // It is an example and not a database: nothing is stored on disk, and there is no limit on the number of keys.
 package main
 
 import (
 	"context"
+	"crypto/tls"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -24,18 +31,25 @@ import (
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:6379", "`address` to listen on")
+	useTLS := flag.Bool("tls", false, "speak TLS; without -tls-cert with a certificate made for this run, which signs itself")
+	certFile := flag.String("tls-cert", "", "`file` with the certificate chain in PEM; implies -tls")
+	keyFile := flag.String("tls-key", "", "`file` with its private key in PEM")
 	flag.Parse()
-	if err := run(*addr); err != nil {
+	config, err := tlsConfig(*useTLS, *certFile, *keyFile)
+	if err == nil {
+		err = run(*addr, config)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "kv:", err)
 		os.Exit(1)
 	}
 }
 
 // run serves until the process is told to stop.
-func run(addr string) error {
+func run(addr string, config *tls.Config) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	l, err := listen(addr)
+	l, err := listen(addr, config)
 	if err != nil {
 		return err
 	}

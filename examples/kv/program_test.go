@@ -18,11 +18,11 @@ import (
 const asProgram = "KV_TEST_PROGRAM"
 
 // program starts the whole program in a process of its own, and returns its address.
-func program(t *testing.T) (cmd *exec.Cmd, addr string) {
+func program(t *testing.T, flags ...string) (cmd *exec.Cmd, addr string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
-	cmd = exec.CommandContext(ctx, os.Args[0], "-addr", "127.0.0.1:0")
+	cmd = exec.CommandContext(ctx, os.Args[0], append(flags, "-addr", "127.0.0.1:0")...)
 	cmd.Env = append(os.Environ(), asProgram+"=1")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -32,10 +33,11 @@ const (
 	sweepLimit = 10_000 // keys a sweep may remove before the connections get their turn again
 )
 
-// listen binds addr with the limits that the server counts on.
-func listen(addr string) (*tcpio.Listener, error) {
+// listen binds addr with the limits that the server counts on. A nil config means no TLS.
+func listen(addr string, config *tls.Config) (*tcpio.Listener, error) {
 	return tcpio.Listen(&tcpio.ListenerOptions{
 		Addr:        addr,
+		TLSConfig:   config,
 		WriteBuffer: writeBuffer,
 		// The scanner refuses a request over maxRequest itself, with a proper reply; it needs to see one header more.
 		MaxFrame: maxRequest + maxHeader,
