@@ -352,30 +352,36 @@ func (lp *loop) receive(c *Conn, actor Actor, ev Event) (kept bool) {
 	lp.holder.Store(c)
 	w := lp.enter(handler)
 	returned := false
-	var err error
 	defer func() {
-		// What Receive returns may be a PanicError too, that of another connection.
-		var p *PanicError
+		if !returned { // runtime.Goexit: recover cannot tell it from panic(nil), which GODEBUG=panicnil=1 allows
+			kept = lp.state.CompareAndSwap(w, w&^roleMask)
+			c.actorPanicked(ev, &PanicError{Value: errGoexit, Stack: debug.Stack()})
+			lp.abandon(c, ev, kept)
+		}
+	}()
+	err, p := protect(actor, ev)
+	returned = true
+	kept = lp.state.CompareAndSwap(w, w&^roleMask)
+	switch {
+	case p != nil:
+		c.actorPanicked(ev, p)
+	case err != nil:
+		c.actorFailed(ev, err)
+	}
+	return kept
+}
+
+// protect calls the actor. A panic is told apart from an error, which may be a PanicError too, that of another connection.
+func protect(actor Actor, ev Event) (err error, p *PanicError) {
+	returned := false
+	defer func() {
 		if !returned {
 			p = &PanicError{Value: recover(), Stack: debug.Stack()}
-			if p.Value == nil {
-				p.Value = errGoexit
-			}
-		}
-		kept = lp.state.CompareAndSwap(w, w&^roleMask)
-		switch {
-		case p != nil:
-			c.actorPanicked(ev, p)
-			if p.Value == errGoexit {
-				lp.abandon(c, ev, kept)
-			}
-		case err != nil:
-			c.actorFailed(ev, err)
 		}
 	}()
 	err = actor.Receive(ev)
 	returned = true
-	return
+	return err, nil
 }
 
 // abandon is called on a goroutine that is exiting inside a handler: the loop goes on without it.

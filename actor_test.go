@@ -260,6 +260,27 @@ func TestAPanicAbortsThatConnectionIsLoggedOnceAndTouchesNobodyElse(t *testing.T
 	}
 }
 
+// With GODEBUG=panicnil=1 recover returns nil for panic(nil), as it does for runtime.Goexit, which ends the goroutine.
+func TestAPanicWithNilIsAPanic(t *testing.T) {
+	t.Setenv("GODEBUG", "panicnil=1")
+	closed := make(chan *tcpio.Conn, 1)
+	r := actServeAll(t, tcpio.ListenerOptions{Loops: 1}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+		switch ev := ev.(type) {
+		case tcpio.Readable:
+			var none any
+			panic(none)
+		case tcpio.Closed:
+			closed <- ev.Conn
+		}
+		return nil
+	}))
+	actWriteString(t, r.dial(), "x")
+	var p *tcpio.PanicError
+	if err := actRecv(t, "Closed", closed).Err(); !errors.As(err, &p) || p.Value != nil || len(p.Stack) == 0 {
+		t.Errorf("Err: %v, want a *PanicError with nil and a stack", err)
+	}
+}
+
 func TestWhatGoesWrongAtClosedIsOnlyLogged(t *testing.T) {
 	for how, want := range map[string]string{"e": "too late", "p": "too late", "g": "Goexit"} {
 		t.Run(how, func(t *testing.T) {
