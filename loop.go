@@ -314,10 +314,13 @@ func (lp *loop) runQueue() bool {
 	return true
 }
 
+// timerBudget is how many timers one turn fires before others have theirs: many may be due at once.
+const timerBudget = 256
+
 // runTimers fires what is due.
 func (lp *loop) runTimers() {
 	lp.runLimits()
-	for {
+	for range timerBudget {
 		tm := lp.timers.due()
 		if tm == nil {
 			return
@@ -333,6 +336,7 @@ func (lp *loop) runTimers() {
 		tm.c.expireLocked(tm)
 		tm.c.unlock()
 	}
+	lp.kick() // there may be more
 }
 
 // enter stores a new visit of r and returns its word. Only the owner of the role calls it.

@@ -135,3 +135,26 @@ func TestWaitIsRoundedUpToMilliseconds(t *testing.T) {
 		}
 	}
 }
+
+func TestTimersThatAreDueTogetherLeaveOthersTheirTurn(t *testing.T) {
+	lp := &loop{l: &Listener{}}
+	const all = 2*timerBudget + 1
+	for range all {
+		lp.timers.add(lp, &timer{kind: timerWake}, 0)
+	}
+	for left := all - timerBudget; left > 0; left -= timerBudget {
+		lp.kicked.Store(false)
+		lp.runTimers()
+		if n := len(lp.timers.heap); n != left {
+			t.Fatalf("%d timers left behind a turn, want %d", n, left)
+		}
+		if !lp.kicked.Load() {
+			t.Fatal("the loop might sleep although timers are due")
+		}
+	}
+	lp.kicked.Store(false)
+	lp.runTimers()
+	if len(lp.timers.heap) != 0 || lp.kicked.Load() {
+		t.Fatalf("%d timers left behind the last turn, kicked %v", len(lp.timers.heap), lp.kicked.Load())
+	}
+}
