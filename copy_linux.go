@@ -35,7 +35,7 @@ func (c *Conn) sendFrom(r io.Reader) (n int64, handled bool, err error) {
 		if limited || src.speaksTLS() {
 			return 0, false, nil
 		}
-		n, err = spliceAll(connEnd{c}, connEnd{src}, src)
+		n, err = spliceAll(connEnd{c}, connEnd{src}, src, nil)
 		return n, true, err
 	case *net.TCPConn:
 		if limited {
@@ -82,7 +82,7 @@ func (c *Conn) spliceFrom(src syscall.Conn) (int64, bool, error) {
 	if err != nil {
 		return 0, true, err
 	}
-	n, err := spliceAll(connEnd{c}, raw, nil)
+	n, err := spliceAll(connEnd{c}, raw, nil, nil)
 	return n, true, err
 }
 
@@ -96,7 +96,7 @@ func (c *Conn) recvTo(w io.Writer) (n int64, handled bool, err error) {
 		if dst.speaksTLS() {
 			return 0, false, nil
 		}
-		n, err = spliceAll(connEnd{dst}, connEnd{c}, c)
+		n, err = spliceAll(connEnd{dst}, connEnd{c}, c, nil)
 		return n, true, err
 	case *net.UnixConn:
 		if dst.LocalAddr().Network() != "unix" {
@@ -114,7 +114,7 @@ func (c *Conn) recvTo(w io.Writer) (n int64, handled bool, err error) {
 	if err != nil {
 		return 0, true, err
 	}
-	n, err = spliceAll(raw, connEnd{c}, c)
+	n, err = spliceAll(raw, connEnd{c}, c, w)
 	return n, true, err
 }
 
@@ -196,8 +196,9 @@ func (e connEnd) Write(f func(fd uintptr) bool) error {
 }
 
 // spliceAll moves everything from src to dst through a pipe. from is src's Conn if it is one: what it has buffered goes
-// first, and its end of stream is noted.
-func spliceAll(dst, src end, from *Conn) (n int64, err error) {
+// first, and its end of stream is noted. plain, if not nil, is dst for what the kernel cannot put there: not every file
+// has a splice, and only trying tells.
+func spliceAll(dst, src end, from *Conn, plain io.Writer) (n int64, err error) {
 	to, _ := dst.(connEnd)
 	if to.c != nil {
 		if err := to.c.beginWrite(); err != nil {
@@ -244,6 +245,10 @@ func spliceAll(dst, src end, from *Conn) (n int64, err error) {
 			n += int64(put)
 			got -= put
 			to.c.account(0, put)
+			if err == nil && errno == unix.EINVAL && plain != nil {
+				rest, err := copyOn(plain, pipe[0], got, from)
+				return n + rest, err
+			}
 			if err == nil && errno != nil {
 				err = spliceError(to.c, errno)
 			}
@@ -252,6 +257,22 @@ func spliceAll(dst, src end, from *Conn) (n int64, err error) {
 			}
 		}
 	}
+}
+
+// copyOn goes on with the copy from a splice to w without the kernel: first the size bytes that are in the pipe.
+func copyOn(w io.Writer, pipe, size int, from *Conn) (n int64, err error) {
+	for buf := make([]byte, size); n < int64(size); {
+		got, err := retryEINTR(func() (int, error) { return unix.Read(pipe, buf[n:]) })
+		if err != nil {
+			return n, os.NewSyscallError("read", err)
+		}
+		put, err := w.Write(buf[n : n+int64(got)])
+		if n += int64(put); err != nil {
+			return n, err
+		}
+	}
+	rest, err := io.Copy(w, onlyReader{from})
+	return n + rest, err
 }
 
 func splice(from, to, size int) (int, error) {

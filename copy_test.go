@@ -255,6 +255,26 @@ func TestCopyStaysInTheKernel(t *testing.T) {
 	}
 }
 
+// Many files take no splice, and only trying tells: a device, or what /proc has. The bytes that are in the pipe by then are
+// not lost.
+func TestCopyToAFileThatTakesNoSpliceLosesNothing(t *testing.T) {
+	comm, err := os.OpenFile("/proc/thread-self/comm", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("this system has no /proc: %v", err)
+	}
+	defer comm.Close()
+	c, peer := blockingPair(t, tcpio.ListenerOptions{})
+	goSend(t, peer, []byte("tcpio-test"))
+	if n, err := io.Copy(comm, c); n != 10 || err != nil {
+		t.Fatalf("Copy = %d, %v, want 10", n, err)
+	}
+	got := make([]byte, 64)
+	n, _ := comm.ReadAt(got, 0)
+	if string(got[:n]) != "tcpio-test\n" {
+		t.Errorf("the thread's name is %q", got[:n])
+	}
+}
+
 // Somebody's own Read is called, also if there is a socket inside.
 func TestCopyDoesNotLookInsideAReader(t *testing.T) {
 	src, feed := tcpPair(t)
