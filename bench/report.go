@@ -1,27 +1,38 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"image/color"
-	"io"
 	"slices"
-	"strings"
-
-	"gonum.org/v1/plot"
-	"gonum.org/v1/plot/plotter"
-	"gonum.org/v1/plot/vg"
 )
 
-type results struct{ Runs []run }
+type results struct {
+	Machine, Command string
+	Runs             []run
+	Calls            []calls
+	Failed           []string
+}
 
-func (res *results) of(mode, workload, server string) (runs []run) {
+func (res *results) all(mode, workload, server string) (runs []run) {
 	for _, r := range res.Runs {
 		if r.Mode == mode && r.Workload == workload && r.Server == server {
 			runs = append(runs, r)
 		}
 	}
 	return runs
+}
+
+// clean are the runs that count: those that were not disturbed, if at least half were not; else all.
+func clean(runs []run) []run {
+	some := slices.DeleteFunc(slices.Clone(runs), func(r run) bool { return r.disturbed() != "" })
+	if len(some) > 0 && 2*len(some) >= len(runs) {
+		return some
+	}
+	return runs
+}
+
+// of are the runs that count.
+func (res *results) of(mode, workload, server string) []run {
+	return clean(res.all(mode, workload, server))
 }
 
 func median(v []float64) float64 {
@@ -32,18 +43,23 @@ func median(v []float64) float64 {
 	return (v[len(v)/2] + v[(len(v)-1)/2]) / 2
 }
 
-func medianOf(runs []run, f func(*run) float64) float64 {
+func (res *results) median(mode, workload, server string, f func(*run) float64) float64 {
 	var v []float64
-	for i := range runs {
-		v = append(v, f(&runs[i]))
+	for _, r := range res.of(mode, workload, server) {
+		v = append(v, f(&r))
 	}
 	return median(v)
 }
 
-// ratio is the median over rounds of f as a ratio to the base server's in the same round; 0 without a common round.
+// ratio is the median over rounds of f as a ratio to the base server's in the same round; that of the medians without a
+// round in which both count, and 0 where there is nothing to compare.
 func (res *results) ratio(mode, workload, server, base string, f func(*run) float64) float64 {
+	return res.ratioTo(mode, workload, server, workload, base, f)
+}
+
+func (res *results) ratioTo(mode, workload, server, baseWorkload, base string, f func(*run) float64) float64 {
 	var v []float64
-	bases := res.of(mode, workload, base)
+	bases := res.of(mode, baseWorkload, base)
 	for _, r := range res.of(mode, workload, server) {
 		for _, b := range bases {
 			if b.Round == r.Round && f(&b) > 0 {
@@ -51,120 +67,124 @@ func (res *results) ratio(mode, workload, server, base string, f func(*run) floa
 			}
 		}
 	}
+	if len(v) == 0 {
+		if b := res.median(mode, baseWorkload, base, f); b > 0 {
+			return res.median(mode, workload, server, f) / b
+		}
+	}
 	return median(v)
 }
 
-func cpuOf(r *run) float64 { return r.CPU }
+func cpuOf(r *run) float64  { return r.CPU }
+func p50Of(r *run) float64  { return r.P50 }
+func p99Of(r *run) float64  { return r.P99 }
+func rateOf(r *run) float64 { return r.Rate }
 
-func (res *results) print(w io.Writer, o *options) {
-	for _, mode := range o.modes {
-		for _, wl := range o.workloads {
-			fmt.Fprintf(w, "\n### %s, %s: %s\n\n", wl.name, mode, wl.what)
-			if wl.idle > 0 {
-				fmt.Fprintf(w, "| server | bytes for each connection |\n|---|--:|\n")
-				for _, s := range o.servers {
-					if runs := res.of(mode, wl.name, s.name); len(runs) > 0 {
-						fmt.Fprintf(w, "| %s | %.0f |\n", s.name, medianOf(runs, func(r *run) float64 { return r.Bytes }))
-					}
-				}
-				continue
-			}
-			fmt.Fprintf(w, "| server | CPU µs/request | × C | × net | requests/s | p50 µs | p99 µs | p99.9 µs | switches/request | peak MiB |\n")
-			fmt.Fprintf(w, "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
-			for _, s := range o.servers {
-				runs := res.of(mode, wl.name, s.name)
-				if len(runs) == 0 {
-					continue
-				}
-				m := func(f func(*run) float64) float64 { return medianOf(runs, f) }
-				fmt.Fprintf(w, "| %s | %.2f | %.2f | %.2f | %.0f | %.0f | %.0f | %.0f | %.3f | %.1f |\n", s.name, m(cpuOf),
-					res.ratio(mode, wl.name, s.name, floor, cpuOf), res.ratio(mode, wl.name, s.name, goNet, cpuOf),
-					m(func(r *run) float64 { return r.Rate }), m(func(r *run) float64 { return r.P50 }),
-					m(func(r *run) float64 { return r.P99 }), m(func(r *run) float64 { return r.P999 }),
-					m(func(r *run) float64 { return r.Switches }), m(func(r *run) float64 { return r.PeakMiB }))
-			}
+// tie is the difference below which two figures are the same.
+func tie(mode string) float64 {
+	if mode == "shared" {
+		return 0.30
+	}
+	return 0.10
+}
+
+// times shows a ratio; with ≈ if it is a tie.
+func times(mode string, ratio float64) string {
+	switch {
+	case ratio == 0:
+		return "–"
+	case max(ratio, 1/ratio) <= 1+tie(mode):
+		return fmt.Sprintf("≈ %.2f", ratio)
+	}
+	return fmt.Sprintf("%.2f", ratio)
+}
+
+// counted says how many runs count, of those that were made.
+func (res *results) counted(mode, workload, server string) string {
+	runs := res.all(mode, workload, server)
+	used := clean(runs)
+	note := ""
+	if slices.ContainsFunc(used, func(r run) bool { return r.disturbed() != "" }) {
+		note = " disturbed"
+	}
+	return fmt.Sprintf("%d/%d%s", len(used), len(runs), note)
+}
+
+// optional is a figure that not every server has.
+func optional(format string, v float64) string {
+	if v < 0 {
+		return "–"
+	}
+	return fmt.Sprintf(format, v)
+}
+
+func (res *results) callsOf(mode, workload, server string) float64 {
+	for _, c := range res.Calls {
+		if c.Mode == mode && c.Workload == workload && c.Server == server {
+			return c.PerRequest
 		}
+	}
+	return -1
+}
+
+func (res *results) head(o *options) {
+	fmt.Fprintf(o.out, "`%s`\n\n%s. %s\n", res.Command, res.Machine, res.speed())
+}
+
+// speed is how the machine's own speed changed meanwhile.
+func (res *results) speed() string {
+	var v []float64
+	for _, r := range res.Runs {
+		if r.Before > 0 {
+			v = append(v, r.Before, r.After)
+		}
+	}
+	if len(v) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("The fixed piece of work around each run took %.0f to %.0f µs, %.0f in the median.",
+		slices.Min(v), slices.Max(v), median(v))
+}
+
+func (res *results) tables(o *options) {
+	res.head(o)
+	for _, mode := range o.modes {
+		for i := range o.workloads {
+			res.table(o, mode, &o.workloads[i])
+		}
+	}
+	for _, f := range res.Failed {
+		fmt.Fprintf(o.out, "\nfailed: %s\n", f)
 	}
 }
 
-// slack is how far a limit may be missed before check fails.
-const slack = 1.15
-
-func (res *results) check(o *options) error {
-	var missed []string
-	miss := func(format string, args ...any) { missed = append(missed, fmt.Sprintf(format, args...)) }
-	for _, mode := range o.modes {
-		for _, w := range o.workloads {
-			limit := w.pinned
-			if mode == "shared" {
-				limit = w.shared
-			}
-			for _, name := range []string{"stream", "streams", "actor"} {
-				if r := res.ratio(mode, w.name, name, floor, cpuOf); limit > 0 && r > limit*slack {
-					miss("%s %s %s: CPU %.2f × C, limit %.2f", mode, w.name, name, r, limit)
-				}
-				p99 := res.ratio(mode, w.name, name, goNet, func(r *run) float64 { return r.P99 })
-				if w.idle == 0 && p99 > slack {
-					miss("%s %s %s: p99 %.2f × net", mode, w.name, name, p99)
-				}
-				if runs := res.of(mode, w.name, name); w.idle > 0 && len(runs) > 0 {
-					if b := medianOf(runs, func(r *run) float64 { return r.Bytes }); b > 360*slack {
-						miss("%s %s %s: %.0f bytes for each connection, limit 360", mode, w.name, name, b)
-					}
-				}
-			}
-			if r := res.ratio(mode, w.name, "mailbox", goNet, cpuOf); w.idle == 0 && r > slack {
-				miss("%s %s mailbox: CPU %.2f × net", mode, w.name, r)
-			}
-		}
+func (res *results) table(o *options, mode string, w *workload) {
+	if !slices.ContainsFunc(o.servers, func(s server) bool { return len(res.all(mode, w.name, s.name)) > 0 }) {
+		return
 	}
-	if len(missed) > 0 {
-		return errors.New("missed:\n" + strings.Join(missed, "\n"))
+	fmt.Fprintf(o.out, "\n### %s, %s: %s\n\n", w.name, mode, w.what)
+	if w.idle > 0 {
+		fmt.Fprintf(o.out, "| server | bytes for each connection | runs |\n|---|--:|--:|\n")
+	} else {
+		fmt.Fprintf(o.out, "| server | CPU µs/request | × C | × net | requests/s | p50 µs | p99 µs | p99.9 µs | switches/request | "+
+			"system calls/request | allocations/request | processors | client µs/request | peak MiB | runs |\n"+
+			"|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	}
-	fmt.Println("every limit is kept")
-	return nil
-}
-
-// chart draws the pinned CPU time, or that of the first mode measured, as ratios to the floor.
-func (res *results) chart(file string, o *options) error {
-	mode := o.modes[0]
-	p := plot.New()
-	p.Title.Text = "Server CPU per request, C epoll loop = 1 (" + mode + ")"
-	p.Y.Label.Text = "× C"
-	p.Y.Min = 0
-	p.Legend.Top, p.Legend.Left = true, true
-	var names []string
-	for _, w := range o.workloads {
-		if w.idle == 0 && !w.oursOnly {
-			names = append(names, w.name)
-		}
-	}
-	var shown []server
 	for _, s := range o.servers {
-		if s.name != floor && len(names) > 0 && len(res.of(mode, names[0], s.name)) > 0 {
-			shown = append(shown, s)
+		if len(res.all(mode, w.name, s.name)) == 0 {
+			continue
 		}
+		m := func(f func(*run) float64) float64 { return res.median(mode, w.name, s.name, f) }
+		if w.idle > 0 {
+			fmt.Fprintf(o.out, "| %s | %.0f | %s |\n", s.name, m(func(r *run) float64 { return r.Bytes }), res.counted(mode, w.name, s.name))
+			continue
+		}
+		fmt.Fprintf(o.out, "| %s | %.2f | %s | %s | %.0f | %.0f | %.0f | %.0f | %.3f | %s | %s | %.2f | %.2f | %.1f | %s |\n", s.name, m(cpuOf),
+			times(mode, res.ratio(mode, w.name, s.name, floor, cpuOf)), times(mode, res.ratio(mode, w.name, s.name, goNet, cpuOf)),
+			m(rateOf), m(p50Of), m(p99Of), m(func(r *run) float64 { return r.P999 }),
+			m(func(r *run) float64 { return r.Switches }), optional("%.2f", res.callsOf(mode, w.name, s.name)),
+			optional("%.3f", m(func(r *run) float64 { return r.Allocs })), m(func(r *run) float64 { return r.Busy }),
+			m(func(r *run) float64 { return r.ClientCPU }), m(func(r *run) float64 { return r.PeakMiB }),
+			res.counted(mode, w.name, s.name))
 	}
-	width := vg.Points(40 / float64(len(shown)+1))
-	for i, s := range shown {
-		values := make(plotter.Values, len(names))
-		for j, n := range names {
-			values[j] = res.ratio(mode, n, s.name, floor, cpuOf)
-		}
-		bars, err := plotter.NewBarChart(values, width)
-		if err != nil {
-			return err
-		}
-		shade := uint8(70 + 140*i/len(shown))
-		bars.Color = color.RGBA{shade, shade, shade, 255}
-		if s.ours {
-			bars.Color = color.RGBA{uint8(20 + 40*i), 110, 200, 255}
-		}
-		bars.LineStyle.Width = 0
-		bars.Offset = width * vg.Length(float64(i)-float64(len(shown)-1)/2)
-		p.Add(bars)
-		p.Legend.Add(s.name, bars)
-	}
-	p.NominalX(names...)
-	return p.Save(26*vg.Centimeter, 12*vg.Centimeter, file)
 }

@@ -5,13 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -27,14 +29,36 @@ type run struct {
 	P50      float64 `json:"p50_us"`
 	P99      float64 `json:"p99_us"`
 	P999     float64 `json:"p999_us"`
+	Max      float64 `json:"max_us"`
+	Over2ms  int     `json:"over_2ms"` // requests that took longer
 
-	Rate     float64 // requests per second
-	CPU      float64 // of the server, µs for each request
-	Switches float64 // context switches of the server, for each request
-	PeakMiB  float64 // resident
-	Bytes    float64 // resident for each idle connection, beyond the server without any
-	Noise    float64 // share of the two processors that neither server nor client used, nor idled
-	Speed    float64 // ns that a fixed piece of work took around the run
+	Rate      float64 // requests per second
+	CPU       float64 // of the server, µs for each request
+	ClientCPU float64 // of the load generator, µs for each request
+	Busy      float64 // processors that the server used
+	Switches  float64 // context switches of the server, for each request
+	Allocs    float64 // objects the server allocated, for each request; negative: it does not tell
+	PeakMiB   float64 // resident
+	Bytes     float64 // resident for each idle connection, beyond the server without any
+	Noise     float64 // share of the two processors that neither server nor client used, nor idled
+	Before    float64 // µs that a fixed piece of work took before the run
+	After     float64 // and behind it
+}
+
+const (
+	maxNoise = 0.10 // of a run's processors used by others
+	maxDrift = 0.15 // of the machine's speed while a run lasted
+)
+
+// disturbed says why the run should not count; empty when it should.
+func (r *run) disturbed() string {
+	switch {
+	case r.Noise > maxNoise:
+		return fmt.Sprintf("DISTURBED: others used %.0f %%", 100*r.Noise)
+	case r.Before > 0 && max(r.Before, r.After)/min(r.Before, r.After) > 1+maxDrift:
+		return fmt.Sprintf("DISTURBED: the machine's speed changed, %.0f to %.0f µs", r.Before, r.After)
+	}
+	return ""
 }
 
 func freePort() (int, error) {
@@ -46,59 +70,187 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// once starts the server, drives it, and stops it.
-func (o *options) once(mode string, w *workload, s *server, loops int) (r run, err error) {
+// A process is a server that runs.
+type process struct {
+	*exec.Cmd
+	port     int
+	lines    *bufio.Scanner // of its standard output
+	isGo     bool
+	stopPoll func()
+}
+
+// start runs a server; reachable when it returns.
+func (o *options) start(mode string, w *workload, s *server, loops int) (p *process, err error) {
 	port, err := freePort()
 	if err != nil {
-		return r, err
+		return nil, err
 	}
-	argv := append([]string{filepath.Join(o.bin, s.bin)}, s.argv(port, loops)...)
-	if s.ours {
-		argv = append(argv, w.extra...)
+	argv := append([]string{filepath.Join(o.bin, s.bin)}, s.argv(port, loops, w)...)
+	procs := "GOMAXPROCS=2"
+	httpPort := 0
+	if s.http {
+		if httpPort, err = freePort(); err != nil {
+			return nil, err
+		}
+		argv = append(argv, "-http", strconv.Itoa(httpPort))
 	}
-	load := []string{filepath.Join(o.bin, "load"), "-p", strconv.Itoa(port)}
 	if mode == "pinned" {
 		argv = append([]string{"taskset", "-c", "0"}, argv...)
-		load = append(load, "-n", "1")
+		procs = "GOMAXPROCS=1"
 	}
-	srv := exec.Command(argv[0], argv[1:]...)
-	if err := srv.Start(); err != nil {
-		return r, err
+	p = &process{Cmd: exec.Command(argv[0], argv[1:]...), port: port, isGo: s.bin != "cserver", stopPoll: func() {}}
+	p.Env = append(os.Environ(), procs)
+	errs := new(strings.Builder)
+	p.Stderr = errs
+	out, err := p.StdoutPipe()
+	if err != nil {
+		return nil, err
 	}
-	defer func() {
-		_ = srv.Process.Kill()
-		_ = srv.Wait()
-	}()
+	p.lines = bufio.NewScanner(out)
+	if err := p.Start(); err != nil {
+		return nil, err
+	}
 	if err := reachable(port); err != nil {
-		return r, err
+		p.stop()
+		return nil, fmt.Errorf("%w; the server says: %s", err, errs)
 	}
-	before := calibrate()
-	if w.idle > 0 {
-		r.Bytes, err = idleBytes(srv.Process.Pid, append(load, "-i", strconv.Itoa(w.idle), "-h", "2"), w.idle)
-		return r, err
+	if s.http {
+		p.stopPoll = poll(httpPort)
 	}
-	load = append(load, "-t", fmt.Sprint(o.seconds), "-w", "1")
-	client := exec.Command(load[0], append(load[1:], w.load...)...)
-	client.Stderr = os.Stderr
-	out, err := client.StdoutPipe()
+	return p, nil
+}
+
+func (p *process) stop() {
+	p.stopPoll()
+	_ = p.Process.Kill()
+	_ = p.Wait()
+}
+
+// allocated asks a Go server for the number of objects it has allocated; see the package arg.
+func (p *process) allocated() float64 {
+	if !p.isGo || p.Process.Signal(syscall.SIGUSR1) != nil {
+		return -1
+	}
+	for p.lines.Scan() {
+		if n, err := strconv.ParseFloat(p.lines.Text(), 64); err == nil {
+			return n
+		} // else it is a line of the library's own
+	}
+	return -1
+}
+
+func reachable(port int) error {
+	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		c, err := net.Dial("tcp", "127.0.0.1:"+strconv.Itoa(port))
+		if err == nil {
+			// A round trip, so that the server is done with starting; whatever it answers.
+			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			_, _ = c.Write([]byte("x"))
+			_, err = c.Read(make([]byte, 1))
+			c.Close()
+			time.Sleep(20 * time.Millisecond)
+			return err
+		}
+		if time.Now().After(limit) {
+			return err
+		}
+	}
+}
+
+// poll asks for a page twenty times a second, as somebody who gathers metrics might in a hurry.
+func poll(port int) (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-quit:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+			if resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", port)); err == nil {
+				_, _ = io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+		}
+	}()
+	return func() { close(quit); <-done }
+}
+
+// A client is a load generator that runs.
+type client struct {
+	*exec.Cmd
+	in    io.Writer
+	lines *bufio.Scanner
+}
+
+func (o *options) client(mode string, port int, args ...string) (c *client, err error) {
+	if mode == "pinned" {
+		args = append(args, "-n", "1")
+	}
+	c = &client{Cmd: exec.Command(filepath.Join(o.bin, "load"), append(args, "-p", strconv.Itoa(port))...)}
+	c.Stderr = os.Stderr
+	if c.in, err = c.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	c.lines = bufio.NewScanner(out)
+	return c, c.Start()
+}
+
+func (c *client) await(line string) error {
+	if !c.lines.Scan() || c.lines.Text() != line {
+		return fmt.Errorf("the load generator gave up: %v", c.Wait())
+	}
+	return nil
+}
+
+// once starts the server, drives it, and stops it.
+func (o *options) once(mode string, w *workload, s *server, loops int) (r run, err error) {
+	p, err := o.start(mode, w, s, loops)
 	if err != nil {
 		return r, err
 	}
-	if err := client.Start(); err != nil {
+	defer p.stop()
+	if w.idle > 0 {
+		r.Allocs = -1
+		r.Bytes, err = o.idleBytes(mode, p, w.idle)
 		return r, err
 	}
-	lines := bufio.NewScanner(out)
-	if !lines.Scan() || lines.Text() != "warm" {
-		_ = client.Wait()
-		return r, errors.New("the load generator gave up")
+	if w.beside != nil {
+		b, err := o.client(mode, p.port, append([]string{"-w", "60"}, w.beside...)...)
+		if err != nil {
+			return r, err
+		}
+		defer func() {
+			_ = b.Process.Kill()
+			_ = b.Wait()
+		}()
 	}
-	a := sample(srv.Process.Pid, client.Process.Pid)
-	ok := lines.Scan()
-	b := sample(srv.Process.Pid, client.Process.Pid)
+	r.Before = calibrate()
+	c, err := o.client(mode, p.port, append([]string{"-k", "-t", fmt.Sprint(o.seconds * max(1, w.longer)),
+		"-w", fmt.Sprint(warmup)}, w.load...)...)
+	if err != nil {
+		return r, err
+	}
+	if err := c.await("warm"); err != nil {
+		return r, err
+	}
+	allocs := p.allocated()
+	a := sample(p.Process.Pid, c.Process.Pid)
+	ok := c.lines.Scan()
+	b := sample(p.Process.Pid, c.Process.Pid)
 	if ok {
-		err = json.Unmarshal(lines.Bytes(), &r)
+		err = json.Unmarshal(c.lines.Bytes(), &r)
 	}
-	if waitErr := client.Wait(); waitErr != nil || !ok {
+	if allocs >= 0 {
+		allocs = p.allocated() - allocs
+	}
+	_, _ = c.in.Write([]byte("x")) // it has kept its connections so far
+	if waitErr := c.Wait(); waitErr != nil || !ok {
 		return r, fmt.Errorf("the load generator failed: %v", waitErr)
 	}
 	if err != nil {
@@ -108,113 +260,37 @@ func (o *options) once(mode string, w *workload, s *server, loops int) (r run, e
 		return r, errors.New("nothing was answered")
 	}
 	n := float64(r.Requests)
+	if r.Allocs = allocs; allocs >= 0 {
+		r.Allocs /= n
+	}
 	r.Rate = n / r.Seconds
 	r.CPU = float64(b.server-a.server) / 1e3 / n
+	r.ClientCPU = float64(b.client-a.client) / 1e3 / n
+	r.Busy = float64(b.server-a.server) / 1e9 / r.Seconds
 	r.Switches = float64(b.switches-a.switches) / n
-	r.PeakMiB = float64(status(srv.Process.Pid, "VmHWM:")) / 1024
+	r.PeakMiB = float64(status(p.Process.Pid, "VmHWM:")) / 1024
 	// Ticks of all processors that were busy, less what the two of us used.
 	busy := float64(b.busy-a.busy) * 1e7
-	r.Noise = max(0, busy-float64(b.server-a.server)-float64(b.client-a.client)) / (2 * r.Seconds * 1e9)
-	r.Speed = float64(before+calibrate()) / 2
+	if w.beside == nil {
+		r.Noise = max(0, busy-float64(b.server-a.server)-float64(b.client-a.client)) / (2 * r.Seconds * 1e9)
+		r.After = calibrate()
+	} else {
+		r.Before = 0 // the second load generator is busy too
+	}
 	return r, nil
 }
 
-func reachable(port int) error {
-	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		c, err := net.Dial("tcp", "127.0.0.1:"+strconv.Itoa(port))
-		if err == nil {
-			c.Close()
-			time.Sleep(100 * time.Millisecond)
-			return nil
-		}
-		if time.Now().After(limit) {
-			return err
-		}
-	}
-}
-
 // idleBytes is the growth of the server's resident memory for each of n connections that have done one round trip.
-func idleBytes(pid int, load []string, n int) (float64, error) {
-	before := status(pid, "VmRSS:")
-	client := exec.Command(load[0], load[1:]...)
-	client.Stderr = os.Stderr
-	out, err := client.StdoutPipe()
+func (o *options) idleBytes(mode string, p *process, n int) (float64, error) {
+	before := status(p.Process.Pid, "VmRSS:")
+	c, err := o.client(mode, p.port, "-i", strconv.Itoa(n), "-h", "1.5")
 	if err != nil {
 		return 0, err
 	}
-	if err := client.Start(); err != nil {
+	if err := c.await("warm"); err != nil {
 		return 0, err
 	}
-	lines := bufio.NewScanner(out)
-	if !lines.Scan() {
-		return 0, fmt.Errorf("the load generator failed: %v", client.Wait())
-	}
 	time.Sleep(time.Second) // for a collector in the background
-	after := status(pid, "VmRSS:")
-	return float64(after-before) * 1024 / float64(n), client.Wait()
-}
-
-// usage is what has been used so far.
-type usage struct {
-	server, client int64 // CPU time in ns
-	switches       int64
-	busy           int64 // ticks of 10 ms, of all processors
-}
-
-func sample(server, client int) (u usage) {
-	u.server = cpuTime(server)
-	u.client = cpuTime(client)
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", server))
-	for _, t := range tasks {
-		u.switches += field(t+"/status", "voluntary_ctxt_switches:") + field(t+"/status", "nonvoluntary_ctxt_switches:")
-	}
-	data, _ := os.ReadFile("/proc/stat")
-	line, _, _ := strings.Cut(string(data), "\n")
-	for i, f := range strings.Fields(line)[1:] {
-		if v, _ := strconv.ParseInt(f, 10, 64); i != 3 && i != 4 && i < 8 {
-			u.busy += v
-		}
-	}
-	return u
-}
-
-// cpuTime sums the threads of a process, in ns; see proc(5) and the kernel's sched-stats.
-func cpuTime(pid int) (ns int64) {
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
-	for _, t := range tasks {
-		data, _ := os.ReadFile(t)
-		if f := strings.Fields(string(data)); len(f) > 0 {
-			v, _ := strconv.ParseInt(f[0], 10, 64)
-			ns += v
-		}
-	}
-	return ns
-}
-
-func status(pid int, key string) int64 { return field(fmt.Sprintf("/proc/%d/status", pid), key) }
-
-func field(file, key string) int64 {
-	data, _ := os.ReadFile(file)
-	for line := range strings.Lines(string(data)) {
-		if rest, ok := strings.CutPrefix(line, key); ok {
-			v, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-			return v
-		}
-	}
-	return 0
-}
-
-// calibrate times a fixed piece of work: the machine's speed changes by itself.
-func calibrate() time.Duration {
-	best := time.Hour
-	for range 3 {
-		start := time.Now()
-		x := uint64(1)
-		for i := range uint64(2_000_000) {
-			x = x*6364136223846793005 + i
-		}
-		runtime.KeepAlive(&x)
-		best = min(best, time.Since(start))
-	}
-	return best
+	after := status(p.Process.Pid, "VmRSS:")
+	return float64(after-before) * 1024 / float64(n), c.Wait()
 }

@@ -1,7 +1,8 @@
 // cserver is the floor: an echo server that does nothing but epoll, read and write.
 //
-//   cserver PORT lt|et THREADS
+//   cserver PORT lt|et|group THREADS
 //
+// With group it greets every peer with a byte and sends what one of them says to all, a send each; with one thread only.
 // Each thread has its own epoll instance and its own listening socket (SO_REUSEPORT with more than one).
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -16,7 +17,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static int port, et, threads;
+static int port, et, threads, group;
 
 static void die(const char *what) {
 	perror(what);
@@ -29,6 +30,8 @@ struct rest {
 	size_t len;
 };
 static struct rest rests[65536];
+
+static int members[65536], joined; // of the group
 
 static void serve(int fd, char *buf, size_t size, unsigned events) {
 	struct rest *r = &rests[fd];
@@ -49,6 +52,12 @@ static void serve(int fd, char *buf, size_t size, unsigned events) {
 			goto gone;
 		}
 		if (n == 0) goto gone;
+		if (group) {
+			// A peer that does not read is not this program's subject: the load generator reads.
+			for (int i = 0; i < joined; i++)
+				if (send(members[i], buf, n, MSG_NOSIGNAL) != n) perror("send");
+			return;
+		}
 		for (ssize_t off = 0; off < n;) {
 			ssize_t w = send(fd, buf + off, n - off, MSG_NOSIGNAL);
 			if (w < 0) {
@@ -65,6 +74,8 @@ static void serve(int fd, char *buf, size_t size, unsigned events) {
 gone:
 	free(r->p);
 	memset(r, 0, sizeof *r);
+	for (int i = 0; group && i < joined; i++)
+		if (members[i] == fd) members[i] = members[--joined];
 	close(fd);
 }
 
@@ -98,6 +109,7 @@ static void *loop(void *arg) {
 			while ((fd = accept4(ls, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
 				struct epoll_event m = {.events = EPOLLIN | EPOLLRDHUP | (et ? EPOLLOUT | EPOLLET : 0), .data.fd = fd};
 				if (epoll_ctl(ep, EPOLL_CTL_ADD, fd, &m) < 0) close(fd);
+				else if (group) members[joined++] = fd, send(fd, "j", 1, MSG_NOSIGNAL);
 			}
 		}
 	}
@@ -106,7 +118,7 @@ static void *loop(void *arg) {
 
 int main(int argc, char **argv) {
 	if (argc != 4) return 2;
-	port = atoi(argv[1]), et = !strcmp(argv[2], "et"), threads = atoi(argv[3]);
+	port = atoi(argv[1]), group = !strcmp(argv[2], "group"), et = group || !strcmp(argv[2], "et"), threads = atoi(argv[3]);
 	struct rlimit rl = {20000, 20000};
 	setrlimit(RLIMIT_NOFILE, &rl);
 	for (int i = 1; i < threads; i++) {

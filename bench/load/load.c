@@ -1,14 +1,25 @@
 // load drives an echo server over loopback and checks every byte that comes back.
 //
-//   load -a 127.0.0.1 -p PORT -c CONNS -s BYTES -d DEPTH -t SECONDS [-w WARMUP] [-i IDLE] [-m echo|connect] [-n CPU]
+//   load -p PORT [-a 127.0.0.1] [-c CONNS] [-s BYTES] [-d DEPTH] [-i IDLE] [-m echo|connect|group]
+//        [-t SECONDS] [-w WARMUP] [-h SECONDS] [-x] [-k] [-n CPU] [-z OCTET]
 //
-// One thread, epoll, level-triggered. In mode echo each of CONNS connections keeps DEPTH requests of BYTES bytes under
-// way. In mode connect each connects, does one round trip, closes and starts again. IDLE further connections do one
-// round trip and then stay silent. Requests and latencies are counted after WARMUP seconds, when the line "warm" is
-// printed; one line of JSON is printed at the end. It ends by itself, and with status 1 when a byte was wrong, a
-// connection was lost, or nothing came back for 10 s.
+// One thread, epoll, edge-triggered. Every connection begins with one round trip. Then, in mode echo, each of CONNS
+// connections keeps DEPTH requests of BYTES bytes under way, and IDLE further ones stay silent. In mode connect each
+// connects, does one round trip, closes and starts again. In mode group the server greets every connection with a byte
+// in place of the round trip; then the first connection sends BYTES bytes at a time, which the server writes to all.
 //
-// With -h SECONDS it only connects IDLE connections, does the round trips, prints "warm" and waits.
+// Requests and latencies are counted after WARMUP seconds, when the line "warm" is printed; one line of JSON is printed
+// at the end. It ends by itself, and with status 1 when a byte was wrong, a connection was lost, or nothing came back for
+// 10 s. With -h it only makes the connections, prints "warm", and waits. With -x it prints "ready" when it has connected
+// and waits for a byte on standard input, so that somebody can count what happens from then on; the requests are all that
+// were made, answered to the last. With -k it waits for such a byte behind the JSON, so that closing is not counted.
+// -z is the third octet of the addresses that it connects from, for servers that treat some peers differently.
+//
+// It must not be what limits a measurement, so its own work for a request is one send, one recv, one memcmp and the
+// time of sending. What a connection sends is one ring of random bytes, from a place of its own, straight from memory.
+// The ring's length is a prime: what arrives shifted, doubled, left out or swapped between connections differs. The time
+// of receipt is taken once for all that one epoll_wait reports, since that is when they had arrived: a latency includes
+// what the client needed to learn of the answer, and none of what it did with those before it in the same batch.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -25,23 +36,33 @@
 #include <time.h>
 #include <unistd.h>
 
+enum {
+	RING = 262147, // bytes, a prime
+	INBUF = 128 << 10,
+	BATCH = 512,
+	BUCKETS = 64 * 64,
+	DIALS = 256, // connections made at a time: the backlog is finite
+};
+
 struct conn {
 	int fd;
 	uint32_t id;
-	uint64_t sent, got; // bytes
-	uint64_t *start;    // when each request under way began
+	uint32_t out, in;  // places in the ring: of the next byte to send, to be received
+	uint64_t left;     // bytes of requests begun and not yet sent
+	uint64_t got;      // bytes of the oldest request under way that have arrived
+	uint64_t *start;   // when each request under way began
 	uint32_t head, count;
-	int out; // waits for room
+	int up; // has connected
 };
 
 static const char *host = "127.0.0.1";
-static int port, conns = 64, size = 64, depth = 1, idle, churn, hold;
+static int port, conns = 64, size = 64, depth = 1, idle, hold, octet;
+static enum { ECHO, CONNECT, GROUP } mode;
 static double seconds = 3, warmup = 1;
 static struct conn *all;
-static int ep;
-static char *outbuf, *inbuf;
-static uint64_t done, total, *hist;
-enum { BUCKETS = 64 * 64 };
+static int ep, connecting, counted, ending, alive;
+static unsigned char *ring, *inbuf;
+static uint64_t done, total, late, worst, *hist;
 
 static uint64_t now(void) {
 	struct timespec t;
@@ -54,11 +75,19 @@ static void die(const char *what) {
 	exit(1);
 }
 
+static void say(const char *line) {
+	puts(line);
+	fflush(stdout);
+}
+
 // Latencies are kept in buckets of a sixty-fourth of a power of two.
 static void record(uint64_t ns) {
 	int e = ns < 64 ? 0 : 63 - __builtin_clzll(ns) - 5;
 	uint64_t i = (uint64_t)e * 64 + (e ? (ns >> (e - 1)) - 64 : ns);
 	hist[i < BUCKETS ? i : BUCKETS - 1]++;
+	late += ns > 2000000;
+	if (ns > worst) worst = ns;
+	total++;
 }
 
 static double quantile(double q) {
@@ -73,103 +102,115 @@ static double quantile(double q) {
 	return 0;
 }
 
-// The stream that a connection sends is its own and never repeats within a megabyte or so.
-static inline unsigned char byteat(const struct conn *c, uint64_t pos) {
-	uint32_t x = (uint32_t)(pos >> 3) * 2654435761u + c->id * 40503u;
-	return x >> ((pos & 7) * 3);
-}
-
-static int dial(uint32_t id) {
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (fd < 0) die("socket");
+static void dial(struct conn *c) {
+	static uint32_t next; // several source addresses: one has too few ports for connections in TIME_WAIT
 	int one = 1;
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+	if ((c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)) < 0) die("socket");
+	setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 	struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(port)};
 	if (inet_pton(AF_INET, host, &a.sin_addr) != 1) die("address");
-	// Several source addresses: one has too few ports for connections in TIME_WAIT.
-	struct sockaddr_in s = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000002 + id % 200)};
-	setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
-	if (bind(fd, (void *)&s, sizeof s) < 0) die("bind");
-	if (connect(fd, (void *)&a, sizeof a) < 0 && errno != EINPROGRESS) die("connect");
-	return fd;
+	struct sockaddr_in s = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000002 + (octet << 8) + next++ % 200)};
+	setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
+	if (bind(c->fd, (void *)&s, sizeof s) < 0) die("bind");
+	if (connect(c->fd, (void *)&a, sizeof a) < 0 && errno != EINPROGRESS) die("connect");
+	// Once and for all: edges tell when there is input, and when there is room again.
+	struct epoll_event e = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = c};
+	if (epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &e) < 0) die("epoll_ctl");
+	c->out = c->in = (c->id * 7919ull) % RING;
+	c->left = c->got = c->head = c->count = c->up = 0;
 }
 
-static void want(struct conn *c, int out, int op) {
-	struct epoll_event e = {.events = EPOLLIN | (out ? EPOLLOUT : 0), .data.ptr = c};
-	if (epoll_ctl(ep, op, c->fd, &e) < 0) die("epoll_ctl");
-	c->out = out;
-}
-
-// Sends what is left of the requests that have begun.
-static void push(struct conn *c, uint64_t end) {
-	while (c->sent < end) {
-		uint64_t n = end - c->sent;
-		for (uint64_t i = 0; i < n; i++) outbuf[i] = byteat(c, c->sent + i);
-		ssize_t w = send(c->fd, outbuf, n, MSG_NOSIGNAL);
+// Sends what is left of the requests that have begun. The ring's tail is long enough for a request at any place.
+static void push(struct conn *c) {
+	while (c->left > 0) {
+		ssize_t w = send(c->fd, ring + c->out, c->left, MSG_NOSIGNAL);
 		if (w < 0) {
 			if (errno != EAGAIN) die("send");
-			if (!c->out) want(c, 1, EPOLL_CTL_MOD);
 			return;
 		}
-		c->sent += w;
+		c->left -= w;
+		c->out = (c->out + w) % RING;
 	}
-	if (c->out) want(c, 0, EPOLL_CTL_MOD);
 }
 
 static void begin(struct conn *c, int n) {
 	uint64_t t = now();
-	for (int i = 0; i < n; i++) c->start[(c->head + c->count++) % depth] = t;
-	push(c, c->got / size * size + (uint64_t)c->count * size);
+	for (int i = 0; i < n; i++) {
+		uint32_t k = c->head + c->count++;
+		c->start[k < (uint32_t)depth ? k : k - depth] = t;
+	}
+	c->left += (uint64_t)n * size;
+	push(c);
 }
 
-static void restart(struct conn *c) {
-	static uint32_t next;
-	close(c->fd);
-	c->fd = dial(next++);
-	c->sent = c->got = c->head = c->count = 0;
-	want(c, 1, EPOLL_CTL_ADD);
-}
-
-static void readable(struct conn *c, int counted) {
+static void readable(struct conn *c, uint64_t t, int hung) {
 	for (;;) {
-		ssize_t r = recv(c->fd, inbuf, 256 << 10, 0);
+		ssize_t r = recv(c->fd, inbuf, INBUF, 0);
 		if (r < 0) {
 			if (errno == EAGAIN) return;
 			die("recv");
 		}
-		if (r == 0) {
-			errno = 0;
-			die("server closed");
+		if (r == 0) errno = 0, die("server closed");
+		int greeting = mode == GROUP && connecting;
+		if (greeting && r == 1) {
+			done++;
+			return;
 		}
-		for (ssize_t i = 0; i < r; i++)
-			if ((unsigned char)inbuf[i] != byteat(c, c->got + i)) {
-				errno = 0;
-				die("wrong byte");
-			}
-		uint64_t before = c->got / size;
+		if (memcmp(inbuf, ring + c->in, r)) errno = 0, die("wrong byte");
+		c->in = (c->in + r) % RING;
 		c->got += r;
-		int n = c->got / size - before;
-		if (n > 0) {
-			uint64_t t = now();
+		int n = 0;
+		for (; c->got >= (uint64_t)size; n++) c->got -= size;
+		if (n > 0 && mode == GROUP) {
+			done += n; // what all have received counts, see main
+		} else if (n > 0) {
+			if ((uint32_t)n > c->count) errno = 0, die("answer to nothing");
 			for (int i = 0; i < n; i++) {
-				if (counted) record(t - c->start[c->head]), total++;
-				c->head = (c->head + 1) % depth;
+				if (counted) record(t - c->start[c->head]);
+				if (++c->head == (uint32_t)depth) c->head = 0;
 				c->count--;
 			}
 			done += n;
-			if (churn) {
-				restart(c);
+			if (!connecting && mode == CONNECT) {
+				close(c->fd);
+				if (ending) alive--;
+				else dial(c);
 				return;
 			}
-			if (c->id < (uint32_t)conns) begin(c, n);
+			if (!connecting && !ending) begin(c, n);
+			else if (ending && !c->count) alive--;
 		}
-		if (r < (256 << 10)) return;
+		if (r < INBUF && !hung) return; // drained: a later edge tells of more
 	}
 }
 
+static void poll(void) {
+	static struct epoll_event ev[BATCH];
+	int n = epoll_wait(ep, ev, BATCH, 100);
+	uint64_t t = now();
+	for (int j = 0; j < n; j++) {
+		struct conn *c = ev[j].data.ptr;
+		unsigned bits = ev[j].events;
+		if (bits & EPOLLOUT) {
+			if (!c->up) {
+				c->up = 1;
+				if (mode != GROUP) begin(c, 1);
+			} else {
+				push(c);
+			}
+		}
+		if (bits & ~EPOLLOUT) readable(c, t, bits & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+	}
+}
+
+static void wait_for_byte(void) {
+	char b;
+	if (read(0, &b, 1) < 0) die("standard input");
+}
+
 int main(int argc, char **argv) {
-	int o, cpu = -1;
-	while ((o = getopt(argc, argv, "a:p:c:s:d:t:w:i:m:n:h:")) != -1) switch (o) {
+	int o, cpu = -1, handshake = 0, keep = 0;
+	while ((o = getopt(argc, argv, "a:p:c:s:d:t:w:i:m:n:h:xkz:")) != -1) switch (o) {
 		case 'a': host = optarg; break;
 		case 'p': port = atoi(optarg); break;
 		case 'c': conns = atoi(optarg); break;
@@ -178,9 +219,12 @@ int main(int argc, char **argv) {
 		case 't': seconds = atof(optarg); break;
 		case 'w': warmup = atof(optarg); break;
 		case 'i': idle = atoi(optarg); break;
-		case 'm': churn = !strcmp(optarg, "connect"); break;
+		case 'm': mode = !strcmp(optarg, "connect") ? CONNECT : !strcmp(optarg, "group") ? GROUP : ECHO; break;
 		case 'n': cpu = atoi(optarg); break;
 		case 'h': hold = 1, conns = 0, seconds = atof(optarg); break;
+		case 'x': handshake = 1; break;
+		case 'k': keep = 1; break;
+		case 'z': octet = atoi(optarg); break;
 		default: return 2;
 		}
 	if (cpu >= 0) {
@@ -191,68 +235,76 @@ int main(int argc, char **argv) {
 	}
 	struct rlimit rl = {20000, 20000};
 	setrlimit(RLIMIT_NOFILE, &rl);
+	size_t tail = (size_t)size * depth > INBUF ? (size_t)size * depth : INBUF;
 	all = calloc(conns + idle, sizeof *all);
 	hist = calloc(BUCKETS, sizeof *hist);
-	outbuf = malloc((size_t)size * depth);
-	inbuf = malloc(256 << 10);
+	inbuf = malloc(INBUF);
+	ring = malloc(RING + tail);
+	uint64_t x = 88172645463325252ull;
+	for (size_t i = 0; i < RING + tail; i++) {
+		x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+		ring[i] = i < RING ? x >> 32 : ring[i - RING];
+	}
 	if ((ep = epoll_create1(EPOLL_CLOEXEC)) < 0) die("epoll_create1");
 
-	// The idle ones first, some hundred at a time: the backlog is finite.
-	struct epoll_event ev[512];
-	int made = 0;
+	connecting = 1;
 	for (int i = 0; i < conns + idle; i++) {
-		int k = i < idle ? conns + i : i - idle;
-		struct conn *c = &all[k];
-		c->id = k;
+		struct conn *c = &all[i];
+		c->id = i;
 		c->start = malloc(sizeof(uint64_t) * depth);
-		c->fd = dial(k);
-		want(c, 1, EPOLL_CTL_ADD);
-		made++;
-		if (i < idle && (made == 500 || i == idle - 1)) {
-			uint64_t target = done + made, limit = now() + 30000000000ull;
-			while (done < target) {
-				if (now() > limit) { errno = ETIMEDOUT; die("connecting"); }
-				int n = epoll_wait(ep, ev, 512, 100);
-				for (int j = 0; j < n; j++) {
-					struct conn *d = ev[j].data.ptr;
-					if ((ev[j].events & EPOLLOUT) && !d->count) begin(d, 1);
-					else if (ev[j].events & EPOLLOUT) push(d, size);
-					if (ev[j].events & (EPOLLIN | EPOLLERR | EPOLLHUP)) readable(d, 0);
-				}
-			}
-			made = 0;
-		}
+		dial(c);
+		if ((i + 1) % DIALS != 0 && i != conns + idle - 1) continue;
+		for (uint64_t limit = now() + 30000000000ull; done < (uint64_t)i + 1; poll())
+			if (now() > limit) errno = ETIMEDOUT, die("connecting");
 	}
+	connecting = 0, done = 0;
 	if (hold) {
-		printf("warm\n");
-		fflush(stdout);
+		say("warm");
 		usleep(seconds * 1e6);
 		return 0;
 	}
-	uint64_t t0 = now(), tw = t0 + warmup * 1e9, end = tw + seconds * 1e9, last = t0, seen = 0, from = 0;
-	int warm = 0;
+	if (handshake) say("ready"), wait_for_byte();
+
+	uint64_t t0 = now(), tw = t0 + warmup * 1e9, end = tw + seconds * 1e9, last = t0, seen = 0, from = 0, sent = 0;
+	for (int i = 0; i < conns && mode != GROUP; i++) {
+		if (mode != CONNECT) {
+			begin(&all[i], depth);
+			continue;
+		}
+		close(all[i].fd);
+		dial(&all[i]);
+	}
 	for (;;) {
 		uint64_t t = now();
-		if (!warm && t >= tw) {
-			warm = 1, from = t;
-			printf("warm\n");
-			fflush(stdout);
+		if (!counted && t >= tw) {
+			counted = 1, from = t;
+			say("warm");
 		}
 		if (t >= end) break;
 		if (done != seen) seen = done, last = t;
-		if (t - last > 10000000000ull) { errno = ETIMEDOUT; die("stalled"); }
-		int n = epoll_wait(ep, ev, 512, 100);
-		for (int j = 0; j < n; j++) {
-			struct conn *c = ev[j].data.ptr;
-			if (ev[j].events & EPOLLOUT) {
-				if (!c->count && c->id < (uint32_t)conns) begin(c, churn ? 1 : depth);
-				else push(c, c->got / size * size + (uint64_t)c->count * size);
-			}
-			if (ev[j].events & (EPOLLIN | EPOLLERR | EPOLLHUP)) readable(c, warm);
+		if (t - last > 10000000000ull) errno = ETIMEDOUT, die("stalled");
+		if (mode == GROUP && (!sent || done == (uint64_t)conns)) {
+			if (sent && counted && sent >= from) record(t - sent);
+			done = seen = 0;
+			sent = t;
+			for (int i = 1; i < conns; i++) all[i].in = all[0].in;
+			all[0].left = size;
+			push(&all[0]);
 		}
+		poll();
 	}
 	double took = (now() - from) / 1e9;
-	printf("{\"requests\":%lu,\"seconds\":%.6f,\"p50_us\":%.3f,\"p99_us\":%.3f,\"p999_us\":%.3f}\n",
-	       (unsigned long)total, took, quantile(.5), quantile(.99), quantile(.999));
+	uint64_t requests = total;
+	if (handshake) {
+		// Everything that was begun is to be counted, so that counts made elsewhere fit.
+		ending = 1, alive = conns;
+		for (uint64_t limit = now() + 10000000000ull; mode == GROUP ? done < (uint64_t)conns : alive > 0; poll())
+			if (now() > limit) errno = ETIMEDOUT, die("ending");
+		requests = mode == GROUP ? total + 1 : done;
+	}
+	printf("{\"requests\":%lu,\"seconds\":%.6f,\"p50_us\":%.3f,\"p99_us\":%.3f,\"p999_us\":%.3f,\"max_us\":%.3f,\"over_2ms\":%lu}\n",
+	       (unsigned long)requests, took, quantile(.5), quantile(.99), quantile(.999), worst / 1e3, (unsigned long)late);
+	fflush(stdout);
+	if (keep) wait_for_byte();
 	return 0;
 }

@@ -1,24 +1,44 @@
-// Package arg reads what every server of the comparison is told: a port on 127.0.0.1 and a number of loops.
+// Package arg is what the servers of the comparison have in common: what they are told, and how they tell what they
+// allocated.
 package arg
 
 import (
+	"flag"
 	"fmt"
 	"os"
-	"strconv"
+	"os/signal"
+	"runtime"
+	"syscall"
 )
 
-// Parse reads os.Args: ADDR-PORT LOOPS, and whatever else the server takes.
-func Parse() (addr string, loops int, rest []string) {
-	if len(os.Args) < 3 {
-		fmt.Fprintln(os.Stderr, "usage: server PORT LOOPS")
+// The command line of every server is FLAGS [ROUTE]; some have further flags.
+var (
+	port = flag.Int("port", 0, "of 127.0.0.1 to listen on")
+
+	// Loops is how many loops to run.
+	Loops = flag.Int("loops", 1, "loops")
+	// Buf is the size of a buffer that belongs to one connection, where a server has such.
+	Buf = flag.Int("buf", 4<<10, "`bytes` of a buffer that belongs to one connection")
+)
+
+// Parse reads the command line and returns the address to listen on. From then on the signal USR1 is answered with a
+// line on standard output: the number of objects allocated so far.
+func Parse() (addr string) {
+	flag.Parse()
+	if *port == 0 || *Loops < 1 || *Buf < 1 {
+		fmt.Fprintln(os.Stderr, "server: no port, no loop or no buffer")
 		os.Exit(2)
 	}
-	loops, err := strconv.Atoi(os.Args[2])
-	if err != nil || loops < 1 {
-		fmt.Fprintln(os.Stderr, "bad number of loops:", os.Args[2])
-		os.Exit(2)
-	}
-	return "127.0.0.1:" + os.Args[1], loops, os.Args[3:]
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1)
+	go func() {
+		var m runtime.MemStats
+		for range signals {
+			runtime.ReadMemStats(&m) // stops the world, but counts every object; the package metrics lags
+			fmt.Println(m.Mallocs)
+		}
+	}()
+	return fmt.Sprintf("127.0.0.1:%d", *port)
 }
 
 // Must ends the server when it cannot serve.

@@ -1,4 +1,4 @@
-// tidwall/evio.
+// tidwall/evio: the input buffer reused, connections given to the loops in turn.
 package main
 
 import (
@@ -8,10 +8,14 @@ import (
 )
 
 func main() {
-	addr, loops, _ := arg.Parse()
+	addr := arg.Parse()
 	ev := evio.Events{
-		NumLoops: loops,
-		Data:     func(_ evio.Conn, in []byte) ([]byte, evio.Action) { return in, evio.None },
+		NumLoops:    *arg.Loops,
+		LoadBalance: evio.RoundRobin,
+		Opened: func(evio.Conn) ([]byte, evio.Options, evio.Action) {
+			return nil, evio.Options{ReuseInputBuffer: true}, evio.None
+		},
+		Data: func(_ evio.Conn, in []byte) ([]byte, evio.Action) { return in, evio.None },
 	}
 	arg.Must(evio.Serve(ev, "tcp://"+addr))
 }

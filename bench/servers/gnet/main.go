@@ -1,4 +1,4 @@
-// panjf2000/gnet.
+// panjf2000/gnet. TCP_NODELAY and read buffers of 64 KiB are its defaults.
 package main
 
 import (
@@ -21,6 +21,6 @@ func (*echo) OnTraffic(c gnet.Conn) gnet.Action {
 }
 
 func main() {
-	addr, loops, _ := arg.Parse()
-	arg.Must(gnet.Run(&echo{}, "tcp://"+addr, gnet.WithNumEventLoop(loops), gnet.WithMulticore(loops > 1)))
+	addr := arg.Parse()
+	arg.Must(gnet.Run(&echo{}, "tcp://"+addr, gnet.WithNumEventLoop(*arg.Loops)))
 }

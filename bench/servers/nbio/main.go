@@ -1,4 +1,4 @@
-// lesismal/nbio.
+// lesismal/nbio, level-triggered as is its default. It copies what a write leaves over, so the answer need not be a copy.
 package main
 
 import (
@@ -8,10 +8,10 @@ import (
 )
 
 func main() {
-	addr, loops, _ := arg.Parse()
-	e := nbio.NewEngine(nbio.Config{Network: "tcp", Addrs: []string{addr}, NPoller: loops, MaxWriteBufferSize: 64 << 20})
+	addr := arg.Parse()
+	e := nbio.NewEngine(nbio.Config{Network: "tcp", Addrs: []string{addr}, NPoller: *arg.Loops, MaxWriteBufferSize: 64 << 20})
 	e.OnData(func(c *nbio.Conn, data []byte) {
-		if _, err := c.Write(append([]byte(nil), data...)); err != nil {
+		if _, err := c.Write(data); err != nil {
 			c.Close()
 		}
 	})

@@ -8,7 +8,7 @@ import (
 )
 
 func main() {
-	addr, _, _ := arg.Parse()
+	addr := arg.Parse()
 	l, err := net.Listen("tcp", addr)
 	arg.Must(err)
 	for {
@@ -16,7 +16,7 @@ func main() {
 		arg.Must(err)
 		go func() {
 			defer c.Close()
-			buf := make([]byte, 4<<10)
+			buf := make([]byte, *arg.Buf)
 			for {
 				n, err := c.Read(buf)
 				if err != nil {

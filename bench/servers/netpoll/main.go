@@ -1,4 +1,4 @@
-// cloudwego/netpoll.
+// cloudwego/netpoll, with its pool of goroutines (faster here than without) and without copying what is long.
 package main
 
 import (
@@ -10,26 +10,23 @@ import (
 )
 
 func main() {
-	addr, loops, _ := arg.Parse()
-	arg.Must(netpoll.Configure(netpoll.Config{PollerNum: loops}))
+	addr := arg.Parse()
+	arg.Must(netpoll.Configure(netpoll.Config{PollerNum: *arg.Loops}))
 	l, err := netpoll.CreateListener("tcp", addr)
 	arg.Must(err)
 	ev, err := netpoll.NewEventLoop(func(_ context.Context, c netpoll.Connection) error {
 		r, w := c.Reader(), c.Writer()
-		n := r.Len()
-		in, err := r.Next(n)
+		in, err := r.Next(r.Len())
 		if err != nil {
 			return err
 		}
-		out, err := w.Malloc(n)
-		if err != nil {
+		if _, err := w.WriteBinary(in); err != nil {
 			return err
 		}
-		copy(out, in)
-		if err := r.Release(); err != nil {
+		if err := w.Flush(); err != nil {
 			return err
 		}
-		return w.Flush()
+		return r.Release()
 	})
 	arg.Must(err)
 	arg.Must(ev.Serve(l))
