@@ -258,7 +258,9 @@ func TestShutdownInsideReceiveReturns(t *testing.T) {
 				defer cancel()
 				result <- r.l.Shutdown(ctx)
 			}
-			r = actServeAll(t, tcpio.ListenerOptions{Loops: 1}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+			// The handler waits CloseTimeout for itself.
+			opts := tcpio.ListenerOptions{Loops: 1, CloseTimeout: 500 * time.Millisecond}
+			r = actServeAll(t, opts, tcpio.ActorFunc(func(ev tcpio.Event) error {
 				switch ev := ev.(type) {
 				case tcpio.Readable:
 					var p [16]byte

@@ -597,6 +597,7 @@ func (l *Listener) finish() {
 // every descriptor is closed; then it returns nil. When ctx ends first, what is left is cut off and ctx's error returned.
 // It does not wait for events to be received, so a consumer may call it; the Closed events are still to come. With
 // whatever ctx, a connection has DrainTimeout, or CloseTimeout while its actor's Receive blocks, and then CloseTimeout.
+// A Receive that calls Shutdown blocks in this sense: it waits CloseTimeout for itself, a goroutine of its own does not.
 func (l *Listener) Shutdown(ctx context.Context) error {
 	l.mu.Lock()
 	polling := l.polling && !l.stopping.Load()
