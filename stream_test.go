@@ -109,7 +109,7 @@ func TestNothingOvertakesTheFeeder(t *testing.T) {
 	c := socketless(r, s)
 	emit(c, pendOpened)
 	receiveAs[Opened](t, s.ch)
-	for round := range 1000 {
+	for round := range 300 {
 		take := func(i int) {
 			if m := receiveAs[Message](t, s.ch); m.Value != 5*round+i {
 				t.Fatalf("message %v, want %d", m.Value, 5*round+i)
