@@ -68,17 +68,22 @@ func (ps *peers) give(a *sockaddr) {
 // is taken where addresses are counted.
 func (l *Listener) admission(peer *sockaddr) refusal {
 	o := &l.opts
+	counted := o.MaxConnsPerIP > 0 && peer.isIP
+	why := admitted
 	switch {
 	case o.MaxConns > 0 && l.Len()-int(l.refusing.Load()) >= o.MaxConns:
 		return refusedConns
+	case counted && !l.peers.take(peer, o.MaxConnsPerIP):
+		return refusedPerIP // before the rate: an address over its bound does not use up what others may have
 	case o.AcceptRate != nil && !o.AcceptRate.Allow():
-		return refusedRate
+		why = refusedRate
 	case o.Admit != nil && !l.admits(peer):
-		return refusedAdmit
-	case o.MaxConnsPerIP > 0 && peer.isIP && !l.peers.take(peer, o.MaxConnsPerIP):
-		return refusedPerIP
+		why = refusedAdmit
 	}
-	return admitted
+	if why != admitted && counted {
+		l.peers.give(peer)
+	}
+	return why
 }
 
 // admits asks the user's hook. A panic refuses the peer and is logged.
