@@ -401,6 +401,8 @@ func (c *Conn) readyLocked(bits uint32) {
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
 		c.flags |= fDistrust
+	} else if bits&pollIn != 0 {
+		c.heardLocked() // a limit must not come between the bytes and who will read them
 	}
 	if bits&(pollOut|pollErr|pollHup) != 0 {
 		if c.ext != nil {
@@ -589,10 +591,7 @@ func (c *Conn) recvLocked(p []byte) (int, error) {
 // receivedLocked accounts for n bytes of input.
 func (c *Conn) receivedLocked(n int) {
 	c.lp.count.bytesIn.Add(uint64(n))
-	if c.flags&fTimed != 0 {
-		c.flags |= fHeard
-		c.limit.lastIn = c.lp.coarse()
-	}
+	c.heardLocked()
 }
 
 // endReadLocked notes that the user is told of the peer's end of stream. With an actor running, its turn decides when it is over; see runActor.

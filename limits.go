@@ -2,6 +2,7 @@ package tcpio
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -16,8 +17,14 @@ import (
 // ticks is a time of the coarse clock in milliseconds. It wraps after 49 days; differences do not mind.
 type ticks uint32
 
+// since is how long before t earlier was. It may be a little below zero, when whoever told the time was late with it.
 func (t ticks) since(earlier ticks) time.Duration {
-	return time.Duration(int32(t-earlier)) * time.Millisecond
+	const late = 60_000
+	d := int32(t - earlier)
+	if d < -late {
+		d = math.MaxInt32 // over 24 days: a connection that only ever reads has an old last write
+	}
+	return time.Duration(d) * time.Millisecond
 }
 
 // longestLimit is the longest limit that ticks can tell, with room to spare.
@@ -25,7 +32,7 @@ const longestLimit = 20 * 24 * time.Hour
 
 // limitState is a connection's part. lastIn, lastOut and idle are guarded by its mu, the rest by its loop's limits.
 type limitState struct {
-	lastIn  ticks // bytes arrived, or the connection was accepted
+	lastIn  ticks // bytes arrived or were read, or the connection was accepted
 	lastOut ticks // bytes went out, or began to wait
 	idle    ticks // the idle limit; 0: none
 	place   int32 // in the heap plus one
@@ -139,22 +146,22 @@ func (c *Conn) beginLimitsLocked() {
 // nextLimitLocked says which limit comes first, and how long it takes from now; a limit of 0 means none.
 func (c *Conn) nextLimitLocked(t ticks) (kind limitKind, limit, wait time.Duration) {
 	o := &c.lp.l.opts
-	consider := func(k limitKind, d time.Duration, since ticks) {
-		if left := d - t.since(since); d > 0 && (limit == 0 || left < wait) {
+	consider := func(k limitKind, d, quiet time.Duration) {
+		if left := d - quiet; d > 0 && (limit == 0 || left < wait) {
 			kind, limit, wait = k, d, left
 		}
 	}
 	s := &c.limit
-	last := s.lastIn
-	if s.lastOut.since(last) > 0 {
-		last = s.lastOut
-	}
-	consider(limitIdle, time.Duration(s.idle)*time.Millisecond, last)
+	in, out := t.since(s.lastIn), t.since(s.lastOut)
+	consider(limitIdle, time.Duration(s.idle)*time.Millisecond, min(in, out))
 	if c.flags&fHeard == 0 || c.ext != nil && c.ext.frames.partial {
-		consider(limitRead, o.ReadTimeout, s.lastIn)
+		if c.flags&fReadable != 0 {
+			in = 0 // the peer has sent, and it is not its fault that nobody has read
+		}
+		consider(limitRead, o.ReadTimeout, in)
 	}
 	if c.out != nil {
-		consider(limitWrite, o.WriteTimeout, s.lastOut)
+		consider(limitWrite, o.WriteTimeout, out)
 	}
 	return kind, limit, wait
 }
@@ -219,29 +226,63 @@ func (lim *limits) due() *Conn {
 	return c
 }
 
+// limitBudget is how many connections one turn looks at before others have theirs: many may be due at once.
+const limitBudget = 256
+
 // runLimits ends the connections whose limit is reached.
 func (lp *loop) runLimits() {
-	for {
+	for range limitBudget {
 		c := lp.limits.due()
 		if c == nil {
 			return
 		}
 		c.mu.Lock()
-		if c.flags&(fClosing|fReleased) == 0 {
-			switch kind, limit, wait := c.nextLimitLocked(lp.coarse()); {
-			case limit == 0:
-			case wait > 0:
-				c.armLimitLocked()
-			default:
-				lp.count.timeouts[kind].Add(1)
-				err := &LimitError{limitNames[kind], limit}
-				if kind == limitWrite {
-					c.abortLocked(err) // there is no point in waiting for what does not move
-				} else {
-					c.closeLocked(err)
-				}
-			}
-		}
+		c.limitDueLocked()
 		c.unlock()
+	}
+	lp.kick() // there may be more
+}
+
+// limitDueLocked is called when one of the connection's limits could be reached.
+func (c *Conn) limitDueLocked() {
+	if c.flags&(fClosing|fReleased) != 0 {
+		return
+	}
+	kind, limit, wait := c.nextLimitLocked(c.lp.coarse())
+	if limit != 0 && wait <= 0 && kind != limitWrite && c.arrivedLocked() {
+		c.heardLocked()
+		_, limit, wait = c.nextLimitLocked(c.lp.coarse())
+	}
+	switch {
+	case limit == 0:
+	case wait > 0:
+		c.armLimitLocked()
+	default:
+		c.lp.count.timeouts[kind].Add(1)
+		err := &LimitError{limitNames[kind], limit}
+		if kind == limitWrite {
+			c.abortLocked(err) // there is no point in waiting for what does not move
+		} else {
+			c.closeLocked(err)
+		}
+	}
+}
+
+// arrivedLocked reports whether bytes have arrived that the loop has not come to yet: it, or the whole process, was held
+// up, and the limit is looked at before them.
+func (c *Conn) arrivedLocked() bool {
+	if c.flags&(fReadable|fEOF) != 0 {
+		return false // the loop has seen them
+	}
+	var b [1]byte
+	n, errno := sysPeekAt(c.fd, b[:])
+	return errno == 0 && n > 0
+}
+
+// heardLocked notes that bytes have arrived.
+func (c *Conn) heardLocked() {
+	if c.flags&fTimed != 0 {
+		c.flags |= fHeard
+		c.limit.lastIn = c.lp.coarse()
 	}
 }

@@ -75,10 +75,11 @@ type ListenerOptions struct {
 	// finish and call Close; after that they are closed. 0 means until the actor's Receive that was told has returned,
 	// for which it has CloseTimeout, and 250 ms where there is no actor.
 	DrainTimeout time.Duration
-	// IdleTimeout closes a connection on which nothing was read or written for so long; see Conn.SetIdleTimeout.
+	// IdleTimeout closes a connection on which nothing has arrived, was read or went out for so long; see
+	// Conn.SetIdleTimeout.
 	IdleTimeout time.Duration
 	// ReadTimeout closes a connection whose first byte does not come within it, and one on which so long no byte was added
-	// to a frame that Conn.Frames has begun.
+	// to a frame that Conn.Frames has begun. Input that waits for its reader holds it up.
 	ReadTimeout time.Duration
 	// WriteTimeout aborts a connection whose queued output makes no progress for so long.
 	WriteTimeout time.Duration
