@@ -102,6 +102,7 @@ const (
 	fTLS       // the connection speaks TLS, or is about to
 	fHandshake // the TLS handshake is not done: nothing is read, written or announced
 	fFinSeen   // the peer's FIN was read; with TLS that is not fEOF
+	fFlush     // the rest of the output waits for its turn in the loop's queue
 	fWriting   // a blocking write is under way: nobody else's bytes come between its own
 	fStarved   // a write was refused for MaxBuffered
 	fTellsEnd  // Draining was emitted

@@ -293,6 +293,10 @@ func (lp *loop) runQueue() bool {
 			break
 		}
 		c.mu.Lock()
+		if c.flags&fFlush != 0 {
+			c.flags &^= fFlush
+			c.flushLocked()
+		}
 		if c.flags&fClosing != 0 {
 			c.advanceCloseLocked()
 		}

@@ -117,11 +117,19 @@ func (c *Conn) writevLocked(bufs net.Buffers) (int64, error) {
 	return int64(total), nil
 }
 
+const (
+	// sendChunk bounds one system call, in bytes: a peer that reads as fast as we write keeps the kernel in it for all of
+	// p, and neither the collector nor the scheduler gets in between.
+	sendChunk = 1 << 20
+	// flushBudget is how much of a queue one turn sends, in bytes, before others have theirs.
+	flushBudget = 1 << 20
+)
+
 // sendLocked sends until the socket refuses, which is what makes epoll report the next room (epoll(7), edge-triggered).
 func (c *Conn) sendLocked(p []byte) (int, error) {
 	sent := 0
 	for sent < len(p) {
-		n, errno := sysSend(c.fd, p[sent:])
+		n, errno := sysSend(c.fd, p[sent:min(len(p), sent+sendChunk)])
 		switch errno {
 		case 0:
 			sent += n
@@ -140,7 +148,13 @@ func (c *Conn) sendvLocked(bufs net.Buffers) (int, error) {
 	sent, i, off := 0, 0, 0
 	for {
 		var v iovec
-		for j, o := i, off; j < len(bufs) && v.add(bufs[j][o:]); j, o = j+1, 0 {
+		for j, o, room := i, off, sendChunk; j < len(bufs) && room > 0; j, o = j+1, 0 {
+			p := bufs[j][o:]
+			p = p[:min(len(p), room)]
+			if !v.add(p) {
+				break
+			}
+			room -= len(p)
 		}
 		if v.n == 0 {
 			return sent, nil
@@ -187,9 +201,18 @@ func (c *Conn) failSendLocked(errno syscall.Errno) error {
 	return err
 }
 
-// flushLocked moves queued output into the socket until the queue is empty or the socket refuses; see sendLocked.
+// flushLocked moves queued output into the socket until the queue is empty or the socket refuses; see sendLocked. A peer
+// that reads as fast as that goes on in another turn.
 func (c *Conn) flushLocked() {
-	for c.out != nil {
+	for sent := 0; c.out != nil; {
+		if sent >= flushBudget {
+			if c.flags&fFlush == 0 {
+				c.flags |= fFlush
+				c.lp.schedule(c)
+			}
+			c.roomLocked()
+			return
+		}
 		var v iovec
 		c.out.fill(&v)
 		n, errno := sysSendv(c.fd, &v)
@@ -201,6 +224,7 @@ func (c *Conn) flushLocked() {
 			c.failSendLocked(errno)
 			return
 		}
+		sent += n
 		c.sentLocked(n)
 		c.out.consume(c.lp.l, n)
 		if c.out.size == 0 {
@@ -298,10 +322,13 @@ func (q *outQueue) share(l *Listener, b *block, off, end int) {
 
 // fill points v at the front of the queue.
 func (q *outQueue) fill(v *iovec) {
+	room := sendChunk
 	for _, s := range q.segs {
-		if !v.add(s.b.buf[s.off:s.end]) {
+		n := min(s.end-s.off, room)
+		if n == 0 || !v.add(s.b.buf[s.off:s.off+n]) {
 			return
 		}
+		room -= n
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"unsafe"
 
@@ -233,5 +234,42 @@ func setSendBuffer(t tester, c *Conn, size int) {
 	}
 	if err != nil {
 		t.Fatalf("SO_SNDBUF: %v", err)
+	}
+}
+
+// A peer that reads as fast as we write leaves the loop's other connections their turn.
+func TestAFastReaderOfALongQueueLeavesOthersTheirTurn(t *testing.T) {
+	r := listen(t, ListenerOptions{}).serve()
+	r.Events()
+	peer, c := r.open()
+	const size = 32 << 20
+	if n, err := c.TryWrite(make([]byte, size)); n != size || err != nil {
+		t.Fatalf("TryWrite = %d, %v", n, err)
+	}
+	c.mu.Lock() // so that the loop waits while the peer makes room
+	var got atomic.Int64
+	read := make(chan error, 1)
+	go func() {
+		buf := make([]byte, 1<<20)
+		for got.Load() < size {
+			n, err := peer.Read(buf)
+			if got.Add(int64(n)); err != nil {
+				read <- err
+				return
+			}
+		}
+		read <- nil
+	}()
+	queued := c.out.len()
+	waitFor(t, "the peer has what the socket held", func() bool { return got.Load() == int64(size-queued) })
+	c.flags &^= fFlush
+	c.flushLocked()
+	sent, waits := queued-c.out.len(), c.flags&fFlush != 0
+	c.mu.Unlock()
+	if sent >= flushBudget+sendChunk || waits != (sent >= flushBudget) {
+		t.Errorf("one turn sent %d bytes of %d, and the rest waits for another: %v", sent, queued, waits)
+	}
+	if err := receive(t, "all of it", read); err != nil {
+		t.Fatal(err)
 	}
 }
