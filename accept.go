@@ -204,7 +204,7 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 		return net.ErrClosed
 	}
 	served := c.flags&fRefused == 0
-	hook := served && l.opts.Actor != nil
+	hook := served && l.opts.Actor != nil && c.flags&fDialled == 0
 	// From add on others see c, and it may end at any moment. The reference keeps the descriptor until the registration
 	// is over, fRunning its events until the actor is there.
 	c.refs = 1
@@ -213,7 +213,7 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	}
 	if served {
 		c.mu.Lock()
-		if l.opts.TLSConfig != nil {
+		if l.opts.TLSConfig != nil && c.flags&fDialled == 0 {
 			c.beginTLSLocked(l.opts.TLSConfig)
 		}
 		c.beginLimitsLocked() // before anybody can set others

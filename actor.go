@@ -264,7 +264,11 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 		c.lp.kick()         // it may be the last one that the end waits for
 	}
 	c.stream, c.actor = s, a
+	untold := c.flags&(fDialled|fMute) == fDialled|fMute
 	c.flags &^= fMute | fDefer
+	if untold {
+		c.emitLocked(pendOpened)
+	}
 	if c.flags&(pendMask&^pendReadable) != 0 || c.mail() > 0 {
 		c.queueLocked()
 	}

@@ -95,6 +95,7 @@ const (
 	fUnix      // not TCP
 	fMute      // handed out by NetListener: no events but Opened, until claimed
 	fDefer     // Opened waits for the first bytes
+	fDialled   // made by Dial: plain, and with fMute its Opened waits for a route
 	fTimed     // the connection has, or had, a time limit
 	fHeard     // a byte has arrived
 	fCounted   // its address has a place taken, see peers

@@ -135,27 +135,10 @@ func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	default:
 		return fail(fmt.Errorf("neither *net.TCPConn nor *net.UnixConn: %T", nc))
 	}
-	if l.stopping.Load() {
-		return fail(net.ErrClosed)
-	}
-	l.mu.Lock()
-	ready := l.polling
-	l.mu.Unlock()
-	if !ready {
-		return fail(errors.New("Serve is not running"))
-	}
-	local := nc.LocalAddr()
-	fd, peer, err := sysTake(nc)
+	c, err := l.serveOther(nc, 0)
 	if err != nil {
 		return fail(err)
 	}
-	lp := l.leastBusy(true)
-	c := l.newConn(lp, fd, peer)
-	c.ext = &connExt{local: local}
-	if err := l.register(c, false); err != nil {
-		return fail(err)
-	}
-	nc.Close() // the duplicate keeps the connection
 	return c, nil
 }
 

@@ -1,0 +1,113 @@
+package tcpio
+
+import (
+	"context"
+	"errors"
+	"net"
+	"syscall"
+)
+
+// Dial connects to address as [net.Dialer] does, on "tcp", "tcp4", "tcp6" or "unix", and then serves the connection on
+// l's loops beside the accepted ones. TCP_NODELAY, KeepAlive and UserTimeout are set as on those.
+//
+// Dial blocks until the connection is established, ctx ends, or l has stopped. A handler may call it, as it may block,
+// but for hooks that must not (Admit, Actor).
+//
+// Where Events or Streams decides where events go, the connection's go there too, Opened first. Elsewhere the connection
+// is the caller's, like one that NetListener hands out: a plain blocking net.Conn that has no events and does not close
+// itself at EOF, until Conn.Attach or Conn.Events gives it a route, which begins with Opened.
+//
+// What decides about accepted connections leaves it alone: Actor, OnConnEvent, the bounds on who is served (but it counts
+// for MaxConns), and TLSConfig, which is a server's: a dialled connection is plain.
+//
+// Serve must be running. Errors are *net.OpError: around net.ErrClosed once l is stopping, otherwise what net.Dialer
+// returns, whose Timeout tells that ctx had a deadline.
+func (l *Listener) Dial(ctx context.Context, network, address string) (*Conn, error) {
+	fail := func(err error) (*Conn, error) {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+	}
+	switch network {
+	case "tcp", "tcp4", "tcp6", "unix":
+	default:
+		return fail(net.UnknownNetworkError(network))
+	}
+	if err := l.mayAdd(); err != nil {
+		return fail(err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go l.endDial(ctx, cancel)
+	d := net.Dialer{KeepAlive: -1, Control: l.tuneDialled} // -1: the dialer leaves alone what Control has set
+	d.SetMultipathTCP(false)                               // as for the listening socket
+	nc, err := d.DialContext(ctx, network, address)
+	if err != nil {
+		if context.Cause(ctx) == net.ErrClosed {
+			err = net.ErrClosed
+		}
+		if _, ok := errors.AsType[*net.OpError](err); ok {
+			return nil, err
+		}
+		return fail(err)
+	}
+	c, err := l.serveOther(nc, fDialled)
+	if err != nil {
+		nc.Close()
+		return fail(err)
+	}
+	return c, nil
+}
+
+// endDial ends a Dial when l has stopped. It ends with ctx, which ends with Dial.
+func (l *Listener) endDial(ctx context.Context, cancel context.CancelCauseFunc) {
+	select {
+	case <-l.gone:
+		cancel(net.ErrClosed)
+	case <-ctx.Done():
+	}
+}
+
+func (l *Listener) tuneDialled(network, _ string, raw syscall.RawConn) (err error) {
+	if network == "unix" {
+		return nil
+	}
+	ctlErr := raw.Control(func(fd uintptr) { err = tuneListener(int(fd), l.opts.KeepAlive, l.opts.UserTimeout) })
+	return errors.Join(ctlErr, err)
+}
+
+// mayAdd says why l cannot serve one more connection.
+func (l *Listener) mayAdd() error {
+	if l.stopping.Load() {
+		return net.ErrClosed
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.polling {
+		return errors.New("Serve is not running")
+	}
+	return nil
+}
+
+// serveOther serves a connection that was not accepted. Its descriptor moves, unless there is an error.
+func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
+	if err := l.mayAdd(); err != nil {
+		return nil, err
+	}
+	local := nc.LocalAddr()
+	fd, peer, err := sysTake(nc)
+	if err != nil {
+		return nil, err
+	}
+	c := l.newConn(l.leastBusy(true), fd, peer)
+	c.ext = &connExt{local: local}
+	c.flags |= f
+	if f&fDialled != 0 && (c.stream == nil || l.handOut != nil) {
+		c.stream, c.actor = nil, nil
+		c.flags |= fMute | fHalfOpen | fOpened // moveLocked tells of Opened
+		c.flags &^= fDefer
+	}
+	if err := l.register(c, false); err != nil {
+		return nil, err
+	}
+	nc.Close() // the duplicate keeps the connection
+	return c, nil
+}
