@@ -48,6 +48,42 @@ func FuzzCleanLinesAreText(f *testing.F) {
 	})
 }
 
+// FuzzLines holds that lines come out the same whatever pieces they arrive in, the long ones as tooLong, and that whoever is
+// named by one has a name that is shown as it is.
+func FuzzLines(f *testing.F) {
+	f.Add([]byte("one\r\n\ntwo"), uint16(1))
+	f.Add(bytes.Repeat([]byte("x"), maxLine+1), uint16(3))
+	f.Add(append(bytes.Repeat([]byte("x"), maxLine), "\r\nü"...), uint16(maxLine))
+	f.Fuzz(func(t *testing.T, input []byte, piece uint16) {
+		var want []string
+		lines := bytes.Split(input, []byte("\n"))
+		if last := len(lines) - 1; len(lines[last]) == 0 {
+			lines = lines[:last]
+		}
+		for _, line := range lines {
+			if text := bytes.TrimSuffix(line, []byte("\r")); len(text) <= maxLine {
+				want = append(want, string(text))
+			} else {
+				want = append(want, string(tooLong))
+			}
+		}
+		if got := cut(t, input, int(piece)+1); !slices.Equal(got, want) {
+			t.Errorf("in pieces of %d: %.60q, want %.60q", int(piece)+1, got, want)
+		}
+		for _, name := range want {
+			if !validName(name) {
+				continue
+			}
+			if clean([]byte(name)) != name || strings.ContainsFunc(name, unicode.IsSpace) {
+				t.Errorf("%q may be a name", name)
+			}
+			if again := foldName(name); foldName(again) != again {
+				t.Errorf("%q folds to %q, and that to %q", name, again, foldName(again))
+			}
+		}
+	})
+}
+
 // Whatever pieces lines arrive in, the long ones come out as tooLong and the others whole.
 func TestLongLinesAreCutOutWhateverThePieces(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))

@@ -44,7 +44,7 @@ func testConfig() config {
 }
 
 // start runs one server; stop ends it in order and waits.
-func start(t *testing.T, cfg config, h http.Handler) (addr string, stop func()) {
+func start(t testing.TB, cfg config, h http.Handler) (addr string, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r, w := io.Pipe()

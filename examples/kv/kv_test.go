@@ -65,7 +65,7 @@ func openFiles() []string {
 }
 
 // startWith runs a server with this clock and these ticks until the test ends, and returns its address.
-func startWith(t *testing.T, now func() time.Time, tick <-chan time.Time) string {
+func startWith(t testing.TB, now func() time.Time, tick <-chan time.Time) string {
 	t.Helper()
 	l, err := listen("127.0.0.1:0", nil)
 	if err != nil {
@@ -89,7 +89,7 @@ func startWith(t *testing.T, now func() time.Time, tick <-chan time.Time) string
 }
 
 // start runs a server as the program does.
-func start(t *testing.T) string {
+func start(t testing.TB) string {
 	t.Helper()
 	ticker := time.NewTicker(sweepEvery)
 	addr := startWith(t, time.Now, ticker.C)

@@ -16,7 +16,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // start runs the program until the test ends, and sees that it ends well.
-func start(t *testing.T, every time.Duration) (addr string, stop func()) {
+func start(t testing.TB, every time.Duration) (addr string, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r, w := io.Pipe()
