@@ -412,6 +412,7 @@ func sysTake(nc net.Conn) (int32, sockaddr, error) {
 		}
 		return -1, sockaddr{}, os.NewSyscallError("fcntl", err)
 	}
+	noLinger(fd)
 	peer := peerOf(nc.RemoteAddr())
 	if _, ok := nc.(*net.TCPConn); ok && !peer.isIP {
 		peer.isIP, peer.is4 = true, true // reset before somebody asked: it has no peer any more, and is no unix socket for that

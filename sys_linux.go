@@ -120,6 +120,12 @@ func sysReset(fd int32) {
 	_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 }
 
+// noLinger takes back an SO_LINGER that a socket was given by somebody else: close(2) waits that long for what is unsent to
+// be acknowledged, also on a non-blocking socket, and the loop with it. Accepted sockets inherit the option.
+func noLinger(fd int) {
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
+}
+
 // sysSockError takes the pending error of the socket, nil if there is none.
 func sysSockError(fd int32) error {
 	v, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
@@ -238,6 +244,7 @@ func takeListener(ln net.Listener) (int, error) {
 		unix.Close(fd)
 		return -1, os.NewSyscallError("fcntl", err)
 	}
+	noLinger(fd)
 	if u, ok := ln.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
 	}

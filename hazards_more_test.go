@@ -1,0 +1,350 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"io"
+	"math/rand/v2"
+	"net"
+	"os/exec"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// The rest of what users of other libraries ran into; see hazards_test.go.
+
+// To see it fail: leave out F_DUPFD_CLOEXEC in sysGiveAway, sysTake or sysListenerCopy.
+func TestAnExecutedChildInheritsNoDuplicate(t *testing.T) {
+	before := inherited(t) // what this process has got itself
+	l, events := startManual(t, tcpio.ListenerOptions{Loops: 2})
+	for range 3 {
+		c, _ := open(t, l, events)
+		tc, err := c.Hijack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		expect[tcpio.Closed](t, events)
+		if _, err := l.Adopt(tc); err != nil {
+			t.Fatal(err)
+		}
+		c = expect[tcpio.Opened](t, events).Conn
+		if tc, err = c.Hijack(); err != nil {
+			t.Fatal(err)
+		}
+		defer tc.Close()
+		expect[tcpio.Closed](t, events)
+	}
+	// A copy between two connections holds a pipe for as long as it lasts.
+	from, _ := open(t, l, events)
+	to, _ := open(t, l, events)
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		io.Copy(to, from)
+	}()
+	defer func() {
+		from.Abort()
+		receive(t, "the end of the copy", copied)
+	}()
+	if l.GetListener() == nil {
+		t.Fatal("no listener")
+	}
+	for range 3 { // the copy may not have begun
+		for held := range inherited(t) {
+			if !before[held] {
+				t.Errorf("the child holds %s", held)
+			}
+		}
+	}
+}
+
+// inherited is what a child has above standard error, less the directory that ls has opened by itself.
+func inherited(t *testing.T) map[string]bool {
+	t.Helper()
+	out, err := exec.Command("ls", "-l", "/proc/self/fd").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	held := make(map[string]bool)
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line)
+		if n := len(f); n > 3 && f[n-2] == "->" && f[n-3] > "2" && !strings.HasPrefix(f[n-1], "/proc/") {
+			held[f[n-3]+" "+f[n-1]] = true
+		}
+	}
+	return held
+}
+
+// Whoever holds the same open file may clear O_NONBLOCK; a call that must not block still does not. To see it fail: leave
+// out MSG_DONTWAIT in sysRecv or sysSend.
+func TestCallsDoNotBlockOnADescriptorThatSomebodyMadeBlocking(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{WriteBuffer: 100 << 10})
+	c, peer := open(t, l, events)
+	shrinkSendBuffer(t, c)
+	control(t, c, func(fd int) error { return unix.SetNonblock(fd, false) })
+	done := make(chan []byte, 1)
+	go func() {
+		if _, err := c.TryRead(make([]byte, 1)); err != tcpio.ErrWouldBlock {
+			t.Errorf("TryRead with nothing to read: %v", err)
+		}
+		var accepted []byte
+		for p := pattern(10 << 10); ; {
+			n, err := c.TryWrite(p)
+			accepted = append(accepted, p[:n]...)
+			if err != nil {
+				if err != tcpio.ErrWouldBlock {
+					t.Errorf("TryWrite: %v", err)
+				}
+				break
+			}
+		}
+		done <- accepted
+	}()
+	accepted := receive(t, "the calls return", done)
+	expectBytes(t, peer, accepted) // flushed by the loop, which has not blocked either
+	send(t, peer, []byte("x"))
+	for {
+		if _, ok := receive(t, "Readable", events).(tcpio.Readable); ok {
+			break
+		}
+	}
+}
+
+// close(2) blocks for as long as SO_LINGER says, on a non-blocking socket too, and with it the loop. The option can come
+// with an adopted socket. To see it fail: leave out the call of noLinger.
+func TestALingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
+	const linger = 10 // seconds
+	check := func(t *testing.T, l *tcpio.Listener, events <-chan tcpio.Event, c *tcpio.Conn) {
+		t.Helper()
+		// Nothing is queued, but much in the kernel's hands: the peer does not read.
+		control(t, c, func(fd int) error {
+			for {
+				if _, err := unix.Write(fd, make([]byte, 64<<10)); err == unix.EAGAIN {
+					return nil
+				} else if err != nil {
+					return err
+				}
+			}
+		})
+		otherPeer := dial(t, l)
+		for {
+			if _, ok := receive(t, "Opened", events).(tcpio.Opened); ok {
+				break
+			}
+		}
+		start := time.Now()
+		c.Close() // the peer neither reads nor ends, so CloseTimeout does
+		send(t, otherPeer, []byte("x"))
+		for closed, readable := false, false; !closed || !readable; {
+			switch receive(t, "the other's Readable, and Closed", events).(type) {
+			case tcpio.Closed:
+				closed = true
+			case tcpio.Readable:
+				readable = true
+			}
+		}
+		if d := time.Since(start); d > linger*time.Second/2 {
+			t.Errorf("Closed and the other connection's Readable took %v", d)
+		}
+	}
+	opts := tcpio.ListenerOptions{CloseTimeout: 100 * time.Millisecond}
+	t.Run("adopted", func(t *testing.T) {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		peer, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer peer.Close()
+		nc, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.(*net.TCPConn).SetLinger(linger); err != nil {
+			t.Fatal(err)
+		}
+		l, events := startManual(t, opts)
+		ping := dial(t, l) // Serve is running
+		expect[tcpio.Opened](t, events)
+		ping.Close()
+		c, err := l.Adopt(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, l, events, c)
+	})
+	t.Run("inherited", func(t *testing.T) {
+		var lc net.ListenConfig
+		lc.Control = func(_, _ string, rc syscall.RawConn) (err error) {
+			cerr := rc.Control(func(fd uintptr) {
+				err = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: linger})
+			})
+			if cerr != nil {
+				return cerr
+			}
+			return err
+		}
+		ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := opts
+		o.Listener = ln
+		l, events := startManual(t, o)
+		c, _ := open(t, l, events)
+		check(t, l, events, c)
+	})
+}
+
+// Go stops goroutines that run for long by signals, which interrupt the calls of others.
+func TestBusyGoroutinesBesideTheLoopLoseNothing(t *testing.T) {
+	var stop atomic.Bool
+	var busy sync.WaitGroup
+	for range 2 * runtime.GOMAXPROCS(0) {
+		busy.Go(func() {
+			for x := 1; !stop.Load(); {
+				for range 1 << 20 {
+					x = x*1103515245 + 12345
+				}
+				sink.Store(int64(x))
+			}
+		})
+	}
+	defer busy.Wait()
+	defer stop.Store(true)
+	l := startStream(t, tcpio.ListenerOptions{}, echo(t))
+	var peers sync.WaitGroup
+	for i := range 4 {
+		peer := dial(t, l)
+		peers.Go(func() {
+			p := pattern(32 << 10)[i:]
+			got := make([]byte, len(p))
+			for range 20 {
+				if _, err := peer.Write(p); err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err := io.ReadFull(peer, got); err != nil || firstDifference(got, p) >= 0 {
+					t.Errorf("the echo: %v, different at %d", err, firstDifference(got, p))
+					return
+				}
+			}
+		})
+	}
+	peers.Wait()
+}
+
+var sink atomic.Int64
+
+// Epoll's data holds no pointer, so nothing of a connection may hang on it alone: collections all the time take nothing
+// away from connections that nobody but the library holds, whatever comes and goes beside them. To see it fail: keep
+// table.conns as uintptrs.
+func TestGarbageCollectionsAllTheTimeTakeNothingAway(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(1))
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for !stop.Load() {
+			runtime.GC()
+			runtime.Gosched()
+		}
+	})
+	defer wg.Wait()
+	defer stop.Store(true)
+
+	l := startStream(t, tcpio.ListenerOptions{}, echo(t))
+	var idle []net.Conn
+	for i := range 50 {
+		peer := dial(t, l)
+		ping(t, peer, []byte{byte(i)})
+		idle = append(idle, peer)
+	}
+	s := &soak{t: t, seed: rand.Uint64(), done: make(map[string]int)}
+	s.listen()
+	s.run(500*time.Millisecond, 0)
+	s.quiet()
+	s.stop()
+	for i, peer := range idle {
+		ping(t, peer, []byte{byte(i), 1})
+	}
+	if n := l.Len(); n != len(idle) {
+		t.Errorf("%d connections of %d", n, len(idle))
+	}
+}
+
+// A limit that is reached while the connection is closed by either side, or used, is one end among others: Closed comes
+// once, which startStream checks, and the books balance.
+func TestALimitReachedAtTheMomentOfACloseIsOneEnd(t *testing.T) {
+	const limit = 20 * time.Millisecond
+	var opened, closed, byLimit atomic.Int64
+	conns := make(chan *tcpio.Conn, 100)
+	l := startStream(t, tcpio.ListenerOptions{IdleTimeout: limit, ReadTimeout: limit, CloseTimeout: limit}, func(ev tcpio.Event) {
+		switch ev := ev.(type) {
+		case tcpio.Opened:
+			opened.Add(1)
+			conns <- ev.Conn
+		case tcpio.Readable:
+			if _, err := ev.Conn.TryRead(make([]byte, 1)); err == io.EOF {
+				ev.Conn.Close()
+			}
+		case tcpio.Closed:
+			closed.Add(1)
+			if le, ok := ev.Conn.Err().(*tcpio.LimitError); ok && (le.Limit == "idle" || le.Limit == "read") {
+				byLimit.Add(1)
+			}
+		}
+	})
+	var wg sync.WaitGroup
+	const workers, rounds = 20, 10
+	for w := range workers {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(9, uint64(w)))
+			for range rounds {
+				peer, err := net.Dial("tcp", l.Addr().String())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				c := <-conns // one of those that have just been opened, not this one always
+				at := time.After(limit + time.Duration(rng.IntN(4000)-2000)*time.Microsecond)
+				what := rng.IntN(5)
+				<-at
+				switch what {
+				case 0:
+					c.Close()
+				case 1:
+					c.Abort()
+				case 2:
+					c.SetIdleTimeout(time.Duration(rng.IntN(3)) * time.Millisecond)
+				case 3:
+					peer.Write([]byte("x"))
+				case 4:
+					peer.(*net.TCPConn).SetLinger(0)
+				}
+				peer.Close()
+			}
+		})
+	}
+	wg.Wait()
+	waitFor(t, "all are closed", func() bool { return l.Len() == 0 && closed.Load() == opened.Load() })
+	st := l.Stats()
+	if st.Accepted != st.Closed || int64(st.Accepted) != opened.Load() {
+		t.Errorf("%d accepted, %d closed, %d opened", st.Accepted, st.Closed, opened.Load())
+	}
+	if got := int64(st.Timeouts.Idle + st.Timeouts.Read); got != byLimit.Load() || got == 0 {
+		t.Errorf("%d time limits counted, %d connections ended by one", got, byLimit.Load())
+	}
+}
