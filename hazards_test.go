@@ -378,14 +378,6 @@ func TestAdoptionLeavesTheSocketNonBlocking(t *testing.T) {
 			t.Errorf("the listening socket's flags %#x, %v: blocking", status, err)
 		}
 	}
-	// Should the other holder clear the mode, a call of ours must still not block.
-	if err := unix.SetNonblock(dup, false); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.SetNonblock(dup, true); err != nil {
-		t.Fatal(err)
-	}
-	open(t, l, events)
 }
 
 func TestUrgentDataDoesNotStallTheStream(t *testing.T) {

@@ -4,12 +4,15 @@ package tcpio
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -337,6 +340,45 @@ func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
 	}
 	if _, err := io.ReadFull(peer, make([]byte, 7)); err != nil {
 		t.Errorf("the peer that waited: %v", err)
+	}
+}
+
+// lineCounter is a slog.Handler that counts.
+type lineCounter struct{ lines atomic.Int64 }
+
+func (h *lineCounter) Enabled(context.Context, slog.Level) bool  { return true }
+func (h *lineCounter) Handle(context.Context, slog.Record) error { h.lines.Add(1); return nil }
+func (h *lineCounter) WithAttrs([]slog.Attr) slog.Handler        { return h }
+func (h *lineCounter) WithGroup(string) slog.Handler             { return h }
+
+// To see it fail: leave out the comparison with failedAt in Listener.failed.
+func TestALastingFailureIsOneLineOfLogASecond(t *testing.T) {
+	log := new(lineCounter)
+	r, _ := fakeOne(t, ListenerOptions{Actor: echoActor, Logger: slog.New(log)})
+	r.serve()
+	var conns []*Conn
+	for range 200 {
+		r.dial()
+	}
+	waitFor(t, "all are accepted", func() bool { conns = r.loops[0].conns.all(); return len(conns) == 200 })
+	var failures atomic.Int64
+	r.socket.mu.Lock()
+	r.socket.call = func(int) (int, sockaddr, syscall.Errno) {
+		failures.Add(1)
+		return -1, sockaddr{}, unix.EMFILE
+	}
+	r.socket.mu.Unlock()
+	start := time.Now()
+	r.dial()
+	waitFor(t, "accepting fails", func() bool { return failures.Load() > 0 })
+	for _, c := range conns { // each that ends makes the listener look again
+		before := failures.Load()
+		c.Abort()
+		waitFor(t, "it has looked again", func() bool { return failures.Load() > before })
+	}
+	lines, most := log.lines.Load(), int64(time.Since(start)/time.Second)+1
+	if lines < 1 || lines > most {
+		t.Errorf("%d lines of log for %d failures in %v, want 1 to %d", lines, failures.Load(), time.Since(start), most)
 	}
 }
 

@@ -14,7 +14,7 @@ func FuzzServer(f *testing.F) {
 		f.Add([]byte(tt.in))
 	}
 	for _, in := range []string{
-		"set a 1\r\nincrby a 41\r\nget a\r\nmget a b\r\n", "client list\r\nclient setname x\r\nclient getname\r\n", "quit\r\nping\r\n",
+		"set a 1\r\nincrby a 41\r\nget a\r\nmget a b\r\n", "client list\r\nclient setname x\r\nclient getname\r\n", "quit\r\nping\r\n", "quit now\r\nping\r\n",
 		"set a 1 px 100\r\npttl a\r\nexpire a -1\r\nexists a\r\ninfo\r\ncommand\r\nconfig get *\r\n", "echo \"\\r\\n+OK\"\r\n*1\r\n$-1\r\n",
 	} {
 		f.Add([]byte(in))
@@ -40,7 +40,7 @@ func FuzzServer(f *testing.F) {
 			if len(args) > 0 {
 				want++
 			}
-			if len(args) == 1 && bytes.EqualFold(args[0], []byte("quit")) {
+			if len(args) > 0 && bytes.EqualFold(args[0], []byte("quit")) {
 				break
 			}
 		}
