@@ -42,9 +42,8 @@ func (res *results) bars(file string, o *options) error {
 	p.Title.Text = "Server CPU per request; a C epoll loop is 1 (" + mode + ")"
 	p.Y.Label.Text = "× C"
 	p.Y.Min, p.Y.Max = 0, chartCap
-	p.Legend.Top = true
-	p.Legend.XOffs = vg.Points(60) // beside the bars
-	p.Legend.TextStyle.Font.Size = vg.Points(9)
+	p.Legend.Top = true // on the right, where there are no bars
+	p.Legend.TextStyle.Font.Size = vg.Points(10)
 	var names []string
 	for _, w := range o.workloads {
 		if w.idle == 0 && w.only == nil && len(res.of(mode, w.name, floor)) > 0 {
@@ -60,20 +59,19 @@ func (res *results) bars(file string, o *options) error {
 	if len(shown) == 0 {
 		return fmt.Errorf("nothing to draw in mode %s", mode)
 	}
-	const plotWidth = 900 // points
-	width := vg.Points(plotWidth * 0.78 / float64(len(names)*(len(shown)+1)))
+	const plotWidth = 1000 // points
+	width := vg.Points(plotWidth * 0.88 / float64((len(names)+1)*(len(shown)+1)))
 	colours := shades(shown)
-	var labels plotter.XYLabels
 	for i, s := range shown {
 		values := make(plotter.Values, len(names))
-		shift := float64(i) - float64(len(shown)-1)/2
+		offset := width * vg.Length(float64(i)-float64(len(shown)-1)/2)
+		var labels plotter.XYLabels
 		for j, n := range names {
 			v := res.ratio(mode, n, s.name, floor, cpuOf)
 			values[j] = math.Min(v, chartCap)
 			if s.ours || v > chartCap {
 				labels.XYs = append(labels.XYs, plotter.XY{X: float64(j), Y: values[j]})
 				labels.Labels = append(labels.Labels, fmt.Sprintf("%.2f", v))
-				_ = shift
 			}
 		}
 		bars, err := plotter.NewBarChart(values, width)
@@ -82,8 +80,21 @@ func (res *results) bars(file string, o *options) error {
 		}
 		bars.Color = colours[i]
 		bars.LineStyle.Width = 0
-		bars.Offset = width * vg.Length(shift)
+		bars.Offset = offset
 		p.Add(bars)
+		if len(labels.Labels) > 0 {
+			l, err := plotter.NewLabels(labels)
+			if err != nil {
+				return err
+			}
+			l.Offset = vg.Point{X: offset, Y: vg.Points(2)}
+			for i := range l.TextStyle {
+				l.TextStyle[i].Rotation = math.Pi / 2
+				l.TextStyle[i].Font.Size = min(width, vg.Points(8))
+				l.TextStyle[i].YAlign = draw.YCenter
+			}
+			p.Add(l)
+		}
 		p.Legend.Add(s.name, bars)
 	}
 	one, err := plotter.NewLine(plotter.XYs{{X: -0.5, Y: 1}, {X: float64(len(names)) - 0.5, Y: 1}})
@@ -94,8 +105,9 @@ func (res *results) bars(file string, o *options) error {
 	p.Add(one)
 	p.Legend.Add("C epoll", one)
 	p.NominalX(names...)
-	p.X.Min, p.X.Max = -0.5, float64(len(names))-0.5
-	return p.Save(vg.Points(plotWidth+130), vg.Points(380), file)
+	p.X.Min, p.X.Max = -0.5, float64(len(names))+0.4
+	p.Y.Min, p.Y.Max = 0, chartCap+0.2
+	return p.Save(vg.Points(plotWidth), vg.Points(360), file)
 }
 
 // lines draws the curve.

@@ -257,9 +257,8 @@ func (o *options) build() error {
 	return run("go", append([]string{"build", "-o", o.bin + "/"}, packages...)...)
 }
 
-// smoke runs every server for a moment.
+// smoke sees whether every server answers right.
 func (o *options) smoke() error {
-	o.seconds = 0.1
 	for i := range o.servers {
 		s := &o.servers[i]
 		loads := []workload{
@@ -271,15 +270,46 @@ func (o *options) smoke() error {
 			loads = append(loads, workload{load: []string{"-c", "40", "-m", "group"}, route: "group"})
 		}
 		for j := range loads {
-			loops := max(s.shared, s.pinned)
-			if loads[j].route != "" {
-				loops = 1
-			}
-			if _, err := o.once("shared", &loads[j], s, loops); err != nil {
+			if err := o.smokeOnce(&loads[j], s); err != nil {
 				return fmt.Errorf("%s %s: %w", s.name, strings.Join(loads[j].load, " "), err)
 			}
 		}
 		fmt.Println("ok", s.name)
+	}
+	return nil
+}
+
+// smokeOnce lets every connection make a request at least, however busy the machine is, and more for a moment.
+func (o *options) smokeOnce(w *workload, s *server) error {
+	loops := max(s.shared, s.pinned)
+	if w.route != "" {
+		loops = 1 // the floor's group has one thread
+	}
+	p, err := o.start("shared", w, s, loops)
+	if err != nil {
+		return err
+	}
+	defer p.stop()
+	c, err := o.client("shared", p.port, append([]string{"-x", "-w", "0", "-t", "0.05"}, w.load...)...)
+	if err != nil {
+		return err
+	}
+	if err := c.await("ready"); err != nil {
+		return err
+	}
+	_, _ = c.in.Write([]byte("x"))
+	if err := c.await("warm"); err != nil {
+		return err
+	}
+	var r run
+	if c.lines.Scan() {
+		err = json.Unmarshal(c.lines.Bytes(), &r)
+	}
+	if err := errors.Join(c.Wait(), err); err != nil {
+		return fmt.Errorf("the load generator failed: %w", err)
+	}
+	if r.Requests == 0 {
+		return errNothing
 	}
 	return nil
 }
@@ -289,6 +319,9 @@ func (o *options) measure(res *results, round int, mode string, w *workload, s *
 	for try := 0; ; try++ {
 		r, err := o.once(mode, w, s, s.loops(mode))
 		r.Round, r.Mode, r.Workload, r.Server = round, mode, w.name, s.name
+		if errors.Is(err, errNothing) && try < o.retries {
+			continue // others had the processors all the time
+		}
 		if err != nil {
 			// A peer that cannot do a workload is a result; we have to.
 			if s.ours || s.name == floor {

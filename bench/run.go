@@ -50,6 +50,8 @@ const (
 	maxDrift = 0.15 // of the machine's speed while a run lasted
 )
 
+var errNothing = errors.New("nothing was answered")
+
 // disturbed says why the run should not count; empty when it should.
 func (r *run) disturbed() string {
 	switch {
@@ -257,7 +259,7 @@ func (o *options) once(mode string, w *workload, s *server, loops int) (r run, e
 		return r, err
 	}
 	if r.Requests == 0 {
-		return r, errors.New("nothing was answered")
+		return r, errNothing
 	}
 	n := float64(r.Requests)
 	if r.Allocs = allocs; allocs >= 0 {

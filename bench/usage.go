@@ -141,5 +141,7 @@ func machine() string {
 	}
 	var u unix.Utsname
 	_ = unix.Uname(&u)
-	return fmt.Sprintf("%s, %d processors, Linux %s, %s", cpu, runtime.NumCPU(), unix.ByteSliceToString(u.Release[:]), runtime.Version())
+	congestion, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	return fmt.Sprintf("%s, %d processors, Linux %s, congestion control %s, %s", cpu, runtime.NumCPU(),
+		unix.ByteSliceToString(u.Release[:]), strings.TrimSpace(string(congestion)), runtime.Version())
 }
