@@ -145,8 +145,18 @@ func exhaustedServe(t *testing.T) {
 	}
 }
 
+// awaitServing waits until l, which echoes, has all the descriptors that it needs.
+func awaitServing(t *testing.T, l *tcpio.Listener) {
+	t.Helper()
+	peer := dial(t, l)
+	ping(t, peer, []byte("ready?"))
+	peer.Close()
+	waitFor(t, "the end of the connection", func() bool { return l.Len() == 0 })
+}
+
 func exhaustedAdopt(t *testing.T) {
 	l := startStream(t, tcpio.ListenerOptions{}, echo(t))
+	awaitServing(t, l)
 	other, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -179,6 +189,7 @@ func exhaustedAdopt(t *testing.T) {
 
 func exhaustedGetListener(t *testing.T) {
 	l := startStream(t, tcpio.ListenerOptions{}, echo(t))
+	awaitServing(t, l)
 	for free := range 2 {
 		exhaust(t, free, func() {
 			if ln := l.GetListener(); ln != nil {

@@ -20,7 +20,7 @@ import (
 )
 
 // hookServe runs a listener with opts until the end of the test.
-func hookServe(t *testing.T, opts tcpio.ListenerOptions) *tcpio.Listener {
+func hookServe(t testing.TB, opts tcpio.ListenerOptions) *tcpio.Listener {
 	t.Helper()
 	opts.Addr = "127.0.0.1:0"
 	l, err := tcpio.Listen(&opts)
@@ -38,7 +38,7 @@ func hookServe(t *testing.T, opts tcpio.ListenerOptions) *tcpio.Listener {
 	return l
 }
 
-func hookDial(t *testing.T, l *tcpio.Listener) net.Conn {
+func hookDial(t testing.TB, l *tcpio.Listener) net.Conn {
 	t.Helper()
 	c, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {

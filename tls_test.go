@@ -17,7 +17,6 @@ import (
 	"io"
 	"math/big"
 	"net"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -65,7 +64,7 @@ func clientTLS() *tls.Config {
 }
 
 // tlsServe runs a TLS listener whose connections are answered by receive, with what they end with on ended.
-func tlsServe(t *testing.T, opts tcpio.ListenerOptions, receive func(tcpio.Event) error) (l *tcpio.Listener, ended chan *tcpio.Conn) {
+func tlsServe(t testing.TB, opts tcpio.ListenerOptions, receive func(tcpio.Event) error) (l *tcpio.Listener, ended chan *tcpio.Conn) {
 	t.Helper()
 	if opts.TLSConfig == nil {
 		opts.TLSConfig = serverTLS()
@@ -102,7 +101,7 @@ func tlsEcho(ev tcpio.Event) error {
 	return err
 }
 
-func tlsDial(t *testing.T, l *tcpio.Listener, config *tls.Config) *tls.Conn {
+func tlsDial(t testing.TB, l *tcpio.Listener, config *tls.Config) *tls.Conn {
 	t.Helper()
 	c := tls.Client(hookDial(t, l), config)
 	if err := c.Handshake(); err != nil {
@@ -294,64 +293,38 @@ func (r recorder) SetDeadline(time.Time) error      { return nil }
 func (r recorder) SetReadDeadline(time.Time) error  { return nil }
 func (r recorder) SetWriteDeadline(time.Time) error { return nil }
 
+// 5,000 idle connections, 500 under the race detector, leave the number of goroutines where it was.
 func TestTLSIdleConnectionsHaveNoGoroutine(t *testing.T) {
-	l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
-	const n = 500
-	before := 0
-	conns := make([]*tls.Conn, n)
-	for i := range conns {
-		if i == 1 {
-			before = runtime.NumGoroutine() // the loops have theirs by now
-		}
-		conns[i] = tlsDial(t, l, clientTLS())
-		if _, err := conns[i].Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(conns[i], make([]byte, 1)); err != nil {
-			t.Fatal(err)
-		}
+	n := 5000
+	if actRace {
+		n = 500
 	}
-	for limit := time.Now().Add(30 * time.Second); runtime.NumGoroutine() > before+5; time.Sleep(time.Millisecond) {
-		if time.Now().After(limit) {
-			t.Fatalf("%d goroutines, %d before %d idle connections", runtime.NumGoroutine(), before, n)
-		}
-	}
-	for _, c := range conns {
-		c.Close()
-	}
+	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	before := runtime.NumGoroutine()
+	config := clientTLS()
+	config.CurvePreferences = []tls.CurveID{tls.X25519} // cheap
+	conns := make(chan net.Conn, n)
 	for range n {
-		<-ended
+		conns <- hookDial(t, l)
 	}
-}
-
-// Clients that never finish do not keep an honest one from being served, and are ended by HandshakeTimeout.
-func TestTLSUnfinishedHandshakesDoNotHoldUpOthers(t *testing.T) {
-	hello := new(bytes.Buffer)
-	_ = tls.Client(recorder{hello}, clientTLS()).Handshake()
-	l, ended := tlsServe(t, tcpio.ListenerOptions{HandshakeTimeout: 3 * time.Second, CloseTimeout: 100 * time.Millisecond}, tlsEcho)
-	const n = 1000
-	for i := range n {
-		c := hookDial(t, l)
-		part := hello.Bytes() // a third each: silent, half a ClientHello, a whole one and then silence
-		part = part[:len(part)*(i%3)/2]
-		if _, err := c.Write(part); err != nil {
-			t.Fatal(err)
-		}
+	close(conns)
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			for raw := range conns {
+				c := tls.Client(raw, config)
+				if _, err := c.Write([]byte("x")); err != nil {
+					t.Error(err)
+				}
+				if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}
-	c := tlsDial(t, l, clientTLS())
-	if _, err := c.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-	c.Close()
-	<-ended
-	for limit := time.Now().Add(60 * time.Second); l.Stats().Timeouts.Handshake < n; time.Sleep(time.Millisecond) {
-		if time.Now().After(limit) {
-			t.Fatalf("%d of %d handshakes were ended by time", l.Stats().Timeouts.Handshake, n)
-		}
-	}
+	clients.Wait()
+	waitFor(t, "the goroutines of the handshakes", func() bool { return runtime.NumGoroutine() <= before+5 })
+	t.Logf("%d goroutines before, %d with %d idle connections", before, runtime.NumGoroutine(), n)
 }
 
 func TestStartTLSUpgradesAPlainConnection(t *testing.T) {
@@ -513,6 +486,7 @@ func TestTLSWriteBufferIsOfPlainText(t *testing.T) {
 	took := make(chan int, 1)
 	l, _ := tlsServe(t, tcpio.ListenerOptions{WriteBuffer: buffer}, func(ev tcpio.Event) error {
 		if o, ok := ev.(tcpio.Opened); ok {
+			shrinkSendBuffer(t, o.Conn)
 			total := 0
 			for {
 				n, err := o.Conn.TryWrite(make([]byte, 100)) // a record each, a quarter larger
@@ -532,17 +506,17 @@ func TestTLSWriteBufferIsOfPlainText(t *testing.T) {
 		}
 		return nil
 	})
-	c := tlsDial(t, l, clientTLS())
+	raw := hookDial(t, l)
+	if err := raw.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	c := tls.Client(raw, clientTLS())
+	if err := c.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	want := <-took // nothing is read before, so that little is enough
 	got, err := io.ReadAll(c)
-	if want := <-took; err != nil || len(got) != want {
+	if err != nil || len(got) != want {
 		t.Errorf("%d bytes, %v; want %d", len(got), err, want)
 	}
-}
-
-func TestTLSKeyUpdateIsAnswered(t *testing.T) {
-	if _, err := os.Stat("/usr/bin/openssl"); err != nil {
-		t.Skip("SKIPPED: openssl is not installed")
-	}
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
-	opensslSession(t, l.Addr().String(), "before\n", "K\n", "after\n")
 }
