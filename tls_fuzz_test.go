@@ -4,7 +4,6 @@ package tcpio_test
 
 import (
 	"bytes"
-	"crypto/tls"
 	"encoding/binary"
 	"io"
 	"net"
@@ -17,7 +16,7 @@ import (
 // FuzzTLSHello sends any bytes to a TLS listener, in pieces of any size, and FIN: the connection ends and counts as a failed
 // handshake, nobody is told Opened, and the answer is whole TLS records; for what is no TLS at all it is the alert.
 func FuzzTLSHello(f *testing.F) {
-	hello := clientHello(f)
+	hello := clientHello()
 	f.Add(hello, uint16(1000))
 	f.Add(hello[:len(hello)-1], uint16(7))
 	f.Add(append(bytes.Clone(hello), 23, 3, 3, 0, 1, 0), uint16(2))
@@ -67,21 +66,4 @@ func FuzzTLSHello(f *testing.F) {
 			t.Errorf("%d failed handshakes are counted", n)
 		}
 	})
-}
-
-// clientHello is what a client sends first.
-func clientHello(t testing.TB) []byte {
-	t.Helper()
-	ours, theirs := net.Pipe()
-	defer theirs.Close()
-	go func() {
-		_ = tls.Client(ours, clientTLS()).Handshake()
-		ours.Close()
-	}()
-	hello := make([]byte, 4096)
-	n, err := theirs.Read(hello)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return hello[:n]
 }
