@@ -278,6 +278,9 @@ var ErrHijacked = errors.New("tcpio: connection hijacked")
 func (c *Conn) Hijack() (*net.TCPConn, error) {
 	c.mu.Lock()
 	defer c.unlock()
+	if c.flags&(fTLS|fClosing|fReleased) == fTLS {
+		return nil, c.opErrorLocked("hijack", errors.New("the connection speaks TLS"))
+	}
 	if err := c.beginWriteLocked(); err != nil {
 		return nil, err
 	}
@@ -286,8 +289,6 @@ func (c *Conn) Hijack() (*net.TCPConn, error) {
 		return nil, err
 	}
 	switch {
-	case c.flags&fTLS != 0:
-		return nil, c.opErrorLocked("hijack", errors.New("the connection speaks TLS"))
 	case c.flags&fUnix != 0:
 		return nil, c.opErrorLocked("hijack", errors.New("not a TCP connection"))
 	case c.ext != nil && c.ext.frames.b != nil:

@@ -299,7 +299,7 @@ func TestTLSIdleConnectionsHaveNoGoroutine(t *testing.T) {
 	if actRace {
 		n = 500
 	}
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	l, _ := tlsServe(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour}, tlsEcho) // the last one waits for all others
 	before := runtime.NumGoroutine()
 	config := clientTLS()
 	config.CurvePreferences = []tls.CurveID{tls.X25519} // cheap
