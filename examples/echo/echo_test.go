@@ -31,7 +31,7 @@ func routes(t *testing.T, test func(t *testing.T, addr string, cancel func())) {
 			r, w := io.Pipe()
 			done := make(chan error, 1)
 			go func() {
-				err := run(ctx, w, "127.0.0.1:0", 0, route)
+				err := run(ctx, w, "127.0.0.1:0", 0, route, "")
 				w.CloseWithError(io.EOF)
 				done <- err
 			}()
@@ -209,7 +209,7 @@ func TestTheEndOfTheContextDrains(t *testing.T) {
 }
 
 func TestUnknownRoutesAreRefused(t *testing.T) {
-	if err := run(context.Background(), io.Discard, "127.0.0.1:0", 0, "scenic"); err == nil {
+	if err := run(context.Background(), io.Discard, "127.0.0.1:0", 0, "scenic", "127.0.0.1:0"); err == nil {
 		t.Error("an unknown route was accepted")
 	}
 }

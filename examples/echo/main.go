@@ -1,6 +1,7 @@
 // Echo sends back what it gets. It is the smallest complete tcpio server, once for each route that events can take.
 //
-//	go run ./examples/echo -addr 127.0.0.1:7000 -loops 1 -route stream
+//	go run ./examples/echo -addr 127.0.0.1:7000 -loops 1 -route stream -metrics 127.0.0.1:9100
+//	curl http://127.0.0.1:9100/metrics
 package main
 
 import (
@@ -22,18 +23,19 @@ func main() {
 	addr := flag.String("addr", "127.0.0.1:7000", "`address` to listen on")
 	loops := flag.Int("loops", 0, "epoll loops; 0 is the library's default")
 	route := flag.String("route", "stream", "how events come: stream, mailbox, actor or legacy")
+	metrics := flag.String("metrics", "", "`address` of an HTTP server with /metrics and /debug/vars; empty for none")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Stdout, *addr, *loops, *route); err != nil {
+	if err := run(ctx, os.Stdout, *addr, *loops, *route, *metrics); err != nil {
 		fmt.Fprintln(os.Stderr, "echo:", err)
 		os.Exit(1)
 	}
 }
 
 // run serves until ctx ends, and returns when every connection is drained and every goroutine has ended.
-func run(ctx context.Context, out io.Writer, addr string, loops int, route string) error {
+func run(ctx context.Context, out io.Writer, addr string, loops int, route, metrics string) error {
 	opts := &tcpio.ListenerOptions{Addr: addr, Loops: loops}
 	switch route {
 	case "actor":
@@ -57,8 +59,24 @@ func run(ctx context.Context, out io.Writer, addr string, loops int, route strin
 		l.Close()
 		return fmt.Errorf("unknown route %q", route)
 	}
-	g.Go(func() error { return l.Serve(ctx) })
+	var m *metricsServer
+	if metrics != "" {
+		if m, err = listenMetrics(metrics, l); err != nil {
+			l.Close()
+			return errors.Join(err, g.Wait())
+		}
+		g.Go(m.serve)
+	}
+	g.Go(func() error {
+		if m != nil {
+			defer m.stop() // behind the draining, so that it is seen
+		}
+		return l.Serve(ctx)
+	})
 	fmt.Fprintln(out, "listening on", l.Addr())
+	if m != nil {
+		fmt.Fprintln(out, "metrics on", m.ln.Addr())
+	}
 	return g.Wait()
 }
 
