@@ -211,7 +211,6 @@ type client struct {
 	once        bool // a new connection for every request
 	conn        net.Conn
 	r           *bufio.Reader
-	by          map[int]int // answers by process
 }
 
 // get makes one request; there is no second try.
