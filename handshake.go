@@ -207,16 +207,20 @@ func (c *Conn) handshakeDoneLocked() {
 	c.lp.timers.stop(st.timer)
 	st.timer, st.config = nil, nil
 	c.flags &^= fHandshake
-	c.flags &^= fDefer // bytes have arrived
+	c.ext.canSend.open()
 	if c.flags&fOpened == 0 {
-		c.flags &^= fHeard // the first byte that ReadTimeout waits for is one of the user's
+		c.flags &^= fHeard // the first byte that ReadTimeout waits for is one of the user's, and so is DeferAccept's
 		c.armLimitLocked()
+		if c.flags&fDefer != 0 {
+			if ready, _ := c.peekTLSLocked(); !ready {
+				return
+			}
+		}
 		c.emitLocked(pendOpened)
 	}
 	if c.mail() > 0 && c.flags&fMute == 0 {
 		c.queueLocked()
 	}
-	c.ext.canSend.open()
 	c.roomLocked()
 	c.readableLocked() // crypto/tls may have read the first bytes already: no edge would say so
 }

@@ -63,7 +63,8 @@ type ListenerOptions struct {
 	// Admit is asked for every connection before anything is allocated for it; an error refuses it. A unix socket's peer
 	// has the zero address. It runs on a loop and must not block.
 	Admit func(netip.AddrPort) error
-	// RefuseReply, a short one, is sent to a peer that is refused, before the close. Without it the close is all.
+	// RefuseReply, a short one, is sent to a peer that is refused, before the close. Without it, and with TLSConfig,
+	// the close is all.
 	RefuseReply []byte
 
 	// AllowHalfOpen leaves a connection open after its peer's end of stream was read, until Close.

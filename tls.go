@@ -267,7 +267,9 @@ func (t *tlsLink) Write(p []byte) (int, error) {
 			return 0, errReplies
 		}
 	}
-	st.sealed += len(p)
+	if t.turn == nil {
+		st.sealed += len(p)
+	}
 	if err := c.rawWriteLocked(p); err != nil {
 		return 0, err
 	}
