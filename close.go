@@ -242,7 +242,7 @@ func (c *Conn) expireLocked(tm *timer) {
 	case timerGrace:
 		c.endLocked()
 	case timerHandshake:
-		if c.flags&(fClosing|fReleased) == 0 {
+		if c.flags&(fClosing|fReleased|fHandshake) == fHandshake {
 			c.lp.count.timeouts[limitHandshake].Add(1)
 			c.handshakeFailedLocked(&LimitError{limitNames[limitHandshake], c.lp.l.opts.HandshakeTimeout})
 		}

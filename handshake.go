@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -20,8 +21,16 @@ type handshakes struct {
 
 	mu sync.Mutex
 	// Guarded by mu, which is taken under a Conn's mu.
-	running int     // goroutines
-	waiting []*Conn // for one
+	running int       // goroutines
+	waiting []*Conn   // for one
+	stalled list.List // of *stall, the first to stall in front: those that wait for their client and may do so
+}
+
+// A stall is a handshake that waits for its client.
+type stall struct {
+	c     *Conn
+	timer *timer // of HandshakeTimeout
+	since int64  // on the clock of now
 }
 
 const (
@@ -31,6 +40,9 @@ const (
 
 	// A handshake that has computed for so long does not compute: a function of the config waits for something.
 	turnMax = 5 * time.Millisecond
+	// While others wait for a place, a client may let its handshake wait for so long: whoever never goes on does not keep
+	// those out that would.
+	stallMax = time.Second
 )
 
 // A TLS alert, fatal, unexpected_message: what a client that speaks no TLS is told. crypto/tls sends it none.
@@ -89,6 +101,9 @@ func (l *Listener) queueHandshake(c *Conn) {
 	defer l.shaking.mu.Unlock()
 	if l.shaking.running >= l.opts.MaxHandshakes {
 		l.shaking.waiting = append(l.shaking.waiting, c)
+		if e := l.shaking.stalled.Front(); e != nil {
+			l.shaking.stalled.Remove(e).(*stall).shorten()
+		}
 		return
 	}
 	l.shaking.running++
@@ -125,6 +140,34 @@ func (l *Listener) nextHandshake() *Conn {
 	s.waiting[0] = nil
 	s.waiting = s.waiting[1:]
 	return c
+}
+
+// stall notes that c's handshake, whose mu the caller holds, waits for its client. The result is for goOn.
+func (s *handshakes) stall(c *Conn) *list.Element {
+	st := &stall{c, c.ext.tls.timer, now()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.waiting) > 0 {
+		st.shorten()
+		return nil
+	}
+	return s.stalled.PushBack(st)
+}
+
+func (s *handshakes) goOn(e *list.Element) {
+	if e != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.stalled.Remove(e) // which does nothing if it was shortened
+	}
+}
+
+// shorten brings the end of a stalled handshake forward to stallMax. One that goes on and ends at this moment may leave its
+// timer behind, which finds nothing to do. The caller holds the handshakes' mu.
+func (s *stall) shorten() {
+	if ts := &s.c.lp.timers; ts.stop(s.timer) {
+		ts.add(s.c.lp, s.timer, time.Duration(min(s.timer.when, s.since+int64(stallMax))-now()))
+	}
 }
 
 // handshake is one connection's.

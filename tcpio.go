@@ -95,7 +95,7 @@ type ListenerOptions struct {
 	// HandshakeTimeout bounds a TLS handshake, from the accept or StartTLS on; 0 means 10 s.
 	HandshakeTimeout time.Duration
 	// MaxHandshakes bounds the handshakes that have a goroutine, which one has from its whole ClientHello on; 0 means
-	// 4,096. The others wait.
+	// 4,096. The others wait; meanwhile a client that has a place must go on within a second.
 	MaxHandshakes int
 
 	// KeepAlive sets TCP keep-alive for accepted connections. The zero value is the package net's default, on with 15 s

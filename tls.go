@@ -234,9 +234,11 @@ func (t *tlsLink) Read(p []byte) (int, error) {
 			return n, t.cause(err)
 		}
 		opened := c.ext.canRead.enter()
+		stalled := c.lp.l.shaking.stall(c)
 		c.unlock()
 		t.turn.end() // who waits for a client leaves the processor to others' handshakes
 		<-opened     // bytes, the end, or HandshakeTimeout
+		c.lp.l.shaking.goOn(stalled)
 		t.turn.begin()
 	}
 }

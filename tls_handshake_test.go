@@ -137,6 +137,20 @@ func TestTLSHandshakeTimeoutAtEachStage(t *testing.T) {
 	}
 }
 
+// Clients that stop within their handshakes do not keep the places that others wait for, whatever HandshakeTimeout is.
+func TestTLSStalledHandshakesMakeRoom(t *testing.T) {
+	l, _ := tlsServe(t, tcpio.ListenerOptions{MaxHandshakes: 2, HandshakeTimeout: time.Hour, CloseTimeout: 10 * time.Millisecond}, tlsEcho)
+	tlsPing(t, tlsDial(t, l, clientTLS()))
+	before := l.Stats().BytesIn
+	unfinished(t, l, 6) // of whom two have the places
+	want := before + 2*uint64(len(clientHello()))
+	waitFor(t, "the two", func() bool { return l.Stats().BytesIn >= want })
+	tlsPing(t, tlsDial(t, l, clientTLS()))
+	if n := l.Stats().Timeouts.Handshake; n < 1 || n > 2 {
+		t.Errorf("%d handshakes were ended by time", n)
+	}
+}
+
 // A function of the config that waits holds up its own connection alone, also on a machine with one processor.
 func TestTLSWaitingConfigFunctionHoldsUpNobodyElse(t *testing.T) {
 	cert, _ := testPKI()
