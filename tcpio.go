@@ -90,7 +90,8 @@ type ListenerOptions struct {
 	// TLSConfig makes every accepted connection a TLS server's, on the standard crypto/tls: Opened comes when the
 	// handshake is done, and not for one that fails, which is counted and told by Failed, one a second at most. Everything
 	// works as without, on plain text; an end without close_notify is io.ErrUnexpectedEOF. The config must have a
-	// certificate or a function that finds one, and must not be changed any more. It applies to adopted connections too.
+	// certificate or a function that finds one, and must not be changed any more. It applies to adopted connections too,
+	// not to dialled ones.
 	TLSConfig *tls.Config
 	// HandshakeTimeout bounds a TLS handshake, from the accept or StartTLS on; 0 means 10 s.
 	HandshakeTimeout time.Duration
@@ -98,9 +99,9 @@ type ListenerOptions struct {
 	// 4,096. The others wait; meanwhile a client that has a place must go on within a second.
 	MaxHandshakes int
 
-	// KeepAlive sets TCP keep-alive for accepted connections. The zero value is the package net's default, on with 15 s
-	// idle, 15 s interval and 9 probes, and so is a zero field of an enabled one. Enable false with a negative Idle
-	// switches keep-alive off.
+	// KeepAlive sets TCP keep-alive for accepted and dialled connections. The zero value is the package net's default, on
+	// with 15 s idle, 15 s interval and 9 probes, and so is a zero field of an enabled one. Enable false with a negative
+	// Idle switches keep-alive off.
 	KeepAlive net.KeepAliveConfig
 
 	// Actor makes the actor of every new connection. It runs on a loop, before the connection's Opened, and must not
