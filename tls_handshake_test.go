@@ -427,6 +427,8 @@ func TestTLSHandshakeFloodDoesNotStarveEstablishedConnections(t *testing.T) {
 	tlsPing(t, c)
 	stop := make(chan struct{})
 	var flood sync.WaitGroup
+	end := sync.OnceFunc(func() { close(stop); flood.Wait() })
+	defer end() // before the listener's, also when something fails
 	var done atomic.Int64
 	hello := clientHello()
 	for range 50 {
@@ -453,18 +455,18 @@ func TestTLSHandshakeFloodDoesNotStarveEstablishedConnections(t *testing.T) {
 	}
 	waitFor(t, "the flood", func() bool { return done.Load() > 100 })
 	var took []time.Duration
-	for range 200 {
+	for range 60 {
+		_ = c.SetDeadline(time.Now().Add(testLimit))
 		begin := time.Now()
 		tlsPing(t, c)
 		took = append(took, time.Since(begin))
 	}
-	close(stop)
-	flood.Wait()
+	end()
 	slices.Sort(took)
 	t.Logf("a round trip within %d handshakes: median %v, 95th percentile %v, longest %v",
-		done.Load(), took[100], took[190], took[199])
-	if took[190] > 2*time.Second {
-		t.Errorf("of the round trips of an established connection one in twenty took over %v", took[190])
+		done.Load(), took[30], took[57], took[59])
+	if took[57] > 2*time.Second {
+		t.Errorf("of the round trips of an established connection one in twenty took over %v", took[57])
 	}
 }
 
