@@ -30,15 +30,31 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "prctl:", errno)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	var err error
+	if built, err = os.MkdirTemp("", "restart"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(built)
+	os.Exit(code)
 }
 
-// build makes a server that says it is of that version.
+var built string // the servers, by version
+
+// build makes a server that says it is of that version. The file is the test's, to be replaced but not written to.
 func build(t *testing.T, version string) string {
 	t.Helper()
+	from := filepath.Join(built, version)
+	if _, err := os.Stat(from); err != nil {
+		out, err := exec.Command("go", "build", "-ldflags", "-X main.version="+version, "-o", from, ".").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
 	bin := filepath.Join(t.TempDir(), "server")
-	if out, err := exec.Command("go", "build", "-ldflags", "-X main.version="+version, "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	if err := os.Link(from, bin); err != nil {
+		t.Fatal(err)
 	}
 	return bin
 }
@@ -409,13 +425,12 @@ func TestARestartThatFailsChangesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := start(t, exec.Command(bin, "-addr", "127.0.0.1:0", "-ready-timeout", "1s", "-grace", "1ms"))
+	s := start(t, exec.Command(bin, "-addr", "127.0.0.1:0", "-ready-timeout", "60s", "-grace", "1ms"))
 	c := &client{addr: s.now.addr}
 	defer c.close()
 	for i, spoil := range []func(){
 		func() { put([]byte("#!/bin/sh\nexit 3\n"), 0o700) },
-		func() { put([]byte("#!/bin/sh\nexec sleep 1000\n"), 0o700) }, // never gets ready
-		func() { put([]byte("#!/bin/sh\n"), 0o700) },                  // ends in order without being ready
+		func() { put([]byte("#!/bin/sh\n"), 0o700) }, // ends in order without being ready
 		func() { put([]byte("\x7fELF not really"), 0o700) },
 		func() { put(good, 0o600) },
 		func() { os.Remove(bin) },
@@ -435,6 +450,35 @@ func TestARestartThatFailsChangesNothing(t *testing.T) {
 	before := s.succeed()
 	s.ended(before)
 	s.end()
+}
+
+// A successor that hangs is ended, when its time is over or the server's own end comes first.
+func TestASuccessorThatHangsIsEnded(t *testing.T) {
+	for _, timeout := range []string{"100ms", "60s"} {
+		t.Run(timeout, func(t *testing.T) {
+			bin := build(t, "1")
+			s := start(t, exec.Command(bin, "-addr", "127.0.0.1:0", "-ready-timeout", timeout, "-grace", "1ms"))
+			script := filepath.Join(t.TempDir(), "script")
+			err := errors.Join(os.WriteFile(script, []byte("#!/bin/sh\nexec sleep 1000\n"), 0o700), os.Rename(script, bin))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.signal(syscall.SIGHUP)
+			if timeout == "60s" {
+				waitFor(t, "there is a successor", func() bool { return children(s.now.pid) != nil })
+			} else {
+				waitFor(t, "the server says that it failed", func() bool { return s.stderr.count("restart failed, going on") == 1 })
+				c := &client{addr: s.now.addr, once: true}
+				if g, err := c.get(); err != nil || g.pid != s.now.pid {
+					t.Errorf("process %d answers, want %d; %v", g.pid, s.now.pid, err)
+				}
+				if left := children(s.now.pid); left != nil {
+					t.Errorf("processes %v are left", left)
+				}
+			}
+			s.end()
+		})
+	}
 }
 
 // As systemd starts it: the socket is descriptor 3, LISTEN_PID the number of the process.
