@@ -77,7 +77,7 @@ func newCollector(stats func() tcpio.Stats, labels prometheus.Labels) *collector
 	})
 	counter("connections_accepted_total", "Connections served, adopted ones too.",
 		func(s *tcpio.LoopStats) uint64 { return s.Accepted })
-	counter("connections_closed_total", "Connections whose descriptor is gone.",
+	counter("connections_closed_total", "Accepted connections whose descriptor is gone.",
 		func(s *tcpio.LoopStats) uint64 { return s.Closed })
 	perLoop(prometheus.CounterValue, "connections_refused_total", "Connections closed instead of served, by reason.", "reason", refused)
 	perLoop(prometheus.CounterValue, "connections_timed_out_total", "Connections that a time limit ended, by kind.", "kind", timeouts)

@@ -205,7 +205,7 @@ func TestTheCollectorShowsWhatAListenerDoes(t *testing.T) {
 # HELP tcpio_connections_accepted_total Connections served, adopted ones too.
 # TYPE tcpio_connections_accepted_total counter
 tcpio_connections_accepted_total{listener="a",loop="0"} 2
-# HELP tcpio_connections_closed_total Connections whose descriptor is gone.
+# HELP tcpio_connections_closed_total Accepted connections whose descriptor is gone.
 # TYPE tcpio_connections_closed_total counter
 tcpio_connections_closed_total{listener="a",loop="0"} 1
 # HELP tcpio_connections_open Connections that have a descriptor.

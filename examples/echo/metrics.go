@@ -97,7 +97,7 @@ func writeMetrics(w io.Writer, s tcpio.Stats) {
 	})
 	counter("connections_accepted_total", "Connections served, adopted ones too.",
 		func(s *tcpio.LoopStats) uint64 { return s.Accepted })
-	counter("connections_closed_total", "Connections whose descriptor is gone.",
+	counter("connections_closed_total", "Accepted connections whose descriptor is gone.",
 		func(s *tcpio.LoopStats) uint64 { return s.Closed })
 	labelled("connections_refused_total", "Connections closed instead of served, by reason.", "reason", func(s *tcpio.LoopStats) []by {
 		r := &s.Refused
