@@ -398,7 +398,7 @@ func (c *Conn) readyLocked(bits uint32) {
 	if c.flags&fReleased != 0 {
 		return
 	}
-	if c.flags&(fOpened|fHandshake) == 0 && (c.flags&fDefer == 0 || bits&(pollIn|pollHup|pollErr|pollRdHup) != 0) {
+	if c.flags&(fOpened|fHandshake) == 0 && (c.flags&fDefer == 0 || c.heardLocked(bits)) {
 		c.emitLocked(pendOpened)
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
@@ -426,6 +426,19 @@ func (c *Conn) readyLocked(bits uint32) {
 			c.releaseLocked(c.opErrorLocked("read", err))
 		}
 	}
+}
+
+// heardLocked says whether the peer has sent anything, which is what fDefer waits for. With TLS an edge may be of bytes that
+// the handshake has read since, or of a record without data.
+func (c *Conn) heardLocked(bits uint32) bool {
+	if bits&(pollIn|pollHup|pollErr|pollRdHup) == 0 {
+		return false
+	}
+	if c.flags&fTLS == 0 {
+		return true
+	}
+	ready, _ := c.peekLocked()
+	return ready
 }
 
 // readableLocked announces input, once until somebody reads.

@@ -255,7 +255,7 @@ func (c *Conn) handshakeDoneLocked() {
 		c.flags &^= fHeard // the first byte that ReadTimeout waits for is one of the user's, and so is DeferAccept's
 		c.armLimitLocked()
 		if c.flags&fDefer != 0 {
-			if ready, _ := c.peekTLSLocked(); !ready {
+			if ready, _ := c.peekLocked(); !ready {
 				return
 			}
 		}
