@@ -3,10 +3,13 @@
 package tcpio_test
 
 import (
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -23,11 +26,84 @@ import (
 
 // The rest of what users of other libraries ran into; see hazards_test.go.
 
+// To see it fail: leave out the removal in Conn.finish.
+func TestAHeldDuplicateKeepsNothingAliveInEpoll(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	c, peer := open(t, l, events)
+	other, otherPeer := open(t, l, events)
+	dup, number := -1, -1
+	control(t, c, func(fd int) (err error) {
+		number = fd
+		dup, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		return err
+	})
+	defer unix.Close(dup)
+	watched := func() bool {
+		for _, fd := range epollTargets(t) {
+			if fd == number {
+				return true
+			}
+		}
+		return false
+	}
+	if !watched() {
+		t.Fatalf("no epoll instance watches %d", number)
+	}
+	c.Close()
+	sendFIN(t, peer) // the orderly end of both sides: the descriptor goes, the open file stays
+	expect[tcpio.Closed](t, events)
+	if watched() {
+		t.Errorf("epoll still watches the file of %d", number)
+	}
+	// A third connection takes the slot; then the dead one's file is made ready for anything.
+	newcomer, _ := open(t, l, events)
+	if err := unix.Shutdown(dup, unix.SHUT_RDWR); err != nil && err != unix.ENOTCONN {
+		t.Fatal(err)
+	}
+	peer.Close()
+	send(t, otherPeer, []byte("x"))
+	if ev := expect[tcpio.Readable](t, events); ev.Conn != other {
+		t.Fatalf("Readable of connection %d, want %d", ev.Conn.ID(), other.ID())
+	}
+	if _, err := newcomer.TryRead(make([]byte, 1)); err != tcpio.ErrWouldBlock {
+		t.Errorf("the newcomer: %v", err)
+	}
+	before := cpuTime(t)
+	const window = 300 * time.Millisecond
+	expectSilence(t, events, window)
+	if used := cpuTime(t) - before; used > window/2 {
+		t.Errorf("%v of processor time in %v of silence", used, window)
+	}
+}
+
+// epollTargets lists the descriptor numbers under which files are registered in this process's epoll instances (tfd in
+// proc(5)'s fdinfo).
+func epollTargets(t *testing.T) (targets []int) {
+	t.Helper()
+	infos, err := filepath.Glob("/proc/self/fdinfo/*")
+	if err != nil || len(infos) == 0 {
+		t.Fatal("no /proc/self/fdinfo", err)
+	}
+	for _, name := range infos {
+		info, err := os.ReadFile(name)
+		if err != nil {
+			continue // the one that Glob had open
+		}
+		for line := range strings.Lines(string(info)) {
+			fd := 0
+			if _, err := fmt.Sscanf(line, "tfd: %d ", &fd); err == nil {
+				targets = append(targets, fd)
+			}
+		}
+	}
+	return targets
+}
+
 // To see it fail: leave out F_DUPFD_CLOEXEC in sysGiveAway, sysTake or sysListenerCopy.
 func TestAnExecutedChildInheritsNoDuplicate(t *testing.T) {
 	before := inherited(t) // what this process has got itself
 	l, events := startManual(t, tcpio.ListenerOptions{Loops: 2})
-	for range 3 {
+	for i := range 3 {
 		c, _ := open(t, l, events)
 		tc, err := c.Hijack()
 		if err != nil {
@@ -38,6 +114,9 @@ func TestAnExecutedChildInheritsNoDuplicate(t *testing.T) {
 			t.Fatal(err)
 		}
 		c = expect[tcpio.Opened](t, events).Conn
+		if i == 2 {
+			break // which stays adopted
+		}
 		if tc, err = c.Hijack(); err != nil {
 			t.Fatal(err)
 		}
@@ -83,6 +162,43 @@ func inherited(t *testing.T) map[string]bool {
 		}
 	}
 	return held
+}
+
+func TestAdoptionLeavesTheSocketNonBlocking(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Somebody holds the same open file as a socket-activated program's parent does; its mode is everybody's.
+	rc, err := ln.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dup := -1
+	rc.Control(func(fd uintptr) { dup, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(dup)
+	l, events := startManual(t, tcpio.ListenerOptions{Listener: ln})
+	ln = nil
+	for range 5 {
+		c, peer := open(t, l, events)
+		runtime.GC() // a finalizer must not close, or change, what is ours
+		send(t, peer, []byte("x"))
+		if _, err := readStream(t, events, c, 1, 10); err != nil {
+			t.Fatal(err)
+		}
+		control(t, c, func(fd int) error {
+			if status, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || status&unix.O_NONBLOCK == 0 {
+				t.Errorf("flags %#x, %v: blocking", status, err)
+			}
+			return nil
+		})
+		if status, err := unix.FcntlInt(uintptr(dup), unix.F_GETFL, 0); err != nil || status&unix.O_NONBLOCK == 0 {
+			t.Errorf("the listening socket's flags %#x, %v: blocking", status, err)
+		}
+	}
 }
 
 // Whoever holds the same open file may clear O_NONBLOCK; a call that must not block still does not. To see it fail: leave

@@ -93,40 +93,6 @@ func TestANewcomerSeesNothingOfTheFormerOwnerOfItsDescriptor(t *testing.T) {
 	}
 }
 
-func TestAHeldDuplicateKeepsNothingAliveInEpoll(t *testing.T) {
-	l, events := startManual(t, tcpio.ListenerOptions{})
-	c, peer := open(t, l, events)
-	other, otherPeer := open(t, l, events)
-	dup := -1
-	control(t, c, func(fd int) (err error) {
-		dup, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-		return err
-	})
-	defer unix.Close(dup)
-	c.Close()
-	sendFIN(t, peer) // the orderly end of both sides: the descriptor goes, the open file stays
-	expect[tcpio.Closed](t, events)
-	// A third connection takes the slot; then the dead one's file is made ready for anything.
-	newcomer, _ := open(t, l, events)
-	if err := unix.Shutdown(dup, unix.SHUT_RDWR); err != nil && err != unix.ENOTCONN {
-		t.Fatal(err)
-	}
-	peer.Close()
-	send(t, otherPeer, []byte("x"))
-	if ev := expect[tcpio.Readable](t, events); ev.Conn != other {
-		t.Fatalf("Readable of connection %d, want %d", ev.Conn.ID(), other.ID())
-	}
-	if _, err := newcomer.TryRead(make([]byte, 1)); err != tcpio.ErrWouldBlock {
-		t.Errorf("the newcomer: %v", err)
-	}
-	before := cpuTime(t)
-	const window = 300 * time.Millisecond
-	expectSilence(t, events, window)
-	if used := cpuTime(t) - before; used > window/2 {
-		t.Errorf("%v of processor time in %v of silence", used, window)
-	}
-}
-
 func TestAReplyAfterTheClientsHalfCloseArrives(t *testing.T) {
 	for _, halfOpen := range []bool{false, true} {
 		answered := make(chan struct{})
@@ -339,43 +305,6 @@ func echoBlast(t *testing.T) func(tcpio.Event) {
 			if _, err := r.Conn.TryWrite(buf[:n]); err != nil && !benign(err) {
 				t.Errorf("TryWrite: %v", err)
 			}
-		}
-	}
-}
-
-func TestAdoptionLeavesTheSocketNonBlocking(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Somebody holds the same open file as a socket-activated program's parent does; its mode is everybody's.
-	rc, err := ln.(*net.TCPListener).SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dup := -1
-	rc.Control(func(fd uintptr) { dup, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(dup)
-	l, events := startManual(t, tcpio.ListenerOptions{Listener: ln})
-	ln = nil
-	for range 5 {
-		c, peer := open(t, l, events)
-		runtime.GC() // a finalizer must not close, or change, what is ours
-		send(t, peer, []byte("x"))
-		if _, err := readStream(t, events, c, 1, 10); err != nil {
-			t.Fatal(err)
-		}
-		control(t, c, func(fd int) error {
-			if status, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || status&unix.O_NONBLOCK == 0 {
-				t.Errorf("flags %#x, %v: blocking", status, err)
-			}
-			return nil
-		})
-		if status, err := unix.FcntlInt(uintptr(dup), unix.F_GETFL, 0); err != nil || status&unix.O_NONBLOCK == 0 {
-			t.Errorf("the listening socket's flags %#x, %v: blocking", status, err)
 		}
 	}
 }
