@@ -157,7 +157,7 @@ func inherited(t *testing.T) map[string]bool {
 	held := make(map[string]bool)
 	for line := range strings.Lines(string(out)) {
 		f := strings.Fields(line)
-		if n := len(f); n > 3 && f[n-2] == "->" && f[n-3] > "2" && !strings.HasPrefix(f[n-1], "/proc/") {
+		if n := len(f); n > 3 && f[n-2] == "->" && !strings.Contains("0 1 2", f[n-3]) && !strings.HasPrefix(f[n-1], "/proc/") {
 			held[f[n-3]+" "+f[n-1]] = true
 		}
 	}
