@@ -176,17 +176,19 @@ func TestStopsFromSeveralSidesAtOnceAllReturn(t *testing.T) {
 
 // What the kernel has accepted is opened and closed in order, not reset.
 func TestShutdownOpensWhatWaitsInTheBacklog(t *testing.T) {
-	const n = 10
+	const n = 12
 	l := listen(t, tcpio.ListenerOptions{EventBuffer: 1, CloseTimeout: testLimit})
+	events := l.Events()
+	served := goServe(t.Context(), l)
 	var peers []net.Conn
-	for range n {
+	for i := range n {
+		if i == 1 { // the first one's Opened fills the stream, so the others stay in the backlog
+			waitFor(t, "its Readable waits for room", func() bool { return l.Stats().Events == 2 })
+		}
 		p := dial(t, l)
 		send(t, p, []byte("hello"))
 		peers = append(peers, p)
 	}
-	events := l.Events()
-	served := goServe(t.Context(), l)
-	waitFor(t, "a full stream", func() bool { return len(events) == 1 })
 	stopped := make(chan error, 1)
 	go func() { stopped <- l.Shutdown(contextWithLimit(t)) }()
 	var order eventOrder
