@@ -46,7 +46,7 @@ func main() {
 	flag.IntVar(&o.retries, "retries", 2, "how often a disturbed run is made again")
 	flag.BoolVar(&o.syscalls, "syscalls", false, "count system calls, in runs of their own (perf, else strace)")
 	modes := flag.String("modes", "pinned,shared", "pinned: server on CPU 0 with one loop, client on CPU 1; shared: two loops, both CPUs")
-	ws := flag.String("workloads", "", "some of W1 to W11, by comma; all if empty")
+	ws := flag.String("workloads", "", "some of W1 to W12, by comma; all if empty")
 	ss := flag.String("servers", "", "some of the servers, by comma; all if empty")
 	jsonFile := flag.String("json", "", "write every figure to this `file`")
 	from := flag.String("from", "", "measure nothing, take the figures from this `file` that -json wrote")

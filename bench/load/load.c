@@ -1,7 +1,7 @@
 // load drives an echo server over loopback and checks every byte that comes back.
 //
 //   load -p PORT [-a 127.0.0.1] [-c CONNS] [-s BYTES] [-d DEPTH] [-i IDLE] [-m echo|connect|group]
-//        [-t SECONDS] [-w WARMUP] [-h SECONDS] [-x] [-k] [-n CPU] [-z OCTET]
+//        [-t SECONDS] [-w WARMUP] [-h SECONDS] [-x] [-k] [-n CPU] [-g MICROSECONDS] [-z OCTET]
 //
 // One thread, epoll, edge-triggered. Every connection begins with one round trip. Then, in mode echo, each of CONNS
 // connections keeps DEPTH requests of BYTES bytes under way, and IDLE further ones stay silent. In mode connect each
@@ -13,6 +13,7 @@
 // 10 s. With -h it only makes the connections, prints "warm", and waits. With -x it prints "ready" when it has connected
 // and waits for a byte on standard input, so that somebody can count what happens from then on; the requests are all that
 // were made, answered to the last. With -k it waits for such a byte behind the JSON, so that closing is not counted.
+// -g is a pause before each request, for one connection.
 // -z is the third octet of the addresses that it connects from, for servers that treat some peers differently.
 //
 // It must not be what limits a measurement, so its own work for a request is one send, one recv, one memcmp and the
@@ -56,7 +57,7 @@ struct conn {
 };
 
 static const char *host = "127.0.0.1";
-static int port, conns = 64, size = 64, depth = 1, idle, hold, octet;
+static int port, conns = 64, size = 64, depth = 1, idle, hold, octet, gap;
 static enum { ECHO, CONNECT, GROUP } mode;
 static double seconds = 3, warmup = 1;
 static struct conn *all;
@@ -134,6 +135,7 @@ static void push(struct conn *c) {
 }
 
 static void begin(struct conn *c, int n) {
+	if (gap) usleep(gap);
 	uint64_t t = now();
 	for (int i = 0; i < n; i++) {
 		uint32_t k = c->head + c->count++;
@@ -210,7 +212,7 @@ static void wait_for_byte(void) {
 
 int main(int argc, char **argv) {
 	int o, cpu = -1, handshake = 0, keep = 0;
-	while ((o = getopt(argc, argv, "a:p:c:s:d:t:w:i:m:n:h:xkz:")) != -1) switch (o) {
+	while ((o = getopt(argc, argv, "a:p:c:s:d:t:w:i:m:n:h:xkg:z:")) != -1) switch (o) {
 		case 'a': host = optarg; break;
 		case 'p': port = atoi(optarg); break;
 		case 'c': conns = atoi(optarg); break;
@@ -224,6 +226,7 @@ int main(int argc, char **argv) {
 		case 'h': hold = 1, conns = 0, seconds = atof(optarg); break;
 		case 'x': handshake = 1; break;
 		case 'k': keep = 1; break;
+		case 'g': gap = atoi(optarg); break;
 		case 'z': octet = atoi(optarg); break;
 		default: return 2;
 		}

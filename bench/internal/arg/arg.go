@@ -19,6 +19,8 @@ var (
 	Loops = flag.Int("loops", 1, "loops")
 	// Buf is the size of a buffer that belongs to one connection, where a server has such.
 	Buf = flag.Int("buf", 4<<10, "`bytes` of a buffer that belongs to one connection")
+	// Short is for servers that are better set up differently when connections are short.
+	Short = flag.Bool("short", false, "connections make one request each")
 )
 
 // Parse reads the command line and returns the address to listen on. From then on the signal USR1 is answered with a

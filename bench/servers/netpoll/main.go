@@ -1,4 +1,5 @@
-// cloudwego/netpoll, with its pool of goroutines (faster here than without) and without copying what is long.
+// cloudwego/netpoll, without copying what is long. Its pool of goroutines, which its documentation advises against where
+// stacks do not grow, was better but for short connections: 1.17 for 1.66 × C in W1 shared, 1.76 for 1.52 in W7 pinned.
 package main
 
 import (
@@ -11,6 +12,9 @@ import (
 
 func main() {
 	addr := arg.Parse()
+	if *arg.Short {
+		arg.Must(netpoll.DisableGopool())
+	}
 	arg.Must(netpoll.Configure(netpoll.Config{PollerNum: *arg.Loops}))
 	l, err := netpoll.CreateListener("tcp", addr)
 	arg.Must(err)
