@@ -398,7 +398,7 @@ func (c *Conn) readyLocked(bits uint32) {
 	if c.flags&fReleased != 0 {
 		return
 	}
-	if c.flags&(fOpened|fHandshake) == 0 && (c.flags&fDefer == 0 || c.heardLocked(bits)) {
+	if c.flags&(fOpened|fHandshake) == 0 && (c.flags&fDefer == 0 || c.hasSpokenLocked(bits)) {
 		c.emitLocked(pendOpened)
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
@@ -428,9 +428,9 @@ func (c *Conn) readyLocked(bits uint32) {
 	}
 }
 
-// heardLocked says whether the peer has sent anything, which is what fDefer waits for. With TLS an edge may be of bytes that
+// hasSpokenLocked says whether the peer has sent anything, which is what fDefer waits for. With TLS an edge may be of bytes that
 // the handshake has read since, or of a record without data.
-func (c *Conn) heardLocked(bits uint32) bool {
+func (c *Conn) hasSpokenLocked(bits uint32) bool {
 	if bits&(pollIn|pollHup|pollErr|pollRdHup) == 0 {
 		return false
 	}
