@@ -152,15 +152,21 @@ func (p *plan) run(jsonFile, chartFile string, check, smoke bool) error {
 		estimate.Minutes()*(1+retryShare))
 	retries := int(retryShare * float64(count))
 	for round := range o.rounds {
-		err = errors.Join(err, o.each(func(mode string, w *workload, s *server) error {
-			return o.measure(res, round, mode, w, s, &retries)
-		}))
-		if err != nil {
-			break
-		}
+		_ = o.each(func(mode string, w *workload, s *server) error {
+			o.measure(res, round, mode, w, s, &retries)
+			return nil
+		})
 	}
-	if err == nil && o.syscalls {
-		err = o.each(func(mode string, w *workload, s *server) error { return o.count(res, mode, w, s) })
+	if o.syscalls {
+		_ = o.each(func(mode string, w *workload, s *server) error {
+			if err := o.count(res, mode, w, s); err != nil {
+				fmt.Fprintf(os.Stderr, "%s %s %s: no system calls counted: %v\n", mode, w.name, s.name, err)
+			}
+			return nil
+		})
+	}
+	if res.ourFailures > 0 {
+		err = errors.Join(err, fmt.Errorf("%d runs of the floor or of tcpio failed, see above", res.ourFailures))
 	}
 	return errors.Join(err, p.report(res, jsonFile, chartFile, check)) // what there is, also when a server failed
 }
@@ -315,7 +321,7 @@ func (o *options) smokeOnce(w *workload, s *server) error {
 }
 
 // measure makes one run, and again while it is disturbed and there are retries left; then the run is marked.
-func (o *options) measure(res *results, round int, mode string, w *workload, s *server, retries *int) error {
+func (o *options) measure(res *results, round int, mode string, w *workload, s *server, retries *int) {
 	for try := 0; ; try++ {
 		r, err := o.once(mode, w, s, s.loops(mode))
 		r.Round, r.Mode, r.Workload, r.Server = round, mode, w.name, s.name
@@ -323,13 +329,13 @@ func (o *options) measure(res *results, round int, mode string, w *workload, s *
 			continue // others had the processors all the time
 		}
 		if err != nil {
-			// A peer that cannot do a workload is a result; we have to.
+			// A peer that cannot do a workload is a result; we have to. Either way the rest is worth measuring.
 			if s.ours || s.name == floor {
-				return fmt.Errorf("%s %s %s: %w", mode, w.name, s.name, err)
+				res.ourFailures++
 			}
 			fmt.Fprintf(os.Stderr, "round %d %-6s %-8s %-12s FAILED: %v\n", round, mode, w.name, s.name, err)
 			res.Failed = append(res.Failed, fmt.Sprintf("%s %s %s: %v", mode, w.name, s.name, err))
-			return nil
+			return
 		}
 		if r.disturbed() != "" && try < o.retries && *retries > 0 {
 			*retries--
@@ -339,6 +345,6 @@ func (o *options) measure(res *results, round int, mode string, w *workload, s *
 		fmt.Fprintf(os.Stderr, "round %d %-6s %-8s %-12s %9.3f µs/req %8.0f req/s p50 %7.0f p99 %7.0f µs, client %7.3f µs/req %s\n",
 			round, mode, w.name, s.name, r.CPU, r.Rate, r.P50, r.P99, r.ClientCPU, r.disturbed())
 		res.Runs = append(res.Runs, r)
-		return nil
+		return
 	}
 }

@@ -10,6 +10,7 @@ type results struct {
 	Runs             []run
 	Calls            []calls
 	Failed           []string
+	ourFailures      int
 }
 
 func (res *results) all(mode, workload, server string) (runs []run) {

@@ -12,10 +12,11 @@ import (
 
 func main() {
 	addr := arg.Parse()
+	config := netpoll.Config{PollerNum: *arg.Loops}
 	if *arg.Short {
-		arg.Must(netpoll.DisableGopool())
+		config.Runner = func(_ context.Context, f func()) { go f() }
 	}
-	arg.Must(netpoll.Configure(netpoll.Config{PollerNum: *arg.Loops}))
+	arg.Must(netpoll.Configure(config))
 	l, err := netpoll.CreateListener("tcp", addr)
 	arg.Must(err)
 	ev, err := netpoll.NewEventLoop(func(_ context.Context, c netpoll.Connection) error {
