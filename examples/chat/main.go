@@ -98,16 +98,7 @@ func serve(ctx context.Context, out io.Writer, cfg config, h *hub) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	// Serve would shut down at the end of ctx by itself, and nobody could be told any more. So it gets a context
-	// without end, and the second goroutine says goodbye before it shuts down. When Serve fails, the group's ctx ends.
-	g.Go(func() error { return l.Serve(context.WithoutCancel(ctx)) })
-	g.Go(func() error {
-		<-ctx.Done()
-		for c := range l.Conns() {
-			_, _ = c.TryWrite([]byte("* the server is stopping, goodbye\n")) // who has no room left is not told
-		}
-		return l.Shutdown(context.WithoutCancel(ctx))
-	})
+	g.Go(func() error { return l.Serve(ctx) })
 	fmt.Fprintln(out, "listening on", l.Addr())
 	return g.Wait()
 }

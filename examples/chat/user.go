@@ -71,6 +71,8 @@ func (u *user) Receive(ev tcpio.Event) error {
 		if _, ok := ev.Value.(idle); ok {
 			u.watch()
 		}
+	case tcpio.Draining:
+		_ = u.tell("* the server is stopping, goodbye") // who has no room left is not told; the library closes
 	case tcpio.Closed:
 		switch err := u.c.Err(); {
 		case err == nil:

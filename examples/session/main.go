@@ -61,7 +61,7 @@ func run(ctx context.Context, out io.Writer, addr string, every time.Duration) e
 			if ev, ok := ev.(tcpio.Opened); ok {
 				// Claimed while Opened is handled: everything after it comes to the mailbox.
 				s := &session{conn: ev.Conn, auction: a, mailbox: ev.Conn.Events()}
-				g.Go(func() error { return s.run(ctx, every) })
+				g.Go(func() error { return s.run(every) })
 			}
 		}
 		return nil

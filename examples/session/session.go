@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -73,20 +72,23 @@ type session struct {
 }
 
 // run is the session's life. It ends when the mailbox is closed, which is behind the connection's Closed.
-func (s *session) run(ctx context.Context, every time.Duration) error {
+func (s *session) run(every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	s.say("who are you? say: name NAME\n")
 	_, higher := s.auction.look()
-	done := ctx.Done()
 	for {
 		select {
 		case ev, ok := <-s.mailbox:
 			if !ok {
 				return nil
 			}
-			if _, ok := ev.(tcpio.Readable); ok {
+			switch ev.(type) {
+			case tcpio.Readable:
 				s.read()
+			case tcpio.Draining:
+				s.say("the house closes\n")
+				s.conn.Close()
 			}
 		case <-tick.C:
 			if s.name != "" {
@@ -99,10 +101,6 @@ func (s *session) run(ctx context.Context, every time.Duration) error {
 			if s.name != "" && s.name != best.name {
 				s.say(best.String())
 			}
-		case <-done:
-			s.say("the house closes\n") // if Serve, which ctx ends too, has not closed the connection already
-			s.conn.Close()
-			done = nil
 		}
 	}
 }

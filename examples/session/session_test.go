@@ -133,7 +133,8 @@ func TestAllHearTheFinalBest(t *testing.T) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			io.WriteString(c, "name n"+strings.Repeat("x", i%10)+"\nbid "+strings.Repeat("1", 1+i%9)+"\n")
+			// A name of its own: who has the best bid's name is not told of it.
+			fmt.Fprintf(c, "name n%d\nbid %s\n", i, strings.Repeat("1", 1+i%9))
 			for {
 				line, err := c.r.ReadString('\n')
 				if err != nil {
