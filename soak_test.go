@@ -38,7 +38,8 @@ const (
 //
 // A failure prints the seed. The choices of each client come from it; how they interleave does not.
 //
-// To see it fail: lose a byte in outQueue.append, leave out l.socket.arrived in welcome, forget a timer in leaveAllLocked.
+// To see it fail: queue another part of p in writeLocked, leave out endLimitsLocked in leaveAllLocked (the heap grows), the
+// emitting of Writable, or the subtraction in outQueue.drop.
 func TestSoak(t *testing.T) {
 	seed := *soakSeed
 	if seed == 0 {
