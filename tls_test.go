@@ -264,6 +264,8 @@ func TestTLSIdleConnectionsHaveNoGoroutine(t *testing.T) {
 		n = 500
 	}
 	l, _ := tlsServe(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour}, tlsEcho) // the last one waits for all others
+	first := tlsDial(t, l, clientTLS())
+	ping(t, first, []byte("x")) // the loops have their goroutines by now
 	before := runtime.NumGoroutine()
 	// One in ten makes a whole handshake. The others resume a session of TLS 1.2, which costs next to nothing.
 	resume := clientTLS()
