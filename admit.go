@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"sync"
-	"syscall"
 )
 
 // lingering bounds the refused connections that are kept until their peer has the reply; more are refused without one.
@@ -75,9 +74,9 @@ func (l *Listener) admission(peer *sockaddr) refusal {
 		return refusedConns
 	case counted && !l.peers.take(peer, o.MaxConnsPerIP):
 		return refusedPerIP // before the rate: an address over its bound does not use up what others may have
-	case o.AcceptRate != nil && !o.AcceptRate.Allow():
+	case o.AcceptRate != nil && !l.asks("AcceptRate", peer, o.AcceptRate.Allow):
 		why = refusedRate
-	case o.Admit != nil && !l.admits(peer):
+	case o.Admit != nil && !l.asks("Admit", peer, func() bool { return o.Admit(peer.addrPort()) == nil }):
 		why = refusedAdmit
 	}
 	if why != admitted && counted {
@@ -86,14 +85,14 @@ func (l *Listener) admission(peer *sockaddr) refusal {
 	return why
 }
 
-// admits asks the user's hook. A panic refuses the peer and is logged.
-func (l *Listener) admits(peer *sockaddr) (ok bool) {
+// asks asks a hook of the user's. A panic refuses the peer and is logged.
+func (l *Listener) asks(hook string, peer *sockaddr, admits func() bool) (ok bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			l.log("tcpio: Admit panicked", "peer", peer.addrPort().String(), "panic", v, "stack", string(debug.Stack()))
+			l.log("tcpio: "+hook+" panicked", "peer", peer.addrPort().String(), "panic", v, "stack", string(debug.Stack()))
 		}
 	}()
-	return l.opts.Admit(peer.addrPort()) == nil
+	return admits()
 }
 
 // refuse ends a connection that is not to be served, with the reply if there is one: as a connection without events, so
@@ -128,7 +127,7 @@ func (l *Listener) acceptRest() {
 		switch {
 		case errno == 0:
 			l.welcome(l.leastBusy(true), int32(fd), peer)
-		case errno != syscall.ECONNABORTED:
+		case !retryable(errno):
 			return
 		}
 	}

@@ -84,15 +84,16 @@ func TestHooksRefuseByNilAndByPanic(t *testing.T) {
 		"actor panic": func() (tcpio.Actor, error) { panic("in Actor") },
 		"admit error": func() (tcpio.Actor, error) { return nil, errors.New("no") },
 		"admit panic": func() (tcpio.Actor, error) { panic("in Admit") },
+		"rate panic":  func() (tcpio.Actor, error) { panic("in Allow") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			log := new(syncBuffer)
 			var mu sync.Mutex
 			first := true
-			try := func(admit bool) (tcpio.Actor, error) {
+			try := func(hook string) (tcpio.Actor, error) {
 				mu.Lock()
 				defer mu.Unlock()
-				if strings.HasPrefix(name, "admit") == admit && first {
+				if strings.Contains(name, hook) && first {
 					first = false
 					return bad()
 				}
@@ -101,13 +102,17 @@ func TestHooksRefuseByNilAndByPanic(t *testing.T) {
 			l := hookServe(t, tcpio.ListenerOptions{
 				Logger: slog.New(slog.NewTextHandler(log, nil)),
 				Actor: func(*tcpio.Conn) tcpio.Actor {
-					a, _ := try(false)
+					a, _ := try("actor")
 					return a
 				},
 				Admit: func(netip.AddrPort) error {
-					_, err := try(true)
+					_, err := try("admit")
 					return err
 				},
+				AcceptRate: allow(func() bool {
+					_, err := try("rate")
+					return err == nil
+				}),
 			})
 			// A refusal may be as early as the dial.
 			if c, err := net.Dial("tcp", l.Addr().String()); err == nil {

@@ -10,6 +10,9 @@ import (
 // While one runs the descriptor cannot go: a connection that ends meanwhile is closed behind it. Read and Write call
 // their function until it returns true and block in between until the connection is ready, or until the deadline; bytes that
 // Read takes are the caller's, and a Readable follows in case there are more. After Close everything fails with net.ErrClosed.
+//
+// With TLS the descriptor carries what TLS makes of the bytes. SO_LINGER must be left alone: close(2) would then block the
+// loop.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

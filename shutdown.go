@@ -1,0 +1,227 @@
+package tcpio
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+)
+
+// How far the end has come. It is set before the connections are gone through: one that is registered meanwhile either is
+// seen there or sees it.
+const (
+	endTold   = 1 + iota // Shutdown has told the connections
+	endClosed            // their time is over
+	endCut               // Close, or the end of Shutdown's ctx
+)
+
+// abortAll stops everything. It does not wait.
+func (l *Listener) abortAll() {
+	l.endAt(endCut)
+	l.stopAccepting()
+	for c := range l.Conns() {
+		c.Abort()
+	}
+}
+
+// finish waits for the last events to be received, for CloseTimeout at most, and closes the channels.
+func (l *Listener) finish() {
+	<-l.gone
+	t := time.NewTimer(l.opts.CloseTimeout)
+	defer t.Stop()
+	for waiting := true; waiting && l.feeders.Load() > 0; {
+		select {
+		case <-l.fed:
+		case <-t.C:
+			waiting = false
+		}
+	}
+	close(l.giveUp)
+	for l.feeders.Load() > 0 {
+		<-l.fed
+	}
+	l.logRest()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.finished = true
+	if l.events != nil {
+		close(l.events.ch)
+	}
+	if l.handOut != nil {
+		close(l.handOut.accepted.ch)
+	}
+	for _, lp := range l.loops {
+		if lp.stream != nil {
+			close(lp.stream.ch)
+		}
+		lp.dog.Stop()
+		if l.polling {
+			lp.p.close()
+		}
+	}
+}
+
+// Shutdown stops in order: it accepts what the backlog holds and then nothing more, tells every connection by [Draining],
+// closes each as Conn.Close does once its handler has had its say, see [ListenerOptions].DrainTimeout, and waits until
+// every descriptor is closed; then it returns nil. When ctx ends first, what is left is cut off, with ErrCloseTimeout if
+// output was left, and ctx's error returned.
+//
+// It does not wait for events to be received, so a consumer may call it; the Closed events are still to come. With
+// whatever ctx, a connection has DrainTimeout, or CloseTimeout while its actor's Receive blocks, and then CloseTimeout.
+// A Receive that calls Shutdown blocks in this sense: it waits CloseTimeout for itself, a goroutine of its own does not.
+func (l *Listener) Shutdown(ctx context.Context) error {
+	l.mu.Lock()
+	polling := l.polling && !l.stopping.Load()
+	l.mu.Unlock()
+	if polling {
+		l.acceptRest()
+	}
+	l.endAt(endTold)
+	l.stopAccepting()
+	for c := range l.Conns() {
+		c.drain()
+	}
+	var err error
+	if d := l.opts.DrainTimeout; d > 0 {
+		err = l.awaitGone(ctx, d)
+	} else if err = l.awaitGone(ctx, min(eofGrace, l.opts.CloseTimeout)); err == errGrace {
+		l.endAt(endClosed)
+		for c := range l.Conns() {
+			if !c.hasActor() {
+				c.Close()
+			}
+		}
+		err = l.awaitGone(ctx, l.opts.CloseTimeout) // for handlers that block, and their answers
+	}
+	if err == errGrace {
+		l.endAt(endClosed)
+		for c := range l.Conns() {
+			c.Close()
+		}
+		err = l.awaitGone(ctx, 0)
+	}
+	if err != nil {
+		l.endAt(endCut)
+		for c := range l.Conns() {
+			c.mu.Lock()
+			c.cutLocked()
+			c.unlock()
+		}
+		<-l.gone
+	}
+	l.finishUnserved()
+	return err
+}
+
+var errGrace = errors.New("tcpio: handlers have had their time")
+
+// awaitGone waits until every descriptor is closed. It gives up with ctx's error, or after limit, if there is one, with
+// errGrace.
+func (l *Listener) awaitGone(ctx context.Context, limit time.Duration) error {
+	var late <-chan time.Time
+	if limit > 0 {
+		t := time.NewTimer(limit)
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case <-l.gone:
+		return nil
+	case <-late:
+		return errGrace
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close stops at once: it accepts nothing more, aborts every connection, and returns nil when every descriptor is closed.
+// It does not wait for events to be received. Called again it does nothing more.
+func (l *Listener) Close() error {
+	l.abortAll()
+	<-l.gone
+	l.finishUnserved()
+	return nil
+}
+
+// finishUnserved closes the channels of a listener that Serve was never called on, and now never will be.
+func (l *Listener) finishUnserved() {
+	l.mu.Lock()
+	mine := !l.served
+	l.served = true
+	l.mu.Unlock()
+	if mine {
+		l.finish()
+	}
+}
+
+// endAt notes how far the end has come. It never goes back.
+func (l *Listener) endAt(stage int32) {
+	for {
+		at := l.ending.Load()
+		if at >= stage || l.ending.CompareAndSwap(at, stage) {
+			return
+		}
+	}
+}
+
+func (l *Listener) stopAccepting() {
+	l.mu.Lock()
+	l.stopping.Store(true)
+	l.decideLocked(0, false)
+	var p poller
+	if l.polling {
+		p = l.loops[0].p
+	}
+	l.mu.Unlock()
+	l.socket.close(p)
+	l.checkGone()
+}
+
+// checkGone notes that the last descriptor is closed, and ends the loops.
+func (l *Listener) checkGone() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, lp := range l.loops {
+		if lp.live.Load() != 0 {
+			return
+		}
+	}
+	if l.socket.anyArriving() {
+		return
+	}
+	select {
+	case <-l.gone:
+		return
+	default:
+	}
+	l.goneAt = now()
+	close(l.gone)
+	for _, lp := range l.loops {
+		lp.timers.add(lp, &timer{kind: timerWake}, l.opts.CloseTimeout)
+		lp.kick()
+	}
+}
+
+// allTold is a loop's untold when it has ended: so far below zero that it stays there.
+const allTold = math.MinInt64 / 2
+
+// ended tells a loop that it has nothing more to do: every descriptor is closed, and every actor of its own was told, for
+// which a handler that still blocks has CloseTimeout.
+func (lp *loop) ended() bool {
+	if !lp.l.stopping.Load() {
+		return false
+	}
+	select {
+	case <-lp.l.gone:
+		if lp.untold.CompareAndSwap(0, allTold) {
+			return true
+		}
+		if now() < lp.l.goneAt+int64(lp.l.opts.CloseTimeout) {
+			return false
+		}
+		lp.untold.Store(allTold)
+		return true
+	default:
+		return false
+	}
+}
