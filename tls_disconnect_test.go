@@ -128,7 +128,13 @@ func disconnects(t *testing.T, version uint16, reads, reset bool) {
 		}
 		return tlsEcho(ev)
 	})
-	before := runtime.NumGoroutine()
+	first := tlsDial(t, l, clientTLS())
+	tlsPing(t, first)
+	first.Close()
+	waitFor(t, "the end of the first one", func() bool { return closed.Load() == 1 })
+	opened.Store(0)
+	closed.Store(0)
+	before := runtime.NumGoroutine() // the loops have theirs by now
 	config := clientTLS()
 	config.MinVersion, config.MaxVersion = version, version
 	config.CurvePreferences = []tls.CurveID{tls.X25519} // short, and cheap
