@@ -153,6 +153,9 @@ func (lp *loop) rest() time.Duration {
 	lp.slice = false
 	lp.yield = 0
 	runtime.Gosched() // who is ready to run comes first: a blocked wait would keep the processor for a while
+	if lp.watching.Load() && lp.dog.Stop() {
+		lp.watching.Store(false) // it would wake up only to find the loop asleep
+	}
 	lp.asleep = true
 	lp.holder.Store(nil) // an idle loop keeps no connection alive
 	lp.enter(sleeping)
