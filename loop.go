@@ -92,9 +92,9 @@ type loop struct {
 	lull    uint64  // the demand when the loop parked
 	accept  acceptState
 
-	// Owned by the watchdog, which is one goroutine at a time.
+	// The watchdog, which is one goroutine at a time; watching says who may reset it, and a sleep stops it.
 	dog  *time.Timer
-	seen uint64
+	seen atomic.Uint64 // the state at the last tick
 }
 
 func newLoop(l *Listener, index int) *loop {
@@ -396,8 +396,7 @@ func (lp *loop) watch() {
 func (lp *loop) tick() {
 	lp.tickClock()
 	w := lp.state.Load()
-	again := w == lp.seen
-	lp.seen = w
+	again := lp.seen.Swap(w) == w
 	switch role(w & roleMask) {
 	case over:
 		return
