@@ -54,11 +54,11 @@ func (s *soak) listen() {
 	s.add("legacy", plain, false, func(o *tcpio.ListenerOptions) { o.ConcurrentCallbacks = true }, (*soakServer).callbacks)
 	s.add("netlistener", plain, false, nil, (*soakServer).netListener)
 	s.add("deferred", plain, false, func(o *tcpio.ListenerOptions) { o.DeferAccept = true }, (*soakServer).netListener)
-	s.add("tls", secure, true, func(o *tcpio.ListenerOptions) { o.TLSConfig = serverTLS() }, (*soakServer).actors).tls = true
-	s.add("tls stream", secure, false, func(o *tcpio.ListenerOptions) { o.TLSConfig = serverTLS() }, (*soakServer).streamOnly).tls = true
+	s.add("tls", secure, true, func(o *tcpio.ListenerOptions) { o.TLSConfig = serverTLS() }, (*soakServer).actors)
+	s.add("tls stream", secure, false, func(o *tcpio.ListenerOptions) { o.TLSConfig = serverTLS() }, (*soakServer).streamOnly)
 	s.add("tls netlistener", secure, false, func(o *tcpio.ListenerOptions) { o.TLSConfig = serverTLS() },
-		(*soakServer).netListener).tls = true
-	s.add("lines", append(slices.Clone(echoes), kindStartTLS, kindStartTLS), true, nil, (*soakServer).frames).lines = true
+		(*soakServer).netListener)
+	s.add("lines", append(slices.Clone(echoes), kindStartTLS, kindStartTLS), true, nil, (*soakServer).frames)
 	s.add("few", []*soakKind{kindRefused}, false, func(o *tcpio.ListenerOptions) {
 		o.MaxConns, o.RefuseReply = 2, []byte(refusal)
 	}, (*soakServer).actors)
@@ -69,13 +69,14 @@ const refusal = "REFUSED: too many\n"
 
 // add makes a server and lets it run: start begins to consume its events, before Serve.
 func (s *soak) add(name string, kinds []*soakKind, posted bool, change func(*tcpio.ListenerOptions),
-	start func(*soakServer, *tcpio.ListenerOptions) func(*tcpio.Listener)) *soakServer {
+	start func(*soakServer, *tcpio.ListenerOptions) func(*tcpio.Listener)) {
 	s.t.Helper()
 	srv := &soakServer{soak: s, name: name, kinds: kinds, posted: posted}
 	opts := soakOptions()
 	if change != nil {
 		change(&opts)
 	}
+	srv.tls = opts.TLSConfig != nil
 	consume := start(srv, &opts)
 	srv.l = listen(s.t, opts)
 	// Little room in the kernel, so that output is queued and peers are held back. Accepted sockets inherit it.
@@ -92,7 +93,6 @@ func (s *soak) add(name string, kinds []*soakKind, posted bool, change func(*tcp
 	}
 	srv.served = goServe(s.t.Context(), srv.l)
 	s.servers = append(s.servers, srv)
-	return srv
 }
 
 // balanced reports that every connection that was opened is closed, as far as the consumers have seen.
@@ -376,6 +376,7 @@ func (srv *soakServer) netListener(*tcpio.ListenerOptions) func(*tcpio.Listener)
 
 // frames echoes lines, by Frames, in actors that block when there is no room.
 func (srv *soakServer) frames(o *tcpio.ListenerOptions) func(*tcpio.Listener) {
+	srv.lines = true
 	o.Actor = func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			r, ok := ev.(tcpio.Readable)
