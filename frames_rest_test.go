@@ -1,0 +1,262 @@
+//go:build linux
+
+package tcpio
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestFinalTokenEndsTheIteration(t *testing.T) {
+	r := listen(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	peer, c := r.open()
+	write(t, peer, []byte("headbody"))
+	receiveAs[Readable](t, events)
+	final := func(d []byte, _ bool) (int, []byte, error) { return 4, d[:4], bufio.ErrFinalToken }
+	var got []string
+	for frame, err := range c.Frames(final) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, string(frame))
+	}
+	if !slices.Equal(got, []string{"head"}) {
+		t.Errorf("frames %q", got)
+	}
+	receiveAs[Readable](t, events) // the rest is announced
+	buf := make([]byte, 16)
+	if n, err := c.TryRead(buf); string(buf[:n]) != "body" || err != nil {
+		t.Errorf("TryRead: %q, %v", buf[:n], err)
+	}
+}
+
+// A final token at the end of stream, which is how a split function may end its work, ends the connection as well.
+func TestFinalTokenAtTheEndDoesNotSpin(t *testing.T) {
+	r := listen(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	peer, c := r.open()
+	write(t, peer, []byte("all of it"))
+	if err := peer.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	split := func(d []byte, atEOF bool) (int, []byte, error) {
+		if !atEOF {
+			return 0, nil, nil
+		}
+		return len(d), d, bufio.ErrFinalToken
+	}
+	frames := 0
+	for turns := 0; ; turns++ {
+		ev := receive(t, "Readable or Closed", events)
+		if _, ok := ev.(Closed); ok {
+			break
+		}
+		if turns == 20 {
+			t.Fatal("Readable follows Readable: the consumer spins")
+		}
+		for frame, err := range c.Frames(split) {
+			if err == nil && string(frame) == "all of it" {
+				frames++
+			}
+		}
+	}
+	if frames != 1 {
+		t.Errorf("the frame came %d times", frames)
+	}
+}
+
+// The end of stream inside a frame is told once, also to a consumer that goes on as if nothing were.
+func TestCutFrameAtTheEndDoesNotSpin(t *testing.T) {
+	c, got, err, events := frameRig(t, ListenerOptions{AllowHalfOpen: true}, splitRawLines, []byte("whole\ncut"))
+	if err != io.ErrUnexpectedEOF || len(got) != 1 {
+		t.Fatalf("%d frames, %v, want one and io.ErrUnexpectedEOF", len(got), err)
+	}
+	// The consumer goes on. A Readable that was on its way already may bring the same end once more.
+	for turns := 0; ; turns++ {
+		asleep(t, c.lp.l)
+		if len(events) == 0 {
+			break
+		}
+		if turns == 10 {
+			t.Fatal("Readable follows Readable: the consumer spins")
+		}
+		receiveAs[Readable](t, events)
+		for frame, err := range c.Frames(splitRawLines) {
+			if err != io.ErrUnexpectedEOF {
+				t.Errorf("frame %q, %v", frame, err)
+			}
+		}
+	}
+	buf := make([]byte, 16)
+	if n, err := c.TryRead(buf); string(buf[:n]) != "cut" || err != nil {
+		t.Errorf("TryRead: %q, %v, want the cut frame", buf[:n], err)
+	}
+}
+
+// What is still in the socket is announced although the frames read so far were all used.
+func TestBreakAtTheEndOfTheBufferIsFollowedByReadable(t *testing.T) {
+	r := listen(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	peer, c := r.open()
+	line := []byte("0123456789abcde\n")
+	const size = blockLarge + blockSmall // the buffer, and what fits into any receive buffer besides
+	write(t, peer, bytes.Repeat(line, size/len(line)))
+	waitFor(t, "everything has arrived", func() bool {
+		n := 0
+		rc, err := c.SyscallConn()
+		if err == nil {
+			if e := rc.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }); e != nil {
+				err = e
+			}
+		}
+		return err == nil && n == size
+	})
+	for _, want := range []int{blockLarge, blockSmall} {
+		receiveAs[Readable](t, events)
+		n := 0
+		for _, err := range c.Frames(splitRawLines) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n += len(line); n == want {
+				break
+			}
+		}
+	}
+}
+
+// Frames that were in the buffer already answer a Readable only for the buffer; the end behind them is still told.
+func TestBufferedFramesDoNotAnswerForTheSocket(t *testing.T) {
+	r := listen(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	peer, c := r.open()
+	write(t, peer, []byte("one\ntwo\n"))
+	if err := peer.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the end is signalled", func() bool { return flagsOf(c)&fDistrust != 0 })
+	var got []string
+	for end := error(nil); end == nil; {
+		receiveAs[Readable](t, events)
+		for frame, err := range c.Frames(splitRawLines) {
+			if end = err; err == nil {
+				got = append(got, string(frame))
+			}
+			break
+		}
+	}
+	if !slices.Equal(got, []string{"one\n", "two\n"}) {
+		t.Errorf("frames %q", got)
+	}
+}
+
+func TestPartialFrameHoldsASmallBlockAndAnIdleOneNone(t *testing.T) {
+	r := listen(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	peer, c := r.open()
+	held := func() int {
+		return locked(c, func() int {
+			if c.ext == nil || c.ext.frames.b == nil {
+				return 0
+			}
+			return len(c.ext.frames.b.buf)
+		})
+	}
+	lines := bytes.Repeat([]byte("0123456789abcde\n"), 3000) // 48,000 bytes
+	for range 3 {
+		write(t, peer, append(slices.Clone(lines), "partial"...))
+		for n := 0; n < 3000; {
+			receiveAs[Readable](t, events)
+			for _, err := range c.Frames(splitRawLines) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				n++
+			}
+		}
+		waitFor(t, "the partial frame is in", func() bool {
+			for _, err := range c.Frames(splitRawLines) {
+				t.Fatalf("a frame too many, or %v", err)
+			}
+			return locked(c, func() bool { f := &c.ext.frames; return f.end-f.off == len("partial") })
+		})
+		if n := held(); n != blockSmall {
+			t.Errorf("%d bytes held for a partial frame of 7, want %d", n, blockSmall)
+		}
+		write(t, peer, []byte("\n"))
+		for done := false; !done; {
+			receiveAs[Readable](t, events)
+			for frame, err := range c.Frames(splitRawLines) {
+				if err != nil || string(frame) != "partial\n" {
+					t.Fatalf("frame %q, %v", frame, err)
+				}
+				done = true
+			}
+		}
+		if n := held(); n != 0 {
+			t.Errorf("%d bytes held for nothing", n)
+		}
+	}
+}
+
+func TestSecondIterationIsRefused(t *testing.T) {
+	r := listen(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	peer, c := r.open()
+	write(t, peer, []byte("one\ntwo\n"))
+	receiveAs[Readable](t, events)
+	var got []string
+	for frame := range c.Frames(splitRawLines) {
+		got = append(got, string(frame))
+		for _, err := range c.Frames(splitRawLines) {
+			if err != errFramesBusy {
+				t.Errorf("an iteration inside an iteration: %v", err)
+			}
+		}
+	}
+	if !slices.Equal(got, []string{"one\n", "two\n"}) {
+		t.Errorf("frames %q", got)
+	}
+}
+
+// Close from inside the body ends the iteration; the frame in hand stays valid until then.
+func TestCloseInsideTheBodyEndsTheIteration(t *testing.T) {
+	r := listen(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	peer, c := r.open()
+	write(t, peer, []byte("one\ntwo\n"))
+	receiveAs[Readable](t, events)
+	n := 0
+	for frame, err := range c.Frames(splitRawLines) {
+		if n++; n == 1 {
+			c.Abort()
+			if string(frame) != "one\n" {
+				t.Errorf("frame %q after Abort", frame)
+			}
+		} else if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("pair %d: %q, %v, want net.ErrClosed", n, frame, err)
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d pairs, want a frame and an error", n)
+	}
+	receiveAs[Closed](t, events)
+	if b := locked(c, func() *block { return c.ext.frames.b }); b != nil {
+		t.Error("memory is held after Closed")
+	}
+}
