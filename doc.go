@@ -66,6 +66,7 @@
 // channels are closed behind the last event, so that range loops end by themselves. Shutdown tells every connection by
 // Draining, gives its handler time to answer what is under way and to say goodbye (DrainTimeout), and closes in order.
 // Shutdown and Close wait for descriptors and not for events; any goroutine may call them, a consumer or a handler too.
+// [Listener.File] hands the listening socket to a successor, as examples/restart does.
 //
 // # TLS
 //

@@ -1,5 +1,7 @@
 //go:build linux
 
+// One file, over 500 lines: a single program seen from outside, with the scaffolding that all of its tests share.
+
 package main
 
 import (
