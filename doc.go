@@ -82,8 +82,9 @@
 // # Locks
 //
 // For those who change the package. A Conn's mu may be held when one of these is taken, each a leaf: stream.mu, timers.mu,
-// limits.mu, workQueue.mu, epoll.mu, Group.mu, handshakes.mu, starved.mu. Group.writing is taken before a Conn's mu. No
-// user code runs under any of them.
+// limits.mu, workQueue.mu, epoll.mu, Group.mu, handshakes.mu, starved.mu. Only handshakes.mu is no leaf: under it the time of
+// a handshake is moved, which takes timers.mu, then epoll.mu. Group.writing is taken before a Conn's mu. No user code runs
+// under any of them.
 //
 // # Non-goals
 //

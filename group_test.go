@@ -64,7 +64,7 @@ func TestTheZeroGroupWorksAndMembersLeaveByThemselves(t *testing.T) {
 	}
 	p := []byte("hello")
 	groupWrite(t, &g, p)
-	copy(p, "XXXXX") // p is the caller's again
+	copy(p, "?????") // p is the caller's again
 	for _, c := range clients {
 		if got := actReadString(t, c, 5); got != "hello" {
 			t.Errorf("read %q", got)
