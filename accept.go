@@ -124,7 +124,7 @@ func (l *Listener) acceptSome() acceptState {
 		case errno == 0:
 		case errno == syscall.EAGAIN:
 			return acceptIdle
-		case retryable(errno):
+		case retryable(errno), exhausted(errno) && l.evictEnded():
 			continue
 		default:
 			return l.acceptFailed(os.NewSyscallError("accept", errno), exhausted(errno))
@@ -175,15 +175,12 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
 	if !peer.isIP {
 		c.flags |= fUnix | fDistrust
 	}
-	if l.opts.AllowHalfOpen {
-		c.flags |= fHalfOpen
-	}
 	switch {
 	case l.opts.Actor != nil: // register asks for it
 	case l.legacy != nil:
 		c.actor = l.legacy
 	case l.handOut != nil:
-		c.flags |= fMute | fHalfOpen
+		c.flags |= fMute
 		if l.opts.DeferAccept {
 			c.flags |= fDefer
 		}

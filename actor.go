@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -14,7 +15,7 @@ import (
 //
 // Receive may block, for a database say: when it holds the loop for more than a millisecond or so, another goroutine
 // carries on with the loop's other connections; see [ListenerOptions.MaxBlocked]. A returned error closes the connection
-// with that error, behind what is queued. A panic aborts it with a *[PanicError]; nothing else is touched. Both still get
+// with that error, behind what is queued; io.EOF, as TryRead returns it, is an orderly close, and Err is nil. A panic aborts it with a *[PanicError]; nothing else is touched. Both still get
 // Closed; an error or panic of that is only logged.
 type Actor interface{ Receive(ev Event) error }
 
@@ -82,8 +83,10 @@ func (c *Conn) deliverLocked(m mail) {
 	}
 	c.lp.count.events.Add(1)
 	c.lp.count.posted.Add(1)
-	if s := c.stream; s != nil && !early && c.flags&(fQueued|fMute) == 0 && s.trySend(Message{c, m.value, m.ask}) {
-		return
+	if s := c.stream; s != nil && !early && c.flags&(fQueued|fMute) == 0 {
+		if _, ok := s.trySend(Message{c, m.value, m.ask}); ok {
+			return
+		}
 	}
 	x := c.extLocked()
 	x.mailbox = append(x.mailbox, m)
@@ -264,10 +267,10 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 		c.lp.kick()         // it may be the last one that the end waits for
 	}
 	c.stream, c.actor = s, a
-	untold := c.flags&(fDialled|fMute) == fDialled|fMute
+	plain := c.flags&fMute != 0
 	c.flags &^= fMute | fDefer
-	if untold {
-		c.emitLocked(pendOpened)
+	if plain && c.flags&(fHandshake|pendOpened) == 0 {
+		c.emitLocked(pendOpened) // it was handed out as a net.Conn
 	}
 	if c.flags&(pendMask&^pendReadable) != 0 || c.mail() > 0 {
 		c.queueLocked()
@@ -275,6 +278,7 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	if unread {
 		c.readableLocked()
 	}
+	c.awaitUserLocked()
 }
 
 func (c *Conn) hasActor() bool {
@@ -332,20 +336,13 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 	}
 }
 
-// endTurnLocked ends a turn. A peer that has ended is closed now that its handler has had its say, and so is one whose
-// handler knows of the Shutdown.
+// endTurnLocked ends a turn. A connection whose handler was told of the Shutdown is closed behind it.
 func (c *Conn) endTurnLocked() {
 	c.flags &^= fRunning
 	if c.flags&fDrained != 0 && c.stream == nil && c.lp.l.opts.DrainTimeout == 0 {
 		c.closeLocked(nil)
 	}
-	if c.flags&(fTold|fHalfOpen|fClosing|fReleased) == fTold {
-		if c.stream == nil {
-			c.endLocked()
-		} else {
-			c.endReadLocked() // claimed by the handler that read the end: its time starts here
-		}
-	}
+	c.awaitUserLocked()
 	if c.stream == nil && (c.flags&pendMask != 0 || c.mail() > 0) {
 		c.queueLocked()
 	}
@@ -410,6 +407,9 @@ func (c *Conn) actorFailed(ev Event, err error) {
 	if _, last := ev.(Closed); last {
 		c.lp.l.log("tcpio: actor failed at Closed", "conn", c.id, "peer", c.RemoteAddr().String(), "err", err)
 		return
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil
 	}
 	c.mu.Lock()
 	c.closeLocked(err)

@@ -70,7 +70,7 @@ func (l *Listener) admission(peer *sockaddr) refusal {
 	counted := o.MaxConnsPerIP > 0 && peer.isIP
 	why := admitted
 	switch {
-	case o.MaxConns > 0 && l.Len()-int(l.refusing.Load()) >= o.MaxConns:
+	case l.full() && !(l.evictEnded() && !l.full()):
 		return refusedConns
 	case counted && !l.peers.take(peer, o.MaxConnsPerIP):
 		return refusedPerIP // before the rate: an address over its bound does not use up what others may have
@@ -83,6 +83,11 @@ func (l *Listener) admission(peer *sockaddr) refusal {
 		l.peers.give(peer)
 	}
 	return why
+}
+
+// full reports whether MaxConns connections are open.
+func (l *Listener) full() bool {
+	return l.opts.MaxConns > 0 && l.Len()-int(l.refusing.Load()) >= l.opts.MaxConns
 }
 
 // asks asks a hook of the user's. A panic refuses the peer and is logged.

@@ -51,7 +51,7 @@ func (cb *callback) Receive(ev Event) error {
 // call is one call of onConn, if there is anything to read.
 func (cb *callback) call(c *Conn) {
 	c.mu.Lock()
-	ready, end := c.peekLocked()
+	ready, end := c.peekLocked() // an error that it meets is the next read's
 	before := c.stamp
 	c.unlock()
 	if !ready {
@@ -68,7 +68,7 @@ func (cb *callback) call(c *Conn) {
 		c.closeLocked(err)
 	case c.flags&(fClosing|fReleased) != 0:
 	case c.flags&fTold != 0:
-		c.endLocked()
+		c.closeLocked(nil)
 	case c.stamp != before:
 		// It has read; whatever is left announces itself.
 	case end:
@@ -126,10 +126,12 @@ func (c *Conn) peekLocked() (ready, end bool) {
 	if c.flags&fTLS != 0 {
 		return c.peekTLSLocked()
 	}
-	if ready, end = sysPeek(c.fd); !ready {
-		c.unreadableLocked()
+	var b [1]byte
+	_, err := c.lookLocked(b[:])
+	if err == ErrWouldBlock {
+		c.drainedLocked()
 	}
-	return ready, end
+	return err != ErrWouldBlock, err == io.EOF
 }
 
 // discard reads and throws away one block of input.

@@ -4,11 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
-	"time"
 )
-
-// eofGrace is how long a consumer whose turn has no visible end (a channel's) may still write after it has read EOF.
-const eofGrace = 250 * time.Millisecond
 
 // drainBudget is how many bytes of unwanted input one turn of a closing connection reads before others have theirs.
 const drainBudget = 256 << 10
@@ -48,10 +44,21 @@ func (c *Conn) CloseWrite() error {
 	if c.flags&fHandshake != 0 {
 		return c.opErrorLocked("close", errors.New("the TLS handshake is not done"))
 	}
-	c.sayGoodbyeLocked()
 	c.flags |= fSendShut
-	c.sendFinLocked()
+	c.lastBytesLocked()
 	return nil
+}
+
+// lastBytesLocked is called when output may have come to its end: by Close or CloseWrite, behind a large write, and when the
+// queue is empty.
+func (c *Conn) lastBytesLocked() {
+	switch {
+	case c.flags&fClosing != 0:
+		c.advanceCloseLocked()
+	case c.flags&(fSendShut|fBulk|fReleased) == fSendShut:
+		c.sayGoodbyeLocked()
+		c.sendFinLocked()
+	}
 }
 
 // closeLocked begins the orderly end; cause, if not nil, is what Err will say.
@@ -60,15 +67,14 @@ func (c *Conn) closeLocked(cause error) {
 		return
 	}
 	c.flags |= fClosing
-	if cause == nil && c.flags&fSendErr != 0 {
-		cause = c.ext.sendErr // what was written did not all go out
+	if cause == nil {
+		cause = c.causeLocked()
 	}
 	if cause != nil {
 		c.extLocked().err = cause
 	}
 	c.unreadableLocked()
 	c.flags &^= fWantRoom | pendWritable
-	c.sayGoodbyeLocked()
 	c.leaveAllLocked()
 	c.advanceCloseLocked()
 	if c.flags&fReleased == 0 {
@@ -80,10 +86,11 @@ func (c *Conn) closeLocked(cause error) {
 
 // advanceCloseLocked goes as far towards the end as it can without blocking.
 func (c *Conn) advanceCloseLocked() {
-	if c.flags&fReleased != 0 {
+	if c.flags&(fReleased|fBulk) != 0 {
 		return
 	}
-	if c.out != nil {
+	c.sayGoodbyeLocked()
+	if c.flags&fReleased != 0 || c.out != nil {
 		return // the next edge of writability flushes and comes back here
 	}
 	if c.flags&fSendErr != 0 {
@@ -216,31 +223,9 @@ func (c *Conn) leaveAllLocked() {
 	x.canSend.open()
 }
 
-// flushedLocked is called when the last queued byte has gone into the socket.
-func (c *Conn) flushedLocked() {
-	switch {
-	case c.flags&fClosing != 0:
-		c.advanceCloseLocked()
-	case c.flags&fEnd != 0:
-		c.closeLocked(nil)
-	case c.flags&fSendShut != 0:
-		c.sendFinLocked()
-	}
-}
-
-// endLocked closes a connection whose peer has ended and whose handler has had its turn, as soon as its output is out.
-func (c *Conn) endLocked() {
-	c.flags |= fEnd
-	if c.out == nil {
-		c.closeLocked(nil)
-	}
-}
-
 // expireLocked is called by the loop when the connection's timer is due.
 func (c *Conn) expireLocked(tm *timer) {
 	switch tm.kind {
-	case timerGrace:
-		c.endLocked()
 	case timerHandshake:
 		if c.flags&(fClosing|fReleased|fHandshake) == fHandshake {
 			c.lp.count.timeouts[limitHandshake].Add(1)

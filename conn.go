@@ -23,7 +23,8 @@ type Conn struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	fd     int32 // -1 once the descriptor is being released
+	fd     int32  // -1 once the descriptor is being released
+	sentAt uint32 // with a stream: the number that the outstanding Readable has in it
 	flags  flags
 	stamp  uint32    // with a stream: the demand batch of the outstanding Readable; else counts the reads
 	refs   int32     // users of fd outside mu (RawConn); the last one releases it
@@ -39,8 +40,8 @@ type Conn struct {
 type connExt struct {
 	// Guarded by the Conn's mu.
 	err     error    // why the connection ended
-	readErr error    // a read error found behind bytes that were returned first; the kernel reports it once only
-	sendErr error    // why writing is over
+	readErr error    // why reading failed; the peer's end of stream is fEOF. See ends.go
+	sendErr error    // why writing failed
 	local   net.Addr // the local address, kept at release
 	timer   *timer   // the limit on Close
 	timers  *timer   // of After, linked
@@ -59,7 +60,7 @@ type connExt struct {
 // flags are a connection's states. The life of a connection, under mu:
 //
 //	(TLS: handshake, of which nobody is told, then open)
-//	open     --Close, EOF read and answered, actor's error-->  closing
+//	open     --Close, actor's error, a time limit-->  closing
 //	closing  --queue flushed-->  FIN sent  --peer's end read-->  released
 //	any      --Abort, read error, CloseTimeout, Listener.Close-->  released
 //	released --descriptor closed by the last reference-->  gone, Closed emitted
@@ -81,8 +82,7 @@ const (
 	fDistrust  // a short read proves nothing: end, error or urgent data was signalled, or the socket is not TCP
 	fEOF       // the peer's end of stream was read
 	fTold      // the user was told of it: io.EOF was returned
-	fEnd       // close once the output is flushed: EOF was read and its grace is over
-	fHalfOpen  // AllowHalfOpen: EOF closes nothing
+	fEnded     // told, and EOFTimeout runs: it is in its loop's eofs, not in limits
 	fSendShut  // CloseWrite was called
 	fFinSent   // our FIN is out
 	fSendErr   // writing failed for good; ext.sendErr
@@ -103,7 +103,10 @@ const (
 	fHandshake // the TLS handshake is not done: nothing is read, written or announced
 	fFinSeen   // the peer's FIN was read; with TLS that is not fEOF
 	fFlush     // the rest of the output waits for its turn in the loop's queue
-	fWriting   // a blocking write is under way: nobody else's bytes come between its own
+	fWriting   // a blocking or a large write is under way: nobody else's bytes come between its own
+	fBulk      // a large TryWrite has given up mu for a moment: what it has left goes out before the end does
+	fRaw       // SyscallConn was called: others may have been told how the connection ended
+	fWaitSend  // a copy or a raw write waits for room, with nothing queued
 	fStarved   // a write was refused for MaxBuffered
 	fTellsEnd  // Draining was emitted
 	fDrained   // the actor was told Draining: close behind its turn
@@ -297,15 +300,19 @@ func (c *Conn) emitLocked(kind flags) {
 		}
 	}
 	c.lp.count.events.Add(1)
-	s := c.stream
-	if s != nil && c.flags&fQueued == 0 && s.trySend(c.event(kind)) {
-		if kind == pendClosed {
-			s.leave()
+	if s := c.stream; s != nil && c.flags&fQueued == 0 {
+		if at, ok := s.trySend(c.event(kind)); ok {
+			switch kind {
+			case pendReadable:
+				c.sentAt = at
+			case pendClosed:
+				s.leave()
+			}
+			return
 		}
-		return
 	}
 	c.flags |= kind
-	if kind == pendClosed && s == nil {
+	if kind == pendClosed && c.stream == nil {
 		c.lp.untold.Add(1)
 	}
 	c.queueLocked()
@@ -349,13 +356,15 @@ func (c *Conn) takePending(s *stream, evs []Event) []Event {
 	c.flags &^= fQueued
 	for range feedChunk {
 		ev := c.nextLocked()
-		if ev == nil {
+		switch ev.(type) {
+		case nil:
 			return evs
-		}
-		evs = append(evs, ev)
-		if _, last := ev.(Closed); last {
+		case Readable:
+			c.sentAt = s.number(len(evs))
+		case Closed:
 			s.leave()
 		}
+		evs = append(evs, ev)
 	}
 	if c.flags&pendMask != 0 || c.mail() > 0 {
 		c.queueLocked()
@@ -421,8 +430,8 @@ func (c *Conn) readyLocked(bits uint32) {
 		c.readableLocked()
 	case bits&pollErr != 0:
 		// Nothing will be read any more that could show the reset, so it is acted on here.
-		if err := sysSockError(c.fd); err != nil {
-			c.releaseLocked(c.opErrorLocked("read", err))
+		if err := c.socketErrorLocked(); err != nil {
+			c.releaseLocked(err)
 		}
 	}
 }
@@ -438,9 +447,4 @@ func (c *Conn) hasSpokenLocked(bits uint32) bool {
 	}
 	ready, _ := c.peekLocked()
 	return ready
-}
-
-// endedLocked is the error of an operation on a connection that is closing or closed.
-func (c *Conn) endedLocked(op string) error {
-	return c.opErrorLocked(op, net.ErrClosed)
 }

@@ -14,8 +14,8 @@ import (
 // but for hooks that must not (Admit, Actor).
 //
 // Where Events or Streams decides where events go, the connection's go there too, Opened first. Elsewhere the connection
-// is the caller's, like one that NetListener hands out: a plain blocking net.Conn that has no events and does not close
-// itself at EOF, until Conn.Attach or Conn.Events gives it a route, which begins with Opened.
+// is the caller's, like one that NetListener hands out: a plain blocking net.Conn that has no events and no EOFTimeout, until
+// Conn.Attach or Conn.Events gives it a route, which begins with Opened.
 //
 // What decides about accepted connections leaves it alone: Actor, OnConnEvent, the bounds on who is served (but it counts
 // for MaxConns), and TLSConfig, which is a server's: a dialled connection is plain.
@@ -102,7 +102,7 @@ func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
 	c.flags |= f
 	if f&fDialled != 0 && (c.stream == nil || l.handOut != nil) {
 		c.stream, c.actor = nil, nil
-		c.flags |= fMute | fHalfOpen | fOpened // moveLocked tells of Opened
+		c.flags |= fMute | fOpened // moveLocked tells of Opened
 		c.flags &^= fDefer
 	}
 	if err := l.register(c, false); err != nil {

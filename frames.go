@@ -13,7 +13,7 @@ type frameBuffer struct {
 	b        *block
 	off, end int  // b.buf[off:end] is unread
 	busy     bool // an iterator is running: b stays where it is
-	split    bool // split is looking at b[off:end]: nobody else reads
+	split    bool // split is looking at b[off:end], or it is being moved: nobody else reads
 	more     bool // the socket may hold more, and no edge will say so
 	drained  bool // the socket was read empty: an edge will say when there is more
 	partial  bool // split has seen the bytes and wants more
@@ -43,11 +43,21 @@ func (f *frameBuffer) drop(l *Listener) {
 // errFramesBusy is what a second, concurrent iteration gets.
 var errFramesBusy = errors.New("tcpio: Conn.Frames: an iteration is running already")
 
+const (
+	// An iteration hands out so many frames, or bytes of them, and leaves the rest to the next: a peer that never stops sending
+	// would keep its consumer from all others.
+	framesMost     = 128
+	frameBytesMost = 256 << 10
+)
+
 // Frames iterates over the complete frames of what is readable, as split cuts them, without blocking. It ends by itself
-// when no whole frame is left: a partial one is kept, in a pooled buffer, and a Readable follows when more has arrived.
-// After a break the rest is kept too and a Readable follows at once. What is kept comes first in a later TryRead or Read.
+// when no whole frame is left: a partial one is kept, in a pooled buffer, and a Readable follows when more has arrived. It also
+// ends behind 128 frames, or 256 KiB of them, so that a peer that never stops sending leaves others their turn, and behind a
+// break: the rest is kept and a Readable follows at once. What is kept comes first in a later TryRead or Read. A connection
+// that has no route yet gets no Readable: its frames are handed out until none is left.
 //
-// A frame is valid until the next iteration; it is then overwritten. An error is the last pair: io.EOF at the peer's end
+// A frame is valid until the next iteration; it is then overwritten. Until then it may be changed in place, and append copies
+// it, since its capacity is its length. An error is the last pair: io.EOF at the peer's end
 // of stream, where split is called with atEOF first; io.ErrUnexpectedEOF when the end cuts a frame; bufio.ErrTooLong
 // when a frame exceeds [ListenerOptions.MaxFrame] bytes, and whatever split returns, both of which close the connection
 // with that error, behind what the body writes about it; otherwise what TryRead returns. bufio.ErrFinalToken ends the
@@ -67,8 +77,11 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 			yield(nil, err) // it may still write what is wrong
 			c.failFrames(err)
 		}
-		empty := 0
+		empty, frames, size := 0, 0, 0
 		for {
+			if (frames >= framesMost || size >= frameBytesMost) && c.leaveFrames() {
+				return
+			}
 			data, atEOF, err := c.frameData()
 			if err != nil {
 				yield(nil, err)
@@ -88,7 +101,7 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 					c.noteEnd()
 				}
 				if token != nil {
-					yield(token, nil)
+					yield(token[:len(token):len(token)], nil)
 				}
 				return
 			case err == nil && (advance < 0 || advance > len(data)):
@@ -112,7 +125,9 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 					fail(io.ErrNoProgress)
 					return
 				}
-				if !yield(token, nil) {
+				frames++
+				size += advance
+				if !yield(token[:len(token):len(token)], nil) {
 					return
 				}
 				continue
@@ -180,10 +195,21 @@ func (c *Conn) endFrames() {
 		c.armLimitLocked()
 	}
 	if more || f.b != nil && !f.partial || c.flags&(fEOF|fTold) == fEOF {
-		c.unreadableLocked()
-		c.readableLocked()
+		c.moreLocked()
 	}
 	f.shrink(c.lp.l)
+}
+
+// leaveFrames reports whether an iteration that has had its share is to end: not where no Readable would begin the next one.
+func (c *Conn) leaveFrames() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flags&fMute != 0 {
+		return false
+	}
+	f := &c.ext.frames
+	f.more = f.more || !f.drained // the socket may hold something, since nobody has looked
+	return true
 }
 
 // frameData is what there is to split. The bytes stay in place until fillFrames or endFrames.
@@ -246,8 +272,12 @@ func (c *Conn) fillFrames() (more bool, err error) {
 		c.unlock()
 		return false, nil // no edge since the last read: there is nothing
 	}
-	f.makeRoom(c.lp.l, limit)
+	if err := c.makeRoomLocked(limit); err != nil {
+		c.unlock()
+		return false, err
+	}
 	room := f.b.buf[f.end:]
+	room = room[:min(len(room), recvMax)]
 	n, err := c.inputLocked(room)
 	f.end += n
 	f.drained = err == ErrWouldBlock || n > 0 && n < len(room) && c.flags&fDistrust == 0
@@ -255,9 +285,9 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	switch {
 	case f.more:
 	case err == nil || err == ErrWouldBlock:
-		c.unreadableLocked()
+		c.drainedLocked()
 	case err == io.EOF:
-		c.unreadableLocked()
+		c.drainedLocked()
 		c.flags |= fEOF
 		err = nil // split sees it first, and what it makes of the rest; then it is told, see noteEnd
 	default:
@@ -274,28 +304,40 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	return err == nil, err
 }
 
-// makeRoom leaves room behind the unread bytes: for one byte more than the largest frame, at most, so that a frame that
-// is too long is seen.
-func (f *frameBuffer) makeRoom(l *Listener, limit int) {
-	have := f.end - f.off
-	if f.b != nil && f.end < len(f.b.buf) {
-		return
+// makeRoomLocked leaves room behind the unread bytes: for one byte more than the largest frame, at most, so that a frame that
+// is too long is seen. What moves may be as large as that, so mu is given up meanwhile; split keeps others out.
+func (c *Conn) makeRoomLocked(limit int) error {
+	f := &c.ext.frames
+	l := c.lp.l
+	switch {
+	case f.b == nil:
+		f.b, f.off, f.end = l.pool.get(blockLarge), 0, 0
+		return nil
+	case f.end < len(f.b.buf):
+		return nil
 	}
-	if f.b != nil && have <= len(f.b.buf)/2 {
-		copy(f.b.buf, f.b.buf[f.off:f.end])
-		f.off, f.end = 0, have
-		return
+	old, unread := f.b, f.b.buf[f.off:f.end]
+	f.split = true
+	c.mu.Unlock()
+	b := old
+	if len(unread) > len(old.buf)/2 {
+		size := limit + 1 // at most a gigabyte and a byte, see ListenerOptions.MaxFrame
+		if len(old.buf) <= limit/2 {
+			size = 2 * len(old.buf)
+		}
+		b = l.pool.get(max(size, len(unread)+1))
 	}
-	size := blockLarge
-	if f.b != nil {
-		size = max(min(2*len(f.b.buf), limit+1), have+1)
+	copy(b.buf, unread)
+	c.mu.Lock()
+	f.split = false
+	f.b, f.off, f.end = b, 0, len(unread)
+	if b != old {
+		l.pool.put(old)
 	}
-	b := l.pool.get(size)
-	if f.b != nil {
-		copy(b.buf, f.b.buf[f.off:f.end])
-		l.pool.put(f.b)
+	if c.flags&(fClosing|fReleased) != 0 {
+		return c.endedLocked("read")
 	}
-	f.b, f.off, f.end = b, 0, have
+	return nil
 }
 
 // shrink keeps a small rest in a small block: the connection may be idle for long.

@@ -77,7 +77,7 @@ func TestFinalTokenAtTheEndDoesNotSpin(t *testing.T) {
 
 // The end of stream inside a frame is told once, also to a consumer that goes on as if nothing were.
 func TestCutFrameAtTheEndDoesNotSpin(t *testing.T) {
-	c, got, err, events := frameRig(t, ListenerOptions{AllowHalfOpen: true}, splitRawLines, []byte("whole\ncut"))
+	c, got, err, events := frameRig(t, ListenerOptions{}, splitRawLines, []byte("whole\ncut"))
 	if err != io.ErrUnexpectedEOF || len(got) != 1 {
 		t.Fatalf("%d frames, %v, want one and io.ErrUnexpectedEOF", len(got), err)
 	}

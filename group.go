@@ -88,13 +88,13 @@ func (g *Group) Write(p []byte) (int, error) {
 		switch c.mayWriteLocked(len(p)) {
 		case nil:
 			if c.flags&fTLS != 0 {
-				_ = c.sealLocked(p) // every connection has keys of its own: nothing can be shared
+				_, _ = c.writeLocked(p) // every connection has keys of its own: nothing can be shared
 				break
 			}
 			sent := 0
 			var err error
 			if c.out == nil {
-				sent, err = c.sendLocked(p)
+				sent, err = c.sendLocked(p[:min(len(p), holdMax)])
 			}
 			switch {
 			case err != nil || sent == len(p):
@@ -107,12 +107,15 @@ func (g *Group) Write(p []byte) (int, error) {
 				}
 				b.refs.Add(1)
 				c.queueOutLocked().share(c.lp.l, b, sent, len(p))
+				if sent == holdMax {
+					c.flushSoonLocked() // a socket that has not refused shows no edge
+				}
 			}
 		case ErrWouldBlock:
 			c.flags = c.flags&^fWantRoom | waiting // nobody asked for a Writable here
-			if c.flags&fStarved == 0 || c.queuedLocked()+len(p) > c.lp.l.opts.WriteBuffer {
+			if c.out != nil && c.queuedLocked()+len(p) > c.lp.l.opts.WriteBuffer {
 				g.slowLocked(c)
-			} // else others' output has taken the room, and it is only skipped
+			} // else a write or a copy is under way, or others' output has taken the room, and it is only skipped
 		}
 		c.unlock()
 	}
@@ -144,12 +147,8 @@ func (g *Group) slowLocked(c *Conn) {
 	if g.Slow != CloseSlow || c.flags&fHandshake != 0 {
 		return // in a TLS handshake nobody can take anything
 	}
-	if len(g.Notice) > 0 && c.out != nil { // a copy in the kernel has no queue, and no edge would send one
-		if c.flags&fTLS != 0 {
-			_ = c.sealLocked(g.Notice)
-		} else {
-			c.queueOutLocked().append(c.lp.l, g.Notice)
-		}
+	if len(g.Notice) > 0 && c.flags&fWriting == 0 { // it does not come between a write's bytes
+		_ = c.putBulkLocked(g.Notice)
 	}
 	c.closeLocked(ErrSlow)
 }

@@ -94,37 +94,35 @@ func TestANewcomerSeesNothingOfTheFormerOwnerOfItsDescriptor(t *testing.T) {
 }
 
 func TestAReplyAfterTheClientsHalfCloseArrives(t *testing.T) {
-	for _, halfOpen := range []bool{false, true} {
-		answered := make(chan struct{})
-		l := startStream(t, tcpio.ListenerOptions{AllowHalfOpen: halfOpen}, func(ev tcpio.Event) {
-			r, ok := ev.(tcpio.Readable)
-			if !ok {
+	answered := make(chan struct{})
+	l := startStream(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) {
+		r, ok := ev.(tcpio.Readable)
+		if !ok {
+			return
+		}
+		for {
+			_, err := r.Conn.TryRead(make([]byte, 100))
+			if err == io.EOF && r.Conn.Data() == nil {
+				r.Conn.SetData("seen") // a stale Readable shows the end again
+				time.AfterFunc(150*time.Millisecond, func() {
+					defer close(answered)
+					if _, err := r.Conn.TryWrite([]byte("late reply")); err != nil {
+						t.Errorf("TryWrite: %v", err)
+					}
+					r.Conn.Close()
+				})
+			}
+			if err != nil {
 				return
 			}
-			for {
-				_, err := r.Conn.TryRead(make([]byte, 100))
-				if err == io.EOF && r.Conn.Data() == nil {
-					r.Conn.SetData("seen") // a stale Readable shows the end again
-					time.AfterFunc(150*time.Millisecond, func() {
-						defer close(answered)
-						if _, err := r.Conn.TryWrite([]byte("late reply")); err != nil {
-							t.Errorf("TryWrite: %v", err)
-						}
-						r.Conn.Close()
-					})
-				}
-				if err != nil {
-					return
-				}
-			}
-		})
-		peer := dial(t, l)
-		send(t, peer, []byte("request"))
-		sendFIN(t, peer)
-		expectBytes(t, peer, []byte("late reply"))
-		expectEOF(t, peer)
-		receive(t, "the end of the handler", answered)
-	}
+		}
+	})
+	peer := dial(t, l)
+	send(t, peer, []byte("request"))
+	sendFIN(t, peer)
+	expectBytes(t, peer, []byte("late reply"))
+	expectEOF(t, peer)
+	receive(t, "the end of the handler", answered)
 }
 
 func TestInputThatCameWithAFINIsReadToTheLastByte(t *testing.T) {
@@ -199,7 +197,7 @@ func TestAResetIsToldHoweverFarReadingHasCome(t *testing.T) {
 }
 
 func TestAResetOfASilentConnectionIsToldWithoutReading(t *testing.T) {
-	l, events := startManual(t, tcpio.ListenerOptions{AllowHalfOpen: true})
+	l, events := startManual(t, tcpio.ListenerOptions{})
 	c, peer := open(t, l, events)
 	sendFIN(t, peer)
 	if _, err := readStream(t, events, c, -1, 100); err != io.EOF {

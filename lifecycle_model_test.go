@@ -109,10 +109,10 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 		}
 		return nil
 	})
-	plain := listen(t, ListenerOptions{WriteBuffer: 1 << 16, AllowHalfOpen: true})
+	plain := listen(t, ListenerOptions{WriteBuffer: 1 << 16})
 	events := plain.Events()
 	plain.serve()
-	acting := listen(t, ListenerOptions{WriteBuffer: 1 << 16, AllowHalfOpen: true, Actor: func(*Conn) Actor { return onActor }})
+	acting := listen(t, ListenerOptions{WriteBuffer: 1 << 16, Actor: func(*Conn) Actor { return onActor }})
 	acting.serve()
 
 	rapid.Check(t, func(t *rapid.T) {

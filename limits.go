@@ -39,10 +39,9 @@ type limitState struct {
 	at      int64 // due time there
 }
 
-// limits is one loop's connections that have a time limit.
+// limits is connections of one loop that have a time limit: lp.eofs has those that EOFTimeout runs for, lp.limits the others.
 type limits struct {
 	first atomic.Int64 // when the earliest is due, 0 without any
-	clock atomic.Uint32
 
 	mu sync.Mutex
 	// Guarded by mu, which is taken under a Conn's mu.
@@ -61,10 +60,11 @@ const (
 	limitWrite
 	limitHandshake
 	limitClose
+	limitEOF // ends in order, without a LimitError
 	limitKinds
 )
 
-var limitNames = [limitKinds]string{"idle", "read", "write", "handshake", "close"}
+var limitNames = [limitKinds]string{"idle", "read", "write", "handshake", "close", "eof"}
 
 // LimitError is the Err of a connection that a time limit ended. It matches os.ErrDeadlineExceeded.
 type LimitError struct {
@@ -92,18 +92,19 @@ func (e *LimitError) Is(target error) bool { return target == os.ErrDeadlineExce
 // watchdog, so that while the loop is awake the clock is a millisecond late at most.
 func (lp *loop) tickClock() {
 	if lp.l.timed.Load() {
-		lp.limits.tick()
+		lp.tick()
 	}
 }
 
-func (lim *limits) tick() { lim.clock.Store(uint32(now() / int64(time.Millisecond))) }
+func (lp *loop) tick() { lp.clock.Store(uint32(now() / int64(time.Millisecond))) }
 
-// coarse is the time for a note. A sleeping loop has stopped its clock.
+// coarse is the time for a note. A sleeping loop has stopped its clock, and so has one whose listener has no time limits, which
+// only connections have that EOFTimeout runs for.
 func (lp *loop) coarse() ticks {
-	if role(lp.state.Load()&roleMask) == sleeping {
-		lp.limits.tick()
+	if !lp.l.timed.Load() || role(lp.state.Load()&roleMask) == sleeping {
+		lp.tick()
 	}
-	return ticks(lp.limits.clock.Load())
+	return ticks(lp.clock.Load())
 }
 
 // SetIdleTimeout replaces [ListenerOptions.IdleTimeout] for this connection, from its last activity on; 0 means none. It
@@ -118,12 +119,8 @@ func (c *Conn) SetIdleTimeout(d time.Duration) error {
 		return c.endedLocked("set")
 	}
 	c.lp.l.timed.Store(true)
-	c.lp.limits.tick() // it may have stood still so far
-	if c.flags&fTimed == 0 {
-		c.flags |= fTimed // without limits there are no notes
-		c.limit.lastIn = c.lp.coarse()
-		c.limit.lastOut = c.limit.lastIn
-	}
+	c.lp.tick() // it may have stood still so far
+	c.beginNotesLocked()
 	c.limit.idle = ticks((d + time.Millisecond - 1) / time.Millisecond)
 	c.armLimitLocked()
 	return nil
@@ -135,12 +132,53 @@ func (c *Conn) beginLimitsLocked() {
 	if !c.lp.l.timed.Load() {
 		return
 	}
-	c.lp.limits.tick()
-	c.flags |= fTimed
-	c.limit.lastIn = c.lp.coarse()
-	c.limit.lastOut = c.limit.lastIn
+	c.lp.tick()
+	c.beginNotesLocked()
 	c.limit.idle = ticks((o.IdleTimeout + time.Millisecond - 1) / time.Millisecond)
 	c.armLimitLocked()
+}
+
+// beginNotesLocked starts the notes of a connection's activity, which it has none of without a limit.
+func (c *Conn) beginNotesLocked() {
+	if c.flags&fTimed == 0 {
+		c.flags |= fTimed
+		c.limit.lastIn = c.lp.coarse()
+		c.limit.lastOut = c.limit.lastIn
+	}
+}
+
+// awaitUserLocked starts EOFTimeout for a connection whose user was told of the peer's end of stream, and is to close it. One that
+// was handed out as a net.Conn has none, and a handler that runs has all the time it takes.
+func (c *Conn) awaitUserLocked() {
+	if c.flags&(fTold|fEnded|fMute|fRunning|fClosing|fReleased) != fTold {
+		return
+	}
+	c.endLimitsLocked()
+	c.beginNotesLocked()
+	c.limit.lastIn = c.lp.coarse()
+	c.flags |= fEnded
+	c.armLimitLocked()
+}
+
+// busyLocked reports whether output is under way, or a handler runs that may write.
+func (c *Conn) busyLocked() bool {
+	return c.out != nil || c.flags&(fWriting|fRunning) != 0
+}
+
+// outputWaitsLocked notes that output begins to wait for the socket.
+func (c *Conn) outputWaitsLocked() {
+	if c.flags&fTimed != 0 {
+		c.limit.lastOut = c.lp.coarse()
+		c.armLimitLocked()
+	}
+}
+
+// limitsLocked is where the connection's limits are.
+func (c *Conn) limitsLocked() *limits {
+	if c.flags&fEnded != 0 {
+		return &c.lp.eofs
+	}
+	return &c.lp.limits
 }
 
 // nextLimitLocked says which limit comes first, and how long it takes from now; a limit of 0 means none.
@@ -160,8 +198,15 @@ func (c *Conn) nextLimitLocked(t ticks) (kind limitKind, limit, wait time.Durati
 		}
 		consider(limitRead, o.ReadTimeout, in)
 	}
-	if c.out != nil {
+	if c.out != nil || c.flags&fWaitSend != 0 {
 		consider(limitWrite, o.WriteTimeout, out)
+	}
+	if c.flags&fEnded != 0 {
+		quiet := min(in, out)
+		if c.busyLocked() {
+			quiet = 0
+		}
+		consider(limitEOF, o.EOFTimeout, quiet)
 	}
 	return kind, limit, wait
 }
@@ -177,7 +222,7 @@ func (c *Conn) armLimitLocked() {
 		return
 	}
 	at := now() + max(int64(wait), 0)
-	lim := &c.lp.limits
+	lim := c.limitsLocked()
 	lim.mu.Lock()
 	switch {
 	case c.limit.place == 0:
@@ -200,7 +245,7 @@ func (c *Conn) endLimitsLocked() {
 	if c.flags&fTimed == 0 {
 		return
 	}
-	lim := &c.lp.limits
+	lim := c.limitsLocked()
 	lim.mu.Lock()
 	if c.limit.place != 0 {
 		lim.heap.remove(int(c.limit.place) - 1)
@@ -209,15 +254,15 @@ func (c *Conn) endLimitsLocked() {
 	lim.mu.Unlock()
 }
 
-// due takes a connection whose time to be looked at has come.
-func (lim *limits) due() *Conn {
+// due takes a connection whose time to be looked at has come by the time t.
+func (lim *limits) due(t int64) *Conn {
 	first := lim.first.Load()
-	if first == 0 || first > now() {
+	if first == 0 || first > t {
 		return nil
 	}
 	lim.mu.Lock()
 	defer lim.mu.Unlock()
-	if len(lim.heap) == 0 || lim.heap[0].limit.at > now() {
+	if len(lim.heap) == 0 || lim.heap[0].limit.at > t {
 		return nil
 	}
 	c := lim.heap[0]
@@ -232,7 +277,10 @@ const limitBudget = 256
 // runLimits ends the connections whose limit is reached.
 func (lp *loop) runLimits() {
 	for range limitBudget {
-		c := lp.limits.due()
+		c := lp.limits.due(now())
+		if c == nil {
+			c = lp.eofs.due(now())
+		}
 		if c == nil {
 			return
 		}
@@ -257,6 +305,8 @@ func (c *Conn) limitDueLocked() {
 	case limit == 0:
 	case wait > 0:
 		c.armLimitLocked()
+	case kind == limitEOF:
+		c.endWaitLocked()
 	default:
 		c.lp.count.timeouts[kind].Add(1)
 		err := &LimitError{limitNames[kind], limit}
@@ -275,8 +325,47 @@ func (c *Conn) arrivedLocked() bool {
 		return false // the loop has seen them
 	}
 	var b [1]byte
-	n, errno := sysPeekAt(c.fd, b[:])
-	return errno == 0 && n > 0
+	n, _ := c.lookLocked(b[:])
+	return n > 0
+}
+
+// endWaitLocked closes a connection whose user has had the time to close it.
+func (c *Conn) endWaitLocked() {
+	c.lp.count.timeouts[limitEOF].Add(1)
+	c.closeLocked(nil)
+}
+
+// evictEnded closes a connection whose peer has ended and whose user has not closed it, the one that waits longest, to make room
+// for another. It reports false when there is none.
+func (l *Listener) evictEnded() bool {
+	for range limitBudget {
+		var first *loop
+		for _, lp := range l.loops {
+			if at := lp.eofs.first.Load(); at != 0 && (first == nil || at < first.eofs.first.Load()) {
+				first = lp
+			}
+		}
+		if first == nil {
+			return false
+		}
+		c := first.eofs.due(math.MaxInt64)
+		if c == nil {
+			continue // it has just gone
+		}
+		c.mu.Lock()
+		closed := c.flags&(fClosing|fReleased) == 0 && !c.busyLocked()
+		if closed {
+			c.endWaitLocked()
+		} else {
+			c.limit.lastIn = c.lp.coarse() // its wait begins anew
+			c.armLimitLocked()
+		}
+		c.unlock()
+		if closed {
+			return true
+		}
+	}
+	return false
 }
 
 // heardLocked notes that bytes have arrived.

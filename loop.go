@@ -76,7 +76,9 @@ type loop struct {
 	demand   demand
 	conns    table
 	timers   timers
-	limits   limits
+	limits   limits        // of connections that are open
+	eofs     limits        // of those whose peer has ended, and whose user was told
+	clock    atomic.Uint32 // the coarse one, in ticks
 	count    counters
 	queue    workQueue
 
@@ -106,7 +108,7 @@ func newLoop(l *Listener, index int) *loop {
 		events: make([]readyEvent, batchSize),
 		batch:  make([]*Conn, batchSize),
 	}
-	lp.dog = time.AfterFunc(time.Hour, lp.tick)
+	lp.dog = time.AfterFunc(time.Hour, lp.bark)
 	lp.dog.Stop()
 	return lp
 }
@@ -167,9 +169,11 @@ func (lp *loop) rest() time.Duration {
 
 // untilDue is how long the loop may sleep; negative means for ever.
 func (lp *loop) untilDue() time.Duration {
-	first, limit := lp.timers.first.Load(), lp.limits.first.Load()
-	if first == 0 || limit != 0 && limit < first {
-		first = limit
+	first := lp.timers.first.Load()
+	for _, limit := range [...]int64{lp.limits.first.Load(), lp.eofs.first.Load()} {
+		if first == 0 || limit != 0 && limit < first {
+			first = limit
+		}
 	}
 	if first == 0 {
 		return -1
@@ -391,9 +395,9 @@ func (lp *loop) watch() {
 	lp.dog.Reset(tickEvery)
 }
 
-// tick is the watchdog. It ends a park in which the consumer does not get on, and a handler's hold on the loop, when it
+// bark is the watchdog. It ends a park in which the consumer does not get on, and a handler's hold on the loop, when it
 // sees the same visit of that state for a second time.
-func (lp *loop) tick() {
+func (lp *loop) bark() {
 	lp.tickClock()
 	w := lp.state.Load()
 	again := lp.seen.Swap(w) == w

@@ -2,7 +2,6 @@ package tcpio
 
 import (
 	"errors"
-	"io"
 	"net"
 	"os"
 	"time"
@@ -17,6 +16,11 @@ var _ net.Conn = (*Conn)(nil)
 // net.ErrClosed. While a goroutine is blocked in Read, arriving bytes wake it and are not announced by Readable;
 // otherwise Read is to events what TryRead is.
 func (c *Conn) Read(p []byte) (int, error) {
+	return c.awaitRead(func() (int, error) { return c.readLocked(p) })
+}
+
+// awaitRead calls read, with mu held, until it returns something else than ErrWouldBlock, and blocks in between.
+func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 	for woken := false; ; {
 		c.mu.Lock()
 		if c.ext != nil && c.ext.readLimit.passed() {
@@ -27,7 +31,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 			c.unlock()
 			return 0, err
 		}
-		n, err := c.readLocked(p)
+		n, err := read()
 		if err != ErrWouldBlock {
 			c.askHelpLocked()
 			c.unlock()
@@ -66,31 +70,42 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	defer c.endWriteLocked()
+	return c.writeAllLocked(p)
+}
+
+// writeAllLocked writes p, and waits for room as often as it must. The caller has begun a write.
+func (c *Conn) writeAllLocked(p []byte) (n int, err error) {
 	limit := c.lp.l.opts.WriteBuffer
-	for n := 0; ; {
+	for {
+		size := min(len(p)-n, holdMax)
+		took := 0
 		if c.out == nil && c.flags&fTLS == 0 {
-			// Also after a wait: what is queued for a socket that did not refuse would never be flushed, since no edge comes.
-			sent, err := c.sendLocked(p[n:])
-			if n += sent; err != nil {
-				return n, err
+			// Send before queueing, also after a wait: epoll reports writability only after a send has returned EAGAIN.
+			if took, err = c.sendLocked(p[n : n+size]); err != nil {
+				return n + took, err
 			}
 		}
-		for {
-			room := c.affordLocked(min(limit-c.queuedLocked(), len(p)-n))
-			if room <= 0 {
-				break
+		if took < size {
+			room := c.affordLocked(min(limit-c.queuedLocked(), size-took))
+			if room > 0 {
+				if err = c.putLocked(p[n+took : n+took+room]); err != nil {
+					return n + took, err
+				}
+				took += room
 			}
-			if c.flags&fTLS == 0 {
-				c.queueOutLocked().append(c.lp.l, p[n:n+room])
-			} else if err := c.sealLocked(p[n : n+room]); err != nil {
-				return n, err
-			}
-			n += room
 		}
-		if n == len(p) {
+		if n += took; n == len(p) {
 			return n, nil
 		}
-		if err := c.waitRoomLocked(); err != nil {
+		if took > 0 {
+			err = c.breatheLocked()
+			if err == nil {
+				err = c.sendableLocked()
+			}
+		} else {
+			err = c.waitRoomLocked()
+		}
+		if err != nil {
 			return n, err
 		}
 	}
@@ -136,6 +151,19 @@ func (c *Conn) waitRoomLocked() error {
 		return c.opErrorLocked("write", os.ErrDeadlineExceeded)
 	}
 	return c.sendableLocked()
+}
+
+// beginWrite is beginWriteLocked for a caller without mu.
+func (c *Conn) beginWrite() error {
+	c.mu.Lock()
+	defer c.unlock()
+	return c.beginWriteLocked()
+}
+
+func (c *Conn) endWrite() {
+	c.mu.Lock()
+	c.endWriteLocked()
+	c.unlock()
 }
 
 // waitFlushedLocked waits until the socket has taken everything queued.
@@ -243,31 +271,6 @@ func (d *limit) expire() {
 	}
 }
 
-// ReadFrom copies r to the connection until io.EOF or an error, as io.Copy does for a writer that has it. From a *Conn, a
-// *net.TCPConn or *net.UnixConn (splice(2)) and an *os.File (sendfile(2)) the bytes stay in the kernel. It blocks as Write
-// does.
-func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
-	if n, handled, err := c.sendFrom(r); handled {
-		return n, err
-	}
-	return io.Copy(onlyWriter{c}, r)
-}
-
-// WriteTo copies the connection to w until the peer's end of stream or an error. To a *Conn, a *net.TCPConn, a
-// *net.UnixConn or an *os.File the bytes stay in the kernel (splice(2)). It blocks as Read does.
-func (c *Conn) WriteTo(w io.Writer) (int64, error) {
-	if n, handled, err := c.recvTo(w); handled {
-		return n, err
-	}
-	return io.Copy(w, onlyReader{c})
-}
-
-// onlyWriter and onlyReader hide ReadFrom and WriteTo from io.Copy.
-type (
-	onlyWriter struct{ io.Writer }
-	onlyReader struct{ io.Reader }
-)
-
 // ErrHijacked is the Err of a connection that Hijack gave away.
 var ErrHijacked = errors.New("tcpio: connection hijacked")
 
@@ -291,6 +294,8 @@ func (c *Conn) Hijack() (*net.TCPConn, error) {
 	switch {
 	case c.flags&fUnix != 0:
 		return nil, c.opErrorLocked("hijack", errors.New("not a TCP connection"))
+	case c.readErrLocked() != nil:
+		return nil, c.ext.readErr // the socket would not tell it again
 	case c.ext != nil && c.ext.frames.b != nil:
 		return nil, c.opErrorLocked("hijack", errors.New("bytes that were read are still buffered"))
 	}

@@ -11,7 +11,7 @@ import (
 
 // NetListener returns the listener as a net.Listener, the same on every call: Accept hands out connections as plain
 // blocking net.Conns, for http.Server.Serve or any other server. It decides where events go: such a connection has
-// none. It does not close itself at EOF either, but may be claimed by Conn.Events or Conn.Attach. Serve must run beside
+// none, and no EOFTimeout, until Conn.Events or Conn.Attach gives it a route, which begins with Opened. Serve must run beside
 // it. With [ListenerOptions.DeferAccept] a connection is handed out once its first bytes have arrived, and costs no
 // goroutine until then.
 //

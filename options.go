@@ -59,8 +59,11 @@ type ListenerOptions struct {
 	// the close is all.
 	RefuseReply []byte
 
-	// AllowHalfOpen leaves a connection open after its peer's end of stream was read, until Close.
-	AllowHalfOpen bool
+	// EOFTimeout is a safety net for programs that ignore io.EOF: it closes, in order, a connection whose peer's end of stream was
+	// read, and on which nothing has been written, queued, or is being written or copied for so long, while no Receive of its
+	// actor runs. 0 means 10 s. When descriptors run out or MaxConns is reached, those connections are closed to make room for
+	// new ones, the one that has waited longest first. Connections that NetListener or Dial handed out as net.Conns are exempt.
+	EOFTimeout time.Duration
 	// CloseTimeout bounds what Close does in the background, flushing and draining together, and with it the end of
 	// Serve; 0 means 5 s.
 	CloseTimeout time.Duration
@@ -151,6 +154,7 @@ func (o *ListenerOptions) check() error {
 	}{
 		{"CloseTimeout", o.CloseTimeout},
 		{"DrainTimeout", o.DrainTimeout},
+		{"EOFTimeout", o.EOFTimeout},
 		{"IdleTimeout", o.IdleTimeout},
 		{"ReadTimeout", o.ReadTimeout},
 		{"WriteTimeout", o.WriteTimeout},
@@ -166,6 +170,9 @@ func (o *ListenerOptions) check() error {
 	}
 	if o.CloseTimeout == 0 {
 		o.CloseTimeout = 5 * time.Second
+	}
+	if o.EOFTimeout == 0 {
+		o.EOFTimeout = 10 * time.Second
 	}
 	if o.HandshakeTimeout == 0 {
 		o.HandshakeTimeout = 10 * time.Second

@@ -9,7 +9,8 @@ import (
 // Control, Read and Write may use the descriptor until they return and must not close it or change its blocking mode.
 // While one runs the descriptor cannot go: a connection that ends meanwhile is closed behind it. Read and Write call
 // their function until it returns true and block in between until the connection is ready, or until the deadline; bytes that
-// Read takes are the caller's, and a Readable follows in case there are more. After Close everything fails with net.ErrClosed.
+// Read takes are the caller's, and a Readable follows if there are more. Once reading or writing has failed, Read or Write returns
+// that error. After Close everything fails with net.ErrClosed.
 //
 // With TLS the descriptor carries what TLS makes of the bytes. SO_LINGER must be left alone: close(2) would then block the
 // loop.
@@ -19,6 +20,7 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	if c.flags&(fClosing|fReleased) != 0 {
 		return nil, c.endedLocked("raw")
 	}
+	c.flags |= fRaw
 	return rawConn{c}, nil
 }
 
@@ -29,22 +31,37 @@ func (r rawConn) Control(f func(fd uintptr)) error {
 }
 
 func (r rawConn) Read(f func(fd uintptr) bool) error {
-	err := r.c.retryFD("raw-read", readGate, f)
-	// What f left behind, or an edge that it took the wake-up of, is announced.
-	r.c.mu.Lock()
+	c := r.c
+	c.mu.Lock()
+	err := c.readErrLocked()
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	err = c.retryFD("raw-read", readGate, f)
+	// What f left behind, or an edge that it took the wake-up of, is announced; only a look tells.
+	c.mu.Lock()
+	defer c.unlock()
+	if c.flags&(fClosing|fReleased|fTold) != 0 {
+		return err
+	}
 	if err == nil {
-		r.c.receivedLocked(0)
+		c.countInLocked(0)
 	}
-	if r.c.flags&(fClosing|fReleased|fTold) == 0 {
-		r.c.unreadableLocked()
-		r.c.readableLocked()
+	if ready, _ := c.peekLocked(); ready {
+		c.moreLocked()
 	}
-	r.c.unlock()
 	return err
 }
 
 func (r rawConn) Write(f func(fd uintptr) bool) error {
-	err := r.c.retryFD("raw-write", sendGate, f)
+	r.c.mu.Lock()
+	err := r.c.sendableLocked()
+	r.c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	err = r.c.retryFD("raw-write", sendGate, f)
 	if err == nil {
 		r.c.mu.Lock()
 		r.c.sentLocked(0)

@@ -2,13 +2,20 @@ package tcpio
 
 import (
 	"io"
-	"syscall"
+)
+
+const (
+	// recvMax bounds, in bytes, what one call reads under the connection's mu, which the loop needs too: a peer that sends as
+	// fast as we read would keep us there for all of a large buffer.
+	recvMax = 1 << 20
+	// readRounds bounds how often one call asks for more. A TLS peer can make a byte of data cost many records.
+	readRounds = 16
 )
 
 // readableLocked announces input, once until somebody reads.
 func (c *Conn) readableLocked() {
 	if c.ext != nil && c.ext.canRead.open() {
-		return // whoever was blocked reads it
+		return // the goroutine that was blocked reads it
 	}
 	if c.flags&fReadable != 0 {
 		return
@@ -36,17 +43,39 @@ func (c *Conn) unreadableLocked() {
 	}
 }
 
+// inChannelLocked reports whether the outstanding Readable is in its channel, not yet received. A read then does not answer
+// it, and it need not be sent again.
+func (c *Conn) inChannelLocked() bool {
+	return c.stream != nil && c.flags&(fReadable|pendReadable|fMute) == fReadable && c.stream.holds(c.sentAt)
+}
+
+// moreLocked is called behind a read that may have left something: level-triggered to the user, since no edge will say so.
+func (c *Conn) moreLocked() {
+	if c.inChannelLocked() || c.stream != nil && c.flags&pendReadable != 0 {
+		return // the consumer has yet to receive one
+	}
+	c.unreadableLocked()
+	c.readableLocked()
+}
+
+// drainedLocked is called behind a read that left nothing: the next byte is a new edge. A Readable that the consumer has yet
+// to receive says nothing any more. It is taken back where that is cheap, or else costs its consumer one ErrWouldBlock.
+func (c *Conn) drainedLocked() {
+	if c.inChannelLocked() && !c.stream.takeBack(c, takeBackCheap) {
+		return
+	}
+	c.unreadableLocked()
+}
+
 // TryRead reads what has arrived into p, without blocking. It returns 1 to len(p) bytes; or [ErrWouldBlock] when
 // there is nothing; or [io.EOF] at the peer's end of stream, and again until the connection closed; or a *net.OpError
-// around the cause when the connection failed, which closes it. An empty p gives 0, nil.
+// around the cause when the connection failed, which closes it. An empty p gives 0, nil. One call reads 1 MiB at most.
 //
-// A Readable that was outstanding is settled by it: after a full p another follows by itself, otherwise when the peer
-// has sent more. p is not kept. Concurrent reads are atomic: no byte is lost or doubled, who gets it is not defined.
-// After Close it fails with net.ErrClosed.
+// A Readable that was outstanding is answered by it: after a full p another follows by itself, unless one is still in the
+// channel; otherwise when the peer has sent more. So a consumer may read once for each Readable, or until ErrWouldBlock.
+// No Readable follows io.EOF.
 //
-// After io.EOF the connection may still be written to. Unless [ListenerOptions.AllowHalfOpen] is set the library
-// closes it once its output is flushed: behind the actor's Receive in which the end was read, elsewhere 250 ms later.
-// A handler that owes nothing calls Close at EOF and has it at once.
+// The peer's end of stream closes nothing: writing goes on until Close. See [ListenerOptions.EOFTimeout].
 func (c *Conn) TryRead(p []byte) (int, error) {
 	c.mu.Lock()
 	n, err := c.readLocked(p)
@@ -77,49 +106,39 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 		}
 		n = c.ext.frames.read(c.lp.l, p)
 	}
-	for {
-		if n == len(p) {
-			c.unreadableLocked()
-			c.readableLocked() // level-triggered to the user: there may be more, and no edge would say so
+	for round := 1; ; round++ {
+		if n == len(p) || n > 0 && c.flags&fEOF != 0 || round > readRounds || n >= recvMax {
+			c.moreLocked()
 			return n, nil
 		}
 		if c.flags&fEOF != 0 {
-			if n > 0 {
-				c.unreadableLocked()
-				c.readableLocked()
-				return n, nil
-			}
-			if c.flags&fTold == 0 { // Frames has read it
-				c.unreadableLocked()
-				c.endReadLocked()
-			}
+			c.endReadLocked() // again, or Frames has read it
 			return 0, io.EOF
 		}
-		m, err := c.inputLocked(p[n:])
+		q := p[n:min(len(p), n+recvMax)]
+		m, err := c.inputLocked(q)
 		n += m
 		switch {
-		case m > 0:
-			if n < len(p) && c.flags&fDistrust == 0 {
-				c.unreadableLocked() // a short read has drained a TCP socket; the next byte is a new edge
+		case err == nil:
+			if m < len(q) && c.flags&fDistrust == 0 {
+				c.drainedLocked() // a short read has drained a TCP socket; the next byte is a new edge
 				return n, nil
 			}
-		case n > 0 && err == ErrWouldBlock:
-			c.unreadableLocked()
-			return n, nil
+		case err == ErrWouldBlock:
+			c.drainedLocked()
+			if n > 0 {
+				return n, nil
+			}
+			return 0, err
 		case n > 0:
-			// The end, or an error, is for the next read to return.
-			c.unreadableLocked()
-			c.readableLocked()
+			c.moreLocked() // the end, or an error, is for the next read to return
 			return n, nil
+		case err == io.EOF:
+			c.endReadLocked()
+			return 0, err
 		default:
 			c.unreadableLocked()
-			switch err {
-			case ErrWouldBlock:
-			case io.EOF:
-				c.endReadLocked()
-			default:
-				c.readFailedLocked(err)
-			}
+			c.readFailedLocked(err)
 			return 0, err
 		}
 	}
@@ -142,50 +161,46 @@ func (c *Conn) readFailedLocked(err error) {
 	}
 }
 
-// recvLocked is one recv. An error is remembered, since the kernel tells it once; after a failed write, which may have
-// been told of the reset first, the end that the kernel then shows is not an orderly one.
+// recvLocked is one recv.
 func (c *Conn) recvLocked(p []byte) (int, error) {
-	if c.ext != nil && c.ext.readErr != nil {
-		return 0, c.ext.readErr
+	if err := c.readErrLocked(); err != nil {
+		return 0, err
 	}
-	n, errno := sysRecv(c.fd, p)
-	switch {
-	case n > 0:
-		c.receivedLocked(n)
-		return n, nil
-	case errno == 0:
-		c.flags |= fFinSeen
-		if c.flags&fSendErr != 0 {
-			return 0, c.ext.sendErr
-		}
-		return 0, io.EOF
-	case errno == syscall.EAGAIN:
-		return 0, ErrWouldBlock
+	n, err := c.receivedLocked(sysRecv(c.fd, p))
+	if n > 0 {
+		c.countInLocked(n)
 	}
-	err := c.opErrorLocked("read", errno)
-	c.extLocked().readErr = err
-	return 0, err
+	return n, err
 }
 
-// receivedLocked accounts for n bytes of input.
-func (c *Conn) receivedLocked(n int) {
+// lookLocked is recvLocked that leaves the bytes where they are.
+func (c *Conn) lookLocked(p []byte) (int, error) {
+	if err := c.readErrLocked(); err != nil {
+		return 0, err
+	}
+	return c.receivedLocked(sysPeekAt(c.fd, p))
+}
+
+// countInLocked accounts for n bytes of input.
+func (c *Conn) countInLocked(n int) {
 	c.lp.count.bytesIn.Add(uint64(n))
 	c.heardLocked()
 }
 
-// endReadLocked notes that the user is told of the peer's end of stream. With an actor running, its turn decides when it is over; see runActor.
+// endReadLocked notes that the user is told of the peer's end of stream. No Readable comes behind that.
 func (c *Conn) endReadLocked() {
-	c.flags |= fEOF | fTold
-	if c.flags&(fHalfOpen|fRunning) == 0 {
-		c.lp.timers.add(c.lp, &timer{kind: timerGrace, c: c}, eofGrace)
+	if c.inChannelLocked() {
+		c.stream.takeBack(c, takeBackMost)
 	}
+	c.unreadableLocked()
+	c.flags |= fEOF | fTold
+	c.awaitUserLocked()
 }
 
 // noteEnd is called when the user is told of the peer's end of stream other than by a read.
 func (c *Conn) noteEnd() {
 	c.mu.Lock()
-	if c.flags&(fTold|fReleased) == 0 {
-		c.unreadableLocked()
+	if c.flags&(fTold|fClosing|fReleased) == 0 {
 		c.endReadLocked()
 	}
 	c.unlock()

@@ -84,7 +84,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	var err error
 	if d := l.opts.DrainTimeout; d > 0 {
 		err = l.awaitGone(ctx, d)
-	} else if err = l.awaitGone(ctx, min(eofGrace, l.opts.CloseTimeout)); err == errGrace {
+	} else if err = l.awaitGone(ctx, min(drainGrace, l.opts.CloseTimeout)); err == errGrace {
 		l.endAt(endClosed)
 		for c := range l.Conns() {
 			if !c.hasActor() {
@@ -112,6 +112,9 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	l.finishUnserved()
 	return err
 }
+
+// drainGrace is how long a consumer whose turn has no visible end, a channel's, has from Draining on.
+const drainGrace = 250 * time.Millisecond
 
 var errGrace = errors.New("tcpio: handlers have had their time")
 

@@ -49,7 +49,7 @@ func (s *soak) listen() {
 
 	s.add("stream", plain, true, func(o *tcpio.ListenerOptions) { o.EventBuffer = 16 }, (*soakServer).stream)
 	s.add("streams", plain, true, func(o *tcpio.ListenerOptions) { o.Loops = 2 }, (*soakServer).streams)
-	s.add("mailbox", plain, true, func(o *tcpio.ListenerOptions) { o.AllowHalfOpen = true }, (*soakServer).mailboxes)
+	s.add("mailbox", plain, true, nil, (*soakServer).mailboxes)
 	s.add("actor", plain, true, nil, (*soakServer).actors)
 	s.add("legacy", plain, false, func(o *tcpio.ListenerOptions) { o.ConcurrentCallbacks = true }, (*soakServer).callbacks)
 	s.add("netlistener", plain, false, nil, (*soakServer).netListener)

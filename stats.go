@@ -43,6 +43,7 @@ type TimeoutStats struct {
 	Write     uint64
 	Handshake uint64
 	Close     uint64 // CloseTimeout, output left or not
+	EOF       uint64 // EOFTimeout, and those closed to make room for others
 }
 
 // counters is what one loop counts. A counter is written mostly by one goroutine, so that counting is an uncontended
@@ -89,6 +90,7 @@ func (l *Listener) Stats() Stats {
 				Write:     n.timeouts[limitWrite].Load(),
 				Handshake: n.timeouts[limitHandshake].Load(),
 				Close:     n.timeouts[limitClose].Load(),
+				EOF:       n.timeouts[limitEOF].Load(),
 			},
 		}
 		s.Loops = append(s.Loops, one)
@@ -115,4 +117,5 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.Timeouts.Write += o.Timeouts.Write
 	s.Timeouts.Handshake += o.Timeouts.Handshake
 	s.Timeouts.Close += o.Timeouts.Close
+	s.Timeouts.EOF += o.Timeouts.EOF
 }

@@ -5,44 +5,112 @@ import (
 	"sync/atomic"
 )
 
-// A stream is a bounded channel of events that never blocks who fills it. An event goes straight into the channel while
+// A stream is a bounded channel of events. Sending to it never blocks: an event goes straight into the channel while
 // there is room. When there is none, the connection waits in the stream's queue with its events noted in the Conn
 // itself (one bit each, and the mailbox), and a feeder, the only goroutine that may block on the channel, lives until
 // the queue is empty. So a consumer that stops costs one goroutine and nothing that grows.
 //
 // Order of one connection's events: they are emitted under its mu, and while the stream is blocked only the feeder
 // sends, so that nothing overtakes what waits.
+//
+// Events in the channel are numbered, so that it can be told which have been received: all but the last len(ch).
 type stream struct {
 	// Immutable.
 	ch      chan Event
 	l       *Listener
 	private bool // one connection's claimed channel: closed behind its Closed
 
-	// Atomic. True from the first connection in the queue until the feeder has sent the last one's events.
+	// Atomic, and set under mu. True from the first connection in the queue until the feeder has sent the last one's events.
 	blocked atomic.Bool
 
 	mu sync.Mutex
-	// Guarded by mu.
+	// Guarded by mu, which is taken under a Conn's mu.
 	queue  []*Conn // connections with undelivered events, each once
 	failed error   // a Failed that found no room
 	left   bool    // the connection moved to another route: ch is closed once the feeder is done
+	sent   uint32  // the number of the last event; the feeder counts one before it sends it
 }
+
+// How many events takeBack may move, of other connections too.
+const (
+	takeBackCheap = 8    // to save a consumer one ErrWouldBlock
+	takeBackMost  = 1024 // the capacity of a stream, unless EventBuffer says otherwise
+)
 
 func newStream(l *Listener, size int, private bool) *stream {
 	return &stream{ch: make(chan Event, size), l: l, private: private}
 }
 
-// trySend reports whether ev went into the channel. The caller holds the connection's mu.
-func (s *stream) trySend(ev Event) bool {
+// trySend reports whether ev went into the channel, and its number there. The caller holds the connection's mu.
+func (s *stream) trySend(ev Event) (at uint32, ok bool) {
 	if s.blocked.Load() {
-		return false
+		return 0, false
+	}
+	s.mu.Lock()
+	at, ok = s.trySendLocked(ev)
+	s.mu.Unlock()
+	return at, ok
+}
+
+func (s *stream) trySendLocked(ev Event) (at uint32, ok bool) {
+	if s.blocked.Load() {
+		return 0, false
 	}
 	select {
 	case s.ch <- ev:
-		return true
+		s.sent++
+		return s.sent, true
 	default:
+		return 0, false
+	}
+}
+
+// holds reports whether the event with the number at has yet to be received. The numbers wrap after four billion events.
+func (s *stream) holds(at uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.holdsLocked(at)
+}
+
+// An event that the feeder has counted and not yet sent makes others look received, which costs an event too many at worst.
+// What is in the feeder's hands is numbered ahead.
+func (s *stream) holdsLocked(at uint32) bool {
+	return uint64(s.sent-at) < uint64(len(s.ch)) || s.blocked.Load() && at-s.sent <= feedChunk+4
+}
+
+// number is the number of the event that the feeder sends behind n others.
+func (s *stream) number(n int) uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sent + uint32(n) + 1
+}
+
+// takeBack takes c's Readable out of the channel. It reports false when it did not, since more than most events would have to
+// be taken out with it and put back.
+func (s *stream) takeBack(c *Conn, most int) (gone bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.holdsLocked(c.sentAt) {
+		return true
+	}
+	if s.blocked.Load() || len(s.ch) > most {
 		return false
 	}
+	var few [takeBackCheap]Event
+	evs := few[:0]
+	for range len(s.ch) {
+		select {
+		case ev := <-s.ch:
+			if r, ok := ev.(Readable); !ok || r.Conn != c {
+				evs = append(evs, ev)
+			}
+		default: // its consumers were faster
+		}
+	}
+	for _, ev := range evs {
+		s.ch <- ev // there is room: nobody else sends
+	}
+	return true
 }
 
 // enqueue puts c, whose pending events found no room, into the queue. The caller holds c.mu.
@@ -66,7 +134,7 @@ func (s *stream) startFeederLocked() {
 func (s *stream) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.trySend(Failed{err}) {
+	if _, ok := s.trySendLocked(Failed{err}); ok {
 		return
 	}
 	s.failed = err
@@ -105,6 +173,9 @@ func (s *stream) feed() {
 		}
 		for i, ev := range evs {
 			evs[i] = nil
+			s.mu.Lock()
+			s.sent++
+			s.mu.Unlock()
 			select {
 			case s.ch <- ev:
 			case <-s.l.giveUp:
@@ -123,8 +194,8 @@ func (l *Listener) feederEnded() {
 	}
 }
 
-// next takes the first of the queue. With nothing left it ends the feeder's reign and, for a stream that has seen its
-// last event, closes the channel: nobody sends any more then.
+// next takes the first of the queue. If the queue is empty, it marks the stream unblocked and the feeder must return; if the
+// stream has been left, it closes the channel first, since no sender remains.
 func (s *stream) next() (c *Conn, failed error, done bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

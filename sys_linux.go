@@ -126,16 +126,22 @@ func noLinger(fd int) {
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
 }
 
-// sysSockError takes the pending error of the socket, nil if there is none.
-func sysSockError(fd int32) error {
+// sysSockError takes the pending error of the socket, 0 if there is none.
+func sysSockError(fd int32) syscall.Errno {
 	v, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
-		return os.NewSyscallError("getsockopt", err)
-	}
-	if v == 0 {
-		return nil
+	if errno, ok := err.(syscall.Errno); ok {
+		return errno
 	}
 	return syscall.Errno(v)
+}
+
+// sysDisconnected reports whether a TCP socket is in the state CLOSE: reset or timed out, or ended by both sides.
+func sysDisconnected(fd int32) bool {
+	var info [4]byte // only the first field of struct tcp_info, tcpi_state
+	size := uint32(1)
+	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_INFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	return errno == 0 && info[0] == unix.BPF_TCP_CLOSE
 }
 
 func sysSetNoDelay(fd int32, on bool) error {

@@ -4,7 +4,6 @@ package tcpio
 
 import (
 	"errors"
-	"io"
 	"net"
 	"os"
 	"syscall"
@@ -42,6 +41,8 @@ type sockaddr struct {
 	isIP bool
 }
 
+const iovMax = 64
+
 type iovec struct{ n int }
 
 func (*iovec) add([]byte) bool { return false }
@@ -53,7 +54,8 @@ func sysSendv(int32, *iovec) (int, syscall.Errno)                { return 0, sys
 func sysShutdownWrite(int32) error                               { return errors.ErrUnsupported }
 func sysClose(int32)                                             {}
 func sysReset(int32)                                             {}
-func sysSockError(int32) error                                   { return nil }
+func sysSockError(int32) syscall.Errno                           { return 0 }
+func sysDisconnected(int32) bool                                 { return false }
 func sysSetNoDelay(int32, bool) error                            { return errors.ErrUnsupported }
 func sysAccept(int) (int, sockaddr, syscall.Errno)               { return -1, sockaddr{}, syscall.ENOTSUP }
 func sysLocalAddr(int32) net.Addr                                { return nil }
@@ -62,12 +64,14 @@ func exhausted(syscall.Errno) bool                               { return false 
 func takeListener(net.Listener) (int, error)                     { return -1, errors.ErrUnsupported }
 func tuneListener(int, net.KeepAliveConfig, time.Duration) error { return errors.ErrUnsupported }
 
-func (c *Conn) sendFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
-func (c *Conn) recvTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
+func sysPipe() ([2]int, error)                          { return [2]int{}, errors.ErrUnsupported }
+func sysClosePipe([2]int)                               {}
+func sysReadPipe(int, []byte) (int, error)              { return 0, errors.ErrUnsupported }
+func sysSplice(int, int, int) (int, syscall.Errno)      { return 0, syscall.ENOTSUP }
+func sysSpliceOut(int, int32, int) (int, syscall.Errno) { return 0, syscall.ENOTSUP }
 
 func sysGiveAway(int32) (*net.TCPConn, error)       { return nil, errors.ErrUnsupported }
 func sysTake(net.Conn) (int32, sockaddr, error)     { return -1, sockaddr{}, errors.ErrUnsupported }
 func sysListenerFile(int) (*os.File, error)         { return nil, errors.ErrUnsupported }
 func sysListenerCopy(int) (*net.TCPListener, error) { return nil, errors.ErrUnsupported }
 func sysPeekAt(int32, []byte) (int, syscall.Errno)  { return 0, syscall.ENOTSUP }
-func sysPeek(int32) (ready, end bool)               { return false, false }

@@ -21,7 +21,6 @@ type timerKind uint8
 
 const (
 	timerClose     timerKind = iota // CloseTimeout is over
-	timerGrace                      // a handler has had its time after EOF
 	timerAccept                     // try accepting again
 	timerWake                       // the loop wants to look at the clock
 	timerMessage                    // post value to c

@@ -120,7 +120,7 @@ func (c *Conn) tlsReadLocked(p []byte) (int, error) {
 	case io.EOF: // close_notify; crypto/tls says so again
 	default:
 		if x.readErr == nil { // else it is the socket's own
-			x.readErr = c.opErrorLocked("read", err)
+			err = c.readFailLocked(c.opErrorLocked("read", err))
 		}
 		err = x.readErr
 	}
@@ -189,17 +189,7 @@ func (c *Conn) rawWriteLocked(p []byte) error {
 	case c.flags&fFinSent != 0:
 		return syscall.EPIPE
 	}
-	sent := 0
-	if c.out == nil {
-		var err error
-		if sent, err = c.sendLocked(p); err != nil {
-			return err
-		}
-	}
-	if sent < len(p) {
-		c.queueOutLocked().append(c.lp.l, p[sent:])
-	}
-	return nil
+	return c.putRawLocked(p)
 }
 
 // sayGoodbyeLocked queues the close_notify, if there is anybody who would understand it.

@@ -189,9 +189,9 @@ func TestTLSTimeLimits(t *testing.T) {
 	}
 }
 
-// With AllowHalfOpen a peer that has said close_notify still gets its answer, and ours behind it.
+// A peer that has said close_notify still gets its answer, and ours behind it.
 func TestTLSHalfClose(t *testing.T) {
-	l, ended := tlsServe(t, tcpio.ListenerOptions{AllowHalfOpen: true}, func(ev tcpio.Event) error {
+	l, ended := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 		r, ok := ev.(tcpio.Readable)
 		if !ok {
 			return nil

@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"math"
 	"net"
 	"syscall"
 )
@@ -12,7 +13,8 @@ import (
 // together. An empty p gives 0, nil.
 //
 // Success means accepted, not received by the peer. Writes of one connection go out in the order of the calls, and
-// those of concurrent callers never interleave. p is not kept. After CloseWrite it fails with an error that matches
+// those of concurrent callers never interleave: while a large one is under way others get ErrWouldBlock. p is not kept.
+// After CloseWrite it fails with an error that matches
 // syscall.EPIPE, after Close with net.ErrClosed, and once the peer has reset the connection with a *net.OpError around
 // the cause; what arrived before that can still be read.
 func (c *Conn) TryWrite(p []byte) (int, error) {
@@ -25,10 +27,20 @@ func (c *Conn) TryWrite(p []byte) (int, error) {
 // TryWritev is TryWrite for several pieces at once, in one system call for up to 64 of them: all of them are taken, or
 // none. Neither bufs nor what it points to is changed or kept.
 func (c *Conn) TryWritev(bufs net.Buffers) (int64, error) {
+	total := int64(0)
+	for _, b := range bufs {
+		total += int64(len(b))
+	}
+	if total > math.MaxInt {
+		return 0, c.opError("write", syscall.EMSGSIZE)
+	}
 	c.mu.Lock()
-	n, err := c.writevLocked(bufs)
+	err := c.writevLocked(bufs, int(total))
 	c.unlock()
-	return n, err
+	if err != nil {
+		return 0, err
+	}
+	return total, nil
 }
 
 // sendableLocked says why nothing can be written any more.
@@ -63,47 +75,64 @@ func (c *Conn) mayWriteLocked(size int) error {
 }
 
 func (c *Conn) writeLocked(p []byte) (int, error) {
-	if err := c.mayWriteLocked(len(p)); err != nil || len(p) == 0 {
+	err := c.mayWriteLocked(len(p))
+	switch {
+	case err != nil || len(p) == 0:
+		return 0, err
+	case len(p) <= holdMax:
+		err = c.putLocked(p)
+	default:
+		err = c.putBulkLocked(p)
+	}
+	if err != nil {
 		return 0, err
 	}
-	if c.flags&fTLS != 0 {
-		if err := c.sealLocked(p); err != nil {
-			return 0, err
-		}
-		return len(p), nil
+	return len(p), nil
+}
+
+func (c *Conn) writevLocked(bufs net.Buffers, total int) error {
+	if err := c.mayWriteLocked(total); err != nil || total == 0 {
+		return err
 	}
+	if total <= holdMax && len(bufs) <= holdPieces {
+		return c.putvLocked(bufs)
+	}
+	return c.putvBulkLocked(bufs)
+}
+
+// putLocked takes p: the socket what it takes, the queue the rest. With TLS p is sealed.
+func (c *Conn) putLocked(p []byte) error {
+	if c.flags&fTLS != 0 {
+		return c.sealLocked(p)
+	}
+	return c.putRawLocked(p)
+}
+
+// putRawLocked is putLocked for bytes as they are.
+func (c *Conn) putRawLocked(p []byte) error {
 	sent := 0
 	if c.out == nil {
 		var err error
 		if sent, err = c.sendLocked(p); err != nil {
-			return 0, err
+			return err
 		}
 	}
 	if sent < len(p) {
 		c.queueOutLocked().append(c.lp.l, p[sent:])
 	}
-	return len(p), nil
+	return nil
 }
 
-func (c *Conn) writevLocked(bufs net.Buffers) (int64, error) {
-	total := 0
-	for _, b := range bufs {
-		total += len(b)
-	}
-	if err := c.mayWriteLocked(total); err != nil || total == 0 {
-		return 0, err
-	}
+// putvLocked is putLocked for several pieces.
+func (c *Conn) putvLocked(bufs net.Buffers) error {
 	if c.flags&fTLS != 0 {
-		if err := c.sealvLocked(bufs); err != nil {
-			return 0, err
-		}
-		return int64(total), nil
+		return c.sealvLocked(bufs)
 	}
 	sent := 0
 	if c.out == nil {
 		var err error
 		if sent, err = c.sendvLocked(bufs); err != nil {
-			return 0, err
+			return err
 		}
 	}
 	for _, b := range bufs {
@@ -114,7 +143,91 @@ func (c *Conn) writevLocked(bufs net.Buffers) (int64, error) {
 		c.queueOutLocked().append(c.lp.l, b[sent:])
 		sent = 0
 	}
-	return int64(total), nil
+	return nil
+}
+
+const (
+	// holdMax is how many bytes a write moves before it gives up mu for a moment: the loop needs mu to serve its other
+	// connections. Sealing as much takes a quarter of a millisecond.
+	holdMax = 256 << 10
+	// holdPieces bounds likewise the pieces of a TryWritev.
+	holdPieces = 4096
+)
+
+// putBulkLocked is putLocked for a large p. Others have mu in between, but their bytes do not come between these, and an end
+// that begins meanwhile waits for them; only a reset does not.
+func (c *Conn) putBulkLocked(p []byte) error {
+	c.flags |= fWriting | fBulk
+	defer c.endBulkLocked()
+	for {
+		n := min(len(p), holdMax)
+		if err := c.putLocked(p[:n]); err != nil {
+			return err
+		}
+		if p = p[n:]; len(p) == 0 {
+			return nil
+		}
+		if err := c.breatheLocked(); err != nil {
+			return err
+		}
+	}
+}
+
+// putvBulkLocked is putBulkLocked for many pieces.
+func (c *Conn) putvBulkLocked(bufs net.Buffers) error {
+	c.flags |= fWriting | fBulk
+	defer c.endBulkLocked()
+	var part [iovMax][]byte
+	for off := 0; len(bufs) > 0; {
+		n, room := 0, holdMax
+		for looked := 0; len(bufs) > 0 && n < len(part) && room > 0 && looked < holdPieces; looked++ {
+			p := bufs[0][off:]
+			if len(p) > room {
+				p = p[:room]
+				off += room
+			} else {
+				bufs, off = bufs[1:], 0
+			}
+			if len(p) > 0 {
+				part[n] = p
+				n++
+				room -= len(p)
+			}
+		}
+		if err := c.putvLocked(part[:n]); err != nil {
+			return err
+		}
+		if len(bufs) > 0 {
+			if err := c.breatheLocked(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// breatheLocked lets others have mu. It fails when nothing can be written any more; a Close meanwhile does not hinder what was
+// accepted before it.
+func (c *Conn) breatheLocked() error {
+	c.unlock()
+	c.mu.Lock()
+	switch {
+	case c.flags&fReleased != 0:
+		return c.endedLocked("write")
+	case c.flags&fSendErr != 0:
+		return c.ext.sendErr
+	}
+	return nil
+}
+
+// endBulkLocked goes on with what had to wait for a large write.
+func (c *Conn) endBulkLocked() {
+	c.flags &^= fWriting | fBulk
+	if c.flags&fReleased != 0 {
+		return
+	}
+	c.roomLocked()
+	c.lastBytesLocked()
 }
 
 const (
@@ -183,16 +296,7 @@ func (c *Conn) sendvLocked(bufs net.Buffers) (int, error) {
 
 // failSendLocked ends writing for good. Reading goes on: what the peer sent before it went is still there.
 func (c *Conn) failSendLocked(errno syscall.Errno) error {
-	err := c.opErrorLocked("write", errno)
-	if c.flags&fSendErr == 0 {
-		c.flags |= fSendErr | fDistrust
-		c.extLocked().sendErr = err
-	}
-	if c.out != nil {
-		c.out.drop(c.lp.l)
-		c.out = nil
-	}
-	c.roomLocked()
+	err := c.sendFailLocked(errno)
 	if c.flags&(fClosing|fTold) != 0 {
 		c.releaseLocked(err) // nothing will be read, so this is the end; no other edge will say it
 	} else if c.flags&fEOF == 0 {
@@ -206,10 +310,7 @@ func (c *Conn) failSendLocked(errno syscall.Errno) error {
 func (c *Conn) flushLocked() {
 	for sent := 0; c.out != nil; {
 		if sent >= flushBudget {
-			if c.flags&fFlush == 0 {
-				c.flags |= fFlush
-				c.lp.schedule(c)
-			}
+			c.flushSoonLocked()
 			c.roomLocked()
 			return
 		}
@@ -231,9 +332,17 @@ func (c *Conn) flushLocked() {
 			c.out.drop(c.lp.l)
 			c.out = nil
 			c.roomLocked()
-			c.flushedLocked()
+			c.lastBytesLocked()
 			return
 		}
+	}
+}
+
+// flushSoonLocked has the loop go on with a queue whose socket has not refused: no edge will say so.
+func (c *Conn) flushSoonLocked() {
+	if c.flags&fFlush == 0 {
+		c.flags |= fFlush
+		c.lp.schedule(c)
 	}
 }
 
@@ -254,10 +363,7 @@ func (c *Conn) roomLocked() {
 func (c *Conn) queueOutLocked() *outQueue {
 	if c.out == nil {
 		c.out = new(outQueue)
-		if c.flags&fTimed != 0 {
-			c.limit.lastOut = c.lp.coarse() // from now on it waits
-			c.armLimitLocked()
-		}
+		c.outputWaitsLocked()
 	}
 	return c.out
 }

@@ -90,9 +90,8 @@ func serve(ctx context.Context, out io.Writer, cfg config, h *hub) error {
 		Loops:       cfg.loops,
 		WriteBuffer: cfg.writeBuffer,
 		// A command may still wait for room to answer when the peer's end of stream has been read.
-		AllowHalfOpen: true,
-		Actor:         func(c *tcpio.Conn) tcpio.Actor { return newUser(h, c, cfg.idleWarn, cfg.idleClose) },
-		Logger:        cfg.log,
+		Actor:  func(c *tcpio.Conn) tcpio.Actor { return newUser(h, c, cfg.idleWarn, cfg.idleClose) },
+		Logger: cfg.log,
 	})
 	if err != nil {
 		return err

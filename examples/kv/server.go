@@ -43,7 +43,6 @@ func listen(addr string, config *tls.Config) (*tcpio.Listener, error) {
 		MaxFrame: maxRequest + maxHeader,
 		// A peer that sends its requests and FIN gets all replies: the library would close when its own queue is
 		// empty, and knows nothing of the replies that wait in client.pending.
-		AllowHalfOpen: true,
 	})
 }
 

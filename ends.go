@@ -1,0 +1,131 @@
+package tcpio
+
+import (
+	"errors"
+	"io"
+	"net"
+	"syscall"
+)
+
+// How the two directions of a connection end. The kernel reports an error once, to whichever call meets it first: a recv, a
+// look, a send or a copy. Each of them notes it here, and whatever is asked afterwards, by whichever way, is answered from
+// here: a reset never becomes an end of stream.
+//
+// Input ends by fEOF, the peer's end of stream, or by readErr; output by sendErr, or by our own CloseWrite or Close.
+
+// receivedLocked makes the result of a system call that reads, looks or copies from the socket into what a read returns,
+// and notes an end.
+func (c *Conn) receivedLocked(n int, errno syscall.Errno) (int, error) {
+	switch {
+	case n > 0:
+		return n, nil
+	case errno == syscall.EAGAIN:
+		return 0, ErrWouldBlock
+	case errno != 0:
+		return 0, c.readFailLocked(c.opErrorLocked("read", errno))
+	}
+	if err := c.cutOffLocked(); err != nil {
+		return 0, c.readFailLocked(err)
+	}
+	c.flags |= fFinSeen
+	return 0, io.EOF
+}
+
+// readFailLocked notes why reading failed. The first cause stays.
+func (c *Conn) readFailLocked(err error) error {
+	x := c.extLocked()
+	if x.readErr == nil {
+		x.readErr = err
+	}
+	return x.readErr
+}
+
+// readErrLocked is why reading failed before, nil if it did not.
+func (c *Conn) readErrLocked() error {
+	if c.ext == nil {
+		return nil
+	}
+	return c.ext.readErr
+}
+
+// cutOffLocked is why an end of input is not the peer's end of stream: the connection was reset, and another call was told of
+// it. A FIN that came before the reset is an end of stream all the same. The kernel shows which it was: a reset behind a FIN
+// is EPIPE (tcp_reset in tcp_input.c), and recv looks for the FIN before the error (tcp_recvmsg_locked in tcp.c).
+func (c *Conn) cutOffLocked() error {
+	if c.flags&fFinSeen != 0 {
+		return nil
+	}
+	if c.flags&fSendErr != 0 {
+		if err := c.ext.sendErr; c.flags&fRaw != 0 || !errors.Is(err, syscall.EPIPE) {
+			return err
+		}
+		return nil
+	}
+	if c.flags&(fUnix|fFinSent) != 0 || !sysDisconnected(c.fd) {
+		return nil
+	}
+	if errno := sysSockError(c.fd); errno != 0 {
+		c.sendFailLocked(errno) // still there: so recv has met a FIN
+		return nil
+	}
+	return c.opErrorLocked("read", syscall.ECONNRESET) // someone with the descriptor was told: see SyscallConn
+}
+
+// socketErrorLocked takes the socket's pending error, nil if there is none.
+func (c *Conn) socketErrorLocked() error {
+	errno := sysSockError(c.fd)
+	if errno == 0 {
+		return nil
+	}
+	return c.readFailLocked(c.opErrorLocked("read", errno))
+}
+
+// sendFailLocked notes that writing failed for good. The first cause stays. What is queued cannot go out any more.
+func (c *Conn) sendFailLocked(errno syscall.Errno) error {
+	if c.flags&fSendErr == 0 {
+		c.extLocked().sendErr = c.opErrorLocked("write", errno)
+		c.flags |= fSendErr | fDistrust
+	}
+	if c.out != nil {
+		c.out.drop(c.lp.l)
+		c.out = nil
+	}
+	c.roomLocked()
+	return c.ext.sendErr
+}
+
+// causeLocked is why a connection that nobody gives a cause for did not end in order; nil if it did.
+func (c *Conn) causeLocked() error {
+	switch {
+	case c.flags&fSendErr != 0:
+		return c.ext.sendErr // what was written did not all go out
+	case c.ext != nil:
+		return c.ext.readErr
+	}
+	return nil
+}
+
+// endedLocked is the error of an operation on a connection that is closing or closed. It matches net.ErrClosed, and the
+// system's error too if that is what ended the connection.
+func (c *Conn) endedLocked(op string) error {
+	err := net.ErrClosed
+	if c.ext != nil && c.ext.err != nil {
+		if errno, ok := errors.AsType[syscall.Errno](c.ext.err); ok {
+			err = &endedError{errno}
+		}
+	}
+	return c.opErrorLocked(op, err)
+}
+
+// An endedError is net.ErrClosed with its cause.
+type endedError struct{ cause syscall.Errno }
+
+func (e *endedError) Error() string   { return net.ErrClosed.Error() + ": " + e.cause.Error() }
+func (e *endedError) Unwrap() []error { return []error{net.ErrClosed, e.cause} }
+
+// opError is opErrorLocked for a caller without mu.
+func (c *Conn) opError(op string, err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.opErrorLocked(op, err)
+}
