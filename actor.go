@@ -408,7 +408,7 @@ func (c *Conn) actorFailed(ev Event, err error) {
 		c.lp.l.log("tcpio: actor failed at Closed", "conn", c.id, "peer", c.RemoteAddr().String(), "err", err)
 		return
 	}
-	if errors.Is(err, io.EOF) {
+	if err == io.EOF { // not errors.Is: an error of the user's has methods of the user's
 		err = nil
 	}
 	c.mu.Lock()

@@ -256,12 +256,14 @@ func TestAHandlerMayWriteToGroupsThatItsConnectionIsIn(t *testing.T) {
 			quiet.Join(ev.Conn)
 		case tcpio.Readable:
 			var p [8]byte
-			if m, err := ev.Conn.TryRead(p[:]); err == nil {
-				_, _ = all.Write(p[:m])
-				quiet.Leave(ev.Conn)
-				_, _ = quiet.Write(nil)
-				quiet.Join(ev.Conn)
+			m, err := ev.Conn.TryRead(p[:])
+			if err != nil {
+				return err
 			}
+			_, _ = all.Write(p[:m])
+			quiet.Leave(ev.Conn)
+			_, _ = quiet.Write(nil)
+			quiet.Join(ev.Conn)
 		}
 		return nil
 	}))

@@ -49,6 +49,9 @@ func (a *orderActor) Receive(ev tcpio.Event) error {
 			}
 			a.bytes++
 		}
+		if err == io.EOF {
+			return err
+		}
 	case tcpio.Message:
 		v := ev.Value.([2]int)
 		if v[1] != a.last[v[0]] {

@@ -139,7 +139,7 @@ func actEcho(c *tcpio.Conn) error {
 	case nil:
 		_, err = c.TryWrite(p[:n])
 		return err
-	case tcpio.ErrWouldBlock, io.EOF:
+	case tcpio.ErrWouldBlock:
 		return nil
 	}
 	if errors.Is(err, net.ErrClosed) {

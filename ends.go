@@ -109,8 +109,8 @@ func (c *Conn) causeLocked() error {
 // system's error too if that is what ended the connection.
 func (c *Conn) endedLocked(op string) error {
 	err := net.ErrClosed
-	if c.ext != nil && c.ext.err != nil {
-		if errno, ok := errors.AsType[syscall.Errno](c.ext.err); ok {
+	if x := c.ext; x != nil && x.err != nil && (x.err == x.readErr || x.err == x.sendErr) { // no error of the user's
+		if errno, ok := errors.AsType[syscall.Errno](x.err); ok {
 			err = &endedError{errno}
 		}
 	}

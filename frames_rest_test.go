@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,7 +42,7 @@ func TestFinalTokenEndsTheIteration(t *testing.T) {
 
 // A final token at the end of stream, which is how a split function may end its work, ends the connection as well.
 func TestFinalTokenAtTheEndDoesNotSpin(t *testing.T) {
-	r := listen(t, ListenerOptions{})
+	r := listen(t, ListenerOptions{EOFTimeout: 50 * time.Millisecond})
 	events := r.Events()
 	r.serve()
 	peer, c := r.open()

@@ -22,8 +22,12 @@ func hoEcho(name string) func(*Conn) Actor {
 		return ActorFunc(func(ev Event) error {
 			if r, ok := ev.(Readable); ok {
 				var b [100]byte
-				if n, err := r.Conn.TryRead(b[:]); n > 0 && err == nil {
+				n, err := r.Conn.TryRead(b[:])
+				if n > 0 && err == nil {
 					_, _ = r.Conn.TryWrite([]byte(name))
+				}
+				if err == io.EOF {
+					return err
 				}
 			}
 			return nil

@@ -356,7 +356,7 @@ func TestStatesFollowTheTable(t *testing.T) {
 	}{
 		{"Close, and the peer reads and ends", []string{"open", "closing", "FIN sent"},
 			func(_ *testing.T, _ *rig, peer *net.TCPConn, c *Conn) { c.Close(); drainPeer(peer) }, nil, 0},
-		{"EOF read and answered", []string{"open"},
+		{"EOF read and EOFTimeout", []string{"open"},
 			func(t *testing.T, _ *rig, peer *net.TCPConn, c *Conn) {
 				if err := peer.CloseWrite(); err != nil {
 					t.Fatal(err)
@@ -398,7 +398,7 @@ func TestStatesFollowTheTable(t *testing.T) {
 	} {
 		for _, from := range tc.from {
 			t.Run(tc.name+" from "+from, func(t *testing.T) {
-				r := listen(t, ListenerOptions{CloseTimeout: tc.timeout})
+				r := listen(t, ListenerOptions{CloseTimeout: tc.timeout, EOFTimeout: 50 * time.Millisecond})
 				events := r.Events()
 				r.serve()
 				peer, c := inState(t, r, from)

@@ -119,7 +119,7 @@ func revSplit(size int) bufio.SplitFunc {
 // The end of stream that Frames has met closes nothing before it was handed out: a body that breaks behind the last
 // frame gets another Readable, and io.EOF with that. To see it fail: let fillFrames call endReadLocked.
 func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
-	r := listen(t, ListenerOptions{Loops: 1}).serve()
+	r := listen(t, ListenerOptions{Loops: 1, EOFTimeout: 50 * time.Millisecond}).serve()
 	peer, c := r.open()
 	write(t, peer, []byte("last"))
 	if err := peer.CloseWrite(); err != nil {
@@ -133,7 +133,7 @@ func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
 				t.Fatal(err)
 			}
 			last = string(line)
-			if f := flagsOf(c); f&(fEOF|fTold) != fEOF || r.loops[0].timers.first.Load() != 0 {
+			if f := flagsOf(c); f&(fEOF|fTold|fEnded) != fEOF || r.loops[0].eofs.first.Load() != 0 {
 				t.Errorf("in the body of the last frame: flags %b, its time to close has begun", f)
 			}
 			break

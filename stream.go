@@ -75,7 +75,7 @@ func (s *stream) holds(at uint32) bool {
 // An event that the feeder has counted and not yet sent makes others look received, which costs an event too many at worst.
 // What is in the feeder's hands is numbered ahead.
 func (s *stream) holdsLocked(at uint32) bool {
-	return uint64(s.sent-at) < uint64(len(s.ch)) || s.blocked.Load() && at-s.sent <= feedChunk+4
+	return uint64(s.sent-at) < uint64(len(s.ch)) || s.blocked.Load() && at-s.sent-1 < feedChunk+4
 }
 
 // number is the number of the event that the feeder sends behind n others.
