@@ -61,12 +61,8 @@ func (c *Conn) cutOffLocked() error {
 		}
 		return nil
 	}
-	if c.flags&(fUnix|fFinSent) != 0 || !sysDisconnected(c.fd) {
-		return nil
-	}
-	if errno := sysSockError(c.fd); errno != 0 {
-		c.sendFailLocked(errno) // still there: so recv has met a FIN
-		return nil
+	if c.flags&(fUnix|fFinSent) != 0 || !sysDisconnected(c.fd) || sysErrorPending(c.fd) {
+		return nil // an error that is still pending comes behind a FIN, or recv had returned it
 	}
 	return c.opErrorLocked("read", syscall.ECONNRESET) // someone with the descriptor was told: see SyscallConn
 }

@@ -38,8 +38,9 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 	if err != nil {
 		return err
 	}
-	err = c.retryFD("raw-read", readGate, f)
-	// What f left behind, or an edge that it took the wake-up of, is announced; only a look tells.
+	tries := 0
+	err = c.retryFD("raw-read", readGate, func(fd uintptr) bool { tries++; return f(fd) })
+	// What f left behind is announced, which only a look tells, and so is an edge that it took the wake-up of.
 	c.mu.Lock()
 	defer c.unlock()
 	if c.flags&(fClosing|fReleased|fTold) != 0 {
@@ -48,7 +49,7 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 	if err == nil {
 		c.countInLocked(0)
 	}
-	if ready, _ := c.peekLocked(); ready {
+	if ready, _ := c.peekLocked(); ready || tries > 1 {
 		c.moreLocked()
 	}
 	return err

@@ -59,12 +59,11 @@ func (c *Conn) moreLocked() {
 }
 
 // drainedLocked is called behind a read that left nothing: the next byte is a new edge. A Readable that the consumer has yet
-// to receive says nothing any more. It is taken back where that is cheap, or else costs its consumer one ErrWouldBlock.
+// to receive announces that byte too.
 func (c *Conn) drainedLocked() {
-	if c.inChannelLocked() && !c.stream.takeBack(c, takeBackCheap) {
-		return
+	if !c.inChannelLocked() {
+		c.unreadableLocked()
 	}
-	c.unreadableLocked()
 }
 
 // TryRead reads what has arrived into p, without blocking. It returns 1 to len(p) bytes; or [ErrWouldBlock] when
@@ -190,7 +189,7 @@ func (c *Conn) countInLocked(n int) {
 // endReadLocked notes that the user is told of the peer's end of stream. No Readable comes behind that.
 func (c *Conn) endReadLocked() {
 	if c.inChannelLocked() {
-		c.stream.takeBack(c, takeBackMost)
+		c.stream.takeBack(c)
 	}
 	c.unreadableLocked()
 	c.flags |= fEOF | fTold

@@ -31,11 +31,9 @@ type stream struct {
 	sent   uint32  // the number of the last event; the feeder counts one before it sends it
 }
 
-// How many events takeBack may move, of other connections too.
-const (
-	takeBackCheap = 8    // to save a consumer one ErrWouldBlock
-	takeBackMost  = 1024 // the capacity of a stream, unless EventBuffer says otherwise
-)
+// takeBackMost is how many events takeBack moves, of other connections too: all that a channel holds unless EventBuffer says
+// otherwise.
+const takeBackMost = 1024
 
 func newStream(l *Listener, size int, private bool) *stream {
 	return &stream{ch: make(chan Event, size), l: l, private: private}
@@ -85,18 +83,15 @@ func (s *stream) number(n int) uint32 {
 	return s.sent + uint32(n) + 1
 }
 
-// takeBack takes c's Readable out of the channel. It reports false when it did not, since more than most events would have to
-// be taken out with it and put back.
-func (s *stream) takeBack(c *Conn, most int) (gone bool) {
+// takeBack takes c's Readable out of the channel, and puts back the others in their order. It leaves it in a channel that is
+// full, or holds very many: then the consumer gets it, and a read says once more what it has said.
+func (s *stream) takeBack(c *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.holdsLocked(c.sentAt) {
-		return true
+	if s.blocked.Load() || len(s.ch) > takeBackMost {
+		return
 	}
-	if s.blocked.Load() || len(s.ch) > most {
-		return false
-	}
-	var few [takeBackCheap]Event
+	var few [8]Event
 	evs := few[:0]
 	for range len(s.ch) {
 		select {
@@ -110,7 +105,6 @@ func (s *stream) takeBack(c *Conn, most int) (gone bool) {
 	for _, ev := range evs {
 		s.ch <- ev // there is room: nobody else sends
 	}
-	return true
 }
 
 // enqueue puts c, whose pending events found no room, into the queue. The caller holds c.mu.

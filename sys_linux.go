@@ -135,6 +135,13 @@ func sysSockError(fd int32) syscall.Errno {
 	return syscall.Errno(v)
 }
 
+// sysErrorPending reports whether the socket has an error pending, and leaves it there.
+func sysErrorPending(fd int32) bool {
+	p := [1]unix.PollFd{{Fd: fd}}
+	n, err := unix.Poll(p[:], 0)
+	return err == nil && n == 1 && p[0].Revents&unix.POLLERR != 0
+}
+
 // sysDisconnected reports whether a TCP socket is in the state CLOSE: reset or timed out, or ended by both sides.
 func sysDisconnected(fd int32) bool {
 	var info [4]byte // only the first field of struct tcp_info, tcpi_state

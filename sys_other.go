@@ -55,6 +55,7 @@ func sysShutdownWrite(int32) error                               { return errors
 func sysClose(int32)                                             {}
 func sysReset(int32)                                             {}
 func sysSockError(int32) syscall.Errno                           { return 0 }
+func sysErrorPending(int32) bool                                 { return false }
 func sysDisconnected(int32) bool                                 { return false }
 func sysSetNoDelay(int32, bool) error                            { return errors.ErrUnsupported }
 func sysAccept(int) (int, sockaddr, syscall.Errno)               { return -1, sockaddr{}, syscall.ENOTSUP }
