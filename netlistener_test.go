@@ -224,6 +224,7 @@ func TestAHandedOutConnectionMayBeClaimed(t *testing.T) {
 	c, peer := blockingPair(t, tcpio.ListenerOptions{})
 	send(t, peer, []byte("x"))
 	events := c.Events()
+	expect[tcpio.Opened](t, events)
 	if got, err := readStream(t, events, c, 1, 8); string(got) != "x" || err != nil {
 		t.Fatalf("read %q, %v", got, err)
 	}

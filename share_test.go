@@ -1,0 +1,518 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// No call keeps a connection's lock for work of the caller's size: others get it in between, as its loop must.
+func TestALargeWriteLeavesTheConnectionToOthers(t *testing.T) {
+	const size = 64 << 20
+	p := make([]byte, size)
+	many := make(net.Buffers, 1<<20)
+	for i := range many {
+		many[i] = p[i*64 : (i+1)*64]
+	}
+	writes := map[string]func(c *tcpio.Conn) (int, error){
+		"TryWrite": func(c *tcpio.Conn) (int, error) { return c.TryWrite(p) },
+		"TryWritev": func(c *tcpio.Conn) (int, error) {
+			n, err := c.TryWritev(net.Buffers{p[:size/2], nil, p[size/2:]})
+			return int(n), err
+		},
+		"pieces": func(c *tcpio.Conn) (int, error) { n, err := c.TryWritev(many); return int(n), err },
+		"Write":  func(c *tcpio.Conn) (int, error) { return c.Write(p) },
+		"ReadFrom": func(c *tcpio.Conn) (int, error) {
+			n, err := c.ReadFrom(bytes.NewReader(p))
+			return int(n), err
+		},
+		"a group": func(c *tcpio.Conn) (int, error) {
+			var g tcpio.Group
+			g.Join(c)
+			return g.Write(p)
+		},
+	}
+	for _, layer := range []string{"plain", "TLS"} {
+		var conns chan *tcpio.Conn
+		o := tcpio.ListenerOptions{}
+		if layer == "TLS" {
+			o.TLSConfig = serverTLS()
+		}
+		conns = make(chan *tcpio.Conn, 1)
+		o.Actor = func(*tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(ev tcpio.Event) error {
+				if o, ok := ev.(tcpio.Opened); ok {
+					conns <- o.Conn
+				}
+				return nil
+			})
+		}
+		l := hookServe(t, o)
+		for name, write := range writes {
+			t.Run(layer+" "+name, func(t *testing.T) {
+				peer := dial(t, l)
+				if layer == "TLS" {
+					secure := tls.Client(peer, clientTLS())
+					if err := secure.Handshake(); err != nil {
+						t.Fatal(err)
+					}
+					peer = secure
+				}
+				c := receive(t, "Opened", conns)
+				read := make(chan int64, 1)
+				go func() {
+					n, _ := io.CopyN(io.Discard, peer, size)
+					read <- n
+				}()
+				var over atomic.Bool
+				looks := make(chan int, 1)
+				go func() {
+					n := 0
+					for !over.Load() {
+						c.Data() // takes the lock
+						n++
+					}
+					looks <- n
+				}()
+				n, err := write(c)
+				over.Store(true)
+				if n != size || err != nil {
+					t.Fatalf("%d bytes, %v", n, err)
+				}
+				if got := receive(t, "the looks", looks); name != "a group" && got < 20 {
+					t.Errorf("others had the lock %d times meanwhile", got)
+				}
+				if got := receive(t, "the peer", read); got != size {
+					t.Errorf("the peer got %d bytes", got)
+				}
+				c.Close()
+			})
+		}
+	}
+}
+
+// A large TryWrite is all or nothing also where others have the lock in between.
+func TestALargeWriteIsWholeWhateverOthersDoMeanwhile(t *testing.T) {
+	want := pattern(32 << 20)
+	ends := map[string]func(c *tcpio.Conn){
+		"Close":      func(c *tcpio.Conn) { c.Close() },
+		"CloseWrite": func(c *tcpio.Conn) { _ = c.CloseWrite() },
+		"TryWrite":   func(c *tcpio.Conn) { _, _ = c.TryWrite([]byte("!")) },
+	}
+	for _, layer := range []string{"plain", "TLS"} {
+		for name, end := range ends {
+			t.Run(layer+" "+name, func(t *testing.T) {
+				conns := make(chan *tcpio.Conn, 1)
+				o := tcpio.ListenerOptions{CloseTimeout: testLimit, Actor: func(*tcpio.Conn) tcpio.Actor {
+					return tcpio.ActorFunc(func(ev tcpio.Event) error {
+						if o, ok := ev.(tcpio.Opened); ok {
+							conns <- o.Conn
+						}
+						return nil
+					})
+				}}
+				if layer == "TLS" {
+					o.TLSConfig = serverTLS()
+				}
+				peer := dial(t, hookServe(t, o))
+				if layer == "TLS" {
+					peer = tls.Client(peer, clientTLS())
+					if err := peer.(*tls.Conn).Handshake(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				c := receive(t, "Opened", conns)
+				got := make(chan []byte, 1)
+				go func() {
+					p := make([]byte, len(want))
+					n, _ := io.ReadFull(peer, p)
+					got <- p[:n]
+				}()
+				started := make(chan struct{})
+				go func() {
+					<-started
+					end(c)
+				}()
+				before := c.Buffered()
+				go func() {
+					for c.Buffered() == before && len(got) == 0 {
+					}
+					close(started)
+				}()
+				n, err := c.TryWrite(want)
+				switch {
+				case errors.Is(err, net.ErrClosed) && n == 0 && name == "Close": // it came first
+					return
+				case n != len(want) || err != nil:
+					t.Fatalf("TryWrite = %d, %v", n, err)
+				}
+				if got := receive(t, "the peer", got); !bytes.Equal(got, want) {
+					t.Errorf("the peer got %d bytes, the first wrong one is %d", len(got), firstDifference(got, want))
+				}
+				c.Close()
+			})
+		}
+	}
+}
+
+// A peer that never stops sending lines does not keep the consumer from the others.
+func TestAnIterationOfFramesEndsWhileThePeerGoesOn(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	c, peer := open(t, l, events)
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		lines := bytes.Repeat([]byte("a line\n"), 10_000)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := peer.Write(lines); err != nil {
+				return
+			}
+		}
+	}()
+	for range 100 {
+		ev := expect[tcpio.Readable](t, events)
+		frames := 0
+		for line, err := range ev.Conn.Frames(bufio.ScanLines) {
+			if err != nil || !bytes.HasPrefix([]byte("a line"), line) && string(line) != "a line" {
+				t.Fatalf("%q, %v", line, err)
+			}
+			if frames++; frames > 1000 {
+				t.Fatal("the iteration goes on")
+			}
+		}
+	}
+	c.Abort()
+}
+
+// A frame ends where its memory ends: what is appended to it goes elsewhere, and it may be changed in place.
+func TestAFrameDoesNotReachIntoTheNext(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	c, peer := open(t, l, events)
+	send(t, peer, []byte("one\ntwo\nthree\n"))
+	var got []string
+	for len(got) < 3 {
+		ev := expect[tcpio.Readable](t, events)
+		for line, err := range ev.Conn.Frames(bufio.ScanLines) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if cap(line) != len(line) {
+				t.Errorf("frame %q has capacity %d", line, cap(line))
+			}
+			got = append(got, string(line))
+			line[0] = 'X'
+			_ = append(line, " and much more than there is room for"...)
+		}
+	}
+	if fmt.Sprint(got) != "[one two three]" {
+		t.Errorf("frames %q", got)
+	}
+	c.Abort()
+}
+
+// A consumer that reads until ErrWouldBlock gets no Readable for each of its reads, and none behind the end.
+func TestAConsumerThatReadsInALoopGetsOneReadableAtATime(t *testing.T) {
+	for _, layer := range []string{"plain", "TLS", "claimed"} {
+		t.Run(layer, func(t *testing.T) {
+			o := tcpio.ListenerOptions{}
+			if layer == "TLS" {
+				o.TLSConfig = serverTLS()
+			}
+			l, events := startManual(t, o)
+			peer := dial(t, l)
+			if layer == "TLS" {
+				secure := tls.Client(peer, clientTLS())
+				if err := secure.Handshake(); err != nil {
+					t.Fatal(err)
+				}
+				peer = secure
+			}
+			c := expect[tcpio.Opened](t, events).Conn
+			if layer == "claimed" {
+				events = c.Events()
+			}
+			const size = 50_000
+			send(t, peer, pattern(size))
+			sendFIN(t, peer)
+			readables, read, ends := 0, 0, 0
+			buf := make([]byte, 1000)
+			for ends == 0 {
+				expect[tcpio.Readable](t, events)
+				readables++
+				for {
+					n, err := c.TryRead(buf)
+					read += n
+					if err == io.EOF {
+						ends++
+					}
+					if err != nil {
+						break
+					}
+				}
+			}
+			expectSilence(t, events, 20*time.Millisecond)
+			// The bytes may have come in several segments; each wakes the consumer at most once, and once more.
+			if read != size || ends != 1 || readables > 8 {
+				t.Errorf("%d bytes, %d ends, %d Readables", read, ends, readables)
+			}
+			c.Abort()
+		})
+	}
+}
+
+// One that reads once for each Readable misses nothing, beside others on the same channel.
+func TestTakingBackAReadableKeepsTheOrderOfAllOthers(t *testing.T) {
+	const conns, values = 8, 200
+	l := listen(t, tcpio.ListenerOptions{EventBuffer: 64})
+	events := l.Events()
+	served := goServe(t.Context(), l)
+	var peers []net.Conn
+	for range conns {
+		peers = append(peers, dial(t, l))
+	}
+	next := map[*tcpio.Conn]int{}
+	var order eventOrder
+	ended, closed := 0, 0
+	buf := make([]byte, 100)
+	for closed < conns {
+		ev := receive(t, "an event", events)
+		if err := order.check(ev); err != nil {
+			t.Error(err)
+		}
+		switch ev := ev.(type) {
+		case tcpio.Opened:
+			go func() {
+				for i := range values {
+					for ev.Conn.Post(i) == tcpio.ErrMailboxFull {
+						time.Sleep(time.Millisecond)
+					}
+				}
+			}()
+			if order.seen == conns {
+				for _, p := range peers {
+					go func() {
+						_, _ = p.Write(make([]byte, 1000))
+						_ = p.(*net.TCPConn).CloseWrite()
+					}()
+				}
+			}
+		case tcpio.Message:
+			if ev.Value != next[ev.Conn] {
+				t.Fatalf("message %v, want %d", ev.Value, next[ev.Conn])
+			}
+			if next[ev.Conn]++; next[ev.Conn] == values && ev.Conn.Data() != nil {
+				ev.Conn.Close()
+			}
+		case tcpio.Readable:
+			if ev.Conn.Data() != nil {
+				t.Fatal("Readable behind io.EOF")
+			}
+			for {
+				_, err := ev.Conn.TryRead(buf)
+				if err == io.EOF {
+					ev.Conn.SetData("ended")
+					if ended++; next[ev.Conn] == values {
+						ev.Conn.Close()
+					}
+				}
+				if err != nil {
+					break
+				}
+			}
+		case tcpio.Closed:
+			closed++
+		}
+	}
+	if ended != conns {
+		t.Errorf("%d ends", ended)
+	}
+	l.Close()
+	receive(t, "the end of Serve", served)
+}
+
+// A Readable answered by a raw read is answered.
+func TestRawReadsDoNotSpin(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	c, peer := open(t, l, events)
+	rc, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func() (n int) {
+		expect[tcpio.Readable](t, events)
+		err := rc.Read(func(fd uintptr) bool { n, _ = unix.Read(int(fd), make([]byte, 2)); return true })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for range 3 {
+		send(t, peer, []byte("abc"))
+		if a, b := read(), read(); a+b != 3 {
+			t.Fatalf("%d and %d bytes", a, b)
+		}
+		expectSilence(t, events, 10*time.Millisecond)
+	}
+}
+
+func TestWriteTimeoutEndsACopyToAPeerThatDoesNotRead(t *testing.T) {
+	for _, kind := range []string{"Conn", "reader"} {
+		t.Run(kind, func(t *testing.T) {
+			dst, _ := blockingPair(t, tcpio.ListenerOptions{WriteTimeout: 100 * time.Millisecond})
+			var r io.Reader = neverEnding{}
+			if kind == "Conn" {
+				src, feed := blockingPair(t, tcpio.ListenerOptions{})
+				go func() { _, _ = io.Copy(feed, neverEnding{}) }()
+				t.Cleanup(func() { src.Abort() })
+				r = src
+			}
+			done := make(chan error, 1)
+			go func() {
+				_, err := io.Copy(dst, r)
+				done <- err
+			}()
+			if err := receive(t, "the end of Copy", done); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("Copy: %v", err)
+			}
+			var limit *tcpio.LimitError
+			waitFor(t, "Err", func() bool { return dst.Err() != nil })
+			if err := dst.Err(); !errors.As(err, &limit) || limit.Limit != "write" {
+				t.Errorf("Err: %v", err)
+			}
+		})
+	}
+}
+
+func TestIdleTimeoutLeavesACopyThatMovesAlone(t *testing.T) {
+	const size = 256 << 20
+	dst, peer := blockingPair(t, tcpio.ListenerOptions{IdleTimeout: 400 * time.Millisecond})
+	f := tempFile(t, nil, os.O_RDWR)
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_, _ = io.Copy(dst, f)
+		dst.Close()
+	}()
+	// A reader that takes much longer than the limit in all.
+	got, buf := 0, make([]byte, 4<<20)
+	for {
+		n, err := peer.Read(buf)
+		if got += n; err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatalf("after %d bytes: %v", got, err)
+		}
+		if got%(8<<20) < n {
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	if got != size {
+		t.Errorf("%d bytes", got)
+	}
+}
+
+func TestAGroupDoesNotCloseAMemberForItsCopy(t *testing.T) {
+	dst, peer := blockingPair(t, tcpio.ListenerOptions{})
+	src, feed := blockingPair(t, tcpio.ListenerOptions{})
+	g := tcpio.Group{Slow: tcpio.CloseSlow}
+	g.Join(dst)
+	want := pattern(16 << 20)
+	goSend(t, feed, want)
+	done := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(dst, src)
+		done <- err
+	}()
+	expectBytes(t, peer, want[:1<<20])
+	for range 100 {
+		_, _ = g.Write([]byte("to all"))
+	}
+	expectBytes(t, peer, want[1<<20:])
+	if err := receive(t, "the end of Copy", done); err != nil || g.Len() != 1 {
+		t.Errorf("Copy: %v; %d members", err, g.Len())
+	}
+}
+
+// A pipe in blocking mode, as a program's standard output is, with a reader that is slow.
+func TestCopyToABlockingPipeLosesNothing(t *testing.T) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	r, w := os.NewFile(uintptr(fds[0]), "r"), os.NewFile(uintptr(fds[1]), "w")
+	defer r.Close()
+	c, peer := blockingPair(t, tcpio.ListenerOptions{})
+	want := pattern(1 << 20)
+	goSend(t, peer, want)
+	done := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(w, c)
+		w.Close()
+		done <- err
+	}()
+	var got []byte
+	buf := make([]byte, 30_000)
+	for {
+		n, err := r.Read(buf)
+		got = append(got, buf[:n]...)
+		if err != nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := receive(t, "the end of Copy", done); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d of %d bytes, %v", len(got), len(want), err)
+	}
+}
+
+// A source that blocks for ever keeps neither Close nor Shutdown.
+func TestACopyFromASourceThatHangsDoesNotHoldUpTheEnd(t *testing.T) {
+	for _, how := range []string{"Close", "Shutdown"} {
+		t.Run(how, func(t *testing.T) {
+			l := listen(t, tcpio.ListenerOptions{})
+			ln := serveNetListener(t, l)
+			dst, _ := acceptPair(t, l, ln)
+			r, w := io.Pipe()
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				_, _ = io.Copy(dst, r)
+			}()
+			_, _ = w.Write([]byte("x"))
+			if how == "Close" {
+				l.Close()
+			} else {
+				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+				defer cancel()
+				_ = l.Shutdown(ctx)
+			}
+			if n := l.Len(); n != 0 {
+				t.Errorf("%d connections left", n)
+			}
+			w.Close()
+			receive(t, "the end of Copy", done)
+		})
+	}
+}
