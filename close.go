@@ -208,19 +208,50 @@ func (c *Conn) leaveAllLocked() {
 			st.cancel()
 		}
 	}
-	for x.timers != nil {
-		tm := x.timers
-		c.lp.timers.stop(tm)
-		c.unlinkTimerLocked(tm)
+	if !c.leaveSomeLocked() {
+		c.flags |= fLeave
 	}
-	for _, g := range x.groups {
-		g.remove(c)
-	}
-	x.groups = nil
 	x.readLimit.stop()
 	x.sendLimit.stop()
 	x.canRead.open()
 	x.canSend.open()
+}
+
+// leaveMost is how many timers, and how many groups, one hold of mu lets go of.
+const leaveMost = 256
+
+// leaveSomeLocked stops timers and leaves groups. It reports whether that was all.
+func (c *Conn) leaveSomeLocked() bool {
+	x := c.ext
+	for range leaveMost {
+		tm := x.timers
+		if tm == nil {
+			break
+		}
+		c.lp.timers.stop(tm)
+		c.unlinkTimerLocked(tm)
+	}
+	for range leaveMost {
+		n := len(x.groups)
+		if n == 0 {
+			x.groups = nil
+			break
+		}
+		g := x.groups[n-1]
+		x.groups[n-1] = nil
+		x.groups = x.groups[:n-1]
+		g.remove(c)
+	}
+	return x.timers == nil && x.groups == nil
+}
+
+// leaveRest goes on until all are gone.
+func (c *Conn) leaveRest() {
+	for all := false; !all; {
+		c.mu.Lock()
+		all = c.leaveSomeLocked()
+		c.mu.Unlock()
+	}
 }
 
 // expireLocked is called by the loop when the connection's timer is due.

@@ -91,6 +91,7 @@ const (
 	fReleased  // the descriptor is to go, or has gone
 	fGone      // the descriptor has gone
 	fHelp      // the loop has nothing outstanding: see loop.help
+	fLeave     // it has ended with more timers and groups than one hold of mu may let go of
 	fUnix      // not TCP
 	fMute      // handed out by NetListener: no events but Opened, until claimed
 	fDefer     // Opened waits for the first bytes
@@ -115,19 +116,22 @@ const (
 )
 
 // unlock releases mu, and then does what must not be done under it: release the descriptor of a connection that has
-// just ended, and help the loop along when this was the last outstanding Readable.
+// just ended and let go of what it had very many of, and help the loop along when this was the last outstanding Readable.
 func (c *Conn) unlock() {
 	f := c.flags
-	if f&(fReleased|fHelp) == 0 || f&(fGone|fHelp) == fGone {
+	if f&(fReleased|fHelp|fLeave) == 0 || f&(fGone|fHelp|fLeave) == fGone {
 		c.mu.Unlock()
 		return
 	}
-	c.flags &^= fHelp
+	c.flags &^= fHelp | fLeave
 	fd := int32(-1)
 	if f&fReleased != 0 && c.refs == 0 {
 		fd, c.fd = c.fd, -1
 	}
 	c.mu.Unlock()
+	if f&fLeave != 0 {
+		go c.leaveRest() // it ends with the timers and groups of this connection
+	}
 	if fd >= 0 {
 		c.finish(fd, f)
 	}

@@ -36,9 +36,10 @@
 // there, and the new route begins behind it.
 //
 // Readable is level-triggered to the user although epoll is edge-triggered underneath: a read that filled its buffer is
-// followed by another Readable; after a shorter one the next Readable comes when the peer has sent more. Who does not
-// read gets no further Readable: that is how a connection is paused. Its bytes then stay in the kernel, and the peer
-// is held back by TCP flow control.
+// followed by another Readable, unless one is still in the channel; after a shorter one the next Readable comes when the peer
+// has sent more. There is never more than one of a connection in a channel, and none behind an io.EOF that was returned. A
+// consumer that does not read gets no further Readable: that is how a connection is paused. Its bytes then stay in the kernel,
+// and the peer is held back by TCP flow control.
 //
 // # Slow peers and slow consumers
 //
@@ -47,17 +48,43 @@
 // stream full: then reading and accepting pause, while queued output still goes out, timers run and connections close.
 // Nothing grows meanwhile, and the loops sleep. A mailbox is bounded, and a full one is the poster's [ErrMailboxFull].
 //
-// # The end of a connection
+// # How a connection ends
 //
-// The peer's end of stream is a result of reading, not a close: a half-closed peer still gets its answer. Once the end
-// was read and answered the library closes, unless AllowHalfOpen is set. [Conn.Close] flushes, sends a FIN and drains, in
-// the background and within CloseTimeout, so that the peer gets every byte that was accepted. [Conn.Abort] resets.
-// A Conn stays valid for ever; after the end its methods return errors that match net.ErrClosed.
+// The peer's end of stream is a result of reading, and closes nothing: a half-closed peer gets its answer, however long that
+// takes. The user closes. One rule holds for every route and for every origin of a connection, accepted, adopted or dialled:
+//
+//	what happens                    what the connection does                          Err
+//	Close                           flush, FIN, drain, within CloseTimeout            nil, or why output did not go out
+//	Abort                           reset at once                                     net.ErrClosed
+//	io.EOF is read                  nothing: reading returns it again, writing works
+//	… and nobody closes             Close after EOFTimeout without output             nil
+//	Receive returns io.EOF          Close                                             nil
+//	Receive returns another error   Close                                             that error
+//	Receive panics                  reset at once                                     *PanicError
+//	OnConnEvent has read io.EOF     Close                                             nil
+//	a read fails                    released at once                                  the *net.OpError that the read returned
+//	a write fails                   reading goes on: what came before is still there  the *net.OpError that the write returned
+//	a time limit                    Close; WriteTimeout: reset                        *LimitError
+//	CloseTimeout, output left       reset                                             ErrCloseTimeout
+//	Hijack                          the descriptor is another's                       ErrHijacked
+//	Shutdown                        Draining, then Close                              as for Close
+//	Listener.Close                  reset at once                                     net.ErrClosed
+//
+// EOFTimeout is a safety net for programs that ignore io.EOF. It waits while output is queued, being written or copied, and
+// while the actor's Receive runs. Connections that NetListener or Dial handed out as net.Conns have none before their first
+// route. When descriptors run out, or MaxConns is reached, the connections that have waited for it longest are closed first.
+//
+// How a direction ended is remembered in one place, whoever met it first: a Try method, a blocking call, a copy, a callback, a raw
+// connection, Hijack. All of them report the same. A reset is never an end of stream on any of them. After the end methods return
+// errors that match net.ErrClosed, and, if the system ended the connection, its error too (errors.Is(err, syscall.ECONNRESET)).
+// A Conn stays valid for ever.
+//
+// [Conn.Close] flushes, sends a FIN and drains in the background, so that the peer gets every byte that was accepted.
 //
 // # Ownership
 //
-// No method keeps a slice that it was given, and none is handed a slice to keep, but for the frames of [Conn.Frames],
-// which are valid until the next iteration. Built with -tags tcpiodebug, pooled memory is overwritten when it is given
+// tcpio never keeps a slice that you pass in. A frame from [Conn.Frames] is valid until the next iteration; copy it to keep it.
+// Until then you may change it in place. Built with -tags tcpiodebug, pooled memory is overwritten when it is given
 // back.
 //
 // # Running and stopping
@@ -78,13 +105,6 @@
 //
 // Time limits (idle, read, write, handshake, close) and limits on who is served (MaxConns, MaxConnsPerIP, AcceptRate,
 // Admit) are options; [Listener.Stats] counts what they did. A limit in time ends a connection with a *[LimitError].
-//
-// # Locks
-//
-// For those who change the package. A Conn's mu may be held when one of these is taken, each a leaf: stream.mu, timers.mu,
-// limits.mu, workQueue.mu, epoll.mu, Group.mu, handshakes.mu, starved.mu. Only handshakes.mu is no leaf: under it the time of
-// a handshake is moved, which takes timers.mu, then epoll.mu. Group.writing is taken before a Conn's mu. No user code runs
-// under any of them.
 //
 // # Non-goals
 //

@@ -370,18 +370,18 @@ func TestEOFTimeoutClosesWhatNobodyCloses(t *testing.T) {
 
 // What is under way holds EOFTimeout up.
 func TestEOFTimeoutWaitsForWhatIsUnderWay(t *testing.T) {
-	const limit = 50 * time.Millisecond
+	const limit = 200 * time.Millisecond
+	answer := pattern(16 << 20) // more than the sockets take
 	l, events := startManual(t, tcpio.ListenerOptions{EOFTimeout: limit, WriteBuffer: 1 << 20})
 	c, peer := open(t, l, events)
 	sendFIN(t, peer)
 	if _, err := readStream(t, events, c, -1, 100); err != io.EOF {
 		t.Fatal(err)
 	}
-	answer := pattern(16 << 20) // more than the sockets take
 	if _, err := c.TryWrite(answer); err != nil {
 		t.Fatal(err)
 	}
-	expectSilence(t, events, 6*limit)
+	expectSilence(t, events, 2*limit)
 	expectBytes(t, peer, answer)
 	expectEOF(t, peer)
 	expect[tcpio.Closed](t, events)

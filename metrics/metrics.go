@@ -117,6 +117,7 @@ func timeouts(s *tcpio.LoopStats) []sample {
 		{float64(s.Timeouts.Write), []string{"write"}},
 		{float64(s.Timeouts.Handshake), []string{"handshake"}},
 		{float64(s.Timeouts.Close), []string{"close"}},
+		{float64(s.Timeouts.EOF), []string{"eof"}},
 	}
 }
 
