@@ -82,7 +82,7 @@ func (s *listenSocket) close(p poller) {
 	if p != nil {
 		_ = p.remove(s.fd)
 	}
-	sysClose(int32(s.fd))
+	sysCloseFD(int32(s.fd))
 	s.fd = -1
 	if s.std != nil {
 		s.std.Close()
@@ -198,7 +198,11 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	lp.live.Add(1)
 	if l.stopping.Load() && (!accepted || l.ending.Load() == endCut) {
 		// The loops may have ended; for one that was accepted they wait, see checkGone.
-		sysClose(c.fd)
+		if accepted {
+			sysClose(c.fd, false)
+		} else {
+			sysCloseFD(c.fd) // whoever brought it keeps it
+		}
 		l.dismiss(c, c.flags)
 		l.connGone(lp)
 		return net.ErrClosed
@@ -243,6 +247,9 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	if err != nil {
 		if c.flags&fOpened == 0 {
 			c.flags |= fMute // nobody has heard of it
+		}
+		if !accepted {
+			c.flags |= fGiven // whoever brought it keeps it
 		}
 		c.releaseLocked(err)
 		return err

@@ -389,6 +389,7 @@ func sysGiveAway(fd int32) (*net.TCPConn, error) {
 		nc.Close()
 		return nil, unix.EINVAL
 	}
+	_ = unlimitCalls(int(fd))
 	return tc, nil
 }
 
@@ -412,7 +413,7 @@ func sysTake(nc net.Conn) (int32, sockaddr, error) {
 		}
 		return -1, sockaddr{}, os.NewSyscallError("fcntl", err)
 	}
-	noLinger(fd)
+	_ = limitCalls(fd)
 	peer := peerOf(nc.RemoteAddr())
 	if _, ok := nc.(*net.TCPConn); ok && !peer.isIP {
 		peer.isIP, peer.is4 = true, true // reset before somebody asked: it has no peer any more, and is no unix socket for that

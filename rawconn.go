@@ -11,8 +11,8 @@ import (
 // their function until it returns true and block in between until the connection is ready, or until the deadline; bytes that
 // Read takes are the caller's, and a Readable follows in case there are more. After Close everything fails with net.ErrClosed.
 //
-// With TLS the descriptor carries what TLS makes of the bytes. SO_LINGER must be left alone: close(2) would then block the
-// loop.
+// With TLS the descriptor carries what TLS makes of the bytes. SO_LINGER has no effect: it is set anew before the close,
+// since close(2) would block the loop.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -51,16 +51,18 @@ func sysRecv(int32, []byte) (int, syscall.Errno)                 { return 0, sys
 func sysSend(int32, []byte) (int, syscall.Errno)                 { return 0, syscall.ENOTSUP }
 func sysSendv(int32, *iovec) (int, syscall.Errno)                { return 0, syscall.ENOTSUP }
 func sysShutdownWrite(int32) error                               { return errors.ErrUnsupported }
-func sysClose(int32)                                             {}
-func sysReset(int32)                                             {}
+func sysClose(int32, bool)                                       {}
+func sysCloseFD(int32)                                           {}
+func sysDisown(net.Conn)                                         {}
 func sysSockError(int32) error                                   { return nil }
 func sysSetNoDelay(int32, bool) error                            { return errors.ErrUnsupported }
-func sysAccept(int) (int, sockaddr, syscall.Errno)               { return -1, sockaddr{}, syscall.ENOTSUP }
 func sysLocalAddr(int32) net.Addr                                { return nil }
 func retryable(syscall.Errno) bool                               { return false }
 func exhausted(syscall.Errno) bool                               { return false }
 func takeListener(net.Listener) (int, error)                     { return -1, errors.ErrUnsupported }
 func tuneListener(int, net.KeepAliveConfig, time.Duration) error { return errors.ErrUnsupported }
+
+func accepter(int) func(int) (int, sockaddr, syscall.Errno) { return nil }
 
 func (c *Conn) sendFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
 func (c *Conn) recvTo(io.Writer) (int64, bool, error)   { return 0, false, nil }

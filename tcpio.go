@@ -126,7 +126,7 @@ func (l *Listener) open() error {
 		if a, ok := l.addr.(*net.TCPAddr); ok {
 			l.anyAddr = a.IP.IsUnspecified()
 			if err = tuneListener(fd, l.opts.KeepAlive, l.opts.UserTimeout); err != nil {
-				sysClose(int32(fd))
+				sysCloseFD(int32(fd))
 			}
 		}
 	}
@@ -138,7 +138,7 @@ func (l *Listener) open() error {
 	}
 	l.opts.Listener = nil
 	l.socket.fd = fd
-	l.socket.call = sysAccept
+	l.socket.call = accepter(fd)
 	return nil
 }
 
