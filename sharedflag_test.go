@@ -143,6 +143,7 @@ func TestARivalAtTheListeningSocketDoesNotHoldUpTheLoop(t *testing.T) {
 			peer := dial(t, l)
 			ping(t, peer, []byte("before"))
 			var stop atomic.Bool
+			defer stop.Store(true)
 			taken := 0
 			rival := make(chan struct{})
 			go func() {

@@ -229,13 +229,19 @@ func acceptInterruptibly(fd int) (int, sockaddr, syscall.Errno) {
 	pid, thread := unix.Getpid(), unix.Gettid()
 	var end sync.Mutex // held while the call may be interrupted: fd and the thread are what they were
 	over := false
-	late := time.AfterFunc(callLimit, func() {
+	var late *time.Timer
+	end.Lock()
+	late = time.AfterFunc(callLimit, func() {
 		end.Lock()
 		defer end.Unlock()
-		if !over && unix.SetNonblock(fd, true) == nil {
-			_ = unix.Tgkill(pid, thread, unix.SIGURG)
+		if over {
+			return
 		}
+		_ = unix.SetNonblock(fd, true)
+		_ = unix.Tgkill(pid, thread, unix.SIGURG)
+		late.Reset(callLimit) // somebody may clear the flag again before the kernel looks
 	})
+	end.Unlock()
 	for {
 		n, peer, errno := accept4(fd)
 		if errno == unix.EINTR {
