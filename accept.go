@@ -46,7 +46,8 @@ type listenSocket struct {
 	again   timer // when to look again after a failure
 }
 
-// accept takes a connection from the backlog.
+// accept takes a connection from the backlog. It keeps mu for a tick of the kernel's clock at the longest, see accepter, and
+// nobody who wants mu waits for longer.
 func (s *listenSocket) accept() (int, sockaddr, syscall.Errno) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
