@@ -140,3 +140,20 @@ func TestExtremeTimesDoNotOverflow(t *testing.T) {
 		t.Error("Read with a deadline 292 years ago")
 	}
 }
+
+// tcp(7) says so of TCP_USER_TIMEOUT, and UserTimeout's comment with it.
+func TestUserTimeoutCutsAPeerThatKeepsItsWindowClosed(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{UserTimeout: 200 * time.Millisecond})
+	c, _ := open(t, l, events)
+	shrinkSendBuffer(t, c)
+	fill(t, c, 64<<10) // the peer reads nothing
+	for {
+		if _, ok := receive(t, "Closed", events).(tcpio.Closed); ok {
+			break
+		}
+		_, _ = c.TryRead(make([]byte, 1)) // the error is met by reading
+	}
+	if !errors.Is(c.Err(), syscall.ETIMEDOUT) {
+		t.Errorf("Err is %v, want ETIMEDOUT", c.Err())
+	}
+}

@@ -81,9 +81,9 @@ type ListenerOptions struct {
 	// WriteTimeout aborts a connection whose queued output makes no progress for so long.
 	WriteTimeout time.Duration
 	// UserTimeout is how long sent data may stay without acknowledgement before the kernel drops the connection, and also
-	// how long data may wait for a peer that keeps its window closed, because it does not read (TCP_USER_TIMEOUT, tcp(7)): a
-	// peer that pauses for longer is cut though it is alive, and WriteTimeout is the gentler limit for one that is to be
-	// cut. 0 leaves that to the system, which takes a quarter of an hour and lets a peer that answers pause for ever.
+	// how long data may wait for a peer that keeps its window closed because it does not read (TCP_USER_TIMEOUT, tcp(7)): a
+	// peer that pauses for longer than that is cut although it is alive. 0 leaves both to the system, which waits a quarter
+	// of an hour for an acknowledgement, and for as long as it likes for a peer that only pauses.
 	UserTimeout time.Duration
 	// TLSConfig makes every accepted connection a TLS server's, on the standard crypto/tls: Opened comes when the
 	// handshake is done, and not for one that fails, which is counted and told by Failed, one a second at most. Everything
