@@ -46,7 +46,8 @@ type listenSocket struct {
 	again   timer // when to look again after a failure
 }
 
-// accept takes a connection from the backlog.
+// accept takes a connection from the backlog. It keeps mu for a tick of the kernel's clock at the longest, see accepter, and
+// nobody who wants mu waits for longer.
 func (s *listenSocket) accept() (int, sockaddr, syscall.Errno) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,7 +83,7 @@ func (s *listenSocket) close(p poller) {
 	if p != nil {
 		_ = p.remove(s.fd)
 	}
-	sysClose(int32(s.fd))
+	sysCloseFD(int32(s.fd))
 	s.fd = -1
 	if s.std != nil {
 		s.std.Close()
@@ -195,7 +196,11 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	lp.live.Add(1)
 	if l.stopping.Load() && (!accepted || l.ending.Load() == endCut) {
 		// The loops may have ended; for one that was accepted they wait, see checkGone.
-		sysClose(c.fd)
+		if accepted {
+			sysClose(c.fd, false)
+		} else {
+			sysCloseFD(c.fd) // whoever brought it keeps it
+		}
 		l.dismiss(c, c.flags)
 		l.connGone(lp)
 		return net.ErrClosed
@@ -240,6 +245,9 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	if err != nil {
 		if c.flags&fOpened == 0 {
 			c.flags |= fMute // nobody has heard of it
+		}
+		if !accepted {
+			c.flags |= fGiven // whoever brought it keeps it
 		}
 		c.releaseLocked(err)
 		return err

@@ -105,7 +105,7 @@ func (l *Listener) asks(hook string, peer *sockaddr, admits func() bool) (ok boo
 func (l *Listener) refuse(lp *loop, fd int32, peer sockaddr, why refusal) {
 	lp.count.refused[why].Add(1)
 	if len(l.opts.RefuseReply) == 0 || l.opts.TLSConfig != nil || l.refusing.Load() >= lingering {
-		sysClose(fd)
+		sysClose(fd, false)
 		return
 	}
 	c := &Conn{lp: lp, id: lastID.Add(1), peer: peer, fd: fd, flags: fMute | fRefused}

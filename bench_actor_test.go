@@ -323,7 +323,7 @@ func BenchmarkIdle(b *testing.B) {
 				if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 					b.Fatal(err)
 				}
-				return time.Duration(u.Utime.Nano() + u.Stime.Nano()), u.Nvcsw
+				return time.Duration(u.Utime.Nano() + u.Stime.Nano()), int64(u.Nvcsw)
 			}
 			const length = 2 * time.Second
 			time.Sleep(length / 4) // the collector and the scheduler settle

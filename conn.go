@@ -111,6 +111,7 @@ const (
 	fStarved   // a write was refused for MaxBuffered
 	fTellsEnd  // Draining was emitted
 	fDrained   // the actor was told Draining: close behind its turn
+	fGiven     // the socket is somebody else's, who has a duplicate: its options are left alone
 
 	pendMask = pendOpened | pendReadable | pendWritable | pendDraining | pendClosed
 )
@@ -145,10 +146,11 @@ func (c *Conn) unlock() {
 func (c *Conn) finish(fd int32, f flags) {
 	c.lp.conns.remove(c)
 	_ = c.lp.p.remove(int(fd))
-	if f&fReset != 0 {
-		sysReset(fd)
+	if f&fGiven != 0 {
+		sysCloseFD(fd)
+	} else {
+		sysClose(fd, f&fReset != 0)
 	}
-	sysClose(fd)
 	c.mu.Lock()
 	c.flags |= fGone
 	c.emitLocked(pendClosed)

@@ -130,6 +130,13 @@ func (c *Conn) spliceTo(to *Conn) (n int64, err error) {
 		return 0, nil // no descriptor free
 	}
 	defer sysClosePipe(pipe)
+	for _, end := range [...]*Conn{c, to} {
+		end.mu.Lock()
+		if end.flags&fReleased == 0 {
+			sysBoundSplice(end.fd)
+		}
+		end.mu.Unlock()
+	}
 	for {
 		c.mu.Lock()
 		got := c.spliceInLocked(pipe[1])

@@ -46,6 +46,10 @@ func sysSplice(from, to, size int) (int, syscall.Errno) {
 	}
 }
 
+// sysBoundSplice sees to it that no splice on a socket blocks for long. splice has no MSG_DONTWAIT: it trusts O_NONBLOCK, which
+// whoever shares the socket may have taken off.
+func sysBoundSplice(fd int32) { _ = limitCalls(int(fd)) }
+
 // sysSpliceOut is sysSplice to a socket. splice has no MSG_NOSIGNAL: the signal of a broken pipe is kept from the program, which
 // may have asked for it (os/signal, SIGPIPE), by being blocked on this thread, where it is sent, and taken.
 func sysSpliceOut(pipe int, fd int32, size int) (int, syscall.Errno) {
@@ -91,6 +95,7 @@ func sysGiveAway(fd int32) (*net.TCPConn, error) {
 		nc.Close()
 		return nil, unix.EINVAL
 	}
+	_ = unlimitCalls(int(fd))
 	return tc, nil
 }
 
@@ -114,7 +119,7 @@ func sysTake(nc net.Conn) (int32, sockaddr, error) {
 		}
 		return -1, sockaddr{}, os.NewSyscallError("fcntl", err)
 	}
-	noLinger(fd)
+	_ = limitCalls(fd)
 	peer := peerOf(nc.RemoteAddr())
 	if _, ok := nc.(*net.TCPConn); ok && !peer.isIP {
 		peer.isIP, peer.is4 = true, true // reset before somebody asked: it has no peer any more, and is no unix socket for that

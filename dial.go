@@ -106,6 +106,7 @@ func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
 		c.flags &^= fDefer
 	}
 	if err := l.register(c, false); err != nil {
+		sysDisown(nc)
 		return nil, err
 	}
 	nc.Close() // the duplicate keeps the connection

@@ -126,6 +126,6 @@ func waitMillis(d time.Duration) int {
 	if d < 0 {
 		return -1
 	}
-	ms := (d + time.Millisecond - 1) / time.Millisecond
-	return int(min(ms, math.MaxInt32))
+	const longest = math.MaxInt32 * time.Millisecond // 24 days, an int of epoll_wait's
+	return int((min(d, longest) + time.Millisecond - 1) / time.Millisecond)
 }

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"slices"
 	"testing"
@@ -297,7 +298,7 @@ func TestSplitErrorsCloseTheConnection(t *testing.T) {
 	}{
 		{"own error", func([]byte, bool) (int, []byte, error) { return 0, nil, custom }, custom},
 		{"advance too far", func(d []byte, _ bool) (int, []byte, error) { return len(d) + 1, d, nil }, bufio.ErrAdvanceTooFar},
-		{"huge advance", func(d []byte, _ bool) (int, []byte, error) { return 1<<63 - 1, nil, nil }, bufio.ErrAdvanceTooFar},
+		{"huge advance", func(d []byte, _ bool) (int, []byte, error) { return math.MaxInt, nil, nil }, bufio.ErrAdvanceTooFar},
 		{"negative advance", func(d []byte, _ bool) (int, []byte, error) { return -1, d, nil }, bufio.ErrNegativeAdvance},
 		{"empty tokens for ever", func([]byte, bool) (int, []byte, error) { return 0, []byte{}, nil }, io.ErrNoProgress},
 	} {

@@ -113,7 +113,7 @@ func (g *Group) Write(p []byte) (int, error) {
 			}
 		case ErrWouldBlock:
 			c.flags = c.flags&^fWantRoom | waiting // nobody asked for a Writable here
-			if c.out != nil && c.queuedLocked()+len(p) > c.lp.l.opts.WriteBuffer {
+			if c.out != nil && len(p) > c.lp.l.opts.WriteBuffer-c.queuedLocked() {
 				g.slowLocked(c)
 			} // else a write or a copy is under way, or others' output has taken the room, and it is only skipped
 		}

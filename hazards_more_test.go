@@ -237,7 +237,7 @@ func TestCallsDoNotBlockOnADescriptorThatSomebodyMadeBlocking(t *testing.T) {
 }
 
 // close(2) blocks for as long as SO_LINGER says, on a non-blocking socket too, and with it the loop. The option can come
-// with an adopted socket. To see it fail: leave out the call of noLinger.
+// with an adopted socket, be inherited, or be set by the user. To see it fail: leave out the setsockopt of sysClose.
 func TestALingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
 	const linger = 10 // seconds
 	check := func(t *testing.T, l *tcpio.Listener, events <-chan tcpio.Event, c *tcpio.Conn) {
@@ -321,6 +321,38 @@ func TestALingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
 		o.Listener = ln
 		l, events := startManual(t, o)
 		c, _ := open(t, l, events)
+		check(t, l, events, c)
+	})
+	lingers := func(fd int) error {
+		return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: linger})
+	}
+	t.Run("set by another holder of the listening socket", func(t *testing.T) {
+		l, events := startManual(t, opts)
+		if err := lingers(otherHolder(t, l)); err != nil {
+			t.Fatal(err)
+		}
+		c, _ := open(t, l, events)
+		check(t, l, events, c)
+	})
+	t.Run("set by the user", func(t *testing.T) {
+		l, events := startManual(t, opts)
+		c, _ := open(t, l, events)
+		control(t, c, lingers)
+		check(t, l, events, c)
+	})
+	t.Run("dialled", func(t *testing.T) {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		l, events := startManual(t, opts)
+		open(t, l, events) // Serve is running
+		c, err := l.Dial(t.Context(), "tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		control(t, c, lingers)
 		check(t, l, events, c)
 	})
 }

@@ -62,7 +62,7 @@ type loop struct {
 	wakeup chan struct{} // hands the role to the loop's own goroutine, which is parked
 	done   chan struct{} // closed when the loop has ended
 	err    error         // why it had to; read after done is closed
-	stream *stream       // of this loop's connections, when Streams was called
+	stream *stream       // of this loop's connections, when Streams was called; guarded by Listener.mu where these have an actor
 
 	// Atomic, or with locks of their own.
 	state    atomic.Uint64         // a role

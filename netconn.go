@@ -303,6 +303,7 @@ func (c *Conn) Hijack() (*net.TCPConn, error) {
 	if err != nil {
 		return nil, c.opErrorLocked("hijack", err)
 	}
+	c.flags |= fGiven
 	c.releaseLocked(ErrHijacked)
 	return tc, nil
 }

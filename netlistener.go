@@ -98,6 +98,10 @@ func (n *netListener) Addr() net.Addr { return n.l.addr }
 // While anybody has it the socket outlives l: peers go on connecting, and wait in the backlog for whoever accepts.
 // Shutdown still serves what it finds there. A unix socket's path is from now on left alone at Close. After Close it fails
 // with net.ErrClosed.
+//
+// Whoever has the duplicate may change the socket's blocking mode. A program that blocks in what it accepts has to set
+// SO_RCVTIMEO and SO_SNDTIMEO of those sockets, or of the listening one, to zero: TCP connections inherit the millisecond
+// that l has set there so that no call of its own can block.
 func (l *Listener) File() (*os.File, error) {
 	l.socket.mu.Lock()
 	defer l.socket.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 // Read takes are the caller's, and a Readable follows if there are more. Once reading or writing has failed, Read or Write returns
 // that error. After Close everything fails with net.ErrClosed.
 //
-// With TLS the descriptor carries what TLS makes of the bytes. SO_LINGER must be left alone: close(2) would then block the
-// loop.
+// With TLS the descriptor carries what TLS makes of the bytes. SO_LINGER has no effect: it is set anew before the close,
+// since close(2) would block the loop.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -3,6 +3,8 @@ package tcpio
 import (
 	"net"
 	"os"
+	"runtime"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -10,9 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The system calls of a socket. Those of the hot path are made raw, without telling the scheduler: they cannot block
-// (MSG_DONTWAIT holds even if somebody cleared O_NONBLOCK on the shared description), and the hand-off around an
-// ordinary system call is a fifth of a small request.
+// The system calls of a socket. O_NONBLOCK is a flag of the open file description, which whoever has a duplicate shares and
+// may clear at any time, so that no call here relies on it. Those of the hot path are made raw, without telling the
+// scheduler: MSG_DONTWAIT keeps them from blocking, and the hand-off around an ordinary system call is a fifth of a small
+// request. accept4 has no such flag: see accepter. The others do not look at O_NONBLOCK; close(2) looks at SO_LINGER, see
+// sysClose.
 
 const supported = true
 
@@ -112,18 +116,51 @@ func sysShutdownWrite(fd int32) error {
 	return os.NewSyscallError("shutdown", unix.Shutdown(int(fd), unix.SHUT_WR))
 }
 
-// sysClose closes fd; EINTR is not retried, since Linux has released the number by then (close(2)).
-func sysClose(fd int32) { _ = unix.Close(int(fd)) }
-
-// sysReset makes the close of fd that follows send a reset (SO_LINGER of zero, socket(7)).
-func sysReset(fd int32) {
-	_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+// sysClose closes the socket of a connection, with a reset if reset is set (SO_LINGER of zero, socket(7)). In any case the
+// option is ours from here on: with a time in it close(2) waits that long for what is unsent to be acknowledged, on a
+// non-blocking socket too, and the loop with it. The user may have set it by SyscallConn, or whoever shares the listening
+// socket on that one, from which accepted sockets inherit it at any time. Setting it takes a quarter of a microsecond.
+func sysClose(fd int32, reset bool) {
+	var linger unix.Linger
+	if reset {
+		linger.Onoff = 1
+	}
+	unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER,
+		uintptr(unsafe.Pointer(&linger)), unix.SizeofLinger, 0)
+	sysCloseFD(fd)
 }
 
-// noLinger takes back an SO_LINGER that a socket was given by somebody else: close(2) waits that long for what is unsent to
-// be acknowledged, also on a non-blocking socket, and the loop with it. Accepted sockets inherit the option.
-func noLinger(fd int) {
-	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
+// sysCloseFD closes what is not a connection of ours, or no more. EINTR is not retried, since Linux has released the number
+// by then (close(2)).
+func sysCloseFD(fd int32) { _ = unix.Close(int(fd)) }
+
+// callLimit bounds the calls that have no MSG_DONTWAIT, should O_NONBLOCK be off: the kernel rounds it up to one tick of its
+// clock, 1 to 10 ms.
+const callLimit = time.Millisecond
+
+// limitCalls sets callLimit on a socket that we take over. Accepted TCP sockets inherit it from the listening socket. Calls
+// with MSG_DONTWAIT, and all while O_NONBLOCK is on, do not look at it.
+func limitCalls(fd int) error { return setCallLimits(fd, callLimit) }
+
+// unlimitCalls is for a socket that goes to somebody else, who may want to block in it.
+func unlimitCalls(fd int) error { return setCallLimits(fd, 0) }
+
+func setCallLimits(fd int, d time.Duration) error {
+	tv := unix.NsecToTimeval(int64(d))
+	err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+	if err == nil {
+		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
+	}
+	return os.NewSyscallError("setsockopt", err)
+}
+
+// sysDisown leaves to nc the socket that sysTake has made a duplicate of.
+func sysDisown(nc net.Conn) {
+	raw, err := nc.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return // closed meanwhile
+	}
+	_ = raw.Control(func(fd uintptr) { _ = unlimitCalls(int(fd)) })
 }
 
 // sysSockError takes the pending error of the socket, 0 if there is none.
@@ -159,20 +196,104 @@ func sysSetNoDelay(fd int32, on bool) error {
 	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, v))
 }
 
-// sysAccept takes one connection off the backlog, CLOEXEC and NONBLOCK from birth.
+// accepter returns the accept4 for the listening socket fd. The connections that it takes off the backlog are CLOEXEC and
+// NONBLOCK from birth.
+//
+// accept4 blocks if O_NONBLOCK is off, which a supervisor or a successor may do to the listening socket that they share
+// with us. So the flag is looked at, and without it the backlog is too. What is left is that somebody clears the flag, or
+// takes the connection that was seen, between the look and the call. Then SO_RCVTIMEO ends the call, see callLimit, and the
+// scheduler, which is told of it, lets the rest of the process go on.
+func accepter(fd int) func(fd int) (int, sockaddr, syscall.Errno) {
+	const ipprotoMPTCP = 262
+	if p, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err == nil && p == ipprotoMPTCP {
+		return sysAcceptMPTCP // what the package net listens to by default
+	}
+	return sysAccept
+}
+
 func sysAccept(fd int) (int, sockaddr, syscall.Errno) {
-	var rsa unix.RawSockaddrAny
-	size := uint32(unix.SizeofSockaddrAny)
 	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(&rsa)),
-			uintptr(unsafe.Pointer(&size)), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0, 0)
+		if !nonblocking(fd) {
+			if !backlogged(fd) {
+				return -1, sockaddr{}, unix.EAGAIN
+			}
+			_ = limitCalls(fd) // whoever wants to block may have undone that as well
+		}
+		if n, peer, errno := accept4(fd); errno != unix.EINTR {
+			return n, peer, errno
+		}
+	}
+}
+
+// sysAcceptMPTCP is sysAccept for multipath TCP, where accept4 does not look at SO_RCVTIMEO: it waits on the first subflow's
+// socket, which does not get the option (net/mptcp, mptcp_setsockopt). A call that takes long is instead interrupted, with
+// O_NONBLOCK on: the kernel begins it anew and sees the flag. SIGURG is the signal by which the runtime preempts, and whoever
+// else gets one has to expect that (os/signal); its handler restarts system calls.
+func sysAcceptMPTCP(fd int) (int, sockaddr, syscall.Errno) {
+	if !backlogged(fd) {
+		return -1, sockaddr{}, unix.EAGAIN
+	}
+	return acceptInterruptibly(fd)
+}
+
+func acceptInterruptibly(fd int) (int, sockaddr, syscall.Errno) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	pid, thread := unix.Getpid(), unix.Gettid()
+	var end sync.Mutex // held while the call may be interrupted: fd and the thread are what they were
+	over := false
+	var late *time.Timer
+	end.Lock()
+	late = time.AfterFunc(callLimit, func() {
+		end.Lock()
+		defer end.Unlock()
+		if over {
+			return
+		}
+		_ = unix.SetNonblock(fd, true)
+		_ = unix.Tgkill(pid, thread, unix.SIGURG)
+		late.Reset(callLimit) // somebody may clear the flag again before the kernel looks
+	})
+	end.Unlock()
+	for {
+		n, peer, errno := accept4(fd)
 		if errno == unix.EINTR {
 			continue
 		}
-		if errno != 0 {
-			return -1, sockaddr{}, errno
+		late.Stop()
+		end.Lock()
+		over = true
+		end.Unlock()
+		return n, peer, errno
+	}
+}
+
+func accept4(fd int) (int, sockaddr, syscall.Errno) {
+	var rsa unix.RawSockaddrAny
+	size := uint32(unix.SizeofSockaddrAny)
+	n, _, errno := unix.Syscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(&rsa)),
+		uintptr(unsafe.Pointer(&size)), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0, 0)
+	if errno != 0 {
+		return -1, sockaddr{}, errno
+	}
+	return int(n), parseSockaddr(&rsa), 0
+}
+
+// nonblocking reports whether O_NONBLOCK is set on fd at the moment. fcntl(2) is the system call of that name here, not
+// fcntl64, which F_GETFL does not need.
+func nonblocking(fd int) bool {
+	v, _, errno := unix.RawSyscall(unix.SYS_FCNTL, uintptr(fd), unix.F_GETFL, 0)
+	return errno == 0 && v&unix.O_NONBLOCK != 0
+}
+
+// backlogged reports whether an accept would find something, an error of the socket included.
+func backlogged(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(p, 0)
+		if err != unix.EINTR {
+			return err != nil || n > 0
 		}
-		return int(n), parseSockaddr(&rsa), 0
 	}
 }
 
@@ -257,7 +378,10 @@ func takeListener(ln net.Listener) (int, error) {
 		unix.Close(fd)
 		return -1, os.NewSyscallError("fcntl", err)
 	}
-	noLinger(fd)
+	if err := limitCalls(fd); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
 	if u, ok := ln.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
 	}

@@ -52,24 +52,26 @@ func sysRecv(int32, []byte) (int, syscall.Errno)                 { return 0, sys
 func sysSend(int32, []byte) (int, syscall.Errno)                 { return 0, syscall.ENOTSUP }
 func sysSendv(int32, *iovec) (int, syscall.Errno)                { return 0, syscall.ENOTSUP }
 func sysShutdownWrite(int32) error                               { return errors.ErrUnsupported }
-func sysClose(int32)                                             {}
-func sysReset(int32)                                             {}
 func sysSockError(int32) syscall.Errno                           { return 0 }
 func sysErrorPending(int32) bool                                 { return false }
 func sysDisconnected(int32) bool                                 { return false }
+func sysClose(int32, bool)                                       {}
+func sysCloseFD(int32)                                           {}
+func sysDisown(net.Conn)                                         {}
 func sysSetNoDelay(int32, bool) error                            { return errors.ErrUnsupported }
-func sysAccept(int) (int, sockaddr, syscall.Errno)               { return -1, sockaddr{}, syscall.ENOTSUP }
 func sysLocalAddr(int32) net.Addr                                { return nil }
 func retryable(syscall.Errno) bool                               { return false }
 func exhausted(syscall.Errno) bool                               { return false }
 func takeListener(net.Listener) (int, error)                     { return -1, errors.ErrUnsupported }
 func tuneListener(int, net.KeepAliveConfig, time.Duration) error { return errors.ErrUnsupported }
 
-func sysPipe() ([2]int, error)                          { return [2]int{}, errors.ErrUnsupported }
-func sysClosePipe([2]int)                               {}
-func sysReadPipe(int, []byte) (int, error)              { return 0, errors.ErrUnsupported }
-func sysSplice(int, int, int) (int, syscall.Errno)      { return 0, syscall.ENOTSUP }
-func sysSpliceOut(int, int32, int) (int, syscall.Errno) { return 0, syscall.ENOTSUP }
+func sysPipe() ([2]int, error)                              { return [2]int{}, errors.ErrUnsupported }
+func sysBoundSplice(int32)                                  {}
+func sysClosePipe([2]int)                                   {}
+func sysReadPipe(int, []byte) (int, error)                  { return 0, errors.ErrUnsupported }
+func sysSplice(int, int, int) (int, syscall.Errno)          { return 0, syscall.ENOTSUP }
+func sysSpliceOut(int, int32, int) (int, syscall.Errno)     { return 0, syscall.ENOTSUP }
+func accepter(int) func(int) (int, sockaddr, syscall.Errno) { return nil }
 
 func sysGiveAway(int32) (*net.TCPConn, error)       { return nil, errors.ErrUnsupported }
 func sysTake(net.Conn) (int32, sockaddr, error)     { return -1, sockaddr{}, errors.ErrUnsupported }

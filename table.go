@@ -44,7 +44,7 @@ func (t *table) resolve(events []readyEvent, batch []*Conn) {
 	for i := range events {
 		k := events[i].token()
 		batch[i] = nil
-		if k.gen != 0 && int(k.slot) < len(t.conns) {
+		if k.gen != 0 && k.slot < uint32(len(t.conns)) {
 			if c := t.conns[k.slot]; c != nil && c.gen == k.gen {
 				batch[i] = c
 			}

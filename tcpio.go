@@ -48,7 +48,7 @@ type Listener struct {
 	mu sync.Mutex
 	// Guarded by mu until routed is closed, immutable after that.
 	loops   []*loop
-	perLoop bool // each loop has a stream of its own
+	perLoop bool // each loop has a stream of its own; with an actor or callbacks for the connections guarded by mu
 	legacy  *callback
 	handOut *netListener // when NetListener was called
 
@@ -126,7 +126,7 @@ func (l *Listener) open() error {
 		if a, ok := l.addr.(*net.TCPAddr); ok {
 			l.anyAddr = a.IP.IsUnspecified()
 			if err = tuneListener(fd, l.opts.KeepAlive, l.opts.UserTimeout); err != nil {
-				sysClose(int32(fd))
+				sysCloseFD(int32(fd))
 			}
 		}
 	}
@@ -138,7 +138,7 @@ func (l *Listener) open() error {
 	}
 	l.opts.Listener = nil
 	l.socket.fd = fd
-	l.socket.call = sysAccept
+	l.socket.call = accepter(fd)
 	return nil
 }
 
@@ -180,7 +180,7 @@ func (l *Listener) Addr() net.Addr { return l.addr }
 
 // Events returns the channel of all events, the same on every call. It is closed behind the last event, when Serve
 // returns. One goroutine or several may receive from it; with several, the order of one connection's events is theirs
-// to keep. With ListenerOptions.Actor it carries Failed only, and what connections Streams would carry.
+// to keep. With ListenerOptions.Actor or OnConnEvent it carries Failed only.
 //
 // Events and Streams exclude each other: who calls both gets a panic, since either would lack events.
 func (l *Listener) Events() <-chan Event {
@@ -201,15 +201,29 @@ func (l *Listener) Events() <-chan Event {
 
 // Streams returns one channel for each loop, for one consumer goroutine each: the connections are spread over them and
 // stay where they are. All the events of a connection come on one channel, a Failed on the first. They are closed behind
-// their last event, when Serve returns. It must be called before Serve if ListenerOptions.Actor is set, and it panics if
-// Events was called.
+// their last event, when Serve returns. With ListenerOptions.Actor or OnConnEvent they carry Failed only.
+//
+// The channels are the same on every call. It may be called at any time, but not after Events or NetListener, which decide
+// otherwise: then it panics.
 func (l *Listener) Streams() []<-chan Event {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.decided() && !l.perLoop && (len(l.loops) > 0 || !l.stopping.Load()) {
-		panic("tcpio: Listener.Streams called after Events, or with an Actor")
+	switch {
+	case l.events != nil:
+		panic("tcpio: Listener.Streams called after Events")
+	case l.handOut != nil:
+		panic("tcpio: Listener.Streams called after NetListener")
+	case !l.decided():
+		l.decideLocked(defaultLoops(), true)
+	case !l.perLoop: // with an actor or callbacks for the connections; or it was stopped before it had any loop
+		for _, lp := range l.loops {
+			lp.stream = newStream(l, l.opts.EventBuffer, false)
+			if l.finished {
+				close(lp.stream.ch)
+			}
+		}
+		l.perLoop = len(l.loops) > 0
 	}
-	l.decideLocked(defaultLoops(), true)
 	chans := make([]<-chan Event, len(l.loops))
 	for i, lp := range l.loops {
 		chans[i] = lp.stream.ch

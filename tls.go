@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/bits"
 	"net"
 	"syscall"
 	"time"
@@ -25,7 +27,7 @@ type tlsState struct {
 	cancel func() // ends the context that the config's functions see, while the handshake runs
 
 	// What is queued is told in plain-text bytes, by the share of these that was sealed bytes when a write last looked.
-	plain, sealed int
+	plain, sealed int64
 
 	reading bool // tls.Conn.Read is running: what it writes answers the peer
 	replied int  // bytes of such answers since the queue was last empty
@@ -134,7 +136,7 @@ func (c *Conn) tlsReadLocked(p []byte) (int, error) {
 // sealLocked encrypts p and sends it or queues it.
 func (c *Conn) sealLocked(p []byte) error {
 	st := c.ext.tls
-	st.plain, st.sealed = c.queuedLocked()+len(p), c.out.len() // the link counts on
+	st.plain, st.sealed = int64(c.queuedLocked())+int64(len(p)), int64(c.out.len()) // the link counts on
 	if _, err := st.conn.Write(p); err != nil {
 		if c.flags&fSendErr != 0 {
 			return c.ext.sendErr
@@ -176,7 +178,20 @@ func (c *Conn) queuedLocked() int {
 		return c.out.size
 	}
 	st := c.ext.tls
-	return int((int64(c.out.size)*int64(st.plain) + int64(st.sealed) - 1) / int64(st.sealed)) // rounded up: it adds up to no less
+	return plainShare(c.out.size, st.plain, st.sealed)
+}
+
+// plainShare is the part of plain bytes that size of their sealed bytes stand for, rounded up: it adds up to no less. The
+// product takes 128 bits: that of two lengths over 3 GiB has more than 63. What does not fit an int is the largest.
+func plainShare(size int, plain, sealed int64) int {
+	hi, lo := bits.Mul64(uint64(size), uint64(plain))
+	lo, carry := bits.Add64(lo, uint64(sealed-1), 0)
+	hi += carry
+	if hi >= uint64(sealed) {
+		return math.MaxInt // over 64 bits
+	}
+	share, _ := bits.Div64(hi, lo, uint64(sealed))
+	return int(min(share, math.MaxInt))
 }
 
 // rawWriteLocked sends or queues p as it is, whatever the queue holds.
@@ -260,7 +275,7 @@ func (t *tlsLink) Write(p []byte) (int, error) {
 		}
 	}
 	if t.turn == nil {
-		st.sealed += len(p)
+		st.sealed += int64(len(p))
 	}
 	if err := c.rawWriteLocked(p); err != nil {
 		return 0, err

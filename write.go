@@ -64,7 +64,7 @@ func (c *Conn) mayWriteLocked(size int) error {
 	switch {
 	case size == 0:
 		return nil
-	case c.flags&(fWriting|fHandshake) != 0, c.out != nil && c.queuedLocked()+size > c.lp.l.opts.WriteBuffer:
+	case c.flags&(fWriting|fHandshake) != 0, c.out != nil && size > c.lp.l.opts.WriteBuffer-c.queuedLocked():
 		c.flags |= fWantRoom
 		return ErrWouldBlock
 	case !c.mayQueueLocked(size):
