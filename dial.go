@@ -108,6 +108,9 @@ func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
 	if err := l.register(c, false); err != nil {
 		return nil, err
 	}
+	if l.asksForActor(c) {
+		l.adopt(c)
+	}
 	nc.Close() // the duplicate keeps the connection
 	return c, nil
 }

@@ -29,17 +29,21 @@ func (r rawConn) Control(f func(fd uintptr)) error {
 }
 
 func (r rawConn) Read(f func(fd uintptr) bool) error {
+	read := false
+	// What f left behind, or an edge that it took the wake-up of, is announced, also when f panics.
+	defer func() {
+		r.c.mu.Lock()
+		if read {
+			r.c.receivedLocked(0)
+		}
+		if r.c.flags&(fClosing|fReleased|fTold) == 0 {
+			r.c.unreadableLocked()
+			r.c.readableLocked()
+		}
+		r.c.unlock()
+	}()
 	err := r.c.retryFD("raw-read", readGate, f)
-	// What f left behind, or an edge that it took the wake-up of, is announced.
-	r.c.mu.Lock()
-	if err == nil {
-		r.c.receivedLocked(0)
-	}
-	if r.c.flags&(fClosing|fReleased|fTold) == 0 {
-		r.c.unreadableLocked()
-		r.c.readableLocked()
-	}
-	r.c.unlock()
+	read = err == nil
 	return err
 }
 
@@ -69,23 +73,30 @@ func (c *Conn) retryFD(op string, at func(*connExt) (*gate, *limit), f func(fd u
 		}
 		opened, late := g.enter(), d.channel()
 		c.mu.Unlock()
-		done := false
-		err := c.withFD(op, func(fd uintptr) { done = f(fd) })
-		if err == nil && !done {
-			c.willBlock()
-			select {
-			case <-opened:
-				continue
-			case <-late:
-			}
-		}
-		c.mu.Lock()
-		g.leave(opened)
-		c.mu.Unlock()
-		if err != nil || done {
+		if again, err := c.tryFD(op, g, opened, late, f); !again {
 			return err
 		}
 	}
+}
+
+// tryFD is one attempt of retryFD, which has entered g. However f ends, nobody is left at the gate, where a reader that is
+// not there would take the next announcement.
+func (c *Conn) tryFD(op string, g *gate, opened chan struct{}, late <-chan struct{}, f func(fd uintptr) bool) (again bool, err error) {
+	defer func() {
+		c.mu.Lock()
+		g.leave(opened)
+		c.mu.Unlock()
+	}()
+	done := false
+	if err := c.withFD(op, func(fd uintptr) { done = f(fd) }); err != nil || done {
+		return false, err
+	}
+	c.willBlock()
+	select {
+	case <-opened:
+	case <-late:
+	}
+	return true, nil
 }
 
 // withFD runs f with the descriptor, which lives until f has returned.

@@ -85,7 +85,7 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 		return c.opErrorLocked("starttls", errors.New("plain-text input is still buffered"))
 	}
 	c.unreadableLocked()
-	c.beginTLSLocked(config)
+	c.beginTLSLocked(guardTLS(config))
 	c.handshakeReadyLocked(pollIn)
 	return nil
 }
