@@ -322,7 +322,8 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	// From add on others see c, and it may end at any moment. The reference keeps the descriptor until the registration
 	// is over, fRunning its events until the actor is there.
 	c.refs = 1
-	if l.asksForActor(c) {
+	asks := l.asksForActor(c)
+	if asks {
 		c.flags |= fRunning
 	}
 	if served {
@@ -345,7 +346,7 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 		if c.flags&fOpened == 0 {
 			c.flags |= fMute // nobody has heard of it
 		}
-		if l.asksForActor(c) {
+		if asks {
 			c.endTurnLocked()
 		}
 		c.releaseLocked(err)
@@ -363,7 +364,7 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	return nil
 }
 
-// asksForActor says whether the user's hook makes c's actor.
+// asksForActor says whether the user's hook makes c's actor. c is not registered yet.
 func (l *Listener) asksForActor(c *Conn) bool {
 	return l.opts.Actor != nil && c.flags&(fRefused|fDialled) == 0
 }

@@ -133,7 +133,7 @@ func (a *accepting) welcome() error {
 		c.flags |= fCounted
 	}
 	err := l.register(c, true)
-	if err == nil && l.asksForActor(c) {
+	if err == nil && l.opts.Actor != nil {
 		a.askForActor(c)
 	}
 	return err

@@ -105,10 +105,11 @@ func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
 		c.flags |= fMute | fHalfOpen | fOpened // moveLocked tells of Opened
 		c.flags &^= fDefer
 	}
+	asks := l.asksForActor(c)
 	if err := l.register(c, false); err != nil {
 		return nil, err
 	}
-	if l.asksForActor(c) {
+	if asks {
 		l.adopt(c)
 	}
 	nc.Close() // the duplicate keeps the connection
