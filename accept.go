@@ -120,9 +120,9 @@ func (l *Listener) retryAccept() {
 // roomAgain is called when a stream that was full has been emptied.
 func (l *Listener) roomAgain() { l.retryAccept() }
 
-// An accepting is one turn of accepting. There is one at a time, begun by the first loop's role, and so the hooks of a
-// listener never run together. A hook that blocks loses that role, as Receive does, and keeps the accepting: the loops go
-// on, the backlog waits.
+// An accepting is one turn of accepting. There is one at a time, begun by the first loop's role, and so the
+// hooks of a listener never run together. A hook that blocks loses that role, as Receive does, and keeps the
+// accepting: the loops go on, the backlog waits.
 type accepting struct {
 	lp   *loop // the first
 	kept bool  // this goroutine still has its role
@@ -133,8 +133,8 @@ type accepting struct {
 	peer   sockaddr
 }
 
-// runAccept accepts, while there is anybody to accept and room for what they will say. It reports false when the role was
-// lost in a hook.
+// runAccept accepts, while there is anybody to accept and room for what they will say. It reports false when
+// the role was lost in a hook.
 func (lp *loop) runAccept() (kept bool) {
 	s := &lp.l.socket
 	if lp.index != 0 || s.busy.Load() {
@@ -229,8 +229,8 @@ func (a *accepting) one(target *loop) acceptState {
 	return acceptMore
 }
 
-// hook calls a hook of the user's for peer. A panic, and runtime.Goexit, are logged and make it false; the goroutine that
-// exits calls exited, which is all of this turn that still runs.
+// hook calls a hook of the user's for peer. A panic, and runtime.Goexit, are logged and make it false; the
+// goroutine that exits calls exited, which is all of this turn that still runs.
 func (a *accepting) hook(in, what string, peer *sockaddr, f, exited func()) (ok bool) {
 	lp := a.lp
 	w := uint64(0)
@@ -391,7 +391,8 @@ func (c *Conn) employ(actor Actor) {
 	c.endTurnLocked()
 }
 
-// adopt has the first loop ask for the actor of a connection that was not accepted: hooks run there, one at a time.
+// adopt has the first loop ask for the actor of a connection that was not accepted: hooks run there, one at a
+// time.
 func (l *Listener) adopt(c *Conn) {
 	s := &l.socket
 	s.mu.Lock()

@@ -429,9 +429,10 @@ func (c *Conn) willBlock() {
 	}
 }
 
-// takeOver gives the role of a loop whose owner has been in user code for long, state w, to a new goroutine, which carries
-// on with the rest of the batch. At the bound the loop waits for its handler instead, which must not be when the handler
-// waits for the loop, nor when the listener is over. A hook does not count: there is one at a time.
+// takeOver gives the role of a loop whose owner has been in user code for long, state w, to a new goroutine,
+// which carries on with the rest of the batch. At the bound the loop waits for its handler instead, which
+// must not be when the handler waits for the loop, nor when the listener is over. A hook does not count:
+// there is one at a time.
 func (lp *loop) takeOver(w uint64, must bool) {
 	counts := role(w&roleMask) == handler
 	if counts {

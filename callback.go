@@ -17,9 +17,11 @@ import (
 // connection, behind what is queued, and goes to onErr: io.EOF at an orderly end, which Read returns. onConn is never
 // called with nothing to read. Either may be nil: without onConn, input is thrown away.
 //
-// onConn may block. Connections that share one Callback have their calls made one at a time, those of onErr included, so
-// that callbacks may share state without a lock; while one blocks the others wait, but connections are still accepted,
-// flushed and timed. The net.Conn passed is a *Conn; programs that assert a *net.TCPConn need Conn.Hijack instead.
+// onConn may block. Connections that share one Callback have their calls made one at a time, those of onErr
+// included, so that callbacks may share state without a lock; while one blocks the others wait, but
+// connections are still accepted, flushed and timed. A panic in onConn, or runtime.Goexit, aborts its
+// connection and goes to onErr as a *[PanicError]; one in onErr is only logged. The net.Conn passed is a
+// *Conn; programs that assert a *net.TCPConn need Conn.Hijack instead.
 func Callback(onConn func(net.Conn) error, onErr func(error)) Actor {
 	return &callback{onConn: onConn, onErr: onErr, calls: new(serial)}
 }
@@ -104,8 +106,8 @@ func (cb *callback) panicked(c *Conn, p *PanicError) {
 	cb.tell(c.lp.l, p)
 }
 
-// exitedCallback reports whether err is why a connection ended whose callback called runtime.Goexit. The goroutine's own
-// guard, if it is one of a loop, need not say so again.
+// exitedCallback reports whether err is why a connection ended whose callback called runtime.Goexit. The
+// goroutine's own guard, if it is one of a loop, need not say so again.
 func exitedCallback(err error) bool {
 	p, ok := err.(*PanicError)
 	return ok && p != nil && p.Value == goexit{inCallback}
@@ -131,8 +133,8 @@ func (cb *callback) tellNow(l *Listener, err error) {
 	})
 }
 
-// listenerFailed tells onErr of trouble that concerns no connection. While one is waiting for its turn, a later one takes
-// its place.
+// listenerFailed tells onErr of trouble that concerns no connection. While one is waiting for its turn, a
+// later one takes its place.
 func (cb *callback) listenerFailed(l *Listener, err error) {
 	if cb.trouble.Swap(&err) == nil {
 		cb.errors().post(func() { cb.tellNow(l, *cb.trouble.Swap(nil)) })
@@ -186,7 +188,8 @@ func (l *Listener) Start() {
 	}
 }
 
-// errorsTo is whose OnErrorEvent is told. Where there are no callbacks its calls come one at a time all the same.
+// errorsTo is whose OnErrorEvent is told. Where there are no callbacks its calls come one at a time all the
+// same.
 func (l *Listener) errorsTo() *callback {
 	if l.legacy != nil {
 		return l.legacy

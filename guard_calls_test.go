@@ -19,8 +19,8 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// OnErrorEvent, and OnConnEvent of one connection, are nothing to any other, also while that one's callback is running
-// and they wait for it.
+// OnErrorEvent, and OnConnEvent of one connection, are nothing to any other, also while that one's callback
+// is running and they wait for it.
 func TestACallbackThatPanicsOrExitsIsNothingToOtherConnections(t *testing.T) {
 	errRefused := errors.New("refused")
 	for _, where := range []string{"OnConnEvent", "OnErrorEvent"} {

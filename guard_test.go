@@ -24,7 +24,8 @@ var misdeeds = map[string]func(){
 	"Goexit": runtime.Goexit,
 }
 
-// hookOptions are options with hook as the hook of that name, which is on the way of every connection, and an echo.
+// hookOptions are options with hook as the hook of that name, which is on the way of every connection, and an
+// echo.
 func hookOptions(name string, hook func()) tcpio.ListenerOptions {
 	o := tcpio.ListenerOptions{Loops: 1, Actor: func(*tcpio.Conn) tcpio.Actor {
 		if name == "Actor" {
@@ -94,8 +95,8 @@ func TestAHookThatPanicsOrExitsRefusesItsPeerAndNobodyElse(t *testing.T) {
 	}
 }
 
-// While a hook blocks, accepting waits for it, and nothing else does. Its connections are served when it is over, however
-// it ends.
+// While a hook blocks, accepting waits for it, and nothing else does. Its connections are served when it is
+// over, however it ends.
 func TestAHookThatBlocksHoldsUpAcceptingAlone(t *testing.T) {
 	for _, name := range hookNames {
 		for how, end := range map[string]func(){"return": func() {}, "panic": misdeeds["panic"], "Goexit": misdeeds["Goexit"]} {
@@ -188,7 +189,35 @@ func TestAHookThatBlocksKeepsNobodyFromStopping(t *testing.T) {
 	}
 }
 
-// With one loop no two hooks run at once, also when connections are adopted, and when Shutdown takes the last ones.
+func TestAHookMayStopTheListener(t *testing.T) {
+	for _, name := range hookNames {
+		for how, stop := range map[string]func(*tcpio.Listener) error{
+			"Close":    (*tcpio.Listener).Close,
+			"Shutdown": func(l *tcpio.Listener) error { return l.Shutdown(context.Background()) },
+		} {
+			t.Run(name+"/"+how, func(t *testing.T) {
+				listener, stopped := make(chan *tcpio.Listener, 1), make(chan error, 1)
+				o := hookOptions(name, func() { stopped <- stop(<-listener) })
+				o.CloseTimeout = 50 * time.Millisecond
+				l := listen(t, o)
+				listener <- l
+				served := goServe(t.Context(), l)
+				if c, err := net.Dial("tcp", l.Addr().String()); err == nil { // else it is reset already
+					defer c.Close()
+				}
+				if err := receive(t, "the end of "+how, stopped); err != nil {
+					t.Error(err)
+				}
+				if err := receive(t, "the end of Serve", served); err != nil {
+					t.Errorf("Serve: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// With one loop no two hooks run at once, also when connections are adopted, and when Shutdown takes the last
+// ones.
 func TestHooksOfOneListenerNeverRunTogether(t *testing.T) {
 	for range 20 {
 		var alone actAlone

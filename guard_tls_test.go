@@ -14,8 +14,8 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// A function of the TLS config that does not return ends its handshake and nothing else, with whatever locks of crypto/tls
-// it is called.
+// A function of the TLS config that does not return ends its handshake and nothing else, with whatever locks
+// of crypto/tls it is called.
 func TestTLSAConfigFunctionThatPanicsOrExitsEndsItsHandshakeOnly(t *testing.T) {
 	cert, _ := testPKI()
 	for _, name := range []string{"GetCertificate", "GetConfigForClient", "VerifyConnection", "KeyLogWriter", "Rand", "Time"} {

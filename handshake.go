@@ -200,8 +200,8 @@ func (l *Listener) handshake(c *Conn) {
 	c.runHandshake(ctx, st, &err)
 }
 
-// runHandshake keeps a panic in one of the config's functions to its connection. A goroutine that such a function exits
-// still sets err.
+// runHandshake keeps a panic in one of the config's functions to its connection. A goroutine that such a
+// function exits still sets err.
 func (c *Conn) runHandshake(ctx context.Context, st *tlsState, err *error) {
 	turn := st.link.turn
 	turn.begin()

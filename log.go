@@ -62,12 +62,13 @@ func (l *Listener) log(msg string, args ...any) {
 	l.write(msg, args...)
 }
 
-// logPatience is how long whoever logs waits for the line to be written, so that it comes before what follows from what
-// it tells. A Logger that is slower holds up nobody.
+// logPatience is how long whoever logs waits for the line to be written, so that it comes before what follows
+// from what it tells. A Logger that is slower holds up nobody.
 const logPatience = 10 * time.Millisecond
 
-// write gives Logger a line. Its handler and the values' methods are the user's, so they have a goroutine of their own; a
-// line in which they panic is lost and counted, and so is one that finds as many waiting as come in one burst.
+// write gives Logger a line. Its handler and the values' methods are the user's, so they have a goroutine of
+// their own; a line in which they panic is lost and counted, and so is one that finds as many waiting as come
+// in one burst.
 func (l *Listener) write(msg string, args ...any) {
 	if l.opts.Logger == nil {
 		return

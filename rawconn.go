@@ -79,8 +79,8 @@ func (c *Conn) retryFD(op string, at func(*connExt) (*gate, *limit), f func(fd u
 	}
 }
 
-// tryFD is one attempt of retryFD, which has entered g. However f ends, nobody is left at the gate, where a reader that is
-// not there would take the next announcement.
+// tryFD is one attempt of retryFD, which has entered g. However f ends, nobody is left at the gate, where a
+// reader that is not there would take the next announcement.
 func (c *Conn) tryFD(op string, g *gate, opened chan struct{}, late <-chan struct{}, f func(fd uintptr) bool) (again bool, err error) {
 	defer func() {
 		c.mu.Lock()

@@ -65,10 +65,11 @@ func (l *Listener) finish() {
 // every descriptor is closed; then it returns nil. When ctx ends first, what is left is cut off, with ErrCloseTimeout if
 // output was left, and ctx's error returned.
 //
-// It does not wait for events to be received, so a consumer may call it; the Closed events are still to come. With
-// whatever ctx, a connection has DrainTimeout, or CloseTimeout while its actor's Receive blocks, and then CloseTimeout. A
-// hook that still blocks then (Admit, AcceptRate, Actor) is not waited for: its connection and the backlog are given up.
-// A Receive that calls Shutdown blocks in this sense: it waits CloseTimeout for itself, a goroutine of its own does not.
+// It does not wait for events to be received, so a consumer may call it; the Closed events are still to come.
+// With whatever ctx, a connection has DrainTimeout, or CloseTimeout while its actor's Receive blocks, and
+// then CloseTimeout. A hook that still blocks then (Admit, AcceptRate, Actor) is not waited for: its
+// connection and the backlog are given up. A Receive that calls Shutdown blocks in this sense: it waits
+// CloseTimeout for itself, a goroutine of its own does not.
 func (l *Listener) Shutdown(ctx context.Context) error {
 	l.endAt(endTold)
 	l.acceptRest()
@@ -168,8 +169,8 @@ func (l *Listener) stopAccepting() {
 	l.checkGone()
 }
 
-// acceptRest stops behind what the kernel has accepted already, so that closing the listening socket resets nobody. The
-// first loop takes it: hooks run one at a time.
+// acceptRest stops behind what the kernel has accepted already, so that closing the listening socket resets
+// nobody. The first loop takes it: hooks run one at a time.
 func (l *Listener) acceptRest() {
 	if l.stop() == nil {
 		l.stopAccepting() // the loops do not run, and never will
@@ -242,7 +243,8 @@ func (lp *loop) ended() bool {
 	}
 }
 
-// timeIsUp reports whether handlers that still block have had their time: every descriptor is closed since CloseTimeout.
+// timeIsUp reports whether handlers that still block have had their time: every descriptor is closed since
+// CloseTimeout.
 func (l *Listener) timeIsUp() bool {
 	select {
 	case <-l.gone:
