@@ -49,8 +49,9 @@ type listenSocket struct {
 
 	// Owned by whoever accepts.
 	backoff time.Duration
-	again   timer // when to look again after a failure
-	left    int   // how many more are taken once last is set
+	again   timer   // when to look again after a failure
+	left    int     // how many more are taken once last is set
+	late    []*Conn // those that were: Shutdown may have missed them
 }
 
 // accept takes a connection from the backlog.
@@ -196,6 +197,10 @@ func (a *accepting) some() acceptState {
 	if last && next != acceptMore {
 		s.close(a.lp.p)
 		l.checkGone()
+		for _, c := range s.late {
+			c.drain() // behind what they have sent already, as it is for the others
+		}
+		s.late = nil
 	}
 	return next
 }
@@ -355,7 +360,9 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	// Shutdown and Close look at the connections after they have set ending: this one they may have missed.
 	switch l.ending.Load() {
 	case endTold:
-		c.tellDrainingLocked()
+		if !accepted { // else see late
+			c.tellDrainingLocked()
+		}
 	case endClosed:
 		c.closeLocked(nil)
 	case endCut:

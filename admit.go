@@ -132,11 +132,16 @@ func (a *accepting) welcome() error {
 	if a.counts() {
 		c.flags |= fCounted
 	}
-	err := l.register(c, true)
-	if err == nil && l.opts.Actor != nil {
+	if err := l.register(c, true); err != nil {
+		return err
+	}
+	if s := &l.socket; s.last.Load() {
+		s.late = append(s.late, c)
+	}
+	if l.opts.Actor != nil {
 		a.askForActor(c)
 	}
-	return err
+	return nil
 }
 
 // dismiss gives back what admission took.
