@@ -70,6 +70,7 @@ func (c *Conn) TLS() *tls.ConnectionState {
 // for the peer's encrypted ones. It fails on a nil config and on a connection that has TLS, and after Close with
 // net.ErrClosed.
 func (c *Conn) StartTLS(config *tls.Config) error {
+	config = guardTLS(config)
 	c.mu.Lock()
 	defer c.unlock()
 	switch {
@@ -85,7 +86,7 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 		return c.opErrorLocked("starttls", errors.New("plain-text input is still buffered"))
 	}
 	c.unreadableLocked()
-	c.beginTLSLocked(guardTLS(config))
+	c.beginTLSLocked(config)
 	c.handshakeReadyLocked(pollIn)
 	return nil
 }
