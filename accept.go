@@ -174,16 +174,19 @@ func (a *accepting) abandon() {
 	go lp.drive()
 }
 
-// some accepts a number of connections.
+// some accepts a number of connections, and gives adopted ones their actor.
 func (a *accepting) some() acceptState {
 	l := a.lp.l
 	s := &l.socket
 	last := s.last.Load()
-	a.takeAdopted()
 	next := acceptMore
 	for range acceptBudget {
 		if !a.kept || next != acceptMore {
 			break
+		}
+		if c := s.nextAdopted(); c != nil {
+			a.askForActor(c)
+			continue
 		}
 		if last {
 			if s.left == 0 {
@@ -409,18 +412,20 @@ func (l *Listener) adopt(c *Conn) {
 	l.retryAccept()
 }
 
-func (a *accepting) takeAdopted() {
-	for s := &a.lp.l.socket; a.kept && s.adopting.Load(); {
-		s.mu.Lock()
-		c := s.adopted[0]
-		s.adopted[0] = nil
-		if s.adopted = s.adopted[1:]; len(s.adopted) == 0 {
-			s.adopted = nil
-			s.adopting.Store(false)
-		}
-		s.mu.Unlock()
-		a.askForActor(c)
+// nextAdopted takes one of them; nil when there is none.
+func (s *listenSocket) nextAdopted() *Conn {
+	if !s.adopting.Load() {
+		return nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.adopted[0]
+	s.adopted[0] = nil
+	if s.adopted = s.adopted[1:]; len(s.adopted) == 0 {
+		s.adopted = nil
+		s.adopting.Store(false)
+	}
+	return c
 }
 
 // lastID numbers the connections of the process.
