@@ -3,7 +3,6 @@ package tcpio
 import (
 	"net"
 	"os"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -34,16 +33,25 @@ type listenSocket struct {
 	// Guarded by mu.
 	path     string           // of a unix socket that we made, removed at close
 	fd       int              // -1 once closed
-	arriving int              // descriptors accepted and not yet counted by a loop
+	arriving int32            // the descriptor that is accepted and not yet counted by a loop; -1: none
+	adopted  []*Conn          // adopted connections that have no actor yet
 	std      *net.TCPListener // what GetListener made
 
-	// Atomic.
-	retry   atomic.Bool // look at the backlog again
-	starved atomic.Bool // accepting waits for a descriptor
+	// Immutable after Listen. Closed with fd: nothing arrives any more.
+	over chan struct{}
 
-	// Owned by the first loop's role.
+	// Atomic.
+	retry    atomic.Bool // look at the backlog again
+	starved  atomic.Bool // accepting waits for a descriptor
+	busy     atomic.Bool // somebody accepts
+	last     atomic.Bool // Shutdown has begun: take what there is, and close
+	adopting atomic.Bool // adopted is not empty
+
+	// Owned by whoever accepts.
 	backoff time.Duration
-	again   timer // when to look again after a failure
+	again   timer   // when to look again after a failure
+	left    int     // how many more are taken once last is set
+	late    []*Conn // those that were: Shutdown may have missed them
 }
 
 // accept takes a connection from the backlog. It keeps mu for a tick of the kernel's clock at the longest, see accepter, and
@@ -56,24 +64,31 @@ func (s *listenSocket) accept() (int, sockaddr, syscall.Errno) {
 	}
 	fd, peer, errno := s.call(s.fd)
 	if errno == 0 {
-		s.arriving++
+		s.arriving = int32(fd)
 	}
 	return fd, peer, errno
 }
 
-// arrived says that a descriptor that accept returned is counted, or closed.
-func (s *listenSocket) arrived() {
-	s.mu.Lock()
-	s.arriving--
-	s.mu.Unlock()
-}
-
-func (s *listenSocket) anyArriving() bool {
+// arrived says that the descriptor that accept returned is counted. It reports false when it is closed already.
+func (s *listenSocket) arrived() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.arriving > 0
+	open := s.arriving >= 0
+	s.arriving = -1
+	return open
 }
 
+// turnAway closes the descriptor that accept returned, if the end has not.
+func (s *listenSocket) turnAway() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.arriving >= 0 {
+		sysClose(s.arriving, false)
+		s.arriving = -1
+	}
+}
+
+// close ends accepting. A descriptor that is still in a hook of the user's does not wait for that.
 func (s *listenSocket) close(p poller) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,6 +100,11 @@ func (s *listenSocket) close(p poller) {
 	}
 	sysCloseFD(int32(s.fd))
 	s.fd = -1
+	if s.arriving >= 0 {
+		sysClose(s.arriving, false)
+		s.arriving = -1
+	}
+	close(s.over)
 	if s.std != nil {
 		s.std.Close()
 	}
@@ -102,45 +122,143 @@ func (l *Listener) retryAccept() {
 // roomAgain is called when a stream that was full has been emptied.
 func (l *Listener) roomAgain() { l.retryAccept() }
 
-// runAccept accepts, while there is anybody to accept and room for what they will say.
-func (lp *loop) runAccept() {
-	if lp.accept == acceptPause && lp.l.socket.retry.Load() {
+// An accepting is one turn of accepting. There is one at a time, begun by the first loop's role, and so the
+// hooks of a listener never run together. A hook that blocks loses that role, as Receive does, and keeps the
+// accepting: the loops go on, the backlog waits.
+type accepting struct {
+	lp   *loop // the first
+	kept bool  // this goroutine still has its role
+
+	// The connection that has just been accepted.
+	target *loop
+	fd     int32
+	peer   sockaddr
+}
+
+// runAccept accepts, while there is anybody to accept and room for what they will say. It reports false when
+// the role was lost in a hook.
+func (lp *loop) runAccept() (kept bool) {
+	s := &lp.l.socket
+	if lp.index != 0 || s.busy.Load() {
+		return true
+	}
+	if s.retry.Load() && (lp.accept == acceptPause || s.last.Load() || s.adopting.Load()) {
 		lp.accept = acceptMore
 	}
 	if lp.accept != acceptMore {
-		return
+		return true
 	}
-	lp.l.socket.retry.Store(false)
-	lp.accept = lp.l.acceptSome()
+	s.retry.Store(false)
+	s.busy.Store(true)
+	lp.accept = acceptPause // for whoever takes the role over; the end of this turn is told by retryAccept
+	a := accepting{lp: lp, kept: true}
+	next := a.some()
+	s.busy.Store(false)
+	if !a.kept {
+		lp.l.retryAccept()
+		return false
+	}
+	lp.accept = next
+	return true
 }
 
-func (l *Listener) acceptSome() acceptState {
+// abandon is called on a goroutine that is exiting in a hook: accepting, and the loop, go on without it.
+func (a *accepting) abandon() {
+	lp := a.lp
+	lp.l.socket.busy.Store(false)
+	if !a.kept {
+		lp.l.retryAccept()
+		return
+	}
+	lp.accept = acceptMore
+	lp.kicked.Store(true) // as in takeOver
+	go lp.drive()
+}
+
+// some accepts a number of connections, and gives adopted ones their actor.
+func (a *accepting) some() acceptState {
+	l := a.lp.l
+	s := &l.socket
+	last := s.last.Load()
+	next := acceptMore
 	for range acceptBudget {
-		target := l.leastBusy(false)
-		if target == nil {
-			return acceptPause // until roomAgain
+		if !a.kept || next != acceptMore {
+			break
 		}
-		fd, peer, errno := l.socket.accept()
-		switch {
-		case errno == 0:
-		case errno == syscall.EAGAIN:
-			return acceptIdle
-		case retryable(errno), exhausted(errno) && l.evictEnded():
+		if c := s.nextAdopted(); c != nil {
+			a.askForActor(c)
 			continue
-		default:
-			return l.acceptFailed(os.NewSyscallError("accept", errno), exhausted(errno))
 		}
-		switch err := l.welcome(target, int32(fd), peer); err {
-		case nil:
-			l.socket.backoff = 0
-			l.socket.starved.Store(false)
-		case net.ErrClosed:
-			return acceptIdle
-		default:
-			return l.acceptFailed(err, true)
+		if last {
+			if s.left == 0 {
+				next = acceptIdle
+				break
+			}
+			s.left--
 		}
+		next = a.one(l.leastBusy(last))
+	}
+	if last && next != acceptMore {
+		s.close(a.lp.p)
+		l.checkGone()
+		for _, c := range s.late {
+			c.drain() // behind what they have sent already, as it is for the others
+		}
+		s.late = nil
+	}
+	return next
+}
+
+// one accepts a connection for target.
+func (a *accepting) one(target *loop) acceptState {
+	l := a.lp.l
+	if target == nil {
+		return acceptPause // until roomAgain
+	}
+	fd, peer, errno := l.socket.accept()
+	switch {
+	case errno == 0:
+	case errno == syscall.EAGAIN:
+		return acceptIdle
+	case retryable(errno), exhausted(errno) && l.evictEnded():
+		return acceptMore
+	default:
+		return l.acceptFailed(os.NewSyscallError("accept", errno), exhausted(errno))
+	}
+	a.target, a.fd, a.peer = target, int32(fd), peer
+	switch err := a.welcome(); err {
+	case nil:
+		l.socket.backoff = 0
+		l.socket.starved.Store(false)
+	case net.ErrClosed:
+		return acceptIdle
+	default:
+		return l.acceptFailed(err, true)
 	}
 	return acceptMore
+}
+
+// hook calls a hook of the user's for peer. A panic, and runtime.Goexit, are logged and make it false; the
+// goroutine that exits calls exited, which is all of this turn that still runs.
+func (a *accepting) hook(in, what string, peer *sockaddr, f, exited func()) (ok bool) {
+	lp := a.lp
+	w := uint64(0)
+	if a.kept {
+		lp.holder.Store(nil)
+		lp.watch()
+		w = lp.enter(hook)
+	}
+	back := func() { a.kept = a.kept && lp.state.CompareAndSwap(w, w&^roleMask) }
+	ok = guard(in, f, func(p *PanicError, exiting bool) {
+		lp.l.log("tcpio: "+what+" panicked", "peer", peer.addrPort().String(), "panic", p.Value, "stack", string(p.Stack))
+		if exiting {
+			back()
+			exited()
+			a.abandon()
+		}
+	})
+	back()
+	return ok
 }
 
 // acceptFailed says so and looks again later; when a connection of ours ends, at once.
@@ -190,10 +308,15 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
 }
 
 // register gives c to its loop. Its first edge, a fresh socket is writable, makes the loop announce it. On an error the
-// descriptor is closed.
+// descriptor is closed. If c is to get its actor from the user's hook, it has no turn before employ.
 func (l *Listener) register(c *Conn, accepted bool) error {
 	lp := c.lp
 	lp.live.Add(1)
+	if accepted && !l.socket.arrived() {
+		l.dismiss(c, c.flags)
+		l.connGone(lp)
+		return net.ErrClosed
+	}
 	if l.stopping.Load() && (!accepted || l.ending.Load() == endCut) {
 		// The loops may have ended; for one that was accepted they wait, see checkGone.
 		if accepted {
@@ -206,11 +329,11 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 		return net.ErrClosed
 	}
 	served := c.flags&fRefused == 0
-	hook := served && l.opts.Actor != nil && c.flags&fDialled == 0
 	// From add on others see c, and it may end at any moment. The reference keeps the descriptor until the registration
 	// is over, fRunning its events until the actor is there.
 	c.refs = 1
-	if hook {
+	asks := l.asksForActor(c)
+	if asks {
 		c.flags |= fRunning
 	}
 	if served {
@@ -222,25 +345,12 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 		c.mu.Unlock()
 	}
 	t := lp.conns.add(c)
-	var actor Actor
-	if hook {
-		actor = l.actorFor(c)
-	}
 	err := lp.p.add(int(c.fd), t, pollConn)
 	c.mu.Lock()
 	defer c.unlock()
 	c.refs--
 	if served {
 		lp.count.accepted.Add(1)
-	}
-	if hook {
-		if c.stream == nil && c.actor == nil { // not claimed meanwhile
-			if c.actor = actor; actor == nil {
-				c.flags |= fMute // nobody is there to be told
-				c.abortLocked(net.ErrClosed)
-			}
-		}
-		c.endTurnLocked()
 	}
 	if err != nil {
 		if c.flags&fOpened == 0 {
@@ -249,13 +359,18 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 		if !accepted {
 			c.flags |= fGiven // whoever brought it keeps it
 		}
+		if asks {
+			c.endTurnLocked()
+		}
 		c.releaseLocked(err)
 		return err
 	}
 	// Shutdown and Close look at the connections after they have set ending: this one they may have missed.
 	switch l.ending.Load() {
 	case endTold:
-		c.tellDrainingLocked()
+		if !accepted { // else see late
+			c.tellDrainingLocked()
+		}
 	case endClosed:
 		c.closeLocked(nil)
 	case endCut:
@@ -264,14 +379,58 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	return nil
 }
 
-// actorFor asks the user's hook for c's actor; nil refuses c, and so does a panic, which is logged.
-func (l *Listener) actorFor(c *Conn) (a Actor) {
-	defer func() {
-		if v := recover(); v != nil {
-			c.logPanic(&PanicError{Value: v, Stack: debug.Stack()})
+// asksForActor says whether the user's hook makes c's actor. c is not registered yet.
+func (l *Listener) asksForActor(c *Conn) bool {
+	return l.opts.Actor != nil && c.flags&(fRefused|fDialled) == 0
+}
+
+// askForActor asks it. Nil refuses c, and so do a panic and runtime.Goexit, which are logged.
+func (a *accepting) askForActor(c *Conn) {
+	var actor Actor
+	if !a.hook("Actor", "handler", &c.peer, func() { actor = c.lp.l.opts.Actor(c) }, func() { c.employ(nil) }) {
+		actor = nil
+	}
+	c.employ(actor)
+}
+
+// employ gives c its actor and begins its turns, unless it was claimed meanwhile; nil refuses it.
+func (c *Conn) employ(actor Actor) {
+	c.mu.Lock()
+	defer c.unlock()
+	if c.stream == nil && c.actor == nil {
+		if c.actor = actor; actor == nil {
+			c.flags |= fMute // nobody is there to be told
+			c.abortLocked(net.ErrClosed)
 		}
-	}()
-	return l.opts.Actor(c)
+	}
+	c.endTurnLocked()
+}
+
+// adopt has the first loop ask for the actor of a connection that was not accepted: hooks run there, one at a
+// time.
+func (l *Listener) adopt(c *Conn) {
+	s := &l.socket
+	s.mu.Lock()
+	s.adopted = append(s.adopted, c)
+	s.adopting.Store(true)
+	s.mu.Unlock()
+	l.retryAccept()
+}
+
+// nextAdopted takes one of them; nil when there is none.
+func (s *listenSocket) nextAdopted() *Conn {
+	if !s.adopting.Load() {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.adopted[0]
+	s.adopted[0] = nil
+	if s.adopted = s.adopted[1:]; len(s.adopted) == 0 {
+		s.adopted = nil
+		s.adopting.Store(false)
+	}
+	return c
 }
 
 // lastID numbers the connections of the process.

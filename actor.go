@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 )
@@ -25,7 +24,7 @@ type ActorFunc func(ev Event) error
 // Receive calls f.
 func (f ActorFunc) Receive(ev Event) error { return f(ev) }
 
-// A PanicError is the Err of a connection whose actor panicked.
+// A PanicError is the Err of a connection whose actor panicked, or called runtime.Goexit; Value then says so.
 type PanicError struct {
 	Value any    // what panic was called with
 	Stack []byte // of the goroutine at the panic, as runtime/debug.Stack has it
@@ -39,8 +38,8 @@ func (e *PanicError) Unwrap() error {
 	return err
 }
 
-// errGoexit is the value of a PanicError when a handler called runtime.Goexit.
-var errGoexit = errors.New("runtime.Goexit called in Receive")
+// errGoexit is the value of a PanicError when an actor called runtime.Goexit.
+var errGoexit error = goexit{"Receive"}
 
 // mail is a value in a mailbox.
 type mail struct {
@@ -352,37 +351,21 @@ func (c *Conn) endTurnLocked() {
 func (lp *loop) receive(c *Conn, actor Actor, ev Event) (kept bool) {
 	lp.holder.Store(c)
 	w := lp.enter(handler)
-	returned := false
-	defer func() {
-		if !returned { // runtime.Goexit: recover cannot tell it from panic(nil), which GODEBUG=panicnil=1 allows
-			kept = lp.state.CompareAndSwap(w, w&^roleMask)
-			c.actorPanicked(ev, &PanicError{Value: errGoexit, Stack: debug.Stack()})
+	var err error
+	ok := guard("Receive", func() { err = actor.Receive(ev) }, func(p *PanicError, exiting bool) {
+		kept = lp.state.CompareAndSwap(w, w&^roleMask)
+		c.actorPanicked(ev, p)
+		if exiting {
 			lp.abandon(c, ev, kept)
 		}
-	}()
-	err, p := protect(actor, ev)
-	returned = true
-	kept = lp.state.CompareAndSwap(w, w&^roleMask)
-	switch {
-	case p != nil:
-		c.actorPanicked(ev, p)
-	case err != nil:
-		c.actorFailed(ev, err)
+	})
+	if ok {
+		kept = lp.state.CompareAndSwap(w, w&^roleMask)
+		if err != nil {
+			c.actorFailed(ev, err)
+		}
 	}
 	return kept
-}
-
-// protect calls the actor. A panic is told apart from an error, which may be a PanicError too, that of another connection.
-func protect(actor Actor, ev Event) (err error, p *PanicError) {
-	returned := false
-	defer func() {
-		if !returned {
-			p = &PanicError{Value: recover(), Stack: debug.Stack()}
-		}
-	}()
-	err = actor.Receive(ev)
-	returned = true
-	return err, nil
 }
 
 // abandon is called on a goroutine that is exiting inside a handler: the loop goes on without it.
@@ -416,15 +399,20 @@ func (c *Conn) actorFailed(ev Event, err error) {
 	c.unlock()
 }
 
-// actorPanicked ends a connection whose actor panicked.
+// actorPanicked ends a connection whose actor panicked, or is exiting.
 func (c *Conn) actorPanicked(ev Event, p *PanicError) {
-	c.logPanic(p)
-	if _, last := ev.(Closed); last {
-		return
-	}
+	_, last := ev.(Closed)
 	c.mu.Lock()
-	c.abortLocked(p)
-	c.unlock()
+	said := p.Value == errGoexit && c.ext != nil && exitedCallback(c.ext.err)
+	c.mu.Unlock()
+	if !said {
+		c.logPanic(p)
+	}
+	if !last {
+		c.mu.Lock()
+		c.abortLocked(p)
+		c.unlock()
+	}
 }
 
 func (c *Conn) logPanic(p *PanicError) {
@@ -441,16 +429,22 @@ func (c *Conn) willBlock() {
 	}
 }
 
-// takeOver gives the role of a loop whose owner has been in a handler for long, state w, to a new goroutine, which
-// carries on with the rest of the batch. At the bound the loop waits for its handler instead, which must not be when the
-// handler waits for the loop.
+// takeOver gives the role of a loop whose owner has been in user code for long, state w, to a new goroutine,
+// which carries on with the rest of the batch. At the bound the loop waits for its handler instead, which
+// must not be when the handler waits for the loop, nor when the listener is over. A hook does not count:
+// there is one at a time.
 func (lp *loop) takeOver(w uint64, must bool) {
-	if n := lp.l.blocked.Add(1); n > int64(lp.l.opts.MaxBlocked) && !must {
-		lp.l.blocked.Add(-1)
-		return
+	counts := role(w&roleMask) == handler
+	if counts {
+		if n := lp.l.blocked.Add(1); n > int64(lp.l.opts.MaxBlocked) && !must && !lp.l.timeIsUp() {
+			lp.l.blocked.Add(-1)
+			return
+		}
 	}
 	if !lp.state.CompareAndSwap(w, w&^roleMask) {
-		lp.l.blocked.Add(-1) // the handler has just returned
+		if counts {
+			lp.l.blocked.Add(-1) // the handler has just returned
+		}
 		return
 	}
 	lp.kicked.Store(true) // the handler's turn may have come from the queue: the others in it wait

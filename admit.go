@@ -2,7 +2,6 @@ package tcpio
 
 import (
 	"net/netip"
-	"runtime/debug"
 	"sync"
 )
 
@@ -65,24 +64,20 @@ func (ps *peers) give(a *sockaddr) {
 
 // admission decides about a peer before anything is allocated for it. If the answer is admitted, a place of its address
 // is taken where addresses are counted.
-func (l *Listener) admission(peer *sockaddr) refusal {
+func (a *accepting) admission() refusal {
+	l := a.lp.l
 	o := &l.opts
-	counted := o.MaxConnsPerIP > 0 && peer.isIP
-	why := admitted
 	switch {
 	case l.full() && !(l.evictEnded() && !l.full()):
 		return refusedConns
-	case counted && !l.peers.take(peer, o.MaxConnsPerIP):
+	case a.counts() && !l.peers.take(&a.peer, o.MaxConnsPerIP):
 		return refusedPerIP // before the rate: an address over its bound does not use up what others may have
-	case o.AcceptRate != nil && !l.asks("AcceptRate", peer, o.AcceptRate.Allow):
-		why = refusedRate
-	case o.Admit != nil && !l.asks("Admit", peer, func() bool { return o.Admit(peer.addrPort()) == nil }):
-		why = refusedAdmit
+	case o.AcceptRate != nil && !a.asks("AcceptRate", o.AcceptRate.Allow, refusedRate):
+		return refusedRate
+	case o.Admit != nil && !a.asks("Admit", func() bool { return o.Admit(a.peer.addrPort()) == nil }, refusedAdmit):
+		return refusedAdmit
 	}
-	if why != admitted && counted {
-		l.peers.give(peer)
-	}
-	return why
+	return admitted
 }
 
 // full reports whether MaxConns connections are open.
@@ -90,14 +85,20 @@ func (l *Listener) full() bool {
 	return l.opts.MaxConns > 0 && l.Len()-int(l.refusing.Load()) >= l.opts.MaxConns
 }
 
-// asks asks a hook of the user's. A panic refuses the peer and is logged.
-func (l *Listener) asks(hook string, peer *sockaddr, admits func() bool) (ok bool) {
-	defer func() {
-		if v := recover(); v != nil {
-			l.log("tcpio: "+hook+" panicked", "peer", peer.addrPort().String(), "panic", v, "stack", string(debug.Stack()))
-		}
-	}()
-	return admits()
+// counts says whether the peer takes a place of its address.
+func (a *accepting) counts() bool { return a.lp.l.opts.MaxConnsPerIP > 0 && a.peer.isIP }
+
+// asks asks a hook of the user's. A panic refuses the peer, and so does runtime.Goexit; both are logged.
+func (a *accepting) asks(in string, admits func() bool, no refusal) (ok bool) {
+	return a.hook(in, in, &a.peer, func() { ok = admits() }, func() { a.refuse(no) }) && ok
+}
+
+// refuse ends the connection that has just been accepted, and gives back what admission took.
+func (a *accepting) refuse(why refusal) {
+	if a.counts() && why != refusedConns && why != refusedPerIP {
+		a.lp.l.peers.give(&a.peer)
+	}
+	a.lp.l.refuse(a.target, a.fd, a.peer, why)
 }
 
 // refuse ends a connection that is not to be served, with the reply if there is one: as a connection without events, so
@@ -105,7 +106,7 @@ func (l *Listener) asks(hook string, peer *sockaddr, admits func() bool) (ok boo
 func (l *Listener) refuse(lp *loop, fd int32, peer sockaddr, why refusal) {
 	lp.count.refused[why].Add(1)
 	if len(l.opts.RefuseReply) == 0 || l.opts.TLSConfig != nil || l.refusing.Load() >= lingering {
-		sysClose(fd, false)
+		l.socket.turnAway()
 		return
 	}
 	c := &Conn{lp: lp, id: lastID.Add(1), peer: peer, fd: fd, flags: fMute | fRefused}
@@ -125,36 +126,27 @@ func (l *Listener) refuse(lp *loop, fd int32, peer sockaddr, why refusal) {
 // longestBacklog is the default of net.core.somaxconn. Peers that keep coming do not keep Shutdown from its end.
 const longestBacklog = 4096
 
-// acceptRest takes what the kernel has accepted already, so that closing the listening socket resets nobody.
-func (l *Listener) acceptRest() {
-	for range longestBacklog {
-		fd, peer, errno := l.socket.accept()
-		switch {
-		case errno == 0:
-			l.welcome(l.leastBusy(true), int32(fd), peer)
-		case !retryable(errno):
-			return
-		}
-	}
-}
-
-// welcome gives an accepted descriptor to lp, or refuses it.
-func (l *Listener) welcome(lp *loop, fd int32, peer sockaddr) error {
-	defer func() {
-		l.socket.arrived()
-		if l.stopping.Load() {
-			l.checkGone() // Close may have waited for this one alone
-		}
-	}()
-	if why := l.admission(&peer); why != admitted {
-		l.refuse(lp, fd, peer, why)
+// welcome serves the connection that has just been accepted, or refuses it.
+func (a *accepting) welcome() error {
+	l := a.lp.l
+	if why := a.admission(); why != admitted {
+		a.refuse(why)
 		return nil
 	}
-	c := l.newConn(lp, fd, peer)
-	if l.opts.MaxConnsPerIP > 0 && peer.isIP {
+	c := l.newConn(a.target, a.fd, a.peer)
+	if a.counts() {
 		c.flags |= fCounted
 	}
-	return l.register(c, true)
+	if err := l.register(c, true); err != nil {
+		return err
+	}
+	if s := &l.socket; s.last.Load() {
+		s.late = append(s.late, c)
+	}
+	if l.opts.Actor != nil {
+		a.askForActor(c)
+	}
+	return nil
 }
 
 // dismiss gives back what admission took.

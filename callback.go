@@ -5,8 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
-	"runtime/debug"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,9 +17,11 @@ import (
 // connection, behind what is queued, and goes to onErr: io.EOF at an orderly end, which Read returns. onConn is never
 // called with nothing to read. Either may be nil: without onConn, input is thrown away.
 //
-// onConn may block. Connections that share one Callback have their calls made one at a time, those of onErr included, so
-// that callbacks may share state without a lock; while one blocks the others wait, but connections are still accepted,
-// flushed and timed. The net.Conn passed is a *Conn; programs that assert a *net.TCPConn need Conn.Hijack instead.
+// onConn may block. Connections that share one Callback have their calls made one at a time, those of onErr
+// included, so that callbacks may share state without a lock; while one blocks the others wait, but
+// connections are still accepted, flushed and timed. A panic in onConn, or runtime.Goexit, aborts its
+// connection and goes to onErr as a *[PanicError]; one in onErr is only logged. The net.Conn passed is a
+// *Conn; programs that assert a *net.TCPConn need Conn.Hijack instead.
 func Callback(onConn func(net.Conn) error, onErr func(error)) Actor {
 	return &callback{onConn: onConn, onErr: onErr, calls: new(serial)}
 }
@@ -30,6 +31,8 @@ type callback struct {
 	onErr  func(error)
 	calls  *serial // nil: calls for different connections run at once
 	errs   serial  // then errors still come one at a time
+
+	trouble atomic.Pointer[error] // of the listener, not told yet
 }
 
 // spinPause is how soon a callback is called again that has read nothing.
@@ -57,12 +60,21 @@ func (cb *callback) call(c *Conn) {
 	if !ready {
 		return
 	}
-	err := cb.protect(c)
+	var err error
+	orderly := false
+	if !guard(inCallback, func() {
+		if cb.onConn == nil {
+			err = c.discard()
+		} else {
+			err = cb.onConn(c)
+		}
+		orderly = errors.Is(err, io.EOF) // asks methods of the user's
+	}, func(p *PanicError, _ bool) { cb.panicked(c, p) }) {
+		return
+	}
 	c.mu.Lock()
-	switch p, panicked := err.(*PanicError); {
-	case panicked:
-		c.abortLocked(p)
-	case errors.Is(err, io.EOF):
+	switch {
+	case orderly:
 		c.closeLocked(nil)
 	case err != nil:
 		c.closeLocked(err)
@@ -78,36 +90,54 @@ func (cb *callback) call(c *Conn) {
 		c.lp.timers.add(c.lp, &timer{kind: timerReadable, c: c}, spinPause)
 	}
 	c.unlock()
-	if err != nil && cb.onErr != nil {
-		if cb.calls != nil {
-			cb.onErr(err) // inside calls.run
-		} else {
-			cb.errs.run(func() { cb.onErr(err) })
-		}
+	if err != nil {
+		cb.tell(c.lp.l, err)
 	}
 }
 
-// protect calls onConn. A panic ends its connection and nobody else's call.
-func (cb *callback) protect(c *Conn) (err error) {
-	if cb.onConn == nil {
-		return c.discard()
-	}
-	defer func() {
-		if v := recover(); v != nil {
-			p := &PanicError{Value: v, Stack: debug.Stack()}
-			c.logPanic(p)
-			err = p
-		}
-	}()
-	return cb.onConn(c)
+const inCallback = "OnConnEvent"
+
+// panicked ends the connection that onConn panicked for, or is exiting in, and nobody else's call.
+func (cb *callback) panicked(c *Conn, p *PanicError) {
+	c.mu.Lock()
+	c.abortLocked(p)
+	c.unlock()
+	c.logPanic(p)
+	cb.tell(c.lp.l, p)
 }
 
-// listenerFailed tells onErr of trouble that concerns no connection, in its turn.
-func (cb *callback) listenerFailed(err error) {
+// exitedCallback reports whether err is why a connection ended whose callback called runtime.Goexit. The
+// goroutine's own guard, if it is one of a loop, need not say so again.
+func exitedCallback(err error) bool {
+	p, ok := err.(*PanicError)
+	return ok && p != nil && p.Value == goexit{inCallback}
+}
+
+// tell gives err to onErr, in its turn. That is behind a callback that is running, and never on a loop.
+func (cb *callback) tell(l *Listener, err error) {
+	if cb.onErr != nil {
+		cb.errors().post(func() { cb.tellNow(l, err) })
+	}
+}
+
+func (cb *callback) errors() *serial {
 	if cb.calls != nil {
-		cb.calls.run(func() { cb.onErr(err) })
-	} else {
-		cb.errs.run(func() { cb.onErr(err) })
+		return cb.calls
+	}
+	return &cb.errs
+}
+
+func (cb *callback) tellNow(l *Listener, err error) {
+	guard("OnErrorEvent", func() { cb.onErr(err) }, func(p *PanicError, _ bool) {
+		l.log("tcpio: OnErrorEvent panicked", "panic", p.Value, "stack", string(p.Stack))
+	})
+}
+
+// listenerFailed tells onErr of trouble that concerns no connection. While one is waiting for its turn, a
+// later one takes its place.
+func (cb *callback) listenerFailed(l *Listener, err error) {
+	if cb.trouble.Swap(&err) == nil {
+		cb.errors().post(func() { cb.tellNow(l, *cb.trouble.Swap(nil)) })
 	}
 }
 
@@ -144,47 +174,6 @@ func (c *Conn) discard() error {
 	return nil
 }
 
-// A serial runs functions one at a time, in the order of run. Who finds it busy leaves its function to whoever is in it.
-type serial struct {
-	mu sync.Mutex
-	// Guarded by mu.
-	queue []func()
-	busy  bool
-}
-
-func (s *serial) run(f func()) {
-	s.mu.Lock()
-	s.queue = append(s.queue, f)
-	mine := !s.busy
-	s.busy = true
-	s.mu.Unlock()
-	if mine {
-		s.drain()
-	}
-}
-
-func (s *serial) drain() {
-	empty := false
-	defer func() {
-		if !empty {
-			go s.drain() // a callback called runtime.Goexit; it ends when the queue is empty
-		}
-	}()
-	for {
-		s.mu.Lock()
-		if empty = len(s.queue) == 0; empty {
-			s.queue, s.busy = nil, false
-			s.mu.Unlock()
-			return
-		}
-		f := s.queue[0]
-		s.queue[0] = nil
-		s.queue = s.queue[1:]
-		s.mu.Unlock()
-		f()
-	}
-}
-
 // Start runs the listener until Close or Shutdown, as Serve does with a context that never ends; what Serve would return
 // goes to OnErrorEvent. It is what programs written for the first tcpio call. Without OnConnEvent, and without any other
 // route, connections are accepted and their input is thrown away.
@@ -194,10 +183,20 @@ func (l *Listener) Start() {
 		l.legacy = &callback{onErr: l.opts.OnErrorEvent, calls: new(serial)}
 		l.decideLocked(1, false)
 	}
+	cb := l.errorsTo()
 	l.mu.Unlock()
-	if err := l.Serve(context.Background()); err != nil && l.opts.OnErrorEvent != nil {
-		l.opts.OnErrorEvent(err)
+	if err := l.Serve(context.Background()); err != nil && cb.onErr != nil {
+		cb.errors().run(func() { cb.tellNow(l, err) })
 	}
+}
+
+// errorsTo is whose OnErrorEvent is told. Where there are no callbacks its calls come one at a time all the
+// same.
+func (l *Listener) errorsTo() *callback {
+	if l.legacy != nil {
+		return l.legacy
+	}
+	return &l.errs
 }
 
 // GetListener returns the listening socket as a *net.TCPListener, the same on every call, for its address and options: a

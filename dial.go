@@ -105,9 +105,13 @@ func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
 		c.flags |= fMute | fOpened // moveLocked tells of Opened
 		c.flags &^= fDefer
 	}
+	asks := l.asksForActor(c)
 	if err := l.register(c, false); err != nil {
 		sysDisown(nc)
 		return nil, err
+	}
+	if asks {
+		l.adopt(c)
 	}
 	nc.Close() // the duplicate keeps the connection
 	return c, nil

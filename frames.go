@@ -74,8 +74,8 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 		defer c.endFrames()
 		fail := func(err error) {
 			c.blameFrames(err)
-			yield(nil, err) // it may still write what is wrong
-			c.failFrames(err)
+			defer c.failFrames(err) // also when the body panics
+			yield(nil, err)         // it may still write what is wrong
 		}
 		empty, frames, size := 0, 0, 0
 		for {

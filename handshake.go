@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -185,7 +184,7 @@ func (l *Listener) handshake(c *Conn) {
 	st.cancel = cancel
 	c.unlock()
 
-	err := error(&PanicError{Value: errGoexit})
+	var err error
 	defer func() {
 		c.mu.Lock()
 		defer c.unlock()
@@ -198,22 +197,28 @@ func (l *Listener) handshake(c *Conn) {
 			c.handshakeDoneLocked()
 		}
 	}()
-	err = c.runHandshake(ctx, st)
+	c.runHandshake(ctx, st, &err)
 }
 
-// runHandshake keeps a panic in one of the config's functions to its connection.
-func (c *Conn) runHandshake(ctx context.Context, st *tlsState) (err error) {
+// runHandshake keeps a panic in one of the config's functions to its connection. A goroutine that such a
+// function exits still sets err.
+func (c *Conn) runHandshake(ctx context.Context, st *tlsState, err *error) {
 	turn := st.link.turn
 	turn.begin()
 	defer turn.end()
-	defer func() {
-		if v := recover(); v != nil {
-			p := &PanicError{Value: v, Stack: debug.Stack()}
-			c.logPanic(p)
-			err = p
+	ok := guard("a function of TLSConfig", func() {
+		*err = st.conn.HandshakeContext(ctx)
+		var plain tls.RecordHeaderError
+		if errors.As(*err, &plain) { // asks methods of the user's, if a function of the config has failed
+			*err = plain
 		}
-	}()
-	return st.conn.HandshakeContext(ctx)
+	}, func(p *PanicError, _ bool) {
+		c.logPanic(p)
+		*err = p
+	})
+	if p, panicked := (*err).(*PanicError); ok && panicked { // of a guardedIO
+		c.logPanic(p)
+	}
 }
 
 // A turn is a handshake's time on a processor. It ends by itself after turnMax: a function of the config that waits, for
@@ -270,8 +275,7 @@ func (c *Conn) handshakeDoneLocked() {
 
 // handshakeFailedLocked ends a connection whose handshake failed, behind the alert for the peer.
 func (c *Conn) handshakeFailedLocked(err error) {
-	var plain tls.RecordHeaderError
-	if err == errNotTLS || errors.As(err, &plain) {
+	if _, plain := err.(tls.RecordHeaderError); plain || err == errNotTLS {
 		_ = c.rawWriteLocked(plainTextAlert)
 	}
 	c.lp.count.handshakes.Add(1)

@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"context"
 	"log/slog"
 	"sync"
 	"time"
@@ -38,8 +39,15 @@ func (n *lineLimit) rest() uint64 {
 	return s
 }
 
+// lost counts a line that could not be written.
+func (n *lineLimit) lost() {
+	n.mu.Lock()
+	n.suppressed++
+	n.mu.Unlock()
+}
+
 // log writes a line of what concerns one connection or peer, unless there were too many. Nothing that a peer sent is
-// among args. It must not be called under a lock: the handler is the user's.
+// among args. It must not be called under a lock: it may wait for a moment.
 func (l *Listener) log(msg string, args ...any) {
 	if l.opts.Logger == nil {
 		return
@@ -51,11 +59,42 @@ func (l *Listener) log(msg string, args ...any) {
 	if suppressed > 0 {
 		args = append(args, slog.Uint64("suppressed", suppressed))
 	}
-	l.opts.Logger.Error(msg, args...)
+	l.write(msg, args...)
 }
 
-// logRest tells at the end what no further line will.
-func (l *Listener) logRest() {
+// logPatience is how long whoever logs waits for the line to be written, so that it comes before what follows
+// from what it tells. A Logger that is slower holds up nobody.
+const logPatience = 10 * time.Millisecond
+
+// write gives Logger a line. Its handler and the values' methods are the user's, so they have a goroutine of
+// their own; a line in which they panic is lost and counted, and so is one that finds as many waiting as come
+// in one burst.
+func (l *Listener) write(msg string, args ...any) {
+	if l.opts.Logger == nil {
+		return
+	}
+	if l.logging.len() >= logBurst {
+		l.lines.lost()
+		return
+	}
+	written := make(chan struct{})
+	next := l.logging.post(func() {
+		defer close(written)
+		guard("the Logger", func() { l.opts.Logger.Error(msg, args...) }, func(*PanicError, bool) { l.lines.lost() })
+	})
+	if !next {
+		return // behind others, which nobody may be waiting for any more
+	}
+	t := time.NewTimer(logPatience)
+	defer t.Stop()
+	select {
+	case <-written:
+	case <-t.C:
+	}
+}
+
+// logRest tells at the end what no further line will, and waits until the lines are written, or ctx ends.
+func (l *Listener) logRest(ctx context.Context) {
 	if l.opts.Logger == nil {
 		return
 	}
@@ -63,6 +102,12 @@ func (l *Listener) logRest() {
 	n := l.lines.rest()
 	l.lines.mu.Unlock()
 	if n > 0 {
-		l.opts.Logger.Error("tcpio: lines were suppressed", "addr", l.addr.String(), "suppressed", n)
+		l.write("tcpio: lines were suppressed", "addr", l.addr.String(), "suppressed", n)
+	}
+	written := make(chan struct{})
+	l.logging.post(func() { close(written) })
+	select {
+	case <-written:
+	case <-ctx.Done():
 	}
 }

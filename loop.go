@@ -29,6 +29,7 @@ var (
 //
 //	running   a goroutine polls or dispatches
 //	handler   it is inside an actor's Receive; the watchdog may give the role to another goroutine
+//	hook      it is inside one of the hooks that decide about a new connection; likewise
 //	sleeping  it is blocked in the poller, with nothing else to do
 //	over      the loop has ended
 //	parked    nobody polls: a batch is with the consumer, who takes the role when it has read all of it
@@ -40,6 +41,7 @@ type role uint64
 const (
 	running role = iota
 	handler
+	hook
 	sleeping
 	parked
 	over
@@ -212,7 +214,7 @@ func (lp *loop) help() {
 		lp.dispatch(false)
 		lp.runTimers()
 		if o := &lp.l.opts; o.Actor == nil && o.Admit == nil && o.AcceptRate == nil {
-			lp.runAccept() // it calls nothing of the user's
+			lp.runAccept() // it calls no hook, so that the role stays here
 		}
 		if n == 0 || lp.accept == acceptMore || lp.kicked.Load() || !lp.demand.outstanding() {
 			lp.polled = n == 0
@@ -256,7 +258,9 @@ func (lp *loop) work() bool {
 		}
 	}
 	lp.runTimers()
-	lp.runAccept()
+	if !lp.runAccept() {
+		return false
+	}
 	if lp.yield += lp.n; lp.yield >= yieldMark {
 		lp.yield = 0
 		runtime.Gosched()
@@ -417,7 +421,7 @@ func (lp *loop) bark() {
 			}
 			lp.wakeup <- struct{}{}
 		}
-	case handler:
+	case handler, hook:
 		if again {
 			lp.takeOver(w, false)
 		}

@@ -54,10 +54,12 @@ type ListenerOptions struct {
 	MaxConns      int
 	MaxConnsPerIP int
 	// AcceptRate is asked for every connection, which is refused when it says false. A *rate.Limiter of
-	// golang.org/x/time/rate fits.
+	// golang.org/x/time/rate fits. It is called as Admit is.
 	AcceptRate interface{ Allow() bool }
-	// Admit is asked for every connection before anything is allocated for it; an error refuses it. A unix socket's peer
-	// has the zero address. It runs on a loop and must not block.
+	// Admit is asked for every connection before anything is allocated for it; an error refuses it. A unix
+	// socket's peer has the zero address. It runs on a loop, and must not block: accepting waits for it.
+	// AcceptRate, Admit and Actor are never called two at once. A panic, or runtime.Goexit, refuses the peer
+	// and is logged.
 	Admit func(netip.AddrPort) error
 	// RefuseReply, a short one, is sent to a peer that is refused, before the close. Without it, and with TLSConfig,
 	// the close is all. At most 64 KiB.
@@ -105,9 +107,10 @@ type ListenerOptions struct {
 	// Idle switches keep-alive off. Idle and Interval are 32,767 s at most, and Count 127, as in Linux.
 	KeepAlive net.KeepAliveConfig
 
-	// Actor makes the actor of every new connection. It runs on a loop, before the connection's Opened, and must not
-	// block; the actor may. Nil refuses the connection, unless Actor has claimed it by Conn.Events, and so does a panic,
-	// which is logged. Without it, events go to Events or Streams.
+	// Actor makes the actor of every new connection, also of an adopted one. It runs on a loop, before the
+	// connection's Opened, and must not block, since accepting waits for it; the actor may. Nil refuses the
+	// connection, unless Actor has claimed it by Conn.Events, and so does a panic, or runtime.Goexit, which
+	// is logged. Without it, events go to Events or Streams.
 	Actor func(*Conn) Actor
 
 	// DeferAccept makes NetListener hand out a connection only once its first bytes have arrived.
@@ -117,14 +120,17 @@ type ListenerOptions struct {
 	// want one of the other routes.
 	OnConnEvent func(net.Conn) error
 	// OnErrorEvent gets errors that OnConnEvent returned, and listener failures when neither Events nor Streams was called.
+	// Calls are made one at a time. It may block; a panic in it is logged and ends nothing.
 	OnErrorEvent func(error)
 	// ConcurrentCallbacks lets OnConnEvent run for different connections at once. By default calls are made one at a time.
 	ConcurrentCallbacks bool
 
-	// Logger gets what nobody else is told: failures while neither Events nor Streams was called, one a second at most,
-	// and panics and what goes wrong at Closed, ten lines at once and then one a second. How many were suppressed is the
-	// attribute "suppressed" of the next line, or of one at the end of Serve. Nothing that a peer sent is logged, unless
-	// it is in a handler's own error or panic. Nil means no logging.
+	// Logger gets what nobody else is told: failures while neither Events nor Streams was called, one a
+	// second at most, and panics and what goes wrong at Closed, ten lines at once and then one a second. How
+	// many were suppressed is the attribute "suppressed" of the next line, or of one at the end of Serve.
+	// Nothing that a peer sent is logged, unless it is in a handler's own error or panic. Its handler has a
+	// goroutine of its own: what blocks or panics in it, and in methods of the values, holds up no
+	// connection. Lines so lost count as suppressed. Nil means no logging.
 	Logger *slog.Logger
 }
 

@@ -38,20 +38,23 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 	if err != nil {
 		return err
 	}
-	tries := 0
+	tries, read := 0, false
+	// What f left behind is announced, which only a look tells, and so is an edge that it took the wake-up of, also when f panics.
+	defer func() {
+		c.mu.Lock()
+		defer c.unlock()
+		if c.flags&(fClosing|fReleased|fTold) != 0 {
+			return
+		}
+		if read {
+			c.countInLocked(0)
+		}
+		if ready, _ := c.peekLocked(); ready || tries > 1 {
+			c.moreLocked()
+		}
+	}()
 	err = c.retryFD("raw-read", readGate, func(fd uintptr) bool { tries++; return f(fd) })
-	// What f left behind is announced, which only a look tells, and so is an edge that it took the wake-up of.
-	c.mu.Lock()
-	defer c.unlock()
-	if c.flags&(fClosing|fReleased|fTold) != 0 {
-		return err
-	}
-	if err == nil {
-		c.countInLocked(0)
-	}
-	if ready, _ := c.peekLocked(); ready || tries > 1 {
-		c.moreLocked()
-	}
+	read = err == nil
 	return err
 }
 
@@ -87,23 +90,30 @@ func (c *Conn) retryFD(op string, at func(*connExt) (*gate, *limit), f func(fd u
 		}
 		opened, late := g.enter(), d.channel()
 		c.mu.Unlock()
-		done := false
-		err := c.withFD(op, func(fd uintptr) { done = f(fd) })
-		if err == nil && !done {
-			c.willBlock()
-			select {
-			case <-opened:
-				continue
-			case <-late:
-			}
-		}
-		c.mu.Lock()
-		g.leave(opened)
-		c.mu.Unlock()
-		if err != nil || done {
+		if again, err := c.tryFD(op, g, opened, late, f); !again {
 			return err
 		}
 	}
+}
+
+// tryFD is one attempt of retryFD, which has entered g. However f ends, nobody is left at the gate, where a
+// reader that is not there would take the next announcement.
+func (c *Conn) tryFD(op string, g *gate, opened chan struct{}, late <-chan struct{}, f func(fd uintptr) bool) (again bool, err error) {
+	defer func() {
+		c.mu.Lock()
+		g.leave(opened)
+		c.mu.Unlock()
+	}()
+	done := false
+	if err := c.withFD(op, func(fd uintptr) { done = f(fd) }); err != nil || done {
+		return false, err
+	}
+	c.willBlock()
+	select {
+	case <-opened:
+	case <-late:
+	}
+	return true, nil
 }
 
 // withFD runs f with the descriptor, which lives until f has returned.

@@ -27,20 +27,19 @@ func (l *Listener) abortAll() {
 // finish waits for the last events to be received, for CloseTimeout at most, and closes the channels.
 func (l *Listener) finish() {
 	<-l.gone
-	t := time.NewTimer(l.opts.CloseTimeout)
-	defer t.Stop()
-	for waiting := true; waiting && l.feeders.Load() > 0; {
+	ctx, cancel := context.WithTimeout(context.Background(), l.opts.CloseTimeout)
+	defer cancel()
+	for ctx.Err() == nil && l.feeders.Load() > 0 {
 		select {
 		case <-l.fed:
-		case <-t.C:
-			waiting = false
+		case <-ctx.Done():
 		}
 	}
 	close(l.giveUp)
 	for l.feeders.Load() > 0 {
 		<-l.fed
 	}
-	l.logRest()
+	l.logRest(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.finished = true
@@ -66,18 +65,14 @@ func (l *Listener) finish() {
 // every descriptor is closed; then it returns nil. When ctx ends first, what is left is cut off, with ErrCloseTimeout if
 // output was left, and ctx's error returned.
 //
-// It does not wait for events to be received, so a consumer may call it; the Closed events are still to come. With
-// whatever ctx, a connection has DrainTimeout, or CloseTimeout while its actor's Receive blocks, and then CloseTimeout.
-// A Receive that calls Shutdown blocks in this sense: it waits CloseTimeout for itself, a goroutine of its own does not.
+// It does not wait for events to be received, so a consumer may call it; the Closed events are still to come.
+// With whatever ctx, a connection has DrainTimeout, or CloseTimeout while its actor's Receive blocks, and
+// then CloseTimeout. A hook that still blocks then (Admit, AcceptRate, Actor) is not waited for: its
+// connection and the backlog are given up. A Receive that calls Shutdown blocks in this sense: it waits
+// CloseTimeout for itself, a goroutine of its own does not.
 func (l *Listener) Shutdown(ctx context.Context) error {
-	l.mu.Lock()
-	polling := l.polling && !l.stopping.Load()
-	l.mu.Unlock()
-	if polling {
-		l.acceptRest()
-	}
 	l.endAt(endTold)
-	l.stopAccepting()
+	l.acceptRest()
 	for c := range l.Conns() {
 		c.drain()
 	}
@@ -98,10 +93,14 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 		for c := range l.Conns() {
 			c.Close()
 		}
-		err = l.awaitGone(ctx, 0)
+		if err = l.awaitGone(ctx, l.opts.CloseTimeout); err == errGrace {
+			l.stopAccepting() // a hook still blocks
+			err = l.awaitGone(ctx, 0)
+		}
 	}
 	if err != nil {
 		l.endAt(endCut)
+		l.stopAccepting()
 		for c := range l.Conns() {
 			c.mu.Lock()
 			c.cutLocked()
@@ -167,17 +166,33 @@ func (l *Listener) endAt(stage int32) {
 	}
 }
 
+// stopAccepting stops at once. What waits in the backlog is reset, and what is in a hook is closed.
 func (l *Listener) stopAccepting() {
+	l.socket.close(l.stop())
+	l.checkGone()
+}
+
+// acceptRest stops behind what the kernel has accepted already, so that closing the listening socket resets
+// nobody. The first loop takes it: hooks run one at a time.
+func (l *Listener) acceptRest() {
+	if l.stop() == nil {
+		l.stopAccepting() // the loops do not run, and never will
+		return
+	}
+	l.socket.last.Store(true)
+	l.retryAccept()
+}
+
+// stop notes that the listener is stopping. It returns the first loop's poller, nil if there is none.
+func (l *Listener) stop() poller {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.stopping.Store(true)
 	l.decideLocked(0, false)
-	var p poller
-	if l.polling {
-		p = l.loops[0].p
+	if !l.polling {
+		return nil
 	}
-	l.mu.Unlock()
-	l.socket.close(p)
-	l.checkGone()
+	return l.loops[0].p
 }
 
 // checkGone notes that the last descriptor is closed, and ends the loops.
@@ -189,7 +204,9 @@ func (l *Listener) checkGone() {
 			return
 		}
 	}
-	if l.socket.anyArriving() {
+	select {
+	case <-l.socket.over: // nothing arrives any more
+	default:
 		return
 	}
 	select {
@@ -219,11 +236,22 @@ func (lp *loop) ended() bool {
 		if lp.untold.CompareAndSwap(0, allTold) {
 			return true
 		}
-		if now() < lp.l.goneAt+int64(lp.l.opts.CloseTimeout) {
+		if !lp.l.timeIsUp() {
 			return false
 		}
 		lp.untold.Store(allTold)
 		return true
+	default:
+		return false
+	}
+}
+
+// timeIsUp reports whether handlers that still block have had their time: every descriptor is closed since
+// CloseTimeout.
+func (l *Listener) timeIsUp() bool {
+	select {
+	case <-l.gone:
+		return now() >= l.goneAt+int64(l.opts.CloseTimeout)
 	default:
 		return false
 	}

@@ -28,6 +28,8 @@ type Listener struct {
 	fed      chan struct{} // of one: the last feeder has ended
 	timed    atomic.Bool   // there are time limits: the loops keep their coarse clocks
 	lines    lineLimit
+	logging  serial   // lines on their way to Logger
+	errs     callback // OnErrorEvent, where there are no callbacks
 	peers    peers
 	shaking  handshakes
 	refusing atomic.Int64  // refused connections that are still open
@@ -85,6 +87,8 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	if err := l.opts.check(); err != nil {
 		return nil, err
 	}
+	l.errs.onErr = l.opts.OnErrorEvent
+	l.opts.TLSConfig = guardTLS(l.opts.TLSConfig)
 	l.timed.Store(l.opts.IdleTimeout > 0 || l.opts.ReadTimeout > 0 || l.opts.WriteTimeout > 0)
 	if err := l.open(); err != nil {
 		return nil, err
@@ -137,7 +141,8 @@ func (l *Listener) open() error {
 		return &net.OpError{Op: "listen", Net: l.addr.Network(), Addr: l.addr, Err: err}
 	}
 	l.opts.Listener = nil
-	l.socket.fd = fd
+	l.socket.fd, l.socket.arriving, l.socket.left = fd, -1, longestBacklog
+	l.socket.over = make(chan struct{})
 	l.socket.call = accepter(fd)
 	return nil
 }
@@ -357,11 +362,9 @@ func (l *Listener) failed(err error) {
 	switch {
 	case s != nil:
 		s.fail(err)
-	case l.opts.OnErrorEvent != nil && l.legacy != nil:
-		go l.legacy.listenerFailed(err) // one a second at most; it ends with the user's function, which may block
 	case l.opts.OnErrorEvent != nil:
-		go l.opts.OnErrorEvent(err) // likewise
-	case l.opts.Logger != nil:
-		l.opts.Logger.Error("tcpio: listener", "addr", l.addr.String(), "err", err)
+		l.errorsTo().listenerFailed(l, err)
+	default:
+		l.write("tcpio: listener", "addr", l.addr.String(), "err", err)
 	}
 }

@@ -72,6 +72,7 @@ func (c *Conn) TLS() *tls.ConnectionState {
 // for the peer's encrypted ones. It fails on a nil config and on a connection that has TLS, and after Close with
 // net.ErrClosed.
 func (c *Conn) StartTLS(config *tls.Config) error {
+	config = guardTLS(config)
 	c.mu.Lock()
 	defer c.unlock()
 	switch {

@@ -1,0 +1,189 @@
+package tcpio
+
+import (
+	"crypto/tls"
+	"io"
+	"runtime/debug"
+	"sync"
+)
+
+// User code is called under a guard, and under no lock. ARCHITECTURE.md has the table of all such calls.
+//
+// On a goroutine of the library's it is called by guard: it may panic, or end the goroutine by
+// runtime.Goexit, as t.FailNow does, and takes nothing along but what it was called for. On a goroutine of
+// the user's (a split function, the body of a range loop, a function passed to RawConn, a reader or writer
+// passed to a copy) a panic is the user's and goes on; there deferred calls see to it that nothing is left
+// behind.
+//
+// Where taking long matters, the call is made where it may block: Receive and the hooks lose their loop to
+// another goroutine, see loop.takeOver; OnErrorEvent and the Logger have a goroutine of their own, see
+// serial.
+
+// guard calls f, which calls user code, in. If that panics, or calls runtime.Goexit, failed is called with
+// what happened: a panic is over then, and guard returns false; a goroutine that is exiting goes on to do so
+// behind failed, which is the last chance to pass on what the goroutine has. recover cannot tell Goexit from
+// panic(nil), which GODEBUG=panicnil=1 allows; only that it does not stop it tells.
+func guard(in string, f func(), failed func(p *PanicError, exiting bool)) (ok bool) {
+	exiting := true
+	defer func() {
+		if exiting {
+			failed(&PanicError{Value: goexit{in}, Stack: debug.Stack()}, true)
+		}
+	}()
+	p := catch(f)
+	exiting = false
+	if p != nil {
+		failed(p, false)
+	}
+	return p == nil
+}
+
+func catch(f func()) (p *PanicError) {
+	returned := false
+	defer func() {
+		if !returned {
+			p = &PanicError{Value: recover(), Stack: debug.Stack()}
+		}
+	}()
+	f()
+	returned = true
+	return nil
+}
+
+// A goexit is the value of a PanicError when user code called runtime.Goexit.
+type goexit struct{ in string }
+
+func (e goexit) Error() string { return "runtime.Goexit called in " + e.in }
+
+// elsewhere is guard on a goroutine of its own, which it waits for: for user code that others call with their
+// locks held.
+func elsewhere(in string, f func()) (p *PanicError) {
+	over := make(chan struct{})
+	go func() { // it ends with f
+		defer close(over)
+		guard(in, f, func(what *PanicError, _ bool) { p = what })
+	}()
+	<-over
+	return p
+}
+
+// A serial runs functions one at a time, in the order of run and post. Nobody runs a function that somebody
+// else has left: these have a goroutine of their own, which ends when none is left.
+type serial struct {
+	mu sync.Mutex
+	// Guarded by mu.
+	queue []func()
+	busy  bool
+}
+
+// run calls f on this goroutine, or leaves it in the queue when it is not its turn.
+func (s *serial) run(f func()) {
+	s.mu.Lock()
+	if s.busy {
+		s.queue = append(s.queue, f)
+		s.mu.Unlock()
+		return
+	}
+	s.busy = true
+	s.mu.Unlock()
+	defer s.pass()
+	f()
+}
+
+// post leaves f in the queue. It reports whether f is the next one and nobody is inside.
+func (s *serial) post(f func()) (next bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.queue = append(s.queue, f)
+	if s.busy {
+		return false
+	}
+	s.busy = true
+	go s.drain()
+	return true
+}
+
+// pass ends a turn.
+func (s *serial) pass() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) > 0 {
+		go s.drain()
+		return
+	}
+	s.queue, s.busy = nil, false
+}
+
+func (s *serial) drain() {
+	exiting := true
+	defer func() {
+		if exiting {
+			s.pass()
+		}
+	}()
+	for f := s.next(); f != nil; f = s.next() {
+		f()
+	}
+	exiting = false
+}
+
+// next takes a function; with none left the turn is over.
+func (s *serial) next() (f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) == 0 {
+		s.queue, s.busy = nil, false
+		return nil
+	}
+	f = s.queue[0]
+	s.queue[0] = nil
+	s.queue = s.queue[1:]
+	return f
+}
+
+func (s *serial) len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.queue)
+}
+
+// guardTLS returns config, or a copy with a guard around what crypto/tls calls with a lock held: the
+// KeyLogWriter, under one of the whole process, and Rand, which with CBC is part of every write. All other
+// functions of a config are called in the handshake, which is guarded itself. A config that
+// GetConfigForClient returns is taken as it is: a copy of config for that would not see what
+// SetSessionTicketKeys changes.
+func guardTLS(config *tls.Config) *tls.Config {
+	if config == nil || config.KeyLogWriter == nil && config.Rand == nil {
+		return config
+	}
+	config = config.Clone()
+	if config.KeyLogWriter != nil {
+		config.KeyLogWriter = &guardedIO{in: "TLSConfig.KeyLogWriter", w: config.KeyLogWriter}
+	}
+	if config.Rand != nil {
+		config.Rand = &guardedIO{in: "TLSConfig.Rand", r: config.Rand}
+	}
+	return config
+}
+
+// A guardedIO is a reader or a writer of the user's whose panics are errors.
+type guardedIO struct {
+	in string
+	r  io.Reader
+	w  io.Writer
+}
+
+func (g *guardedIO) Read(p []byte) (n int, err error) {
+	return g.call(func() (int, error) { return g.r.Read(p) })
+}
+
+func (g *guardedIO) Write(p []byte) (n int, err error) {
+	return g.call(func() (int, error) { return g.w.Write(p) })
+}
+
+func (g *guardedIO) call(f func() (int, error)) (n int, err error) {
+	if p := elsewhere(g.in, func() { n, err = f() }); p != nil {
+		return 0, p
+	}
+	return n, err
+}
