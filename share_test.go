@@ -106,6 +106,30 @@ func TestALargeWriteLeavesTheConnectionToOthers(t *testing.T) {
 	}
 }
 
+// Nor does the end of a connection that has very many timers and groups.
+func TestTheEndOfAConnectionWithManyTimersLeavesItToOthers(t *testing.T) {
+	const timers, groups = 100_000, 10_000
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	c, _ := open(t, l, events)
+	for range timers {
+		c.After(time.Hour, nil)
+	}
+	all := make([]tcpio.Group, groups)
+	for i := range all {
+		all[i].Join(c)
+	}
+	c.Abort()
+	expect[tcpio.Closed](t, events)
+	waitFor(t, "the groups to be left", func() bool {
+		for i := range all {
+			if all[i].Len() != 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // A large TryWrite is all or nothing also where others have the lock in between.
 func TestALargeWriteIsWholeWhateverOthersDoMeanwhile(t *testing.T) {
 	want := pattern(32 << 20)
