@@ -24,10 +24,11 @@ func (l *Listener) abortAll() {
 	}
 }
 
-// finish waits for the last events to be received, for CloseTimeout at most, and closes the channels.
+// finish waits for the last events to be received and closes the channels. There is one CloseTimeout for all that is still
+// to be told when the last descriptor is closed: handlers that block may have used it up.
 func (l *Listener) finish() {
 	<-l.gone
-	t := time.NewTimer(l.opts.CloseTimeout)
+	t := time.NewTimer(time.Duration(l.goneAt + int64(l.opts.CloseTimeout) - now()))
 	defer t.Stop()
 	for waiting := true; waiting && l.feeders.Load() > 0; {
 		select {

@@ -106,6 +106,11 @@ func (s *stream) feed() {
 		for i, ev := range evs {
 			evs[i] = nil
 			select {
+			case s.ch <- ev: // also when all is over: a channel that was claimed late holds what it has room for
+				continue
+			default:
+			}
+			select {
 			case s.ch <- ev:
 			case <-s.l.giveUp:
 				// Nobody will receive any more; what is left is dropped by contract, the rest of the queue too.
