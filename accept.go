@@ -67,10 +67,11 @@ func (s *listenSocket) arrived() {
 	s.mu.Unlock()
 }
 
-func (s *listenSocket) anyArriving() bool {
+// over reports whether nothing more will arrive, and what has is counted by a loop.
+func (s *listenSocket) over() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.arriving > 0
+	return s.fd < 0 && s.arriving == 0
 }
 
 func (s *listenSocket) close(p poller) {
@@ -195,15 +196,19 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
 // descriptor is closed.
 func (l *Listener) register(c *Conn, accepted bool) error {
 	lp := c.lp
-	lp.live.Add(1)
+	served := !c.refused()
+	if served {
+		lp.live.Add(1)
+	} else {
+		l.refusing.Add(1)
+	}
 	if l.stopping.Load() && (!accepted || l.ending.Load() == endCut) {
 		// The loops may have ended; for one that was accepted they wait, see checkGone.
 		sysClose(c.fd)
 		l.dismiss(c, c.flags)
-		l.connGone(lp)
+		l.connGone(c)
 		return net.ErrClosed
 	}
-	served := c.flags&fRefused == 0
 	hook := served && l.opts.Actor != nil && c.flags&fDialled == 0
 	// From add on others see c, and it may end at any moment. The reference keeps the descriptor until the registration
 	// is over, fRunning its events until the actor is there.
@@ -273,8 +278,13 @@ func (l *Listener) actorFor(c *Conn) (a Actor) {
 var lastID atomic.Uint64
 
 // connGone is called when a connection's descriptor is closed and Closed emitted.
-func (l *Listener) connGone(lp *loop) {
-	n := lp.live.Add(-1)
+func (l *Listener) connGone(c *Conn) {
+	n := int64(0)
+	if c.refused() {
+		n = l.refusing.Add(-1)
+	} else {
+		n = c.lp.live.Add(-1)
+	}
 	if l.socket.starved.Load() {
 		l.retryAccept()
 	}

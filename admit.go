@@ -70,7 +70,7 @@ func (l *Listener) admission(peer *sockaddr) refusal {
 	counted := o.MaxConnsPerIP > 0 && peer.isIP
 	why := admitted
 	switch {
-	case o.MaxConns > 0 && l.Len()-int(l.refusing.Load()) >= o.MaxConns:
+	case o.MaxConns > 0 && l.Len() >= o.MaxConns:
 		return refusedConns
 	case counted && !l.peers.take(peer, o.MaxConnsPerIP):
 		return refusedPerIP // before the rate: an address over its bound does not use up what others may have
@@ -103,11 +103,11 @@ func (l *Listener) refuse(lp *loop, fd int32, peer sockaddr, why refusal) {
 		sysClose(fd)
 		return
 	}
-	c := &Conn{lp: lp, id: lastID.Add(1), peer: peer, fd: fd, flags: fMute | fRefused}
+	peer.zone = 0 // nobody is shown its address
+	c := &Conn{lp: lp, peer: peer, fd: fd, flags: fMute}
 	if !peer.isIP {
 		c.flags |= fUnix | fDistrust
 	}
-	l.refusing.Add(1)
 	if l.register(c, true) != nil {
 		return
 	}
@@ -152,12 +152,12 @@ func (l *Listener) welcome(lp *loop, fd int32, peer sockaddr) error {
 	return l.register(c, true)
 }
 
+// refused says whether the connection is only kept until its peer has the reply. Such a one has no ID: nobody sees it.
+func (c *Conn) refused() bool { return c.id == 0 }
+
 // dismiss gives back what admission took.
 func (l *Listener) dismiss(c *Conn, f flags) {
 	if f&fCounted != 0 {
 		l.peers.give(&c.peer)
-	}
-	if f&fRefused != 0 {
-		l.refusing.Add(-1)
 	}
 }

@@ -16,7 +16,7 @@ import (
 type Conn struct {
 	// Immutable.
 	lp   *loop
-	id   uint64
+	id   uint64 // 0: refused
 	peer sockaddr
 	gen  uint32 // with slot, names the connection in epoll's data: a descriptor number is no identity
 	slot uint32 // set once, by the table, before anybody else sees the Conn
@@ -98,7 +98,6 @@ const (
 	fTimed     // the connection has, or had, a time limit
 	fHeard     // a byte has arrived
 	fCounted   // its address has a place taken, see peers
-	fRefused   // only kept until its peer has the reply
 	fTLS       // the connection speaks TLS, or is about to
 	fHandshake // the TLS handshake is not done: nothing is read, written or announced
 	fFinSeen   // the peer's FIN was read; with TLS that is not fEOF
@@ -150,10 +149,10 @@ func (c *Conn) finish(fd int32, f flags) {
 	}
 	c.unlock()
 	c.lp.l.dismiss(c, f)
-	if f&fRefused == 0 {
+	if !c.refused() {
 		c.lp.count.closed.Add(1)
 	}
-	c.lp.l.connGone(c.lp)
+	c.lp.l.connGone(c)
 }
 
 func (c *Conn) extLocked() *connExt {

@@ -19,7 +19,7 @@ const (
 func (l *Listener) abortAll() {
 	l.endAt(endCut)
 	l.stopAccepting()
-	for c := range l.Conns() {
+	for c := range l.everyConn() {
 		c.Abort()
 	}
 }
@@ -79,7 +79,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	}
 	l.endAt(endTold)
 	l.stopAccepting()
-	for c := range l.Conns() {
+	for c := range l.everyConn() {
 		c.drain()
 	}
 	var err error
@@ -87,7 +87,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 		err = l.awaitGone(ctx, d)
 	} else if err = l.awaitGone(ctx, min(eofGrace, l.opts.CloseTimeout)); err == errGrace {
 		l.endAt(endClosed)
-		for c := range l.Conns() {
+		for c := range l.everyConn() {
 			if !c.hasActor() {
 				c.Close()
 			}
@@ -96,14 +96,14 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	}
 	if err == errGrace {
 		l.endAt(endClosed)
-		for c := range l.Conns() {
+		for c := range l.everyConn() {
 			c.Close()
 		}
 		err = l.awaitGone(ctx, 0)
 	}
 	if err != nil {
 		l.endAt(endCut)
-		for c := range l.Conns() {
+		for c := range l.everyConn() {
 			c.mu.Lock()
 			c.cutLocked()
 			c.unlock()
@@ -182,12 +182,15 @@ func (l *Listener) stopAccepting() {
 func (l *Listener) checkGone() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !l.socket.over() { // before the counts: what was arriving until now is in one of them
+		return
+	}
 	for _, lp := range l.loops {
 		if lp.live.Load() != 0 {
 			return
 		}
 	}
-	if l.socket.anyArriving() {
+	if l.refusing.Load() != 0 {
 		return
 	}
 	select {

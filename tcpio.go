@@ -30,7 +30,7 @@ type Listener struct {
 	lines    lineLimit
 	peers    peers
 	shaking  handshakes
-	refusing atomic.Int64  // refused connections that are still open
+	refusing atomic.Int64  // refused connections that are still open; no loop's live counts them
 	queued   atomic.Int64  // bytes of output that wait, of all connections
 	starved  starved       // those whose writes are refused for MaxBuffered
 	starving atomic.Bool   // there are any
@@ -230,15 +230,27 @@ func (l *Listener) streamFor(lp *loop) *stream {
 	return l.events
 }
 
-// Conns iterates over the connections that are open, or closing, at the moment of the call or opened meanwhile. No lock
-// is held while the body runs, so a connection may have closed by then.
+// Conns iterates over the connections that are open, or closing. Each that is so during the whole iteration comes exactly
+// once; one that opens or closes meanwhile may come or not. Refused connections never do. No lock is held while the body
+// runs, so a connection may have closed by then.
 func (l *Listener) Conns() iter.Seq[*Conn] {
+	return func(yield func(*Conn) bool) {
+		for c := range l.everyConn() {
+			if !c.refused() && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// everyConn is Conns with the refused connections that wait for their peer to read the reply.
+func (l *Listener) everyConn() iter.Seq[*Conn] {
 	return func(yield func(*Conn) bool) {
 		if !l.decided() {
 			return
 		}
 		for _, lp := range l.loops {
-			for _, c := range lp.conns.all() {
+			for c := range lp.conns.all() {
 				if !yield(c) {
 					return
 				}
@@ -247,7 +259,7 @@ func (l *Listener) Conns() iter.Seq[*Conn] {
 	}
 }
 
-// Len returns the number of connections that have a descriptor. It takes no lock.
+// Len returns the number of connections that have a descriptor, without those that were refused. It takes no lock.
 func (l *Listener) Len() int {
 	if !l.decided() {
 		return 0
