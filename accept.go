@@ -33,6 +33,7 @@ type listenSocket struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	path     string           // of a unix socket that we made, removed at close
+	file     fileID           // what we made there
 	fd       int              // -1 once closed
 	arriving int              // descriptors accepted and not yet counted by a loop
 	std      *net.TCPListener // what GetListener made
@@ -74,6 +75,8 @@ func (s *listenSocket) over() bool {
 	return s.fd < 0 && s.arriving == 0
 }
 
+// close closes the socket. A unix socket's file goes first: while the socket lives no other file can have its inode, and
+// a successor, which binds as soon as the path is free, is not met by our removal.
 func (s *listenSocket) close(p poller) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,13 +86,13 @@ func (s *listenSocket) close(p poller) {
 	if p != nil {
 		_ = p.remove(s.fd)
 	}
+	if s.path != "" {
+		sysRemoveOwn(s.path, s.file)
+	}
 	sysClose(int32(s.fd))
 	s.fd = -1
 	if s.std != nil {
 		s.std.Close()
-	}
-	if s.path != "" {
-		_ = os.Remove(s.path)
 	}
 }
 

@@ -30,7 +30,7 @@ type peers struct {
 
 // network is what counts as one address: an IPv4 address, or the /64 of an IPv6 one, which is what one customer has.
 func (a *sockaddr) network() netip.Prefix {
-	ip := a.addrPort().Addr().WithZone("")
+	ip := a.addrPort("").Addr()
 	bits := 64
 	if ip.Is4() {
 		bits = 32
@@ -64,8 +64,8 @@ func (ps *peers) give(a *sockaddr) {
 }
 
 // admission decides about a peer before anything is allocated for it. If the answer is admitted, a place of its address
-// is taken where addresses are counted.
-func (l *Listener) admission(peer *sockaddr) refusal {
+// is taken where addresses are counted. zone is the name of peer's.
+func (l *Listener) admission(peer *sockaddr, zone string) refusal {
 	o := &l.opts
 	counted := o.MaxConnsPerIP > 0 && peer.isIP
 	why := admitted
@@ -74,9 +74,9 @@ func (l *Listener) admission(peer *sockaddr) refusal {
 		return refusedConns
 	case counted && !l.peers.take(peer, o.MaxConnsPerIP):
 		return refusedPerIP // before the rate: an address over its bound does not use up what others may have
-	case o.AcceptRate != nil && !l.asks("AcceptRate", peer, o.AcceptRate.Allow):
+	case o.AcceptRate != nil && !l.asks("AcceptRate", peer.addrPort(zone), o.AcceptRate.Allow):
 		why = refusedRate
-	case o.Admit != nil && !l.asks("Admit", peer, func() bool { return o.Admit(peer.addrPort()) == nil }):
+	case o.Admit != nil && !l.asks("Admit", peer.addrPort(zone), func() bool { return o.Admit(peer.addrPort(zone)) == nil }):
 		why = refusedAdmit
 	}
 	if why != admitted && counted {
@@ -86,10 +86,10 @@ func (l *Listener) admission(peer *sockaddr) refusal {
 }
 
 // asks asks a hook of the user's. A panic refuses the peer and is logged.
-func (l *Listener) asks(hook string, peer *sockaddr, admits func() bool) (ok bool) {
+func (l *Listener) asks(hook string, peer netip.AddrPort, admits func() bool) (ok bool) {
 	defer func() {
 		if v := recover(); v != nil {
-			l.log("tcpio: "+hook+" panicked", "peer", peer.addrPort().String(), "panic", v, "stack", string(debug.Stack()))
+			l.log("tcpio: "+hook+" panicked", "peer", peer.String(), "panic", v, "stack", string(debug.Stack()))
 		}
 	}()
 	return admits()
@@ -141,11 +141,18 @@ func (l *Listener) welcome(lp *loop, fd int32, peer sockaddr) error {
 			l.checkGone() // Close may have waited for this one alone
 		}
 	}()
-	if why := l.admission(&peer); why != admitted {
+	z := zone{}
+	if peer.isIP && peer.named() {
+		z = sysZone(int(fd), peer.zone)
+	}
+	if why := l.admission(&peer, z.name); why != admitted {
 		l.refuse(lp, fd, peer, why)
 		return nil
 	}
 	c := l.newConn(lp, fd, peer)
+	if peer.named() {
+		c.ext = peer.names(fd, z)
+	}
 	if l.opts.MaxConnsPerIP > 0 && peer.isIP {
 		c.flags |= fCounted
 	}

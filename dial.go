@@ -92,13 +92,16 @@ func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
 	if err := l.mayAdd(); err != nil {
 		return nil, err
 	}
-	local := nc.LocalAddr()
+	local, remote := nc.LocalAddr(), nc.RemoteAddr()
 	fd, peer, err := sysTake(nc)
 	if err != nil {
 		return nil, err
 	}
 	c := l.newConn(l.leastBusy(true), fd, peer)
-	c.ext = &connExt{local: local}
+	if local == nil {
+		local = sysLocalAddr(fd, zone{}) // reset before somebody asked
+	}
+	c.ext = &connExt{local: local, remote: remote}
 	c.flags |= f
 	if f&fDialled != 0 && (c.stream == nil || l.handOut != nil) {
 		c.stream, c.actor = nil, nil

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 )
@@ -142,13 +141,19 @@ func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	return c, nil
 }
 
-// peerOf is a net.Addr in the form that a Conn keeps.
+// peerOf is a net.Addr in the form that a Conn keeps. If that is named, a itself has the name.
 func peerOf(a net.Addr) (s sockaddr) {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
+		if a != nil {
+			s.zone = 1
+		}
 		return s
 	}
 	ap := tcp.AddrPort()
+	if ap.Addr().Zone() != "" {
+		s.zone = 1 // any: the name is known
+	}
 	s.isIP, s.port = true, ap.Port()
 	ip := ap.Addr().Unmap()
 	if ip.Is4() {
@@ -158,17 +163,5 @@ func peerOf(a net.Addr) (s sockaddr) {
 		return s
 	}
 	s.ip = ip.As16()
-	s.zone = zoneIndex(ip)
 	return s
-}
-
-func zoneIndex(ip netip.Addr) uint32 {
-	if ip.Zone() == "" {
-		return 0
-	}
-	ifi, err := net.InterfaceByName(ip.Zone())
-	if err != nil {
-		return 0
-	}
-	return uint32(ifi.Index)
 }

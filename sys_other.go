@@ -42,6 +42,8 @@ type sockaddr struct {
 	isIP bool
 }
 
+type fileID struct{}
+
 type iovec struct{ n int }
 
 func (*iovec) add([]byte) bool { return false }
@@ -56,7 +58,12 @@ func sysReset(int32)                                             {}
 func sysSockError(int32) error                                   { return nil }
 func sysSetNoDelay(int32, bool) error                            { return errors.ErrUnsupported }
 func sysAccept(int) (int, sockaddr, syscall.Errno)               { return -1, sockaddr{}, syscall.ENOTSUP }
-func sysLocalAddr(int32) net.Addr                                { return nil }
+func sysLocalAddr(int32, zone) net.Addr                          { return nil }
+func sysPeerName(int32) net.Addr                                 { return nil }
+func sysZone(int, uint32) zone                                   { return zone{} }
+func sysDevice(int) zone                                         { return zone{} }
+func sysFileID(string) (fileID, bool)                            { return fileID{}, false }
+func sysRemoveOwn(string, fileID)                                {}
 func retryable(syscall.Errno) bool                               { return false }
 func exhausted(syscall.Errno) bool                               { return false }
 func takeListener(net.Listener) (int, error)                     { return -1, errors.ErrUnsupported }

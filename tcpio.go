@@ -20,6 +20,7 @@ type Listener struct {
 	opts    ListenerOptions // with the defaults filled in
 	addr    net.Addr
 	anyAddr bool // bound to a wildcard: each connection has a local address of its own
+	zone    zone // of the network interface that the listening socket is bound to
 
 	// With locks of their own, or atomic.
 	pool     pool
@@ -118,6 +119,7 @@ func (l *Listener) open() error {
 		}
 		if u, ok := ln.Addr().(*net.UnixAddr); ok && u.Name != "" && u.Name[0] != '@' {
 			l.socket.path = u.Name
+			l.socket.file, _ = sysFileID(u.Name)
 		}
 	}
 	l.addr = ln.Addr()
@@ -125,6 +127,7 @@ func (l *Listener) open() error {
 	if err == nil {
 		if a, ok := l.addr.(*net.TCPAddr); ok {
 			l.anyAddr = a.IP.IsUnspecified()
+			l.zone = sysDevice(fd)
 			if err = tuneListener(fd, l.opts.KeepAlive, l.opts.UserTimeout); err != nil {
 				sysClose(int32(fd))
 			}
