@@ -195,8 +195,9 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
 	return c
 }
 
-// register gives c to its loop. Its first edge, a fresh socket is writable, makes the loop announce it. On an error the
-// descriptor is closed.
+// register gives c to its loop. One that was accepted is announced by the loop at its first edge, whatever that says, and
+// there is one, since nothing was sent on it yet: it is writable. That saves the wake-up of its loop. What else is served
+// may have no edge until its peer moves, so it is announced here. On an error the descriptor is closed.
 func (l *Listener) register(c *Conn, accepted bool) error {
 	lp := c.lp
 	served := !c.refused()
@@ -246,6 +247,11 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 				c.abortLocked(net.ErrClosed)
 			}
 		}
+	}
+	if !accepted && err == nil && c.flags&(fOpened|fHandshake|fReleased) == 0 {
+		c.emitLocked(pendOpened)
+	}
+	if hook {
 		c.endTurnLocked()
 	}
 	if err != nil {

@@ -103,10 +103,10 @@ func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
 	}
 	c.ext = &connExt{local: local, remote: remote}
 	c.flags |= f
+	c.flags &^= fDefer // it is no news: who made it may have read its first bytes
 	if f&fDialled != 0 && (c.stream == nil || l.handOut != nil) {
 		c.stream, c.actor = nil, nil
 		c.flags |= fMute | fHalfOpen | fOpened // moveLocked tells of Opened
-		c.flags &^= fDefer
 	}
 	if err := l.register(c, false); err != nil {
 		return nil, err

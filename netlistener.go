@@ -113,8 +113,8 @@ func (l *Listener) File() (*os.File, error) {
 
 // Adopt takes over a connection that something else established: a *net.TCPConn or *net.UnixConn. Its descriptor moves:
 // nc is closed, and whoever is blocked in it gets net.ErrClosed, while the connection goes on as the returned Conn, with
-// Opened first and its events where those of accepted connections go. Bytes that nc's user had read and not used are
-// that user's.
+// Opened first, at once, and its events where those of accepted connections go. NetListener hands it out at once too,
+// DeferAccept or not: its first bytes may have been read. Bytes that nc's user had read and not used are that user's.
 //
 // Serve must be running. It fails with net.ErrClosed once the listener is stopping; nc is untouched then, and after any
 // other error.
