@@ -178,6 +178,8 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
 	c := &Conn{lp: lp, id: lastID.Add(1), peer: peer, fd: fd, stream: l.streamFor(lp)}
 	if !peer.isIP {
 		c.flags |= fUnix | fDistrust
+	} else if l.multipath && sysMultipath(fd) {
+		c.flags |= fDistrust
 	}
 	if l.opts.AllowHalfOpen {
 		c.flags |= fHalfOpen

@@ -91,9 +91,9 @@ type ListenerOptions struct {
 	// 4,096. The others wait; meanwhile a client that has a place must go on within a second.
 	MaxHandshakes int
 
-	// KeepAlive sets TCP keep-alive for accepted and dialled connections. The zero value is the package net's default, on
-	// with 15 s idle, 15 s interval and 9 probes, and so is a zero field of an enabled one. Enable false with a negative
-	// Idle switches keep-alive off.
+	// KeepAlive sets TCP keep-alive for accepted connections, and for dialled ones unless their net.Dialer says otherwise.
+	// The zero value is the package net's default, on with 15 s idle, 15 s interval and 9 probes, and so is a zero field of
+	// an enabled one. Enable false with a negative Idle switches keep-alive off.
 	KeepAlive net.KeepAliveConfig
 
 	// Actor makes the actor of every new connection. It runs on a loop, before the connection's Opened, and must not

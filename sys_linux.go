@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -333,11 +334,8 @@ func tuneListener(fd int, ka net.KeepAliveConfig, user time.Duration) error {
 	if err := set("TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 		return err
 	}
-	if user > 0 {
-		ms := int((user + time.Millisecond - 1) / time.Millisecond)
-		if err := set("TCP_USER_TIMEOUT", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms); err != nil {
-			return err
-		}
+	if err := setUserTimeout(fd, user); err != nil {
+		return err
 	}
 	if !ka.Enable {
 		return set("SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)
@@ -363,4 +361,41 @@ func tuneListener(fd int, ka net.KeepAliveConfig, user time.Duration) error {
 		return set("TCP_KEEPCNT", unix.IPPROTO_TCP, unix.TCP_KEEPCNT, count)
 	}
 	return nil
+}
+
+func setUserTimeout(fd int, user time.Duration) error {
+	if user <= 0 {
+		return nil
+	}
+	ms := int((user + time.Millisecond - 1) / time.Millisecond)
+	return os.NewSyscallError("setsockopt TCP_USER_TIMEOUT", unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms))
+}
+
+// tuneDialled is tuneListener for a socket that is about to connect, behind its user's own settings: keepAlive says whether
+// the options' are wanted, and a TCP_USER_TIMEOUT that is set already stays. A multipath socket may lack an option.
+func tuneDialled(fd int, keepAlive, multipath bool, o *ListenerOptions) error {
+	ka, user := o.KeepAlive, o.UserTimeout
+	if !keepAlive {
+		on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE)
+		if err != nil {
+			return os.NewSyscallError("getsockopt", err)
+		}
+		ka = net.KeepAliveConfig{Enable: on != 0, Idle: -1, Interval: -1, Count: -1} // as it is
+	}
+	if was, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT); err == nil && was != 0 {
+		user = 0
+	}
+	lacking := func(err error) error {
+		if multipath && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOPROTOOPT)) {
+			return nil
+		}
+		return err
+	}
+	return errors.Join(lacking(tuneListener(fd, ka, 0)), lacking(setUserTimeout(fd, user)))
+}
+
+// sysMultipath reports whether a TCP socket is one of multipath TCP, of which a short read proves nothing.
+func sysMultipath(fd int32) bool {
+	protocol, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	return err == nil && protocol != unix.IPPROTO_TCP
 }

@@ -59,6 +59,8 @@ func sysSockError(int32) error                                   { return nil }
 func sysSetNoDelay(int32, bool) error                            { return errors.ErrUnsupported }
 func sysAccept(int) (int, sockaddr, syscall.Errno)               { return -1, sockaddr{}, syscall.ENOTSUP }
 func sysLocalAddr(int32, zone) net.Addr                          { return nil }
+func tuneDialled(int, bool, bool, *ListenerOptions) error        { return errors.ErrUnsupported }
+func sysMultipath(int32) bool                                    { return false }
 func sysPeerName(int32) net.Addr                                 { return nil }
 func sysZone(int, uint32) zone                                   { return zone{} }
 func sysDevice(int) zone                                         { return zone{} }

@@ -17,10 +17,11 @@ import (
 // A Listener accepts connections and turns their readiness into events. Its methods may be called from any goroutine.
 type Listener struct {
 	// Immutable after Listen.
-	opts    ListenerOptions // with the defaults filled in
-	addr    net.Addr
-	anyAddr bool // bound to a wildcard: each connection has a local address of its own
-	zone    zone // of the network interface that the listening socket is bound to
+	opts      ListenerOptions // with the defaults filled in
+	addr      net.Addr
+	anyAddr   bool // bound to a wildcard: each connection has a local address of its own
+	multipath bool // a given listener, as net.Listen makes it, speaks multipath TCP with clients that do
+	zone      zone // of the network interface that the listening socket is bound to
 
 	// With locks of their own, or atomic.
 	pool     pool
@@ -128,6 +129,7 @@ func (l *Listener) open() error {
 		if a, ok := l.addr.(*net.TCPAddr); ok {
 			l.anyAddr = a.IP.IsUnspecified()
 			l.zone = sysDevice(fd)
+			l.multipath = sysMultipath(int32(fd))
 			if err = tuneListener(fd, l.opts.KeepAlive, l.opts.UserTimeout); err != nil {
 				sysClose(int32(fd))
 			}
