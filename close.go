@@ -173,7 +173,7 @@ func (c *Conn) releaseLocked(cause error) {
 		c.extLocked().err = cause
 	}
 	if c.lp.l.anyAddr {
-		c.extLocked().local = sysLocalAddr(c.fd)
+		c.extLocked().local = c.localLocked()
 	}
 	if c.out != nil {
 		c.out.drop(c.lp.l)

@@ -16,7 +16,7 @@ import (
 type Conn struct {
 	// Immutable.
 	lp   *loop
-	id   uint64
+	id   uint64 // 0: refused
 	peer sockaddr
 	gen  uint32 // with slot, names the connection in epoll's data: a descriptor number is no identity
 	slot uint32 // set once, by the table, before anybody else sees the Conn
@@ -38,6 +38,9 @@ type Conn struct {
 
 // connExt holds what few connections need, so that the others do not pay for it.
 type connExt struct {
+	// Immutable, and there before anybody else sees the Conn, if its peer is named.
+	remote net.Addr
+
 	// Guarded by the Conn's mu.
 	err     error    // why the connection ended
 	readErr error    // why reading failed; the peer's end of stream is fEOF. See ends.go
@@ -99,7 +102,6 @@ const (
 	fTimed     // the connection has, or had, a time limit
 	fHeard     // a byte has arrived
 	fCounted   // its address has a place taken, see peers
-	fRefused   // only kept until its peer has the reply
 	fTLS       // the connection speaks TLS, or is about to
 	fHandshake // the TLS handshake is not done: nothing is read, written or announced
 	fFinSeen   // the peer's FIN was read; with TLS that is not fEOF
@@ -159,10 +161,10 @@ func (c *Conn) finish(fd int32, f flags) {
 	}
 	c.unlock()
 	c.lp.l.dismiss(c, f)
-	if f&fRefused == 0 {
+	if !c.refused() {
 		c.lp.count.closed.Add(1)
 	}
-	c.lp.l.connGone(c.lp)
+	c.lp.l.connGone(c)
 }
 
 func (c *Conn) extLocked() *connExt {
@@ -211,15 +213,20 @@ func (c *Conn) Buffered() int {
 	return c.queuedLocked()
 }
 
-// RemoteAddr returns the peer's address, a *net.TCPAddr or *net.UnixAddr. It works after the connection closed.
+// RemoteAddr returns the peer's address, a *net.TCPAddr or *net.UnixAddr, as the package net would: an abstract name
+// begins with @, and is that alone for a unix peer without a name. It works after the connection closed.
 func (c *Conn) RemoteAddr() net.Addr {
-	if !c.peer.isIP {
-		return &net.UnixAddr{Net: "unix"}
+	switch {
+	case c.peer.named():
+		return c.ext.remote // the pointer to ext does not change either, once it is there
+	case !c.peer.isIP:
+		return &net.UnixAddr{Name: "@", Net: "unix"}
 	}
-	return net.TCPAddrFromAddrPort(c.peer.addrPort())
+	return net.TCPAddrFromAddrPort(c.peer.addrPort(""))
 }
 
-// LocalAddr returns the local address, a *net.TCPAddr or *net.UnixAddr. It works after the connection closed.
+// LocalAddr returns the local address, a *net.TCPAddr or *net.UnixAddr, as RemoteAddr does. It works after the connection
+// closed.
 func (c *Conn) LocalAddr() net.Addr {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -231,7 +238,7 @@ func (c *Conn) localLocked() net.Addr {
 		return c.ext.local
 	}
 	if c.fd >= 0 {
-		if a := sysLocalAddr(c.fd); a != nil {
+		if a := sysLocalAddr(c.fd, c.lp.l.zone); a != nil {
 			return a
 		}
 	}
@@ -264,7 +271,8 @@ func (c *Conn) opErrorLocked(op string, err error) error {
 	return &net.OpError{Op: op, Net: local.Network(), Source: local, Addr: c.RemoteAddr(), Err: err}
 }
 
-func (a *sockaddr) addrPort() netip.AddrPort {
+// addrPort is the address in its usual form; zone is the name of a.zone.
+func (a *sockaddr) addrPort(zone string) netip.AddrPort {
 	if !a.isIP {
 		return netip.AddrPort{}
 	}
@@ -275,17 +283,36 @@ func (a *sockaddr) addrPort() netip.AddrPort {
 	if ip.Is4In6() {
 		ip = ip.Unmap() // as the package net shows an IPv4 peer of a dual-stack socket
 	} else if a.zone != 0 {
-		ip = ip.WithZone(zoneName(a.zone))
+		ip = ip.WithZone(zone)
 	}
 	return netip.AddrPortFrom(ip, a.port)
 }
 
-func zoneName(index uint32) string {
-	if index == 0 {
-		return ""
+// named reports whether the address has a name that the kernel must be asked for: a unix socket's, or that of an IPv6
+// address's zone. The Conn of such a peer has it in connExt from the start.
+func (a *sockaddr) named() bool { return a.zone != 0 }
+
+// names asks for the names in the addresses of a fresh connection; z is the zone of its peer, if that is an IPv6 one.
+func (a *sockaddr) names(fd int32, z zone) *connExt {
+	if !a.isIP {
+		return &connExt{remote: sysPeerName(fd)}
 	}
-	if ifi, err := net.InterfaceByIndex(int(index)); err == nil {
-		return ifi.Name
+	return &connExt{remote: net.TCPAddrFromAddrPort(a.addrPort(z.name)), local: sysLocalAddr(fd, z)}
+}
+
+// A zone is the index of a network interface with its name, which is asked for once and under no lock.
+type zone struct {
+	index uint32
+	name  string
+}
+
+// nameOf is the zone's name of an address; without knowing better the index, as the package net shows it then.
+func (z zone) nameOf(index uint32) string {
+	switch index {
+	case 0:
+		return ""
+	case z.index:
+		return z.name
 	}
 	return strconv.FormatUint(uint64(index), 10)
 }

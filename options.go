@@ -102,9 +102,10 @@ type ListenerOptions struct {
 	// 4,096, and 1,048,576 is the most. The others wait; meanwhile a client that has a place must go on within a second.
 	MaxHandshakes int
 
-	// KeepAlive sets TCP keep-alive for accepted and dialled connections. The zero value is the package net's default, on
-	// with 15 s idle, 15 s interval and 9 probes, and so is a zero field of an enabled one. Enable false with a negative
-	// Idle switches keep-alive off. Idle and Interval are 32,767 s at most, and Count 127, as in Linux.
+	// KeepAlive sets TCP keep-alive for accepted connections, and for dialled ones unless their net.Dialer says otherwise.
+	// The zero value is the package net's default, on with 15 s idle, 15 s interval and 9 probes, and so is a zero field of
+	// an enabled one. Enable false with a negative Idle switches keep-alive off. Idle and Interval are 32,767 s at most, and
+	// Count 127, as in Linux.
 	KeepAlive net.KeepAliveConfig
 
 	// Actor makes the actor of every new connection, also of an adopted one. It runs on a loop, before the

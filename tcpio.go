@@ -17,9 +17,11 @@ import (
 // A Listener accepts connections and turns their readiness into events. Its methods may be called from any goroutine.
 type Listener struct {
 	// Immutable after Listen.
-	opts    ListenerOptions // with the defaults filled in
-	addr    net.Addr
-	anyAddr bool // bound to a wildcard: each connection has a local address of its own
+	opts      ListenerOptions // with the defaults filled in
+	addr      net.Addr
+	anyAddr   bool // bound to a wildcard: each connection has a local address of its own
+	multipath bool // a given listener, as net.Listen makes it, speaks multipath TCP with clients that do
+	zone      zone // of the network interface that the listening socket is bound to
 
 	// With locks of their own, or atomic.
 	pool     pool
@@ -32,7 +34,7 @@ type Listener struct {
 	errs     callback // OnErrorEvent, where there are no callbacks
 	peers    peers
 	shaking  handshakes
-	refusing atomic.Int64  // refused connections that are still open
+	refusing atomic.Int64  // refused connections that are still open; no loop's live counts them
 	queued   atomic.Int64  // bytes of output that wait, of all connections
 	starved  starved       // those whose writes are refused for MaxBuffered
 	starving atomic.Bool   // there are any
@@ -122,6 +124,7 @@ func (l *Listener) open() error {
 		}
 		if u, ok := ln.Addr().(*net.UnixAddr); ok && u.Name != "" && u.Name[0] != '@' {
 			l.socket.path = u.Name
+			l.socket.file, _ = sysFileID(u.Name)
 		}
 	}
 	l.addr = ln.Addr()
@@ -129,6 +132,8 @@ func (l *Listener) open() error {
 	if err == nil {
 		if a, ok := l.addr.(*net.TCPAddr); ok {
 			l.anyAddr = a.IP.IsUnspecified()
+			l.zone = sysDevice(fd)
+			l.multipath = sysMultipath(int32(fd))
 			if err = tuneListener(fd, l.opts.KeepAlive, l.opts.UserTimeout); err != nil {
 				sysCloseFD(int32(fd))
 			}
@@ -249,15 +254,27 @@ func (l *Listener) streamFor(lp *loop) *stream {
 	return l.events
 }
 
-// Conns iterates over the connections that are open, or closing, at the moment of the call or opened meanwhile. No lock
-// is held while the body runs, so a connection may have closed by then.
+// Conns iterates over the connections that are open, or closing. Each that is so during the whole iteration comes exactly
+// once; one that opens or closes meanwhile may come or not. Refused connections never do. No lock is held while the body
+// runs, so a connection may have closed by then.
 func (l *Listener) Conns() iter.Seq[*Conn] {
+	return func(yield func(*Conn) bool) {
+		for c := range l.everyConn() {
+			if !c.refused() && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// everyConn is Conns with the refused connections that wait for their peer to read the reply.
+func (l *Listener) everyConn() iter.Seq[*Conn] {
 	return func(yield func(*Conn) bool) {
 		if !l.decided() {
 			return
 		}
 		for _, lp := range l.loops {
-			for _, c := range lp.conns.all() {
+			for c := range lp.conns.all() {
 				if !yield(c) {
 					return
 				}
@@ -266,7 +283,7 @@ func (l *Listener) Conns() iter.Seq[*Conn] {
 	}
 }
 
-// Len returns the number of connections that have a descriptor. It takes no lock.
+// Len returns the number of connections that have a descriptor, without those that were refused. It takes no lock.
 func (l *Listener) Len() int {
 	if !l.decided() {
 		return 0
