@@ -131,12 +131,12 @@ func TestPeerThatNeverReadsIsHeldBack(t *testing.T) {
 	requests := bytes.Repeat(encode("GET", "long"), 1000)
 	sent := 0
 	for {
-		if err := rude.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+		if err := rude.SetWriteDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
 			t.Fatal(err)
 		}
 		n, err := rude.Write(requests[sent%len(requests):])
 		sent += n
-		// A second without room for a byte is the proof, while the server answers others and says that it does not
+		// That time without room for a byte is the proof, while the server answers others and says that it does not
 		// read. If it did, it would take this much in no time.
 		if errors.Is(err, os.ErrDeadlineExceeded) && n == 0 && paused() {
 			break
@@ -218,8 +218,6 @@ func TestLastReplyWaitsForRoom(t *testing.T) {
 		}
 		p.Close()
 	}
-	// The library's own way with a peer that has ended, were it not told to leave that to the server, takes 250 ms.
-	<-time.After(500 * time.Millisecond)
 	for i := range n {
 		if got := p.reply(); got != value {
 			t.Fatalf("value %d of %d: %d bytes", i, n, len(got))
