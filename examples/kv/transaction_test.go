@@ -49,6 +49,7 @@ func TestBrowsersAreLoggedOnceAMinute(t *testing.T) {
 		p := dial(t, l.Addr().String())
 		p.send([]byte("POST / HTTP/1.1\r\n"))
 		p.wantEnd()
+		p.Close()
 		clock.advance(20 * time.Second)
 	}
 	cancel()
