@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -87,8 +88,13 @@ func (u *user) Receive(ev tcpio.Event) error {
 	return nil
 }
 
-// read handles the lines that have arrived.
+// maxTurn is how many lines one turn handles: another follows behind what else waits for this user, a timer or the server's
+// end, however much the peer sends.
+const maxTurn = 64
+
+// read handles lines that have arrived.
 func (u *user) read() {
+	n := 0
 	for line, err := range u.c.Frames(u.lines.split) {
 		if err != nil {
 			// The end of the stream, or of the connection; Closed tells the rooms.
@@ -104,6 +110,9 @@ func (u *user) read() {
 		}
 		if !u.take(line) {
 			return // the rest waits, in the Conn and in the kernel
+		}
+		if n++; n == maxTurn {
+			return // another Readable follows
 		}
 	}
 }
@@ -132,8 +141,7 @@ func (u *user) do(line string) error {
 		if u.at == nil {
 			return u.tell("* nobody hears you; /join a room first")
 		}
-		u.at.say(u, line)
-		return nil
+		return u.at.say(u, line)
 	}
 	command, arg, _ := strings.Cut(line, " ")
 	arg = strings.TrimSpace(arg)
@@ -220,13 +228,18 @@ func (u *user) rename(name string) error {
 	if !same && !u.h.claim(name) {
 		return u.tell("* %s is taken", name)
 	}
-	if err := u.tell("* you are %s", name); err != nil {
+	// u is told all of it, or nothing, so that it can be done again.
+	old := u.name
+	told := net.Buffers{fmt.Appendf(nil, "* you are %s\n", name)}
+	for _, r := range u.rooms {
+		told = append(told, r.renamed(old, name))
+	}
+	if _, err := u.c.TryWritev(told); err != nil {
 		if !same {
 			u.h.release(name)
 		}
 		return err
 	}
-	old := u.name
 	u.name = name
 	for _, r := range u.rooms {
 		r.rename(u, name)
