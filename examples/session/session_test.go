@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -157,4 +159,97 @@ func TestAllHearTheFinalBest(t *testing.T) {
 		c.Close()
 	}
 	stop()
+}
+
+// However much a bidder sends, the ticker and the bids of others have their turns.
+func TestEndlessInputHoldsUpNeitherTheTickerNorAnnouncements(t *testing.T) {
+	addr, _ := start(t, 5*time.Millisecond)
+	ann, bob := dial(t, addr), dial(t, addr)
+	bob.send("name bob", "bid 1")
+	bob.expect("welcome, bob", "no bid yet")
+	ann.send("name ann")
+	ann.expect("welcome, ann")
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(done)
+	wg.Add(1)
+	go func() { // empty lines have no answer, so nothing but their reading slows them down
+		defer wg.Done()
+		block := make([]byte, 256<<10)
+		for i := range block {
+			block[i] = '\n'
+		}
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				if _, err := ann.Write(block); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	}()
+	for i := 2; i < 12; i++ {
+		bob.send(fmt.Sprint("bid ", i))
+		ticks := 0
+		for want := fmt.Sprintf("best: %d by bob\n", i); ticks < 5; {
+			line, err := ann.r.ReadString('\n')
+			if err != nil {
+				t.Fatalf("bid %d, tick %d: %v", i, ticks, err)
+			}
+			if line == want {
+				ticks++
+			}
+		}
+	}
+}
+
+// Who asks and does not read is held back, and gets every answer later.
+func TestAnswersWaitForWhoDoesNotRead(t *testing.T) {
+	addr, _ := start(t, time.Millisecond)
+	ann := dial(t, addr)
+	ann.send("name ann", "bid 7")
+	questions := []byte(strings.Repeat("nonsense\nbid x\n", 1000))
+	times, rest := 0, []byte(nil)
+	for rest == nil {
+		if times > 10_000 {
+			t.Fatal("the server takes everything")
+		}
+		_ = ann.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+		n, err := ann.Write(questions)
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if times++; err != nil {
+			rest = questions[n:]
+		}
+	}
+	_ = ann.SetDeadline(time.Now().Add(30 * time.Second))
+	sent := make(chan error, 1)
+	go func() {
+		_, err := ann.Write(append(rest, "quit\n"...))
+		sent <- errors.Join(err, ann.Conn.(*net.TCPConn).CloseWrite())
+	}()
+	answers := 0
+	for {
+		line, err := ann.r.ReadString('\n')
+		if err == io.EOF && line == "" {
+			break
+		} else if err != nil {
+			t.Fatalf("%q, %v behind %d answers", line, err, answers)
+		}
+		switch line {
+		case "name NAME, bid N, best, quit\n", "bid what?\n":
+			answers++
+		}
+	}
+	if answers != 2000*times {
+		t.Errorf("%d answers, want %d", answers, 2000*times)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
 }
