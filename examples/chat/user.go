@@ -32,7 +32,7 @@ type user struct {
 
 	idleWarn, idleClose time.Duration
 	seen                time.Time // when the last line came
-	warned              bool      // since then
+	warned              time.Time // when a warning was given since then; zero when none was
 	stopTimer           func() bool
 }
 
@@ -102,8 +102,8 @@ func (u *user) read() {
 			return
 		}
 		u.seen = time.Now()
-		if u.warned {
-			u.warned = false
+		if !u.warned.IsZero() {
+			u.warned = time.Time{}
 			if u.stopTimer() { // else it was due, and its message sets the next one
 				u.watch()
 			}
@@ -251,24 +251,30 @@ func (u *user) rename(name string) error {
 }
 
 // watch warns or closes who has been silent, and sets the timer for what comes next. There is one timer at most: a line
-// does not set it anew, it looks at the time of the last line when it is due.
+// does not set it anew, it looks at the time of the last line when it is due. The close keeps its distance from the warning,
+// however late that was: what a user is told it has time for, it has.
 func (u *user) watch() {
-	silent := time.Since(u.seen)
-	if u.idleClose > 0 && silent >= u.idleClose {
+	if u.idleClose == 0 {
+		return
+	}
+	next := u.seen.Add(u.idleClose)
+	switch {
+	case u.idleWarn == 0:
+	case !u.warned.IsZero():
+		next = u.warned.Add(u.idleClose - u.idleWarn)
+	default:
+		next = u.seen.Add(u.idleWarn)
+	}
+	wait := time.Until(next)
+	if wait <= 0 && u.idleWarn > 0 && u.warned.IsZero() {
+		_ = u.tell("* no line for %v; say something within %v", u.idleWarn, u.idleClose-u.idleWarn)
+		u.warned, wait = time.Now(), u.idleClose-u.idleWarn
+	}
+	if wait <= 0 {
 		u.end(fmt.Sprintf("* no line for %v, goodbye", u.idleClose), "was silent for too long")
 		return
 	}
-	if u.idleWarn > 0 && !u.warned && silent >= u.idleWarn {
-		u.warned = true
-		_ = u.tell("* no line for %v; say something within %v", u.idleWarn, u.idleClose-u.idleWarn)
-	}
-	next := u.idleClose
-	if u.idleWarn > 0 && !u.warned {
-		next = u.idleWarn
-	}
-	if next > 0 {
-		u.stopTimer = u.c.After(next-silent, idle{})
-	}
+	u.stopTimer = u.c.After(wait, idle{})
 }
 
 // end says goodbye to u and to its rooms, and closes. What is queued goes out first.

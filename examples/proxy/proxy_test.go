@@ -166,7 +166,8 @@ func TestAHalfCloseIsPassedOnAndTheOtherWayGoesOn(t *testing.T) {
 	bothWays(t, func(t *testing.T, r *rig, a, b *net.TCPConn) {
 		sendAll(t, a, []byte("question"))
 		expectAll(t, b, []byte("question")) // up to the end
-		for range 3 {                       // long after it
+		for range 3 {
+			time.Sleep(150 * time.Millisecond) // long after it
 			if _, err := b.Write([]byte("answer")); err != nil {
 				t.Fatal(err)
 			}

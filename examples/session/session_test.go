@@ -161,6 +161,22 @@ func TestAllHearTheFinalBest(t *testing.T) {
 	stop()
 }
 
+// What nc -N does: the questions, the end, and then all answers and the other end are waited for.
+func TestWhoHalfClosesGetsEveryAnswerAndTheEnd(t *testing.T) {
+	addr, _ := start(t, time.Hour)
+	ann := dial(t, addr)
+	if _, err := io.WriteString(ann, "name ann\nbid 3\nbest"); err != nil { // a last line needs no newline
+		t.Fatal(err)
+	}
+	if err := ann.Conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	ann.expect("welcome, ann", "no bid yet", "yours is the best", "best: 3 by ann")
+	if _, err := ann.r.ReadByte(); err != io.EOF {
+		t.Errorf("%v, want the end", err)
+	}
+}
+
 // However much a bidder sends, the ticker and the bids of others have their turns.
 func TestEndlessInputHoldsUpNeitherTheTickerNorAnnouncements(t *testing.T) {
 	addr, _ := start(t, 5*time.Millisecond)
