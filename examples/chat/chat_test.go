@@ -278,7 +278,8 @@ func TestAnswersWaitForWhoDoesNotRead(t *testing.T) {
 	}
 }
 
-// What one says oneself is an answer, too: who talks and does not read is held back and not dropped, and then gets every line.
+// What one says oneself is an answer, too: who talks and does not read is held back and not dropped, and then
+// gets every line.
 func TestOwnLinesWaitForWhoDoesNotRead(t *testing.T) {
 	addr, _, _ := startServer(t, config{writeBuffer: 4 << 10, history: 5})
 	ann := dial(t, addr)

@@ -141,9 +141,9 @@ func (r *room) rename(u *user, name string) {
 	r.tellOthersLocked(u, r.renamed(old, name))
 }
 
-// say writes a line of u's to all members, u too: everybody sees the same lines in the same order. For u it is an answer:
-// when there is no room for it, nobody has heard it, and say is called again. Who is slow to read what others say is
-// dropped, but not who is slow to read what they have said themselves.
+// say writes a line of u's to all members, u too: everybody sees the same lines in the same order. For u it
+// is an answer: when there is no room for it, nobody has heard it, and say is called again. Who is slow to
+// read what others say is dropped, but not who is slow to read what they have said themselves.
 func (r *room) say(u *user, text string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -88,8 +88,8 @@ func (u *user) Receive(ev tcpio.Event) error {
 	return nil
 }
 
-// maxTurn is how many lines one turn handles: another follows behind what else waits for this user, a timer or the server's
-// end, however much the peer sends.
+// maxTurn is how many lines one turn handles: another follows behind what else waits for this user, a timer
+// or the server's end, however much the peer sends.
 const maxTurn = 64
 
 // read handles lines that have arrived.
@@ -250,9 +250,9 @@ func (u *user) rename(name string) error {
 	return nil
 }
 
-// watch warns or closes who has been silent, and sets the timer for what comes next. There is one timer at most: a line
-// does not set it anew, it looks at the time of the last line when it is due. The close keeps its distance from the warning,
-// however late that was: what a user is told it has time for, it has.
+// watch warns or closes who has been silent, and sets the timer for what comes next. There is one timer at
+// most: a line does not set it anew, it looks at the time of the last line when it is due. The close keeps
+// its distance from the warning, however late that was: what a user is told it has time for, it has.
 func (u *user) watch() {
 	if u.idleClose == 0 {
 		return

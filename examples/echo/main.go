@@ -91,8 +91,8 @@ func run(ctx context.Context, out io.Writer, addr string, loops int, route, metr
 // connection is not read, and the peer feels TCP flow control.
 type echoer struct{ owed []byte }
 
-// handle does what an event asks for. buf is the caller's, for any connection. What goes wrong ends this connection and is
-// no error of the server's.
+// handle does what an event asks for. buf is the caller's, for any connection. What goes wrong ends this
+// connection and is no error of the server's.
 func (e *echoer) handle(ev tcpio.Event, buf []byte) {
 	switch ev := ev.(type) {
 	case tcpio.Readable:

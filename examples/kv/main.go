@@ -5,7 +5,8 @@
 //
 //	resp.go         requests and replies in wire form
 //	store.go        the map and its expiry
-//	commands.go     the commands
+//	commands.go     the table of commands, and those on keys
+//	admin.go        HELLO, INFO, COMMAND, CONFIG and CLIENT
 //	transaction.go  MULTI, EXEC and WATCH
 //	server.go       the event loop, and what happens to a peer that does not read
 //	tls.go          the certificate of -tls

@@ -136,8 +136,8 @@ func TestPeerThatNeverReadsIsHeldBack(t *testing.T) {
 		}
 		n, err := rude.Write(requests[sent%len(requests):])
 		sent += n
-		// That time without room for a byte is the proof, while the server answers others and says that it does not
-		// read. If it did, it would take this much in no time.
+		// That time without room for a byte is the proof, while the server answers others and says that it
+		// does not read. If it did, it would take this much in no time.
 		if errors.Is(err, os.ErrDeadlineExceeded) && n == 0 && paused() {
 			break
 		}

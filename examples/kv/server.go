@@ -18,11 +18,11 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// What one connection may cost, in bytes unless said otherwise. One that is idle costs the client struct. One that never
-// finishes a request costs what it sent of it, maxRequest at most; one that never finishes a transaction, as much again
-// (maxQueue), and what it watches (maxWatched). One that reads nothing costs two batches of replies,
-// one queued by tcpio and one waiting behind it; a batch is up to flushAt and the reply that went past that, maxReply
-// at most. Many short replies fill the queue to writeBuffer instead.
+// What one connection may cost, in bytes unless said otherwise. One that is idle costs the client struct. One
+// that never finishes a request costs what it sent of it, maxRequest at most; one that never finishes a
+// transaction, as much again (maxQueue), and what it watches (maxWatched). One that reads nothing costs two
+// batches of replies, one queued by tcpio and one waiting behind it; a batch is up to flushAt and the reply
+// that went past that, maxReply at most. Many short replies fill the queue to writeBuffer instead.
 const (
 	writeBuffer = 256 << 10
 	flushAt     = 64 << 10 // a batch ends when its replies are this long
@@ -269,10 +269,10 @@ func (s *server) call(cl *client, cmd *command, args [][]byte) {
 	}
 }
 
-// refuseHTTP ends a connection on which a browser speaks. A page can make its visitor's browser send a POST to any port of the
-// visitor's machine, with commands for this server in the body (cross-protocol scripting). Every line before them
-// would be answered as an unknown command; the first of POST and Host: ends it without a word, as in Redis. Once a minute
-// it is logged.
+// refuseHTTP ends a connection on which a browser speaks. A page can make its visitor's browser send a POST
+// to any port of the visitor's machine, with commands for this server in the body (cross-protocol scripting).
+// Every line before them would be answered as an unknown command; the first of POST and Host: ends it without
+// a word, as in Redis. Once a minute it is logged.
 func (s *server) refuseHTTP(cl *client) {
 	cl.closing = true
 	s.out = s.out[:0]

@@ -49,8 +49,8 @@ func newStore(now func() time.Time) *store {
 	return &store{now: now, epoch: now(), items: make(map[string]*item), watched: make(map[string]map[*watch]bool)}
 }
 
-// millis is the time since 1970, by the monotonic clock where now has one. Counted from there, the longest time to live
-// is that of Redis.
+// millis is the time since 1970, by the monotonic clock where now has one. Counted from there, the longest
+// time to live is that of Redis.
 func (s *store) millis() int64 { return s.epoch.UnixMilli() + s.now().Sub(s.epoch).Milliseconds() }
 
 // lookup returns the live item of key, nil if there is none.

@@ -109,7 +109,8 @@ func connect(l *tcpio.Listener, front *tcpio.Conn, cfg config) error {
 		front.Abort()
 		return err
 	}
-	// Both have their events from here on. Before, one might have been written to and nobody told that it has room again.
+	// Both have their events from here on. Before, one might have been written to and nobody told that it has
+	// room again.
 	for _, c := range []*tcpio.Conn{front, back} {
 		_ = c.Post(room{}) // one that has closed meanwhile takes the other along
 	}

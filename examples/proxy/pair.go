@@ -16,8 +16,8 @@ import (
 // lookEvery is how often a connection that is not read is looked at, whether it has failed.
 const lookEvery = 500 * time.Millisecond
 
-// A pair is what the two sides share. It is over when both peers have ended, or one connection has failed, which the other
-// peer sees as a reset: what it has got is not all.
+// A pair is what the two sides share. It is over when both peers have ended, or one connection has failed,
+// which the other peer sees as a reset: what it has got is not all.
 type pair struct {
 	ends   atomic.Int32 // sides whose peer has ended
 	broken atomic.Bool  // a side takes nothing any more
@@ -48,8 +48,8 @@ type (
 
 var buffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
-// Receive returns nil always: behind an error the connection would be closed in order, which tells the peer that it has got
-// everything.
+// Receive returns nil always: behind an error the connection would be closed in order, which tells the peer
+// that it has got everything.
 func (s *side) Receive(ev tcpio.Event) error {
 	switch ev := ev.(type) {
 	case tcpio.Readable:
@@ -96,16 +96,16 @@ func (s *side) pass(c *tcpio.Conn) {
 	}
 }
 
-// give writes p to the other side and reports whether that has taken it. If not, either it is full, and p is held, or it has
-// failed.
+// give writes p to the other side and reports whether that has taken it. If not, either it is full, and p is
+// held, or it has failed.
 func (s *side) give(c *tcpio.Conn, p []byte) bool {
 	_, err := s.other.TryWrite(p)
 	switch {
 	case err == nil:
 		return true
 	case !errors.Is(err, tcpio.ErrWouldBlock):
-		// What its peer had said before may still be unread. So its own side, which reads it, ends the pair when it meets
-		// the failure behind that; but once that side has read the end, it reads no more.
+		// What its peer had said before may still be unread. So its own side, which reads it, ends the pair
+		// when it meets the failure behind that; but once that side has read the end, it reads no more.
 		s.held, s.state = nil, over
 		if s.pair.broken.Store(true); s.pair.ends.Load() > 0 {
 			s.abort(c)
@@ -136,9 +136,9 @@ func (s *side) abort(c *tcpio.Conn) {
 	c.Abort()
 }
 
-// watch looks after a connection while something of it is held. Who does not read a connection is not told of its reset: the
-// Readable that says so is the one that was not answered. Without a look the pair of a client that is gone would
-// stay for as long as the upstream takes nothing.
+// watch looks after a connection while something of it is held. Who does not read a connection is not told of
+// its reset: the Readable that says so is the one that was not answered. Without a look the pair of a client
+// that is gone would stay for as long as the upstream takes nothing.
 func (s *side) watch(c *tcpio.Conn) {
 	switch {
 	case s.held == nil || s.looking:
@@ -150,7 +150,8 @@ func (s *side) watch(c *tcpio.Conn) {
 	}
 }
 
-// failed asks the kernel whether c was reset or has timed out. The peer's end in order is no failure, nor is unread input.
+// failed asks the kernel whether c was reset or has timed out. The peer's end in order is no failure, nor is
+// unread input.
 func failed(c *tcpio.Conn) bool {
 	raw, err := c.SyscallConn()
 	if err != nil {

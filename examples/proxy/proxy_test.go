@@ -246,7 +246,8 @@ func TestAResetIsPassedOnAsAReset(t *testing.T) {
 	})
 }
 
-// A client that resets is gone, and so is its upstream, though the upstream takes nothing and the client is not read.
+// A client that resets is gone, and so is its upstream, though the upstream takes nothing and the client is
+// not read.
 func TestAResetIsSeenThoughTheOtherSideIsFull(t *testing.T) {
 	r := start(t, patience)
 	const pairs = 200
@@ -295,7 +296,8 @@ func TestAResetBehindAnEndIsPassedOn(t *testing.T) {
 	})
 }
 
-// An upstream that answers without reading everything ends with a reset. Its answer comes first, and the end is no orderly one.
+// An upstream that answers without reading everything ends with a reset. Its answer comes first, and the end
+// is no orderly one.
 func TestWhatWasSaidBeforeAResetArrives(t *testing.T) {
 	bothWays(t, func(t *testing.T, r *rig, a, b *net.TCPConn) {
 		var wg sync.WaitGroup
@@ -339,7 +341,8 @@ func TestAResetOfWhoIsHeldBackIsPassedOn(t *testing.T) {
 	})
 }
 
-// A direction that has ended in order is complete, and who is held back in the other one is not taken for reset.
+// A direction that has ended in order is complete, and who is held back in the other one is not taken for
+// reset.
 func TestAnEndInOrderIsNoResetThoughTheSenderIsHeldBack(t *testing.T) {
 	bothWays(t, func(t *testing.T, r *rig, a, b *net.TCPConn) {
 		if err := b.CloseWrite(); err != nil {
@@ -357,8 +360,8 @@ func TestAnEndInOrderIsNoResetThoughTheSenderIsHeldBack(t *testing.T) {
 	})
 }
 
-// fill writes until nothing is taken for as long as stand, and returns how much was. A machine that is slow may look like that
-// too, for which the test gets weaker, not wrong.
+// fill writes until nothing is taken for as long as stand, and returns how much was. A machine that is slow
+// may look like that too, for which the test gets weaker, not wrong.
 func fill(t *testing.T, c *net.TCPConn, stand time.Duration) (sent int64) {
 	t.Helper()
 	defer c.SetWriteDeadline(time.Now().Add(patience))

@@ -109,8 +109,8 @@ func (s *session) run(every time.Duration) error {
 	}
 }
 
-// read takes the lines there are, maxTurn at most: the select gets its turn, however much the peer sends, and so do the
-// ticker and the announcements.
+// read takes the lines there are, maxTurn at most: the select gets its turn, however much the peer sends, and
+// so do the ticker and the announcements.
 func (s *session) read() {
 	if s.owed != nil || s.ending {
 		return // Not reading is the pause: TCP holds the peer back. resume comes back here.
@@ -174,15 +174,16 @@ func plain(name string) bool {
 	}) < 0
 }
 
-// answer says a line, at once or when there is room. What is owed is the answers to one line at most, since no other is read.
+// answer says a line, at once or when there is room. What is owed is the answers to one line at most, since
+// no other is read.
 func (s *session) answer(line string) {
 	if s.owed != nil || !s.say(line) {
 		s.owed = append(s.owed, line...)
 	}
 }
 
-// tellBest announces the highest bid. Who is too slow for that is told the one of the moment when there is room again: bids are
-// many, and only the last one counts.
+// tellBest announces the highest bid. Who is too slow for that is told the one of the moment when there is
+// room again: bids are many, and only the last one counts.
 func (s *session) tellBest() {
 	best, _ := s.auction.look()
 	s.behind = s.owed != nil || !s.say(best.String())
@@ -211,8 +212,8 @@ func (s *session) end() {
 	}
 }
 
-// say writes a line and reports false when there is no room for it: then a Writable comes. When the connection has failed, or is
-// closed, Closed comes, and nothing is left to say.
+// say writes a line and reports false when there is no room for it: then a Writable comes. When the
+// connection has failed, or is closed, Closed comes, and nothing is left to say.
 func (s *session) say(line string) bool {
 	_, err := s.conn.TryWrite([]byte(line))
 	return !errors.Is(err, tcpio.ErrWouldBlock)
