@@ -70,6 +70,22 @@ func TestWhoJoinsSeesTheLastLines(t *testing.T) {
 	bob.want("* you are bob", "[go] ann: 2", "[go] ann: 3", "[go] ann: 4", "[go] * bob joined")
 }
 
+func TestABrowsersPOSTIsNotHeard(t *testing.T) {
+	addr, _, _ := startServer(t, config{})
+	ann := enter(t, addr, "ann", "go")
+	for _, header := range []string{
+		"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n\r\n", "PUT / HTTP/1.1\r\nX: y\r\nhost: x\r\n\r\n",
+		"POST /" + strings.Repeat("x", 2*maxLine) + " HTTP/1.1\r\nHost: x\r\n\r\n", // the line is thrown away, the next is not
+	} {
+		browser := dial(t, addr)
+		browser.send(header + "/join go\nbuy my coins")
+		browser.until("* this is no web server")
+		browser.wantEnd()
+	}
+	ann.send("/who", "Host: it is me") // in a room one may say that
+	ann.want("* 1 in go: ann", "[go] ann: Host: it is me")
+}
+
 func TestAnEmptyRoomIsForgotten(t *testing.T) {
 	addr, h, _ := startServer(t, config{history: 3})
 	ann := enter(t, addr, "ann", "Go")

@@ -139,6 +139,10 @@ func (u *user) do(line string) error {
 	}
 	if line[0] != '/' {
 		if u.at == nil {
+			if isHTTP(line) {
+				u.end("* this is no web server", "left")
+				return errEnd
+			}
 			return u.tell("* nobody hears you; /join a room first")
 		}
 		return u.at.say(u, line)
@@ -169,6 +173,14 @@ func (u *user) do(line string) error {
 			"* anything else is said in the room\n")
 	}
 	return u.tell("* no such command; /help")
+}
+
+// isHTTP reports whether a line is one that a browser sends. A page can make its visitor's browser POST to
+// any port that the visitor reaches, with lines for this server in the body. The header comes first, and
+// nobody who is in no room has a reason to say such a line.
+func isHTTP(line string) bool {
+	line = strings.ToLower(line)
+	return strings.HasPrefix(line, "post ") || strings.HasPrefix(line, "host:")
 }
 
 func (u *user) join(name string) error {

@@ -139,6 +139,10 @@ func (s *session) command(line string) bool {
 		s.answer("bye\n")
 		return false
 	case verb == "":
+	case s.name == "" && (strings.EqualFold(verb, "POST") || strings.EqualFold(verb, "Host:")):
+		// A browser: a page can make it POST to any port that its visitor reaches, with bids in the body.
+		// These lines come before.
+		return false
 	case verb == "name":
 		if !plain(arg) {
 			s.answer("a name is 1 to 20 letters and digits\n")

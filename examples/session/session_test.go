@@ -161,6 +161,20 @@ func TestAllHearTheFinalBest(t *testing.T) {
 	stop()
 }
 
+func TestABidOutOfABrowsersPOSTIsNotTaken(t *testing.T) {
+	addr, _ := start(t, time.Hour)
+	for _, header := range []string{"POST / HTTP/1.1\r\n", "PUT / HTTP/1.1\r\nX: y\r\nhost: x\r\n"} {
+		browser := dial(t, addr)
+		browser.send(header + "\r\nname evil\nbid 1000000")
+		if b, err := io.ReadAll(browser.r); err != nil || strings.Contains(string(b), "welcome") {
+			t.Errorf("%q, %v; want the end", b, err)
+		}
+	}
+	ann := dial(t, addr)
+	ann.send("name ann")
+	ann.expect("welcome, ann", "no bid yet")
+}
+
 // What nc -N does: the questions, the end, and then all answers and the other end are waited for.
 func TestWhoHalfClosesGetsEveryAnswerAndTheEnd(t *testing.T) {
 	addr, _ := start(t, time.Hour)
