@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"runtime"
@@ -184,6 +186,41 @@ func TestHalfCloseGetsEveryReply(t *testing.T) {
 		t.Errorf("the last reply is %q", got)
 	}
 	p.wantEnd()
+}
+
+// A command that was run is answered, though the server is told to stop and its peer is slow.
+func TestRepliesThatWaitSurviveTheEndOfTheServer(t *testing.T) {
+	l, err := listen("127.0.0.1:0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- serve(ctx, l, newServer(newStore(time.Now), slog.New(slog.DiscardHandler)), nil) }()
+	p, other := dial(t, l.Addr().String()), dial(t, l.Addr().String())
+	value := strings.Repeat("v", maxBulk)
+	other.do("SET", "long", value)
+	n := 0
+	for paused := false; !paused; n++ {
+		p.send(encode("GET", "long"))
+		other.do("PING")
+		_, paused = other.output(p)
+	}
+	cancel()
+	other.wantEnd() // who waits for nothing is closed at once
+	other.Close()
+	time.Sleep(350 * time.Millisecond) // longer than a connection is left open unless the server asks for it
+	for i := range n {
+		if got := p.reply(); got != value {
+			t.Fatalf("value %d of %d: %d bytes", i, n, len(got))
+		}
+	}
+	p.wantEnd()
+	p.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
 
 // The last request and the end arrive together, and the reply finds no room: it comes all the same.

@@ -47,6 +47,8 @@ func listen(addr string, config *tls.Config) (*tcpio.Listener, error) {
 		RefuseReply: appendError(nil, "ERR max number of clients reached"),
 		// Who takes nothing of its replies for so long is cut off, and what waited for it is free.
 		WriteTimeout: time.Minute,
+		// At the end, how long replies in client.pending may wait.
+		DrainTimeout: 5 * time.Second,
 	})
 }
 
@@ -140,6 +142,11 @@ func (s *server) handle(ev tcpio.Event) {
 		s.read(clientOf(ev.Conn))
 	case tcpio.Writable:
 		s.resume(clientOf(ev.Conn))
+	case tcpio.Draining:
+		// Nothing more is run, and what was run is answered. Close flushes only what tcpio has.
+		cl := clientOf(ev.Conn)
+		cl.closing = true
+		s.finish(cl)
 	case tcpio.Closed:
 		s.discard(clientOf(ev.Conn))
 		delete(s.clients, ev.Conn.ID())
