@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -350,12 +351,20 @@ func TestAnEndInOrderIsNoResetThoughTheSenderIsHeldBack(t *testing.T) {
 		}
 		expectAll(t, a, nil) // our FIN is out to a, and b has had nothing yet
 		sent := fill(t, a, 100*time.Millisecond)
+		// b reads until the proxy's kernel has all, and so has the end, while the proxy still reads nothing.
+		var arrived int64
+		for buf := make([]byte, 32<<10); unacknowledged(t, a) > 0; time.Sleep(time.Millisecond) {
+			n, err := b.Read(buf)
+			if arrived += int64(n); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if err := a.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(lookEvery * 3 / 2) // long enough for the proxy to be wrong about it
-		if n, err := io.Copy(io.Discard, b); n != sent || err != nil {
-			t.Errorf("%d bytes arrived of %d, %v", n, sent, err)
+		if n, err := io.Copy(io.Discard, b); arrived+n != sent || err != nil {
+			t.Errorf("%d bytes arrived of %d, %v", arrived+n, sent, err)
 		}
 	})
 }
@@ -378,6 +387,19 @@ func fill(t *testing.T, c *net.TCPConn, stand time.Duration) (sent int64) {
 			return sent
 		}
 	}
+}
+
+// unacknowledged is how many bytes c's kernel still has to deliver.
+func unacknowledged(t *testing.T, c *net.TCPConn) (n int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cerr := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	return n
 }
 
 func descriptors(t *testing.T) int {
