@@ -273,7 +273,7 @@ func randomRequest(rnd *rand.Rand) string {
 	value := func() string { return one("1 2 -7 x 9223372036854775807 01 longer-value") }
 	// No time comes twice: which of two equal ones ends first is the clock's business.
 	seconds := func() string {
-		return one("-1 0 x " + strings.Repeat(fmt.Sprint(1+rnd.IntN(1<<40), "000 "), 9))
+		return one("-1 0 x " + strings.Repeat(fmt.Sprint(1+rnd.Int64N(1<<40), "000 "), 9))
 	}
 	var args []string
 	switch one("get get set set mget del exists incr incrby mset expire expire expire ttl multi multi exec exec exec discard watch unwatch " +
