@@ -69,7 +69,8 @@ type session struct {
 	mailbox <-chan tcpio.Event
 	auction *auction
 	name    string
-	owed    []byte // answers that found no room; until they are out nothing more is read
+	owed    []byte // the answers of this turn, written together
+	waiting bool   // there was no room; until Writable nothing is written or read
 	behind  bool   // a best bid was not told, since there was no room
 	ending  bool   // close once nothing is owed
 }
@@ -79,6 +80,7 @@ func (s *session) run(every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	s.answer("who are you? say: name NAME\n")
+	s.flush()
 	_, higher := s.auction.look()
 	for {
 		select {
@@ -90,10 +92,13 @@ func (s *session) run(every time.Duration) error {
 			case tcpio.Readable:
 				s.read()
 			case tcpio.Writable:
-				s.resume()
+				s.waiting = false
+				s.flush()
+				s.read()
 			case tcpio.Draining:
 				s.answer("the house closes\n")
-				s.end()
+				s.ending = true
+				s.flush()
 			}
 		case <-tick.C:
 			if s.name != "" {
@@ -112,22 +117,24 @@ func (s *session) run(every time.Duration) error {
 // read takes the lines there are, maxTurn at most: the select gets its turn, however much the peer sends, and
 // so do the ticker and the announcements.
 func (s *session) read() {
-	if s.owed != nil || s.ending {
-		return // Not reading is the pause: TCP holds the peer back. resume comes back here.
+	if s.waiting || s.ending {
+		return // Not reading is the pause: TCP holds the peer back. Writable comes back here.
 	}
 	n := 0
 	for line, err := range s.conn.Frames(bufio.ScanLines) {
 		if errors.Is(err, bufio.ErrTooLong) {
+			s.flush()
 			return // the library closes
 		}
 		if err != nil || !s.command(string(line)) { // io.EOF, or the connection has failed, or quit
-			s.end()
-			return
+			s.ending = true
+			break
 		}
-		if n++; n == maxTurn || s.owed != nil {
-			return // another Readable follows, unless this one was only put off
+		if n++; n == maxTurn {
+			break // another Readable follows
 		}
 	}
+	s.flush()
 }
 
 // command reports false when the session is to end.
@@ -178,11 +185,20 @@ func plain(name string) bool {
 	}) < 0
 }
 
-// answer says a line, at once or when there is room. What is owed is the answers to one line at most, since
-// no other is read.
-func (s *session) answer(line string) {
-	if s.owed != nil || !s.say(line) {
-		s.owed = append(s.owed, line...)
+// answer adds a line to what this turn says.
+func (s *session) answer(line string) { s.owed = append(s.owed, line...) }
+
+// flush says what is owed, the answers of one turn at most, and closes when that was the last.
+func (s *session) flush() {
+	if s.waiting || len(s.owed) > 0 && !s.say(s.owed) {
+		return
+	}
+	s.owed = nil // an idle session has no buffer
+	if s.behind {
+		s.tellBest()
+	}
+	if s.ending {
+		s.conn.Close()
 	}
 }
 
@@ -190,35 +206,13 @@ func (s *session) answer(line string) {
 // room again: bids are many, and only the last one counts.
 func (s *session) tellBest() {
 	best, _ := s.auction.look()
-	s.behind = s.owed != nil || !s.say(best.String())
+	s.behind = s.waiting || !s.say([]byte(best.String()))
 }
 
-// resume goes on when there is room.
-func (s *session) resume() {
-	if s.owed != nil && !s.say(string(s.owed)) {
-		return
-	}
-	s.owed = nil
-	if s.behind {
-		s.tellBest()
-	}
-	if s.ending {
-		s.conn.Close()
-		return
-	}
-	s.read()
-}
-
-// end closes behind the last answer.
-func (s *session) end() {
-	if s.ending = true; s.owed == nil {
-		s.conn.Close()
-	}
-}
-
-// say writes a line and reports false when there is no room for it: then a Writable comes. When the
-// connection has failed, or is closed, Closed comes, and nothing is left to say.
-func (s *session) say(line string) bool {
-	_, err := s.conn.TryWrite([]byte(line))
-	return !errors.Is(err, tcpio.ErrWouldBlock)
+// say writes p and reports false when there is no room for it: then a Writable comes. When the connection has
+// failed, or is closed, Closed comes, and nothing is left to say.
+func (s *session) say(p []byte) bool {
+	_, err := s.conn.TryWrite(p)
+	s.waiting = errors.Is(err, tcpio.ErrWouldBlock)
+	return !s.waiting
 }

@@ -117,7 +117,8 @@ func TestNamesThatATerminalActsOnAreRefused(t *testing.T) {
 func TestALineThatIsTooLongEndsTheSession(t *testing.T) {
 	addr, _ := start(t, time.Hour)
 	ann := dial(t, addr)
-	ann.send(strings.Repeat("x", maxLine+1))
+	ann.send("name ann\n" + strings.Repeat("x", maxLine+1)) // together; what came before is answered
+	ann.expect("welcome, ann", "no bid yet")
 	if b, err := io.ReadAll(ann.r); err != nil || len(b) > 0 {
 		t.Errorf("got %q, %v; want the end", b, err)
 	}
