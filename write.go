@@ -354,7 +354,7 @@ func (c *Conn) roomLocked() {
 	if c.ext != nil {
 		c.ext.canSend.open()
 	}
-	if c.flags&fWriting == 0 && c.flags&fWantRoom != 0 && c.flags&(fClosing|fReleased) == 0 {
+	if c.flags&fWantRoom != 0 && c.flags&(fWriting|fMute|fClosing|fReleased) == 0 {
 		c.flags &^= fWantRoom
 		c.emitLocked(pendWritable)
 	}
