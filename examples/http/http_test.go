@@ -346,6 +346,7 @@ func TestAnUnreadBodyDoesNotBecomeARequest(t *testing.T) {
 }
 
 func TestGosClientMoves64MiBBothWays(t *testing.T) {
+	t.Parallel()
 	const size = 64 << 20
 	content := lettersOf(size)
 	sum := sha256.Sum256(content)

@@ -3,9 +3,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // rawRequests are ways to ask that servers have taken for different things: each in the places where it matters.
@@ -87,4 +92,92 @@ func TestRawRequestsAreAnsweredAsByNetHTTP(t *testing.T) {
 		w.compare(t, []byte(in), i%7+1)
 	}
 	t.Logf("%d requests", len(requests))
+}
+
+// A connection that was parked goes on as if it had not been. To see it fail: return got from loan.begin at once.
+func TestAParkedConnectionGoesOnAsByNetHTTP(t *testing.T) {
+	w := startTwins(t)
+	const get, post = "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nabcd"
+	const options = "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n"
+	for _, first := range [][]string{{get}, {post}, {post, get}, {post, options}, {get, post}} {
+		for _, then := range []string{
+			get, "\r\n" + get, "\n" + get, "\r\n\r\n" + get, "\r\n\r\n\r\n" + get, "\r\n", "\r", "G", "GET", "GET ", "xyz", "x\r\n", "\r\n\r\n", "\n\n\n\n\n", "", "\r\nGE",
+		} {
+			for _, apart := range []bool{false, true} {
+				var said [2]string
+				for i, addr := range []string{w.plain, w.actor} {
+					c := dial(t, addr)
+					for _, in := range first {
+						c.want(in, 200, "*")
+					}
+					for _, b := range []byte(then) {
+						if _, err := c.c.Write([]byte{b}); err != nil {
+							break // the server has ended it
+						}
+						if apart {
+							<-time.After(100 * time.Microsecond) // not too late for the server to have it alone, nor does it matter
+						}
+					}
+					_ = c.c.CloseWrite()
+					out, err := io.ReadAll(c.R)
+					if err != nil && !errors.Is(err, syscall.ECONNRESET) {
+						t.Fatal(err)
+					}
+					said[i] = string(date.ReplaceAll(out, []byte("\r\n")))
+				}
+				if said[0] != said[1] {
+					t.Errorf("behind %q, %q: the actor says\n%q\nnet/http says\n%q", first, then, said[1], said[0])
+				}
+			}
+		}
+	}
+}
+
+// What else net/http gives a handler is there on an actor too.
+func TestHijackAndContextWork(t *testing.T) {
+	over := make(chan struct{}, 1)
+	mux := newMux()
+	mux.HandleFunc("/hijack", func(w http.ResponseWriter, r *http.Request) {
+		conn, rw, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		go func() {
+			defer conn.Close()
+			_, _ = io.Copy(conn, rw)
+		}()
+	})
+	mux.HandleFunc("/wait", func(w http.ResponseWriter, r *http.Request) {
+		<-r.Context().Done()
+		over <- struct{}{}
+	})
+	servers(t, testConfig(), mux, func(t *testing.T, addr string) {
+		for _, before := range []string{"", "GET / HTTP/1.1\r\nHost: x\r\n\r\n"} {
+			c := dial(t, addr)
+			if before != "" {
+				c.want(before, 200, "hello\n")
+			}
+			c.send("GET /hijack HTTP/1.1\r\nHost: x\r\n\r\necho")
+			got := make([]byte, 4)
+			for range 10 {
+				if _, err := io.ReadFull(c.R, got); err != nil || string(got) != "echo" {
+					t.Fatalf("%q, %v", got, err)
+				}
+				c.send("echo")
+			}
+			_ = c.c.CloseWrite()
+			if rest, err := io.ReadAll(c.R); err != nil || string(rest) != "echo" {
+				t.Fatalf("%q, %v", rest, err)
+			}
+			c = dial(t, addr)
+			c.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+			c.c.Close()
+			select {
+			case <-over:
+			case <-time.After(limit):
+				t.Fatal("the request's context does not end with the client")
+			}
+		}
+	})
 }

@@ -29,7 +29,6 @@ func LimitStalls(h http.Handler, limit time.Duration) http.Handler {
 		limited.Body = b
 		defer func() {
 			r.MultipartForm = limited.MultipartForm // whose files the server removes
-			b.renew()                               // the server reads a rest of the body
 			b.end()
 		}()
 		h.ServeHTTP(w, limited)
@@ -41,36 +40,39 @@ type stallBody struct {
 	io.ReadCloser
 	ctl   *http.ResponseController
 	limit time.Duration
-	mu    sync.Mutex
-	over  bool // the deadline is not ours any more; guarded by mu
+
+	mu sync.Mutex
+	// Guarded by mu.
+	ended bool // by EOF or an error: the deadline is not ours any more
+	over  bool // the handler has returned
 }
 
 // Read implements io.Reader.
 func (b *stallBody) Read(p []byte) (int, error) {
-	b.renew()
-	n, err := b.ReadCloser.Read(p)
-	if err != nil {
-		if err == io.EOF {
-			b.set(time.Time{}) // a client that waits for its answer does not stall
-		}
-		b.end()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.over {
+		return 0, http.ErrBodyReadAfterClose
 	}
+	if !b.ended {
+		b.renew()
+	}
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF && !b.ended {
+		_ = b.ctl.SetReadDeadline(time.Time{}) // a client that waits for its answer does not stall
+	}
+	b.ended = b.ended || err != nil
 	return n, err
 }
 
-func (b *stallBody) renew() { b.set(time.Now().Add(b.limit)) }
+// renew fails on a connection that has ended, which needs no deadline.
+func (b *stallBody) renew() { _ = b.ctl.SetReadDeadline(time.Now().Add(b.limit)) }
 
-func (b *stallBody) set(t time.Time) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.over {
-		_ = b.ctl.SetReadDeadline(t) // it fails on a connection that has ended
-	}
-}
-
-// end leaves the deadline as it is, whoever still reads.
+// end is for the server, which reads a rest of the body. It waits for a goroutine that the handler has left in Read.
 func (b *stallBody) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.over = true
+	if b.over = true; !b.ended {
+		b.renew()
+	}
 }
