@@ -10,8 +10,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -77,9 +79,14 @@ var date = regexp.MustCompile(`\r\nDate: [^\r]*\r\n`)
 // probe is sent behind everything, to see whether the connection takes another request.
 const probe = "GET /probe HTTP/1.1\r\nHost: probe\r\n\r\n"
 
+var talks atomic.Uint32
+
 // talk sends in and the probe in pieces of size, then FIN, and returns all that came back, without dates.
 func talk(t *testing.T, addr string, in []byte, size int) []byte {
-	c, err := net.Dial("tcp", addr)
+	// From many addresses, since each has ports for some 28,000 connections a minute.
+	n := talks.Add(1)
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte(os.Getpid()), byte(1+n%250))}}
+	c, err := d.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,8 +141,10 @@ func refused(out []byte) []byte {
 
 // FuzzTheActorAnswersAsNetHTTP sends any bytes to both, whatever pieces they arrive in.
 func FuzzTheActorAnswersAsNetHTTP(f *testing.F) {
-	for _, in := range rawRequests() {
-		f.Add([]byte(in), uint16(6))
+	for i, in := range rawRequests() {
+		if i%10 == 0 { // TestRawRequestsAreAnsweredAsByNetHTTP has them all
+			f.Add([]byte(in), uint16(6))
+		}
 	}
 	w := startTwins(f)
 	f.Fuzz(func(t *testing.T, in []byte, size uint16) { w.compare(t, in, int(size)%1000+1) })

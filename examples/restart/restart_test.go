@@ -356,7 +356,7 @@ func TestWrkSeesNoErrorWhileServersAreReplaced(t *testing.T) {
 	s := start(t, exec.Command(build(t, "1"), "-addr", "127.0.0.1:0", "-trial", "50ms", "-grace", "50s", "-drain-timeout", "60s"))
 	for _, args := range [][]string{{"-c", "64"}, {"-c", "16", "-H", "Connection: close"}} {
 		var out bytes.Buffer
-		cmd := exec.Command(wrk, append(append([]string{"-t", "2", "-d", "2s"}, args...), "http://"+s.now.addr+"/")...)
+		cmd := exec.Command(wrk, append(append([]string{"-t", "2", "-d", "1s"}, args...), "http://"+s.now.addr+"/")...)
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
