@@ -68,7 +68,7 @@ func tellReady(ctx context.Context, addr net.Addr) error {
 	syscall.CloseOnExec(fd)
 	w := os.NewFile(uintptr(fd), "ready")
 	defer w.Close()
-	if err := served(ctx, "http://"+addr.String()+"/"); err != nil {
+	if err := served(ctx, addr); err != nil {
 		return err
 	}
 	if _, err = io.WriteString(w, ready); errors.Is(err, syscall.EPIPE) {
@@ -77,11 +77,18 @@ func tellReady(ctx context.Context, addr net.Addr) error {
 	return err
 }
 
-// served makes requests, each on a connection of its own, until this process answers one. Others may: whoever accepts first.
-func served(ctx context.Context, url string) error {
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
+// served makes requests, each on a connection of its own, until this process answers one: its predecessor has the same
+// socket and may accept first.
+func served(ctx context.Context, addr net.Addr) error {
+	var d net.Dialer
+	client := http.Client{Timeout: time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, addr.Network(), addr.String())
+		},
+	}}
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://self/", nil)
 		if err != nil {
 			return err
 		}

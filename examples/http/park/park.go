@@ -1,9 +1,9 @@
 // Package park serves an http.Server on actors: a connection has a goroutine and buffers while a request is on its way, as
 // net/http gives it, and neither between two requests.
 //
-// There is no HTTP in it but a few lines at the end of this file. When bytes arrive, the actor lends its connection to the http.Server,
-// which parses, refuses, answers and closes as on any other listener. When the server has answered and asks for a next
-// request that has not come, the connection is taken back.
+// There is no HTTP in it but a few lines at the end of this file. When bytes arrive, the actor lends its connection to the
+// http.Server, which parses, refuses, answers and closes as on any other listener. When the server has answered and asks
+// for a next request that has not come, the connection is taken back.
 package park
 
 import (
@@ -30,8 +30,8 @@ type Server struct {
 const waiting = 100 * 365 * 24 * time.Hour
 
 // New returns a Server for srv, whose Handler, ConnState, ConnContext and IdleTimeout it replaces; srv is not to be used
-// otherwise. ConnState and ConnContext are called for each loan of a connection. ReadHeaderTimeout holds from the first byte of a
-// request on and IdleTimeout between two requests; for the first byte of a connection there is
+// otherwise. ConnState and ConnContext are called for each loan of a connection. ReadHeaderTimeout holds from the first
+// byte of a request on and IdleTimeout between two requests; for the first byte of a connection there is
 // [tcpio.ListenerOptions.ReadTimeout].
 //
 // When the listener drains, the next answer on a connection is its last one and says so, and a connection on which
@@ -123,7 +123,8 @@ func (n *session) lend(c *tcpio.Conn) {
 	n.mu.Unlock()
 	_ = c.SetIdleTimeout(0) // it fails on a closed connection, which needs none
 	// Serve starts the goroutine of the one connection that it accepts here, and returns.
-	if n.s.srv.Serve(&offer{l}); !l.accepted {
+	_ = n.s.srv.Serve(&offer{l})
+	if !l.accepted {
 		c.Close() // the server has been shut down
 	}
 }
@@ -190,11 +191,8 @@ type loan struct {
 // SetReadDeadline implements net.Conn. It tells what the server is about to do.
 func (l *loan) SetReadDeadline(t time.Time) error {
 	between := time.Until(t) > waiting/2
-	l.between.Store(between)
-	if between {
-		if t = (time.Time{}); l.session.s.idle > 0 {
-			t = time.Now().Add(l.session.s.idle)
-		}
+	if l.between.Store(between); between {
+		t = time.Time{} // see Read
 	}
 	return l.Conn.SetReadDeadline(t)
 }
@@ -204,7 +202,10 @@ func (l *loan) Read(p []byte) (int, error) {
 	if l.room == 0 {
 		l.room = len(p)
 	}
-	if !l.fresh && (!l.between.Load() || len(p) < l.room) {
+	if between := l.between.Load(); !l.fresh && (!between || len(p) < l.room) {
+		if between && l.session.s.idle > 0 { // for the rest of a request's first bytes
+			_ = l.Conn.SetReadDeadline(time.Now().Add(l.session.s.idle))
+		}
 		return l.Conn.Read(p)
 	}
 	for {
