@@ -202,7 +202,7 @@ func TestABodyThatStallsIsEnded(t *testing.T) {
 func TestAHandlersTimeIsNoStall(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig()
-	cfg.stallTimeout = 100 * time.Millisecond
+	cfg.stallTimeout = 50 * time.Millisecond
 	mux := http.NewServeMux()
 	wait := func(r *http.Request) string {
 		select {
@@ -223,6 +223,7 @@ func TestAHandlersTimeIsNoStall(t *testing.T) {
 	})
 	mux.HandleFunc("/unread", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, wait(r), 4, nil) })
 	servers(t, cfg, mux, func(t *testing.T, addr string) {
+		t.Parallel()
 		c := dial(t, addr)
 		for range 2 {
 			for _, path := range []string{"/before", "/behind", "/unread"} {

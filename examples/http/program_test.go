@@ -41,7 +41,7 @@ func output(t *testing.T, name string, args ...string) string {
 func TestCurlWorksAgainstBoth(t *testing.T) {
 	t.Parallel()
 	curl := tool(t, "curl")
-	const size = 64 << 20
+	const size = 16 << 20
 	content := lettersOf(size)
 	file := filepath.Join(t.TempDir(), "content")
 	if err := os.WriteFile(file, content, 0o600); err != nil {
