@@ -304,6 +304,7 @@ func TestHTTP10IsServed(t *testing.T) {
 
 func TestMalformedRequestsAreRefused(t *testing.T) {
 	servers(t, testConfig(), newMux(), func(t *testing.T, addr string) {
+		t.Parallel()
 		for request, status := range map[string]int{
 			"nonsense\r\n\r\n":                              400,
 			"GET / HTTP/1.1\r\n\r\n":                        400, // no Host
@@ -331,6 +332,7 @@ func TestAnUnreadBodyDoesNotBecomeARequest(t *testing.T) {
 	mux := newMux()
 	mux.HandleFunc("/ignore", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ignored\n") })
 	servers(t, testConfig(), mux, func(t *testing.T, addr string) {
+		t.Parallel()
 		c := dial(t, addr)
 		const smuggled = "GET /download?size=1 HTTP/1.1\r\nHost: x\r\n\r\n"
 		for range 2 {

@@ -264,6 +264,7 @@ func TestIdleConnectionsEndAfterTheirTime(t *testing.T) {
 		io.WriteString(w, "done\n")
 	})
 	servers(t, cfg, mux, func(t *testing.T, addr string) {
+		t.Parallel()
 		c := dial(t, addr)
 		c.want("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n", 200, "done\n")
 		c.want("GET / HTTP/1.1\r\nHost: x\r\n\r\n", 200, "hello\n")
