@@ -39,8 +39,9 @@ func output(t *testing.T, name string, args ...string) string {
 }
 
 func TestCurlWorksAgainstBoth(t *testing.T) {
+	t.Parallel()
 	curl := tool(t, "curl")
-	const size = 64 << 20
+	const size = 16 << 20
 	content := lettersOf(size)
 	file := filepath.Join(t.TempDir(), "content")
 	if err := os.WriteFile(file, content, 0o600); err != nil {
@@ -87,6 +88,7 @@ func TestCurlWorksAgainstBoth(t *testing.T) {
 }
 
 func TestWrkWorksAgainstBoth(t *testing.T) {
+	t.Parallel()
 	wrk := tool(t, "wrk")
 	// A pipeline of sixteen, every fourth request with a body.
 	script := filepath.Join(t.TempDir(), "pipeline.lua")
@@ -108,6 +110,7 @@ request = function() return batch end
 	}
 	requests := regexp.MustCompile(`(\d+) requests in`)
 	servers(t, testConfig(), newMux(), func(t *testing.T, addr string) {
+		t.Parallel()
 		for _, args := range [][]string{
 			{"-c", "64"},
 			{"-c", "64", "-H", "Connection: close"},

@@ -13,6 +13,7 @@ import (
 // slowhttptest opens connections that send a header a line every ten seconds (slowloris): -header-timeout ends all of
 // them, and the server answers others meanwhile.
 func TestSlowHeadersAreCut(t *testing.T) {
+	t.Parallel()
 	slow := tool(t, "slowhttptest")
 	curl := tool(t, "curl")
 	cfg := testConfig()
