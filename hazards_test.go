@@ -150,6 +150,7 @@ func TestInputThatCameWithAFINIsReadToTheLastByte(t *testing.T) {
 			if err != io.EOF || !bytes.Equal(got, want) {
 				t.Fatalf("read %d of %d bytes, %v; they differ at %d", len(got), len(want), err, firstDifference(got, want))
 			}
+			c.Close()
 			if ev := expect[tcpio.Closed](t, events); ev.Conn.Err() != nil {
 				t.Errorf("Err = %v", ev.Conn.Err())
 			}

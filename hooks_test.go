@@ -70,8 +70,12 @@ func (b *syncBuffer) String() string {
 func okActor(ev tcpio.Event) error {
 	if r, ok := ev.(tcpio.Readable); ok {
 		var b [10]byte
-		if n, err := r.Conn.TryRead(b[:]); err == nil {
+		n, err := r.Conn.TryRead(b[:])
+		if err == nil {
 			_, _ = r.Conn.TryWrite(b[:n])
+		}
+		if err == io.EOF {
+			return err
 		}
 	}
 	return nil
