@@ -130,6 +130,7 @@ func TestTryWriteAfterCloseWriteMatchesEPIPE(t *testing.T) {
 	if _, err := readStream(t, events, c, -1, 100); err != io.EOF {
 		t.Errorf("TryRead: %v, want io.EOF", err)
 	}
+	c.Close()
 	if ev := expect[tcpio.Closed](t, events); ev.Conn.Err() != nil {
 		t.Errorf("Err = %v, want nil", ev.Conn.Err())
 	}
@@ -206,7 +207,9 @@ func TestErrSaysWhyTheConnectionEnded(t *testing.T) {
 					if err := c.Err(); err != nil && !errors.Is(err, tc.want) {
 						t.Errorf("Err before Closed: %v", err)
 					}
-					c.TryRead(make([]byte, 100))
+					if _, err := c.TryRead(make([]byte, 100)); err == io.EOF {
+						c.Close()
+					}
 				case tcpio.Draining:
 				case tcpio.Closed:
 					if err := c.Err(); tc.want == nil && err != nil || !errors.Is(err, tc.want) {

@@ -92,7 +92,7 @@ func tlsEcho(ev tcpio.Event) error {
 	buf := make([]byte, 20000)
 	n, err := r.Conn.TryRead(buf)
 	switch {
-	case errors.Is(err, tcpio.ErrWouldBlock), errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed):
+	case errors.Is(err, tcpio.ErrWouldBlock), errors.Is(err, net.ErrClosed):
 		return nil
 	case err != nil:
 		return err
