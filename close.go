@@ -192,14 +192,8 @@ func (c *Conn) leaveAllLocked() {
 		return
 	}
 	x.frames.drop(c.lp.l)
-	if st := x.tls; st != nil {
-		if st.timer != nil {
-			c.lp.timers.stop(st.timer)
-			st.timer = nil
-		}
-		if st.cancel != nil {
-			st.cancel()
-		}
+	if x.tls != nil {
+		c.endTLSLocked()
 	}
 	for x.timers != nil {
 		tm := x.timers

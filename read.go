@@ -98,6 +98,12 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 		m, err := c.inputLocked(p[n:])
 		n += m
 		switch {
+		case m > 0 && c.flags&fTLS != 0 && n < len(p):
+			c.unreadableLocked() // it has read all there is, or its share
+			if c.ext.tls.more {
+				c.readableLocked()
+			}
+			return n, nil
 		case m > 0:
 			if n < len(p) && c.flags&fDistrust == 0 {
 				c.unreadableLocked() // a short read has drained a TCP socket; the next byte is a new edge
@@ -170,7 +176,9 @@ func (c *Conn) recvLocked(p []byte) (int, error) {
 // receivedLocked accounts for n bytes of input.
 func (c *Conn) receivedLocked(n int) {
 	c.lp.count.bytesIn.Add(uint64(n))
-	c.heardLocked()
+	if c.flags&fTLS == 0 {
+		c.heardLocked() // of TLS plain text counts, see tlsReadLocked
+	}
 }
 
 // endReadLocked notes that the user is told of the peer's end of stream. With an actor running, its turn decides when it is over; see runActor.

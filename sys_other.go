@@ -50,6 +50,8 @@ func newPoller() (poller, error)                                 { return nil, e
 func sysRecv(int32, []byte) (int, syscall.Errno)                 { return 0, syscall.ENOTSUP }
 func sysSend(int32, []byte) (int, syscall.Errno)                 { return 0, syscall.ENOTSUP }
 func sysSendv(int32, *iovec) (int, syscall.Errno)                { return 0, syscall.ENOTSUP }
+func sysUnread(int32) int                                        { return 0 }
+func sysHungUp(int32) bool                                       { return false }
 func sysShutdownWrite(int32) error                               { return errors.ErrUnsupported }
 func sysClose(int32)                                             {}
 func sysReset(int32)                                             {}
@@ -69,5 +71,4 @@ func sysGiveAway(int32) (*net.TCPConn, error)       { return nil, errors.ErrUnsu
 func sysTake(net.Conn) (int32, sockaddr, error)     { return -1, sockaddr{}, errors.ErrUnsupported }
 func sysListenerFile(int) (*os.File, error)         { return nil, errors.ErrUnsupported }
 func sysListenerCopy(int) (*net.TCPListener, error) { return nil, errors.ErrUnsupported }
-func sysPeekAt(int32, []byte) (int, syscall.Errno)  { return 0, syscall.ENOTSUP }
 func sysPeek(int32) (ready, end bool)               { return false, false }

@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"container/list"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -19,16 +20,19 @@ import (
 type tlsState struct {
 	config *tls.Config
 	conn   *tls.Conn // nil before the handshake begins
-	link   *tlsLink
-	timer  *timer // HandshakeTimeout
-	queued bool   // waits for a place among the handshakes, or has it
-	cancel func() // ends the context that the config's functions see, while the handshake runs
+	link   tlsLink
+	timer  *timer        // HandshakeTimeout
+	place  *list.Element // in the queue of handshakes, from the whole ClientHello on
+	cancel func()        // ends the context that the config's functions see, while the handshake runs
 
 	// What is queued is told in plain-text bytes, by the share of these that was sealed bytes when a write last looked.
 	plain, sealed int
 
 	reading bool // tls.Conn.Read is running: what it writes answers the peer
 	replied int  // bytes of such answers since the queue was last empty
+
+	more  bool // the last read left something behind that no edge will announce: records beyond its budget, the end, an error
+	waits bool // a time limit has looked, and plain text, or the end, waits for whoever reads
 }
 
 // errTruncated is an end of stream without close_notify.
@@ -39,6 +43,19 @@ const repliesMax = 64 << 10
 
 // errReplies ends a connection whose peer asks for ever more and reads nothing.
 var errReplies = errors.New("tcpio: the peer asks for TLS key updates and does not read them")
+
+const (
+	// recordBudget is how many records one read takes in. A key update costs some 20 µs with its answer, so that a peer who
+	// sends nothing else holds a connection's mu, and its loop, for a millisecond or two.
+	recordBudget = 64
+	// silentMax is how many bytes of records in a row may bring no plain text: key updates, records without data, and what
+	// crypto/tls keeps of an unfinished message, for which it would take 256 KiB. One more record is seen before it is known
+	// to bring none, so that such a message is at most 32 KiB.
+	silentMax = 16 << 10
+)
+
+// errSilent ends a connection whose peer sends records for ever that bring no plain text.
+var errSilent = errors.New("tcpio: the peer sends TLS records without data")
 
 // errAgain is what the transport says instead of blocking. crypto/tls goes on behind a temporary error.
 var errAgain net.Error = again{}
@@ -94,38 +111,57 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 func (c *Conn) beginTLSLocked(config *tls.Config) {
 	c.flags |= fTLS | fHandshake | fDistrust
 	tm := &timer{kind: timerHandshake, c: c}
-	c.extLocked().tls = &tlsState{config: config, timer: tm}
+	c.extLocked().tls = &tlsState{config: config, timer: tm, link: tlsLink{c: c}}
 	c.lp.timers.add(c.lp, tm, c.lp.l.opts.HandshakeTimeout)
 }
 
-// tlsReadLocked reads what has been decrypted, or can be.
-func (c *Conn) tlsReadLocked(p []byte) (int, error) {
+// tlsReadLocked reads what has been decrypted, or can be, until p is full or recordBudget is spent. With 0, ErrWouldBlock
+// behind a spent budget the loop announces the rest, when others have had their turn; with bytes the caller does, if
+// tlsState.more says so.
+func (c *Conn) tlsReadLocked(p []byte) (n int, err error) {
 	if c.flags&fHandshake != 0 {
 		return 0, ErrWouldBlock
 	}
-	x := c.ext
+	x, st := c.ext, c.ext.tls
+	st.more, st.waits = false, false
 	if x.readErr != nil {
 		return 0, x.readErr
 	}
-	x.tls.reading = true
-	n, err := x.tls.conn.Read(p)
-	x.tls.reading = false
-	if x.tls.replied > repliesMax {
+	st.link.records = recordBudget
+	st.reading = true
+	for n < len(p) && err == nil {
+		var m int
+		if m, err = st.conn.Read(p[n:]); m > 0 {
+			n += m
+			st.link.silent = 0
+		}
+	}
+	st.reading = false
+	st.link.restLocked()
+	if n > 0 {
+		c.heardLocked()
+	}
+	if st.replied > repliesMax {
 		err = errReplies // crypto/tls keeps the error for the next write
 	}
 	switch err {
 	case nil:
+		return n, nil
 	case errAgain:
+		if st.more = st.link.records == 0; st.more && n == 0 {
+			c.lp.timers.add(c.lp, &timer{kind: timerReadable, c: c}, 0)
+		}
 		err = ErrWouldBlock
 	case io.EOF: // close_notify; crypto/tls says so again
+		st.more = true
 	default:
+		st.more = true
 		if x.readErr == nil { // else it is the socket's own
 			x.readErr = c.opErrorLocked("read", err)
 		}
 		err = x.readErr
 	}
 	if n > 0 {
-		c.flags |= fHeard
 		return n, nil // an error is for the next read
 	}
 	return 0, err
@@ -211,15 +247,25 @@ func (c *Conn) sayGoodbyeLocked() {
 
 // tlsLink is the net.Conn below a tls.Conn. While the handshake runs it blocks and takes the connection's mu; afterwards
 // it does not block and the caller has mu.
+//
+// It hands out whole records only. What crypto/tls allocates for a record it keeps, as much as the header asks for, so
+// it is to see a header when the peer has sent all that it promises; until then the bytes are here, in a buffer of about
+// their size. And records can be counted.
 type tlsLink struct {
 	c    *Conn
 	turn *turn // of the handshake, which alone changes it; nil afterwards
+
+	b        *block // sealed input, nil when there is none
+	off, end int    // b.buf[off:end] is for crypto/tls
+	left     int    // of the record in front, if that has arrived whole and has been begun
+	records  int    // records that the running read may still take in
+	silent   int    // bytes of records since plain text came
 }
 
 func (t *tlsLink) Read(p []byte) (int, error) {
 	c := t.c
 	if t.turn == nil {
-		n, err := c.recvLocked(p)
+		n, err := t.takeLocked(p)
 		return n, t.cause(err)
 	}
 	for {
@@ -228,11 +274,13 @@ func (t *tlsLink) Read(p []byte) (int, error) {
 			c.unlock()
 			return 0, net.ErrClosed
 		}
-		n, err := c.recvLocked(p)
+		t.records, t.silent = 1, 0 // crypto/tls has bounds of its own for a handshake
+		n, err := t.takeLocked(p)
 		if err != ErrWouldBlock {
 			c.unlock()
 			return n, t.cause(err)
 		}
+		t.restLocked()
 		opened := c.ext.canRead.enter()
 		stalled := c.lp.l.shaking.stall(c)
 		c.unlock()
@@ -241,6 +289,123 @@ func (t *tlsLink) Read(p []byte) (int, error) {
 		c.lp.l.shaking.goOn(stalled)
 		t.turn.begin()
 	}
+}
+
+// takeLocked moves bytes of one record to p.
+func (t *tlsLink) takeLocked(p []byte) (int, error) {
+	if t.left == 0 {
+		switch {
+		case t.records == 0:
+			return 0, ErrWouldBlock
+		case t.silent > silentMax:
+			return 0, errSilent
+		}
+		if err := t.recordLocked(); err != nil {
+			return 0, err
+		}
+		t.records--
+		t.silent += t.left
+	}
+	n := copy(p, t.b.buf[t.off:t.off+t.left])
+	t.off += n
+	t.left -= n
+	return n, nil
+}
+
+// recordLocked reads until the record in front is whole. One that is longer than any may be is handed out as far as it
+// is there: crypto/tls refuses it by its header.
+func (t *tlsLink) recordLocked() error {
+	for {
+		if have := t.end - t.off; have >= recordHeader {
+			n := int(t.b.buf[t.off+3])<<8 + int(t.b.buf[t.off+4])
+			if n > recordMax {
+				t.left = have
+				return nil
+			}
+			if have >= recordHeader+n {
+				t.left = recordHeader + n
+				return nil
+			}
+		}
+		if err := t.fillLocked(); err != nil {
+			return err
+		}
+	}
+}
+
+// fillLocked is one recv. It reads no further ahead than a record can be long.
+func (t *tlsLink) fillLocked() error {
+	c := t.c
+	if c.flags&fReleased != 0 {
+		return net.ErrClosed // by what crypto/tls wrote meanwhile
+	}
+	have := t.end - t.off
+	switch {
+	case t.b == nil:
+		t.b = c.lp.l.pool.get(blockRecord)
+	case t.end == len(t.b.buf):
+		b := t.b
+		if len(b.buf) < blockRecord {
+			b = c.lp.l.pool.get(blockRecord)
+		}
+		copy(b.buf, t.b.buf[t.off:t.end])
+		if b != t.b {
+			c.lp.l.pool.put(t.b)
+			t.b = b
+		}
+		t.off, t.end = 0, have
+	}
+	n, err := c.recvLocked(t.b.buf[t.end:])
+	t.end += n
+	return err
+}
+
+// restLocked gives back what is not needed until the next read. The beginning of a record is kept in a small buffer, with
+// room behind it: a record that comes a byte at a time is copied twice, not for every byte.
+func (t *tlsLink) restLocked() {
+	if t.b == nil {
+		return
+	}
+	have, pool := t.end-t.off, &t.c.lp.l.pool
+	var b *block
+	switch size := len(t.b.buf); {
+	case have == 0:
+	case have < tinyRest && size > tinyRest:
+		b = &block{buf: make([]byte, tinyRest)} // which no pool takes
+		b.refs.Store(1)
+	case have < blockSmall && size > blockSmall:
+		b = pool.get(blockSmall)
+	default:
+		return
+	}
+	if b != nil {
+		copy(b.buf, t.b.buf[t.off:t.end])
+	}
+	pool.put(t.b)
+	t.b, t.off, t.end = b, 0, have
+}
+
+// tinyRest is the smallest buffer, in bytes, for the beginning of a record.
+const tinyRest = 512
+
+// dropLocked throws away what has not been decrypted.
+func (t *tlsLink) dropLocked() {
+	t.off, t.end, t.left = 0, 0, 0
+	t.restLocked()
+}
+
+// endTLSLocked lets go of what only an open connection has.
+func (c *Conn) endTLSLocked() {
+	st := c.ext.tls
+	if st.timer != nil {
+		c.lp.timers.stop(st.timer)
+		st.timer = nil
+	}
+	if st.cancel != nil {
+		st.cancel()
+	}
+	c.lp.l.shaking.leave(st.place)
+	st.link.dropLocked()
 }
 
 // cause is a read error as crypto/tls has to see it: it takes a bare io.EOF between two records for an orderly end.
@@ -288,17 +453,56 @@ func (t *tlsLink) SetWriteDeadline(time.Time) error { return nil }
 // peekTLSLocked is peekLocked for a connection whose bytes must be decrypted to be seen: they are kept as Frames keeps its
 // own.
 func (c *Conn) peekTLSLocked() (ready, end bool) {
-	b := c.lp.l.pool.get(blockSmall)
-	n, err := c.inputLocked(b.buf)
-	if n > 0 {
-		f := &c.ext.frames
-		f.b, f.off, f.end = b, 0, n
+	n, err := c.decryptLocked()
+	switch {
+	case n > 0:
 		return true, false
-	}
-	c.lp.l.pool.put(b)
-	if err == ErrWouldBlock {
+	case err == ErrWouldBlock:
 		c.unreadableLocked()
 		return false, false
 	}
 	return true, err == io.EOF // a read says so again
+}
+
+// decryptLocked reads plain text before anybody asks for it, behind what Frames has kept.
+func (c *Conn) decryptLocked() (int, error) {
+	f := &c.ext.frames
+	fresh := f.b == nil
+	if fresh {
+		f.b, f.off, f.end = c.lp.l.pool.get(blockSmall), 0, 0
+	} else {
+		f.makeRoom(c.lp.l, c.lp.l.opts.MaxFrame)
+	}
+	n, err := c.inputLocked(f.b.buf[f.end:])
+	if f.end += n; n > 0 {
+		f.partial = false
+	} else if fresh {
+		f.drop(c.lp.l)
+	}
+	return n, err
+}
+
+// spokenLocked is asked when a time limit is due: has the peer sent plain text that is still to be read? Sealed bytes alone
+// say nothing. What is found is kept for whoever reads, once: more than that is not read ahead.
+func (c *Conn) spokenLocked() bool {
+	x, st := c.ext, c.ext.tls
+	switch {
+	case c.flags&(fHandshake|fEOF) != 0:
+		return false
+	case x.frames.busy, x.frames.b != nil && !x.frames.partial:
+		st.waits = true // it was heard when it was decrypted
+		return false
+	case x.frames.partial && x.frames.end-x.frames.off > c.lp.l.opts.MaxFrame:
+		return false
+	}
+	n, err := c.decryptLocked()
+	if n == 0 && err == ErrWouldBlock {
+		return false
+	}
+	st.waits = true
+	if c.flags&fOpened == 0 {
+		c.emitLocked(pendOpened) // DeferAccept's
+	}
+	c.readableLocked()
+	return n > 0
 }
