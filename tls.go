@@ -48,10 +48,10 @@ const (
 	// recordBudget is how many records one read takes in. A key update costs some 20 µs with its answer, so that a peer who
 	// sends nothing else holds a connection's mu, and its loop, for a millisecond or two.
 	recordBudget = 64
-	// silentMax is how many bytes of records in a row may bring no plain text: key updates, records without data, and what
-	// crypto/tls keeps of an unfinished message, for which it would take 256 KiB. One more record is seen before it is known
-	// to bring none, so that such a message is at most 32 KiB.
-	silentMax = 16 << 10
+	// silentMax is how many bytes of records in a row may bring no plain text, and still be followed by another record: key
+	// updates, records without data, and an unfinished message, of which crypto/tls would keep 256 KiB. It is one record of
+	// the largest size, so that no more than two of them are ever kept for such a message.
+	silentMax = recordHeader + recordMax
 )
 
 // errSilent ends a connection whose peer sends records for ever that bring no plain text.
@@ -294,14 +294,15 @@ func (t *tlsLink) Read(p []byte) (int, error) {
 // takeLocked moves bytes of one record to p.
 func (t *tlsLink) takeLocked(p []byte) (int, error) {
 	if t.left == 0 {
-		switch {
-		case t.records == 0:
+		if t.records == 0 {
 			return 0, ErrWouldBlock
-		case t.silent > silentMax:
-			return 0, errSilent
 		}
 		if err := t.recordLocked(); err != nil {
 			return 0, err
+		}
+		if t.silent > silentMax {
+			t.left = 0
+			return 0, errSilent
 		}
 		t.records--
 		t.silent += t.left
