@@ -57,11 +57,13 @@ func TestTLSReadTakesInABoundedNumberOfRecords(t *testing.T) {
 			}
 			return b
 		}, 17},
-		{"empty records", func() []byte { return bytes.Join(slices.Collect(func(yield func([]byte) bool) {
-			for range 16 {
-				yield(w.record(recData, nil))
-			}
-		}), nil) }, 17},
+		{"empty records", func() []byte {
+			return bytes.Join(slices.Collect(func(yield func([]byte) bool) {
+				for range 16 {
+					yield(w.record(recData, nil))
+				}
+			}), nil)
+		}, 17},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var sealed []byte
