@@ -5,9 +5,10 @@ import (
 	"sync/atomic"
 )
 
-// Blocks of three sizes hold what is queued for output, partial frames, TLS records and drained input; idle connections hold
+// Blocks of four sizes hold what is queued for output, partial frames, TLS records and drained input; idle connections hold
 // none.
 const (
+	blockTiny   = 512
 	blockSmall  = 4 << 10
 	blockRecord = recordHeader + recordMax
 	blockLarge  = 64 << 10
@@ -21,13 +22,17 @@ type block struct {
 
 // pool hands out blocks; the zero value works. Blocks of other sizes are left to the collector.
 type pool struct {
-	small, record, large sync.Pool
+	tiny, small, record, large sync.Pool
 }
 
 // get returns a block of at least size bytes, with one reference.
 func (p *pool) get(size int) *block {
 	var b *block
 	switch {
+	case size == blockTiny: // exactly, and so blockRecord: for TLS records
+		if b, _ = p.tiny.Get().(*block); b == nil {
+			b = &block{buf: make([]byte, blockTiny)}
+		}
 	case size <= blockSmall:
 		if b, _ = p.small.Get().(*block); b == nil {
 			b = &block{buf: make([]byte, blockSmall)}
@@ -54,6 +59,8 @@ func (p *pool) put(b *block) {
 	}
 	poison(b.buf)
 	switch len(b.buf) {
+	case blockTiny:
+		p.tiny.Put(b)
 	case blockSmall:
 		p.small.Put(b)
 	case blockRecord:

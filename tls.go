@@ -371,9 +371,8 @@ func (t *tlsLink) restLocked() {
 	var b *block
 	switch size := len(t.b.buf); {
 	case have == 0:
-	case have < tinyRest && size > tinyRest:
-		b = &block{buf: make([]byte, tinyRest)} // which no pool takes
-		b.refs.Store(1)
+	case have < blockTiny && size > blockTiny:
+		b = pool.get(blockTiny)
 	case have < blockSmall && size > blockSmall:
 		b = pool.get(blockSmall)
 	default:
@@ -385,9 +384,6 @@ func (t *tlsLink) restLocked() {
 	pool.put(t.b)
 	t.b, t.off, t.end = b, 0, have
 }
-
-// tinyRest is the smallest buffer, in bytes, for the beginning of a record.
-const tinyRest = 512
 
 // dropLocked throws away what has not been decrypted.
 func (t *tlsLink) dropLocked() {
