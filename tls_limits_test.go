@@ -3,6 +3,7 @@
 package tcpio_test
 
 import (
+	"bufio"
 	"crypto/tls"
 	"errors"
 	"net"
@@ -180,4 +181,37 @@ func TestLimitsDoNotCountUrgentData(t *testing.T) {
 			c.Close()
 		})
 	}
+}
+
+// A frame that Frames has begun is complete in time when its rest has arrived, read or not; bytes that are no plain text
+// do not complete it.
+func TestTLSReadTimeoutOfAFrame(t *testing.T) {
+	frames := make(chan string, 10)
+	l, ended := tlsServe(t, tcpio.ListenerOptions{ReadTimeout: 60 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
+		func(ev tcpio.Event) error {
+			if r, ok := ev.(tcpio.Readable); ok {
+				for line, err := range r.Conn.Frames(bufio.ScanLines) {
+					if err != nil {
+						return nil
+					}
+					frames <- string(line)
+				}
+			}
+			return nil
+		})
+	w, _ := dialRecords(t, l)
+	w.send(w.record(recData, []byte("first\nbeg")))
+	if got := receive(t, "a frame", frames); got != "first" {
+		t.Errorf("got %q", got)
+	}
+	w.send(w.record(recData, nil), w.keyUpdate(1, 1), w.record(recData, []byte("in\nunfinished")))
+	if got := receive(t, "a frame", frames); got != "begin" {
+		t.Errorf("got %q", got)
+	}
+	repeat(t, 40*time.Millisecond, func() error {
+		_, err := w.raw.Write(w.keyUpdate(1, 1))
+		return err
+	})
+	endedBy(t, ended, "read")
+	w.raw.Close()
 }
