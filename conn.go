@@ -444,9 +444,8 @@ func (c *Conn) readyLocked(bits uint32) {
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
 		c.flags |= fDistrust
-	} else if bits&pollIn != 0 {
-		c.heardLocked() // a limit must not come between the bytes and who will read them
 	}
+	c.noteEdgeLocked(bits)
 	if bits&(pollOut|pollErr|pollHup) != 0 {
 		if c.ext != nil {
 			c.ext.canSend.open()

@@ -98,8 +98,24 @@
 // # TLS
 //
 // [ListenerOptions].TLSConfig serves TLS with the standard crypto/tls, and [Conn.StartTLS] upgrades one connection. A
-// handshake has a goroutine for as long as it lasts, from a whole ClientHello on; afterwards an idle connection has none.
-// Everything else works as without TLS, on plain text.
+// handshake has a goroutine for as long as it lasts, from its first whole record on; afterwards an idle connection has none.
+// Everything else works as without TLS, on plain text. Half of the processors compute handshakes at once, so that
+// established connections keep theirs; of the clients that wait, the newest is served first, and for one that has hung up
+// nothing is computed.
+//
+// A read takes in at most 64 records; a Readable announces the rest. A peer may send 18 KiB of records in a row that bring
+// no data; more of them end the connection.
+//
+// Memory: crypto/tls keeps, on an idle connection too, a buffer that has room for the largest record it has seen, under
+// 1 KiB for small messages, and 18 to 34 KiB once a record of 16 KiB has come (it grows by doubling; there is no way to take
+// it back). A record that has not arrived whole costs a buffer of 512 bytes, 4 KiB or 18 KiB, which holds what has come of
+// it. A message of TLS's own that is never finished costs 64 KiB at most. In a handshake crypto/tls takes a
+// ClientHello of up to 64 KiB and, if the config asks for one, a client's certificate of up to 256 KiB, and keeps the
+// buffer. None of it counts against MaxBuffered, which is of output.
+//
+// For net/http use [http.Server.ServeTLS] on a [Listener.NetListener] without TLSConfig: requests then have their TLS
+// state, and HTTP/2. With TLSConfig, net/http sees connections that are no *tls.Conn: Request.TLS is nil, and HTTP/1.1
+// all that is spoken.
 //
 // # Limits
 //

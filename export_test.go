@@ -8,3 +8,10 @@ func StarvedOf(l *Listener) int {
 	defer l.starved.mu.Unlock()
 	return len(l.starved.conns)
 }
+
+// WaitingHandshakesOf is the number of whole ClientHellos that wait for a goroutine.
+func WaitingHandshakesOf(l *Listener) int {
+	l.shaking.mu.Lock()
+	defer l.shaking.mu.Unlock()
+	return l.shaking.fresh.Len()
+}

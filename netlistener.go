@@ -14,6 +14,9 @@ import (
 // it. With [ListenerOptions.DeferAccept] a connection is handed out once its first bytes have arrived, and costs no
 // goroutine until then.
 //
+// For HTTP with TLS call http.Server.ServeTLS on it and leave [ListenerOptions.TLSConfig] nil: net/http looks for a *tls.Conn
+// to set Request.TLS and to speak HTTP/2. With TLSConfig the connections are tcpio's own, and it has neither.
+//
 // Its Close stops accepting, as Shutdown does, and leaves connections alone that were handed out; those that were not
 // are aborted. Accept then fails with net.ErrClosed. Calling NetListener after Events, Streams or with an Actor or
 // OnConnEvent panics.

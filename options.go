@@ -78,10 +78,12 @@ type ListenerOptions struct {
 	// for which it has CloseTimeout, and 250 ms where there is no actor.
 	DrainTimeout time.Duration
 	// IdleTimeout closes a connection on which nothing has arrived, was read or went out for so long; see
-	// Conn.SetIdleTimeout.
+	// Conn.SetIdleTimeout. What arrives is bytes that can be read: with TLS plain text, and neither urgent data, records
+	// without data nor key updates and the answers to them.
 	IdleTimeout time.Duration
 	// ReadTimeout closes a connection whose first byte does not come within it, and one on which so long no byte was added
-	// to a frame that Conn.Frames has begun. Input that waits for its reader holds it up.
+	// to a frame that Conn.Frames has begun. Input that waits for its reader holds it up. Bytes are those of IdleTimeout;
+	// with TLS both begin behind the handshake.
 	ReadTimeout time.Duration
 	// WriteTimeout aborts a connection whose queued output makes no progress for so long.
 	WriteTimeout time.Duration
@@ -98,8 +100,9 @@ type ListenerOptions struct {
 	TLSConfig *tls.Config
 	// HandshakeTimeout bounds a TLS handshake, from the accept or StartTLS on; 0 means 10 s.
 	HandshakeTimeout time.Duration
-	// MaxHandshakes bounds the handshakes that have a goroutine, which one has from its whole ClientHello on; 0 means
-	// 4,096, and 1,048,576 is the most. The others wait; meanwhile a client that has a place must go on within a second.
+	// MaxHandshakes bounds the handshakes that have a goroutine, which one has from the first whole record on; 0 means
+	// 4,096, and 1,048,576 is the most. The others wait, and the newest goes first; meanwhile a client that has a place must
+	// go on within a second.
 	MaxHandshakes int
 
 	// KeepAlive sets TCP keep-alive for accepted connections, and for dialled ones unless their net.Dialer says otherwise.

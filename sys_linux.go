@@ -100,6 +100,24 @@ func sysSendv(fd int32, v *iovec) (int, syscall.Errno) {
 	}
 }
 
+// sysUnread is how many bytes can be read, without the peer's end and urgent data (SIOCINQ, tcp(7)). Unlike a peek it
+// leaves a pending error to who reads.
+func sysUnread(fd int32) int {
+	n, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// sysHungUp reports whether the peer has ended its stream or reset the connection, whatever is still to be read before
+// that. It leaves a pending error alone.
+func sysHungUp(fd int32) bool {
+	p := unix.PollFd{Fd: fd, Events: unix.POLLRDHUP}
+	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(new(unix.Timespec))), 0, 0, 0)
+	return n == 1
+}
+
 // sysPeekAt is sysRecv that leaves the bytes where they are.
 func sysPeekAt(fd int32, p []byte) (int, syscall.Errno) {
 	for {

@@ -53,6 +53,8 @@ func newPoller() (poller, error)                                 { return nil, e
 func sysRecv(int32, []byte) (int, syscall.Errno)                 { return 0, syscall.ENOTSUP }
 func sysSend(int32, []byte) (int, syscall.Errno)                 { return 0, syscall.ENOTSUP }
 func sysSendv(int32, *iovec) (int, syscall.Errno)                { return 0, syscall.ENOTSUP }
+func sysUnread(int32) int                                        { return 0 }
+func sysHungUp(int32) bool                                       { return false }
 func sysShutdownWrite(int32) error                               { return errors.ErrUnsupported }
 func sysSockError(int32) syscall.Errno                           { return 0 }
 func sysErrorPending(int32) bool                                 { return false }

@@ -84,13 +84,14 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 		giveUp: make(chan struct{}),
 
 		newPoller: newPoller,
-		shaking:   handshakes{slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))},
+		shaking:   handshakes{turns: max(1, runtime.GOMAXPROCS(0)/2)},
 	}
 	if err := l.opts.check(); err != nil {
 		return nil, err
 	}
 	l.errs.onErr = l.opts.OnErrorEvent
 	l.opts.TLSConfig = guardTLS(l.opts.TLSConfig)
+	l.shaking.max = l.opts.MaxHandshakes
 	l.timed.Store(l.opts.IdleTimeout > 0 || l.opts.ReadTimeout > 0 || l.opts.WriteTimeout > 0)
 	if err := l.open(); err != nil {
 		return nil, err
