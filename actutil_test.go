@@ -42,9 +42,10 @@ func actServe(t testing.TB, o *tcpio.ListenerOptions) *actRig {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &actRig{t: t, l: l, cancel: cancel, served: make(chan struct{})}
+	served := goServe(ctx, l)
 	go func() {
 		defer close(r.served)
-		r.err = l.Serve(ctx)
+		r.err = <-served
 	}()
 	t.Cleanup(r.stop)
 	return r

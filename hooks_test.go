@@ -27,8 +27,7 @@ func hookServe(t testing.TB, opts tcpio.ListenerOptions) *tcpio.Listener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- l.Serve(context.Background()) }()
+	done := goServe(context.Background(), l)
 	t.Cleanup(func() {
 		l.Close()
 		if err := <-done; err != nil {

@@ -47,14 +47,13 @@ func serveLimited(t *testing.T, opts tcpio.ListenerOptions, on func(tcpio.Event)
 		}
 		done <- nil
 	}()
-	go func() { done <- l.Serve(context.Background()) }()
+	ended := goServe(context.Background(), l)
 	t.Cleanup(func() {
 		l.Close()
-		for range 2 {
-			if err := <-done; err != nil {
-				t.Errorf("Serve: %v", err)
-			}
+		if err := <-ended; err != nil {
+			t.Errorf("Serve: %v", err)
 		}
+		<-done
 	})
 	return s
 }

@@ -21,8 +21,7 @@ func pipe(t *testing.T, network, addr string) nettest.MakePipe {
 			return nil, nil, nil, err
 		}
 		ln := l.NetListener()
-		served := make(chan error, 1)
-		go func() { served <- l.Serve(context.Background()) }()
+		served := goServe(context.Background(), l)
 		end := func() {
 			l.Close()
 			if err := <-served; err != nil {

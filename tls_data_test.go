@@ -411,8 +411,7 @@ func tlsPipe(t *testing.T) nettest.MakePipe {
 			return nil, nil, nil, err
 		}
 		ln := l.NetListener()
-		served := make(chan error, 1)
-		go func() { served <- l.Serve(context.Background()) }()
+		served := goServe(context.Background(), l)
 		client, err := tls.Dial("tcp", l.Addr().String(), clientTLS())
 		if err != nil {
 			return nil, nil, nil, err

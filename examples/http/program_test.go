@@ -17,12 +17,13 @@ import (
 	"testing"
 )
 
-// tool finds a program that a test needs. CI installs it; elsewhere its absence is said loudly.
-func tool(t *testing.T, name string) string {
+// needProgram returns the path of a program that a test needs, and skips the test if it is not installed. It comes before
+// anything that the test starts. CI installs all of them.
+func needProgram(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Skipf("SKIPPED: %s is not installed: this server was not tried with it", name)
+		t.Skipf("SKIPPED: %s is not installed, and this server was not tried with it", name)
 	}
 	return path
 }
@@ -39,7 +40,7 @@ func output(t *testing.T, name string, args ...string) string {
 }
 
 func TestCurlWorksAgainstBoth(t *testing.T) {
-	curl := tool(t, "curl")
+	curl := needProgram(t, "curl")
 	const size = 64 << 20
 	content := lettersOf(size)
 	file := filepath.Join(t.TempDir(), "content")
@@ -87,7 +88,7 @@ func TestCurlWorksAgainstBoth(t *testing.T) {
 }
 
 func TestWrkWorksAgainstBoth(t *testing.T) {
-	wrk := tool(t, "wrk")
+	wrk := needProgram(t, "wrk")
 	// A pipeline of sixteen, every fourth request with a body.
 	script := filepath.Join(t.TempDir(), "pipeline.lua")
 	if err := os.WriteFile(script, []byte(`

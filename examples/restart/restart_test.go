@@ -347,12 +347,20 @@ func TestNotOneRequestFailsWhileServersAreReplaced(t *testing.T) {
 	t.Logf("%d requests", total)
 }
 
+// needProgram returns the path of a program that a test needs, and skips the test if it is not installed. It comes before
+// anything that the test starts. CI installs all of them.
+func needProgram(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("SKIPPED: %s is not installed, and this server was not tried with it", name)
+	}
+	return path
+}
+
 // The same with wrk, which counts what fails.
 func TestWrkSeesNoErrorWhileServersAreReplaced(t *testing.T) {
-	wrk, err := exec.LookPath("wrk")
-	if err != nil {
-		t.Skip("SKIPPED: wrk is not installed: hot restart was not tried with it")
-	}
+	wrk := needProgram(t, "wrk")
 	s := start(t, exec.Command(build(t, "1"), "-addr", "127.0.0.1:0", "-grace", "50s", "-drain-timeout", "60s"))
 	for _, args := range [][]string{{"-c", "64"}, {"-c", "16", "-H", "Connection: close"}} {
 		var out bytes.Buffer
