@@ -20,6 +20,13 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
+// actRace says that the race detector slows everything down, longTests that the tests run at their full length: loads are
+// scaled to them.
+const (
+	actRace   = tcpio.RaceEnabled
+	longTests = tcpio.LongTests
+)
+
 // actWait is how long a test waits for what must happen; only a failing test waits that long.
 const actWait = 40 * time.Second
 

@@ -88,6 +88,7 @@ func TestMaxBufferedHoldsOverManyConnections(t *testing.T) {
 }
 
 func TestMaxBufferedBlocksWrite(t *testing.T) {
+	t.Parallel()
 	t.Run("plain", func(t *testing.T) { testBudgetWrite(t, false) })
 	t.Run("TLS", func(t *testing.T) { testBudgetWrite(t, true) })
 }

@@ -97,6 +97,7 @@ func TestReadsOfExactlyTheBuffersSizeMissNothing(t *testing.T) {
 
 // A peer that goes on sending does not prolong the end, whether it takes the output or not.
 func TestCloseTimeoutIsATotalOfFlushAndDrain(t *testing.T) {
+	t.Parallel()
 	const limit = 200 * time.Millisecond
 	for name, queued := range map[string]bool{"drain": false, "flush": true} {
 		t.Run(name, func(t *testing.T) {

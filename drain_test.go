@@ -102,6 +102,7 @@ func TestDrainTimeoutEndsTheWaiting(t *testing.T) {
 // An actor's handler that blocks when Shutdown begins finishes: its answer goes out, then it is told, and the
 // connection closes behind that.
 func TestShutdownWaitsForABlockedHandler(t *testing.T) {
+	t.Parallel()
 	inside, release := make(chan struct{}), make(chan struct{})
 	l := hookServe(t, tcpio.ListenerOptions{CloseTimeout: drainNever, Actor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {

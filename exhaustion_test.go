@@ -54,6 +54,7 @@ func TestExhaustedChild(t *testing.T) {
 }
 
 func TestDescriptorsExhausted(t *testing.T) {
+	t.Parallel()
 	cmd := exec.CommandContext(contextWithLimit(t), os.Args[0], "-test.run=^TestExhaustedChild$")
 	cmd.Env = append(os.Environ(), exhaustedEnv+"=1", "GOCOVERDIR="+t.TempDir())
 	cmd.Stderr = os.Stderr

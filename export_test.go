@@ -2,6 +2,12 @@ package tcpio
 
 // What tests of the package's users' kind look at inside.
 
+// RaceEnabled and LongTests say how the tests were built.
+const (
+	RaceEnabled = raceEnabled
+	LongTests   = longTests
+)
+
 // StarvedOf is the number of connections that wait for room in MaxBuffered.
 func StarvedOf(l *Listener) int {
 	l.starved.mu.Lock()

@@ -135,6 +135,7 @@ func TestCloseWithoutServeClosesTheChannels(t *testing.T) {
 }
 
 func TestServeReturnsNilWhenItsContextEnds(t *testing.T) {
+	t.Parallel()
 	l := listen(t, tcpio.ListenerOptions{})
 	events := l.Events()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -253,6 +254,7 @@ func TestShutdownCutsOffWhatIsLeftWhenItsContextEnds(t *testing.T) {
 }
 
 func TestShutdownWaitsForWhatIsQueued(t *testing.T) {
+	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{})
 	c, peer := open(t, l, events)
 	p := pattern(12 << 20)

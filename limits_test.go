@@ -97,6 +97,7 @@ func readAll(ev tcpio.Event) {
 }
 
 func TestIdleTimeoutClosesASilentConnection(t *testing.T) {
+	t.Parallel()
 	s := serveLimited(t, tcpio.ListenerOptions{IdleTimeout: 50 * time.Millisecond}, readAll)
 	c := s.dial(t)
 	s.nextLimit(t, "idle")
@@ -110,6 +111,7 @@ func TestIdleTimeoutClosesASilentConnection(t *testing.T) {
 
 // Activity either way puts the limit off: a connection that is talked to for many times the limit stays.
 func TestActivityPutsTheIdleTimeoutOff(t *testing.T) {
+	t.Parallel()
 	const limit = 400 * time.Millisecond
 	s := serveLimited(t, tcpio.ListenerOptions{IdleTimeout: limit}, readAll)
 	c := s.dial(t)
@@ -132,6 +134,7 @@ func TestActivityPutsTheIdleTimeoutOff(t *testing.T) {
 }
 
 func TestSetIdleTimeoutChangesOneConnection(t *testing.T) {
+	t.Parallel()
 	s := serveLimited(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) {
 		readAll(ev)
 		if o, ok := ev.(tcpio.Opened); ok {
@@ -160,12 +163,14 @@ func TestSetIdleTimeoutChangesOneConnection(t *testing.T) {
 }
 
 func TestReadTimeoutEndsAPeerThatNeverBegins(t *testing.T) {
+	t.Parallel()
 	s := serveLimited(t, tcpio.ListenerOptions{ReadTimeout: 50 * time.Millisecond}, readAll)
 	s.dial(t)
 	s.nextLimit(t, "read")
 }
 
 func TestReadTimeoutEndsAnUnfinishedFrame(t *testing.T) {
+	t.Parallel()
 	split := func(data []byte, atEOF bool) (int, []byte, error) {
 		if len(data) < 4 {
 			return 0, nil, nil

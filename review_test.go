@@ -160,6 +160,7 @@ func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
 // A connection whose peer has ended, and then resets while output waits, has nothing more to come in either direction.
 // To see it fail: let failSendLocked look at fClosing only.
 func TestAResetBehindTheEndWithOutputQueuedClosesTheConnection(t *testing.T) {
+	t.Parallel()
 	for _, half := range []bool{false, true} {
 		t.Run(fmt.Sprintf("AllowHalfOpen=%v", half), func(t *testing.T) {
 			r := listen(t, ListenerOptions{Loops: 1, AllowHalfOpen: half}).serve()

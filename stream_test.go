@@ -105,6 +105,7 @@ func TestFullStreamKeepsOrderWithOneGoroutine(t *testing.T) {
 
 // What the feeder has in its hands is not overtaken when the consumer makes room.
 func TestNothingOvertakesTheFeeder(t *testing.T) {
+	t.Parallel()
 	r, s := unserved(t, 1)
 	c := socketless(r, s)
 	emit(c, pendOpened)

@@ -255,6 +255,7 @@ func TestCurlSpeaksTLS(t *testing.T) {
 // sslscan tries every version and cipher, and what other servers are vulnerable to.
 func TestSSLScanFindsNothingOld(t *testing.T) {
 	sslscan := needProgram(t, "sslscan")
+	t.Parallel()
 	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
 	out := run(t, sslscan, "--no-colour", l.Addr().String())
 	wantIn(t, out, "SSLv2     disabled", "SSLv3     disabled", "TLSv1.0   disabled", "TLSv1.1   disabled",
@@ -267,6 +268,7 @@ func TestSSLScanFindsNothingOld(t *testing.T) {
 // all of them, and the server answers others meanwhile.
 func TestSlowHTTPTestIsCutOverTLS(t *testing.T) {
 	slowhttptest := needProgram(t, "slowhttptest")
+	t.Parallel()
 	blank := []byte("\r\n\r\n")
 	header := func(data []byte, _ bool) (int, []byte, error) {
 		if i := bytes.Index(data, blank); i >= 0 {

@@ -202,14 +202,12 @@ func TestTLSKeyUpdatesThatNobodyReadsEndTheConnection(t *testing.T) {
 	})
 	w, _ := dialRecords(t, l)
 	_ = w.raw.(*net.TCPConn).SetReadBuffer(4 << 10)
-	// Data in between, or crypto/tls takes offence by itself.
+	// Data in between, or crypto/tls takes offence by itself. How many the sockets take before the server looks at one is
+	// not its doing: until it ends the connection, or the peer's deadline.
 	var err error
-	for i := 0; err == nil && i < 20000; i++ {
+	for err == nil {
 		b := append(w.record(recData, []byte("x")), w.keyUpdate(1, 1)...)
 		_, err = w.raw.Write(b)
-	}
-	if err == nil {
-		t.Error("twenty thousand key updates were taken")
 	}
 	if err := receive(t, "Closed", ended).Err(); err == nil || !strings.Contains(err.Error(), "key updates") {
 		t.Errorf("Err is %v", err)
