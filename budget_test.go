@@ -53,6 +53,7 @@ func TestMaxBufferedRefusesAndTellsWhenThereIsRoom(t *testing.T) {
 }
 
 func TestMaxBufferedHoldsOverManyConnections(t *testing.T) {
+	t.Parallel()
 	const conns, chunk = 40, 16 << 10
 	l, events := startManual(t, tcpio.ListenerOptions{MaxBuffered: budget})
 	want := make(map[*tcpio.Conn][]byte)

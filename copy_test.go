@@ -167,6 +167,7 @@ func fileContent(t testing.TB, f *os.File) []byte {
 }
 
 func TestCopyMovesEveryByte(t *testing.T) {
+	t.Parallel()
 	content := pattern(copySize)
 	for name, make := range copyCases(t) {
 		t.Run(name, func(t *testing.T) {
@@ -420,6 +421,7 @@ func TestABlockedCopyIsEnded(t *testing.T) {
 
 // The end of the source is told once: behind it the source closes by itself, as after a Read that returned io.EOF.
 func TestTheEndThatCopyReadsIsTheEndOfTheConnection(t *testing.T) {
+	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{})
 	src, feed := open(t, l, events)
 	dst, peer := blockingPair(t, tcpio.ListenerOptions{})

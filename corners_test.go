@@ -177,6 +177,7 @@ func TestStopsFromSeveralSidesAtOnceAllReturn(t *testing.T) {
 
 // What the kernel has accepted is opened and closed in order, not reset.
 func TestShutdownOpensWhatWaitsInTheBacklog(t *testing.T) {
+	t.Parallel()
 	const n = 12
 	l := listen(t, tcpio.ListenerOptions{EventBuffer: 1, CloseTimeout: testLimit})
 	events := l.Events()

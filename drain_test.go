@@ -68,6 +68,7 @@ func TestShutdownTellsAClaimedConnection(t *testing.T) {
 
 // A stream has 250 ms without an option: a request that is under way is answered, then the library closes.
 func TestShutdownLetsAStreamAnswerAndThenCloses(t *testing.T) {
+	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{})
 	c, peer := open(t, l, events)
 	done := make(chan error, 1)

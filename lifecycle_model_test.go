@@ -87,6 +87,7 @@ func checkAfterClose(t *rapid.T, c *Conn) {
 
 // Random actions of the user and the peer, on every route: the events keep their grammar, and the methods their word.
 func TestAnyLifeEndsInClosedOnce(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	actors := map[*Conn]*grammar{}
 	gone := make(chan *Conn, 100)

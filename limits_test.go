@@ -214,6 +214,7 @@ func TestReadTimeoutEndsAnUnfinishedFrame(t *testing.T) {
 }
 
 func TestWriteTimeoutAbortsOutputThatDoesNotMove(t *testing.T) {
+	t.Parallel()
 	s := serveLimited(t, tcpio.ListenerOptions{WriteTimeout: 100 * time.Millisecond, WriteBuffer: 32 << 20}, func(ev tcpio.Event) {
 		if o, ok := ev.(tcpio.Opened); ok {
 			if _, err := o.Conn.TryWrite(make([]byte, 30<<20)); err != nil {

@@ -277,6 +277,7 @@ func TestTwoActorsOnTwoLoopsNeverMissAPost(t *testing.T) {
 
 // The other way round: from goroutines to an actor, and back through a channel, so that the loop falls asleep often.
 func TestAPostToASleepingLoopWakesIt(t *testing.T) {
+	t.Parallel()
 	rounds := 3000
 	if longTests && !actRace {
 		rounds = 20_000
@@ -364,6 +365,7 @@ func TestWhatIsPostedBeforeOpenedIsReceivedBehindIt(t *testing.T) {
 }
 
 func TestWhatIsAcceptedBeforeCloseIsReceivedBeforeClosedAndNothingAfter(t *testing.T) {
+	t.Parallel()
 	const posters = 3
 	for _, route := range []string{"actor", "stream", "claimed"} {
 		t.Run(route, func(t *testing.T) {

@@ -119,6 +119,7 @@ func revSplit(size int) bufio.SplitFunc {
 // The end of stream that Frames has met closes nothing before it was handed out: a body that breaks behind the last
 // frame gets another Readable, and io.EOF with that. To see it fail: let fillFrames call endReadLocked.
 func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
+	t.Parallel()
 	r := listen(t, ListenerOptions{Loops: 1}).serve()
 	peer, c := r.open()
 	write(t, peer, []byte("last"))

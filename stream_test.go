@@ -180,6 +180,7 @@ func TestStoppedConsumerCostsNoMemory(t *testing.T) {
 }
 
 func TestServeGivesUpOnEventsThatNobodyReceives(t *testing.T) {
+	t.Parallel()
 	const limit = 100 * time.Millisecond
 	r := listen(t, ListenerOptions{EventBuffer: 2, CloseTimeout: limit})
 	events := r.Events()
@@ -213,6 +214,7 @@ func TestServeGivesUpOnEventsThatNobodyReceives(t *testing.T) {
 }
 
 func TestEventsReceivedInTimeAreAllDeliveredAfterServesEnd(t *testing.T) {
+	t.Parallel()
 	r := listen(t, ListenerOptions{EventBuffer: 1})
 	events := r.Events()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -136,6 +136,7 @@ func TestOpenSSLSpeaksBothVersions(t *testing.T) {
 
 func TestOpenSSLResumesSessions(t *testing.T) {
 	openssl := needProgram(t, "openssl")
+	t.Parallel()
 	for _, flag := range []string{"-tls1_2", "-tls1_3"} {
 		t.Run(flag, func(t *testing.T) {
 			l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
@@ -160,6 +161,7 @@ func TestOpenSSLResumesSessions(t *testing.T) {
 
 func TestOpenSSLShowsItsCertificate(t *testing.T) {
 	openssl := needProgram(t, "openssl")
+	t.Parallel()
 	certFile, keyFile := pemFiles(t)
 	_, trust := testPKI()
 	config := serverTLS()
@@ -201,6 +203,7 @@ func TestOpenSSLMayNotRenegotiate(t *testing.T) {
 
 func TestCurlSpeaksTLS(t *testing.T) {
 	program := needProgram(t, "curl")
+	t.Parallel()
 	certFile, _ := pemFiles(t)
 	config := serverTLS()
 	config.NextProtos = []string{"http/1.1"}

@@ -155,6 +155,7 @@ func TestTLSStalledHandshakesMakeRoom(t *testing.T) {
 
 // A function of the config that waits holds up its own connection alone, also on a machine with one processor.
 func TestTLSWaitingConfigFunctionHoldsUpNobodyElse(t *testing.T) {
+	t.Parallel()
 	cert, _ := testPKI()
 	held := make(chan struct{})
 	config := &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
