@@ -421,7 +421,6 @@ func TestABlockedCopyIsEnded(t *testing.T) {
 
 // The end of the source is told once: behind it the source closes by itself, as after a Read that returned io.EOF.
 func TestTheEndThatCopyReadsIsTheEndOfTheConnection(t *testing.T) {
-	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{})
 	src, feed := open(t, l, events)
 	dst, peer := blockingPair(t, tcpio.ListenerOptions{})

@@ -94,7 +94,6 @@ func TestANewcomerSeesNothingOfTheFormerOwnerOfItsDescriptor(t *testing.T) {
 }
 
 func TestAReplyAfterTheClientsHalfCloseArrives(t *testing.T) {
-	t.Parallel()
 	for _, halfOpen := range []bool{false, true} {
 		answered := make(chan struct{})
 		l := startStream(t, tcpio.ListenerOptions{AllowHalfOpen: halfOpen}, func(ev tcpio.Event) {

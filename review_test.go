@@ -119,7 +119,6 @@ func revSplit(size int) bufio.SplitFunc {
 // The end of stream that Frames has met closes nothing before it was handed out: a body that breaks behind the last
 // frame gets another Readable, and io.EOF with that. To see it fail: let fillFrames call endReadLocked.
 func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
-	t.Parallel()
 	r := listen(t, ListenerOptions{Loops: 1}).serve()
 	peer, c := r.open()
 	write(t, peer, []byte("last"))
@@ -161,7 +160,6 @@ func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
 // A connection whose peer has ended, and then resets while output waits, has nothing more to come in either direction.
 // To see it fail: let failSendLocked look at fClosing only.
 func TestAResetBehindTheEndWithOutputQueuedClosesTheConnection(t *testing.T) {
-	t.Parallel()
 	for _, half := range []bool{false, true} {
 		t.Run(fmt.Sprintf("AllowHalfOpen=%v", half), func(t *testing.T) {
 			r := listen(t, ListenerOptions{Loops: 1, AllowHalfOpen: half}).serve()
