@@ -131,12 +131,12 @@ func TestPeerThatNeverReadsIsHeldBack(t *testing.T) {
 	requests := bytes.Repeat(encode("GET", "long"), 1000)
 	sent := 0
 	for {
-		if err := rude.SetWriteDeadline(time.Now().Add(250 * time.Millisecond)); err != nil {
+		if err := rude.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		n, err := rude.Write(requests[sent%len(requests):])
 		sent += n
-		// A while without room for a byte is the proof, while the server answers others and says that it does not
+		// A second without room for a byte is the proof, while the server answers others and says that it does not
 		// read. If it did, it would take this much in no time.
 		if errors.Is(err, os.ErrDeadlineExceeded) && n == 0 && paused() {
 			break
