@@ -14,3 +14,6 @@ func StarvedOf(l *Listener) int {
 	defer l.starved.mu.Unlock()
 	return len(l.starved.conns)
 }
+
+// FeedersOf is the number of goroutines that wait for somebody to receive from a full channel.
+func FeedersOf(l *Listener) int { return int(l.feeders.Load()) }
