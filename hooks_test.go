@@ -69,8 +69,11 @@ func (b *syncBuffer) String() string {
 func okActor(ev tcpio.Event) error {
 	if r, ok := ev.(tcpio.Readable); ok {
 		var b [10]byte
-		if n, err := r.Conn.TryRead(b[:]); err == nil {
+		switch n, err := r.Conn.TryRead(b[:]); err {
+		case nil:
 			_, _ = r.Conn.TryWrite(b[:n])
+		case io.EOF:
+			r.Conn.Close()
 		}
 	}
 	return nil
