@@ -300,6 +300,7 @@ func blackHole(t *testing.T) string {
 }
 
 func TestDialTellsWhyItFails(t *testing.T) {
+	t.Parallel()
 	isDialError := func(t *testing.T, c *tcpio.Conn, err, want error) {
 		t.Helper()
 		var oe *net.OpError

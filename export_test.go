@@ -2,6 +2,12 @@ package tcpio
 
 // What tests of the package's users' kind look at inside.
 
+// RaceEnabled and LongTests say how the tests were built.
+const (
+	RaceEnabled = raceEnabled
+	LongTests   = longTests
+)
+
 // StarvedOf is the number of connections that wait for room in MaxBuffered.
 func StarvedOf(l *Listener) int {
 	l.starved.mu.Lock()
@@ -15,3 +21,6 @@ func WaitingHandshakesOf(l *Listener) int {
 	defer l.shaking.mu.Unlock()
 	return l.shaking.fresh.Len()
 }
+
+// FeedersOf is the number of goroutines that wait for somebody to receive from a full channel.
+func FeedersOf(l *Listener) int { return int(l.feeders.Load()) }

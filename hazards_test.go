@@ -126,6 +126,7 @@ func TestAReplyAfterTheClientsHalfCloseArrives(t *testing.T) {
 }
 
 func TestInputThatCameWithAFINIsReadToTheLastByte(t *testing.T) {
+	t.Parallel()
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
 			opts := tcpio.ListenerOptions{Network: network}

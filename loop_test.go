@@ -290,6 +290,7 @@ func TestEndlessAcceptErrorsStarveNobody(t *testing.T) {
 }
 
 func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
+	t.Parallel()
 	r, _ := fakeOne(t, ListenerOptions{})
 	events := r.Events()
 	r.serve()
@@ -353,6 +354,7 @@ func (h *lineCounter) WithGroup(string) slog.Handler             { return h }
 
 // To see it fail: leave out the comparison with failedAt in Listener.failed.
 func TestALastingFailureIsOneLineOfLogASecond(t *testing.T) {
+	t.Parallel()
 	log := new(lineCounter)
 	r, _ := fakeOne(t, ListenerOptions{Actor: echoActor, Logger: slog.New(log)})
 	r.serve()

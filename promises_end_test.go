@@ -103,6 +103,7 @@ func TestEveryCallAfterCloseMatchesErrClosed(t *testing.T) {
 }
 
 func TestTryWriteAfterCloseWriteMatchesEPIPE(t *testing.T) {
+	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{})
 	c, peer := open(t, l, events)
 	p := pattern(8 << 20) // more than the socket takes: the FIN goes out behind it
@@ -137,6 +138,7 @@ func TestTryWriteAfterCloseWriteMatchesEPIPE(t *testing.T) {
 }
 
 func TestErrSaysWhyTheConnectionEnded(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name string
 		opts tcpio.ListenerOptions

@@ -203,7 +203,8 @@ func TestTLSKeyUpdatesThatNobodyReadsEndTheConnection(t *testing.T) {
 	})
 	w, _ := dialRecords(t, l)
 	_ = w.raw.(*net.TCPConn).SetReadBuffer(4 << 10)
-	// Data in between, or crypto/tls takes offence by itself.
+	// Data in between, or crypto/tls takes offence by itself. How many the sockets take before the server looks at one is
+	// not its doing: until it ends the connection, or the peer's deadline.
 	var err error
 	for err == nil { // how soon it fails is the kernel's buffers' matter; the connection has a deadline
 		b := append(w.record(recData, []byte("x")), w.keyUpdate(1, 1)...)

@@ -155,8 +155,8 @@ func TestASlowReaderIsPaused(t *testing.T) {
 		c := dial(t, addr)
 		sent := 0
 		for stalled := false; !stalled; {
-			// Half a second without room for a byte is a pause, or a slow machine; the rest holds either way.
-			_ = c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+			// A fifth of a second without room for a byte is a pause, or a slow machine; the rest holds either way.
+			_ = c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
 			n, err := c.Write(content[sent%len(content):])
 			sent += n
 			stalled = errors.Is(err, os.ErrDeadlineExceeded)

@@ -14,8 +14,8 @@ import (
 // them, and the server answers others meanwhile.
 func TestSlowHeadersAreCut(t *testing.T) {
 	t.Parallel()
-	slow := tool(t, "slowhttptest")
-	curl := tool(t, "curl")
+	slow := needProgram(t, "slowhttptest")
+	curl := needProgram(t, "curl")
 	cfg := testConfig()
 	cfg.headerTimeout = 200 * time.Millisecond
 	servers(t, cfg, newMux(), func(t *testing.T, addr string) {
