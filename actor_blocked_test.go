@@ -301,6 +301,7 @@ func TestShutdownInsideReceiveReturns(t *testing.T) {
 }
 
 func TestServeEndsThoughAHandlerBlocks(t *testing.T) {
+	t.Parallel()
 	for _, how := range []string{"readable", "closed"} {
 		t.Run(how, func(t *testing.T) {
 			const limit = 300 * time.Millisecond

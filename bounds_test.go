@@ -143,6 +143,7 @@ func TestExtremeTimesDoNotOverflow(t *testing.T) {
 
 // tcp(7) says so of TCP_USER_TIMEOUT, and UserTimeout's comment with it.
 func TestUserTimeoutCutsAPeerThatKeepsItsWindowClosed(t *testing.T) {
+	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{UserTimeout: 200 * time.Millisecond})
 	c, _ := open(t, l, events)
 	shrinkSendBuffer(t, c)

@@ -150,6 +150,7 @@ func TestAChannelThatIsClaimedAfterTheEndHoldsClosed(t *testing.T) {
 // Handlers that block and channels that nobody receives from share the time that there is at the end.
 // To see it fail: give finish a CloseTimeout of its own.
 func TestServeGivesUpOnHandlersAndChannelsAtTheSameTime(t *testing.T) {
+	t.Parallel()
 	const limit = 2 * time.Second
 	block, blocked := make(chan struct{}), make(chan struct{}, 1)
 	defer close(block)

@@ -270,6 +270,7 @@ func openNext(t *testing.T, l *tcpio.Listener, events <-chan tcpio.Event) (*tcpi
 // The peer's end of stream closes nothing.
 
 func TestAnAnswerHasTheTimeThatItTakes(t *testing.T) {
+	t.Parallel()
 	const late = 400 * time.Millisecond
 	answer := pattern(300 << 10)
 	ways := map[string]func(c *tcpio.Conn){
@@ -370,6 +371,7 @@ func TestEOFTimeoutClosesWhatNobodyCloses(t *testing.T) {
 
 // What is under way holds EOFTimeout up.
 func TestEOFTimeoutWaitsForWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
 	const limit = 200 * time.Millisecond
 	answer := pattern(16 << 20) // more than the sockets take
 	l, events := startManual(t, tcpio.ListenerOptions{EOFTimeout: limit, WriteBuffer: 1 << 20})

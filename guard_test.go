@@ -219,6 +219,7 @@ func TestAHookMayStopTheListener(t *testing.T) {
 // With one loop no two hooks run at once, also when connections are adopted, and when Shutdown takes the last
 // ones.
 func TestHooksOfOneListenerNeverRunTogether(t *testing.T) {
+	t.Parallel()
 	for range 20 {
 		var alone actAlone
 		hook := func() {

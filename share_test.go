@@ -23,11 +23,11 @@ import (
 
 // No call keeps a connection's lock for work of the caller's size: others get it in between, as its loop must.
 func TestALargeWriteLeavesTheConnectionToOthers(t *testing.T) {
-	const size = 128 << 20
+	const size = 64 << 20
 	p := make([]byte, size)
 	many := make(net.Buffers, 1<<20)
 	for i := range many {
-		many[i] = p[i*128 : (i+1)*128]
+		many[i] = p[i*64 : (i+1)*64]
 	}
 	group := func(c *tcpio.Conn) (int64, error) {
 		var g tcpio.Group
@@ -392,6 +392,7 @@ func TestRawReadsDoNotSpin(t *testing.T) {
 }
 
 func TestWriteTimeoutEndsACopyToAPeerThatDoesNotRead(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []string{"Conn", "reader"} {
 		t.Run(kind, func(t *testing.T) {
 			dst, _ := blockingPair(t, tcpio.ListenerOptions{WriteTimeout: 100 * time.Millisecond})
@@ -420,6 +421,7 @@ func TestWriteTimeoutEndsACopyToAPeerThatDoesNotRead(t *testing.T) {
 }
 
 func TestIdleTimeoutLeavesACopyThatMovesAlone(t *testing.T) {
+	t.Parallel()
 	const size = 256 << 20
 	dst, peer := blockingPair(t, tcpio.ListenerOptions{IdleTimeout: 400 * time.Millisecond})
 	f := tempFile(t, nil, os.O_RDWR)

@@ -178,6 +178,7 @@ func TestARivalAtTheListeningSocketDoesNotHoldUpTheLoop(t *testing.T) {
 
 // Whoever has a duplicate of a connection's socket can make it blocking too.
 func TestNothingBlocksWhenAConnectionIsMadeBlocking(t *testing.T) {
+	t.Parallel()
 	routes := map[string]func(t *testing.T, c *tcpio.Conn, peer net.Conn){
 		"TryRead": func(t *testing.T, c *tcpio.Conn, _ net.Conn) {
 			if n, err := c.TryRead(make([]byte, 10)); n != 0 || err != tcpio.ErrWouldBlock {

@@ -40,6 +40,7 @@ func repeat(t *testing.T, interval time.Duration, f func() error) {
 // Neither a byte of a record, nor records without data, nor key updates are what ReadTimeout waits for, and none of them is
 // activity to IdleTimeout, however often they come.
 func TestTLSLimitsCountPlainText(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		send func(w *recordWriter, i int) []byte
