@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -219,6 +220,24 @@ func (c *Conn) RemoteAddr() net.Addr {
 	return net.TCPAddrFromAddrPort(c.peer.addrPort())
 }
 
+// String names the connection in a log, by its ID and its peer: "conn 12, 127.0.0.1:5555", or "conn 12, unix". It takes no
+// lock, makes no system call, and works after the connection closed and on a nil Conn. The zone of an IPv6 address is a number.
+func (c *Conn) String() string {
+	if c == nil {
+		return "no conn"
+	}
+	return "conn " + strconv.FormatUint(c.id, 10) + ", " + c.peer.String()
+}
+
+// LogValue is the connection as a group of attributes for log/slog: id, peer and local, the latter as LocalAddr has it.
+func (c *Conn) LogValue() slog.Value {
+	if c == nil || c.lp == nil {
+		return slog.StringValue(c.String())
+	}
+	return slog.GroupValue(
+		slog.Uint64("id", c.id), slog.String("peer", c.peer.String()), slog.String("local", c.LocalAddr().String()))
+}
+
 // LocalAddr returns the local address, a *net.TCPAddr or *net.UnixAddr. It works after the connection closed.
 func (c *Conn) LocalAddr() net.Addr {
 	c.mu.Lock()
@@ -278,6 +297,20 @@ func (a *sockaddr) addrPort() netip.AddrPort {
 		ip = ip.WithZone(zoneName(a.zone))
 	}
 	return netip.AddrPortFrom(ip, a.port)
+}
+
+// String is the address without a look at the system's interfaces, which may have to wait for a lock in the kernel.
+func (a *sockaddr) String() string {
+	if !a.isIP {
+		return "unix"
+	}
+	b := *a
+	b.zone = 0
+	ap := b.addrPort()
+	if a.zone != 0 { // an IPv4 address takes none
+		ap = netip.AddrPortFrom(ap.Addr().WithZone(strconv.FormatUint(uint64(a.zone), 10)), ap.Port())
+	}
+	return ap.String()
 }
 
 func zoneName(index uint32) string {

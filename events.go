@@ -1,5 +1,7 @@
 package tcpio
 
+import "fmt"
+
 // Event is what a connection or its listener has to say: one of [Opened], [Readable], [Writable], [Message], [Draining],
 // [Closed] and [Failed]. The set is sealed; a type switch that ignores what it does not know stays right.
 //
@@ -53,3 +55,46 @@ func (Message) event()  {}
 func (Draining) event() {}
 func (Closed) event()   {}
 func (Failed) event()   {}
+
+// ConnOf returns the connection that ev is about. It is nil for a nil ev and for [Failed], which is about none.
+func ConnOf(ev Event) *Conn {
+	switch ev := ev.(type) {
+	case Opened:
+		return ev.Conn
+	case Readable:
+		return ev.Conn
+	case Writable:
+		return ev.Conn
+	case Message:
+		return ev.Conn
+	case Draining:
+		return ev.Conn
+	case Closed:
+		return ev.Conn
+	}
+	return nil
+}
+
+// String describes e for a log, as every event's String does: "Opened(conn 12, 127.0.0.1:5555)".
+func (e Opened) String() string { return describe("Opened", e.Conn) }
+
+// String describes e for a log: "Readable(conn 12, 127.0.0.1:5555)".
+func (e Readable) String() string { return describe("Readable", e.Conn) }
+
+// String describes e for a log: "Writable(conn 12, 127.0.0.1:5555)".
+func (e Writable) String() string { return describe("Writable", e.Conn) }
+
+// String describes m for a log, by the type of its Value: "Message(conn 12, 127.0.0.1:5555, time.Time)". It neither shows the
+// Value nor calls its methods.
+func (m Message) String() string { return fmt.Sprintf("Message(%s, %T)", m.Conn.String(), m.Value) }
+
+// String describes e for a log: "Draining(conn 12, 127.0.0.1:5555)".
+func (e Draining) String() string { return describe("Draining", e.Conn) }
+
+// String describes e for a log: "Closed(conn 12, 127.0.0.1:5555)". [Conn.Err] has the cause.
+func (e Closed) String() string { return describe("Closed", e.Conn) }
+
+// String describes e for a log, with its Err: "Failed(accept: too many open files)".
+func (e Failed) String() string { return fmt.Sprintf("Failed(%v)", e.Err) } // fmt catches a panic in a method of Err
+
+func describe(event string, c *Conn) string { return event + "(" + c.String() + ")" }
