@@ -220,8 +220,9 @@ func (c *Conn) RemoteAddr() net.Addr {
 	return net.TCPAddrFromAddrPort(c.peer.addrPort())
 }
 
-// String names the connection in a log, by its ID and its peer: "conn 12, 127.0.0.1:5555", or "conn 12, unix". It takes no
-// lock, makes no system call, and works after the connection closed and on a nil Conn. The zone of an IPv6 address is a number.
+// String names the connection in a log, by its ID and its peer: "conn 12, 127.0.0.1:5555", or
+// "conn 12, unix". It takes no lock, makes no system call, and works after the connection closed and
+// on a nil Conn. The zone of an IPv6 address is a number.
 func (c *Conn) String() string {
 	if c == nil {
 		return "no conn"
@@ -229,7 +230,8 @@ func (c *Conn) String() string {
 	return "conn " + strconv.FormatUint(c.id, 10) + ", " + c.peer.String()
 }
 
-// LogValue is the connection as a group of attributes for log/slog: id, peer and local, the latter as LocalAddr has it.
+// LogValue is the connection as a group of attributes for log/slog: id and peer, as in String, and
+// local, as LocalAddr returns it. It works after the connection closed.
 func (c *Conn) LogValue() slog.Value {
 	if c == nil || c.lp == nil {
 		return slog.StringValue(c.String())
@@ -299,7 +301,8 @@ func (a *sockaddr) addrPort() netip.AddrPort {
 	return netip.AddrPortFrom(ip, a.port)
 }
 
-// String is the address without a look at the system's interfaces, which may have to wait for a lock in the kernel.
+// String is the address without a look at the system's interfaces, for which the kernel takes a lock
+// that others may hold for long.
 func (a *sockaddr) String() string {
 	if !a.isIP {
 		return "unix"

@@ -1,6 +1,6 @@
-// Package tcpio is a TCP server library for Linux. A few epoll loops serve all connections, and deliver what happens on
-// them as typed events: on Go channels, or to a handler for each connection. An idle connection costs neither a
-// goroutine nor a buffer.
+// Package tcpio is a TCP server library for Linux. A few epoll loops serve all connections, and
+// deliver what happens on them as typed events: on Go channels, or to a handler for each
+// connection. An idle connection costs neither a goroutine nor a buffer.
 //
 //	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: ":8080"})
 //	...
@@ -23,50 +23,57 @@
 //
 // # Routes
 //
-// A route is the way by which a connection's events reach your code. There are three, and the same rules hold on each:
+// A route is the way by which a connection's events reach your code. There are three, and the same
+// rules hold on each:
 //
-//   - The stream: a channel with the events of all connections, [Listener.Events], or one for each loop,
-//     [Listener.Streams]. Take it when one goroutine can own all the state and does not block, alone or in a select
-//     with other channels.
-//   - A mailbox: a channel with the events of one connection. [Conn.Events] claims the connection for the goroutine that
-//     receives from it. Take it when a session needs a goroutine and a select of its own.
-//   - An actor: its method Receive is called with one event after the other of its connection; see [Actor].
-//     [ListenerOptions].Actor makes one for every connection, [Conn.Attach] sets that of one. Take it when state belongs
-//     to a connection, or when a handler blocks. An actor that is not handling an event has no goroutine.
+//   - The stream: a channel with the events of all connections, [Listener.Events], or one for each
+//     loop, [Listener.Streams]. Take it when one goroutine can own all the state and does not
+//     block, alone or in a select with other channels.
+//   - A mailbox: a channel with the events of one connection. [Conn.Events] claims the connection
+//     for the goroutine that receives from it. Take it when a session needs a goroutine and a
+//     select of its own.
+//   - An actor: a loop calls its Receive with the connection's events, one at a time; see [Actor].
+//     [ListenerOptions].Actor returns the actor of each new connection, [Conn.Attach] sets that of
+//     one. Take it when state belongs to a connection, or when a handler blocks. An actor has no
+//     goroutine while it has no event.
 //
-// [Conn.Post], [Conn.Ask] and [Conn.After] send a value to a connection from any goroutine; it arrives as a [Message] on
-// the connection's route. A Conn is a net.Conn too: its blocking methods block the caller, not the loops. For code that
-// is written for the package net, [Listener.NetListener] hands out connections without a route.
+// [Conn.Post], [Conn.Ask] and [Conn.After] send a value to a connection from any goroutine; it
+// arrives as a [Message] on the connection's route. A Conn is a net.Conn too: its blocking methods
+// block the caller, not the loops. For code that is written for the package net,
+// [Listener.NetListener] hands out connections without a route.
 //
 // # Events
 //
-// The events of one connection on one route have an order: [Opened] first, exactly once; then any of [Readable],
-// [Writable], [Message] and [Draining]; [Closed] last, exactly once. No event of a connection follows its Closed, also
-// when the system gives its descriptor number to another connection. Events of different connections have no order. When
-// a connection changes its route, events that are already in the old channel are received there, and those behind them
-// on the new route.
+// The events of one connection on one route have an order: [Opened] first, exactly once; then any
+// of [Readable], [Writable], [Message] and [Draining]; [Closed] last, exactly once. No event of a
+// connection follows its Closed, also when the system gives its descriptor number to another
+// connection. Events of different connections have no order. When a connection changes its route,
+// events that are already in the old channel are received there, and those behind them on the new
+// route.
 //
-// Readable is level-triggered, although tcpio uses epoll edge-triggered: after a read that filled its buffer another
-// Readable follows, unless one is still in the channel; after a shorter read the next one follows when the peer has sent
-// more. A channel holds at most one Readable of a connection, and none once a read has returned io.EOF. To pause a
-// connection, do not read: no further Readable comes, its bytes stay in the kernel, and TCP flow control holds the peer
-// back.
+// Readable is level-triggered, although tcpio uses epoll edge-triggered: after a read that filled
+// its buffer another Readable follows, unless one is still in the channel; after a shorter read the
+// next one follows when the peer has sent more. A channel holds at most one Readable of a
+// connection, and none once a read has returned io.EOF. To pause a connection, do not read: no
+// further Readable comes, its bytes stay in the kernel, and TCP flow control holds the peer back.
 //
 // # Slow peers and slow consumers
 //
-// Output that the socket does not take is queued, up to WriteBuffer bytes for a connection. What would go past that,
-// [Conn.TryWrite] refuses with [ErrWouldBlock]; a Writable follows when the queue has fallen to half. MaxBuffered bounds
-// all queues together.
+// Output that the socket does not take is queued, up to WriteBuffer bytes for a connection. Beyond
+// that [Conn.TryWrite] takes nothing and returns [ErrWouldBlock]; a Writable follows when the queue
+// has fallen to half. MaxBuffered bounds all queues together.
 //
-// When the consumer of the stream does not receive, the channel fills up. Reading and accepting then pause, while queued
-// output still goes out, timers run and connections close. Nothing grows meanwhile, and the loops sleep. At most
-// MailboxSize posted values wait for a connection; Post refuses more with [ErrMailboxFull].
+// When the consumer of the stream does not receive, the channel fills up. Reading and accepting
+// then pause, while queued output still goes out, timers run and connections close. Nothing grows
+// meanwhile, and the loops sleep. At most MailboxSize posted values wait for a connection; Post
+// refuses more with [ErrMailboxFull].
 //
 // # How a connection ends
 //
-// Reading returns io.EOF at the peer's end of stream. That closes nothing: a peer that has closed its own direction only
-// (a half-close) still gets its answer, however long that takes. Your code closes the connection. These rules hold on every
-// route, and for connections that were accepted, adopted or dialled:
+// Reading returns io.EOF at the peer's end of stream. That closes nothing: a peer that has closed
+// its own direction only (a half-close) still gets its answer, however long that takes. Your code
+// closes the connection. These rules hold on every route, and for connections that were accepted,
+// adopted or dialled:
 //
 //	what happens                    what the connection does                          Err
 //	Close                           flush, FIN, drain, within CloseTimeout            nil, or why output did not go out
@@ -85,49 +92,52 @@
 //	Shutdown                        Draining, then Close                              as for Close
 //	Listener.Close                  reset at once                                     net.ErrClosed
 //
-// Err is what [Conn.Err] returns after Closed. Close is [Conn.Close]: in the background it sends what is queued (flush),
-// then a FIN, and discards input until the peer's end of stream (drain), so that the peer gets every byte that was
-// accepted.
+// Err is what [Conn.Err] returns after Closed. Close is [Conn.Close]: in the background it sends
+// what is queued (flush), then a FIN, and discards input until the peer's end of stream (drain), so
+// that the peer gets every byte that was accepted.
 //
-// EOFTimeout is a safety net for programs that ignore io.EOF. It does not end a connection while output is queued, being
-// written or copied, or while the actor's Receive runs. Connections that NetListener or Dial handed out as net.Conns have
-// none before their first route. When descriptors run out, or MaxConns is reached, the connections that have waited
-// longest for EOFTimeout are closed first.
+// EOFTimeout is a safety net for programs that ignore io.EOF. It does not end a connection while
+// output is queued, being written or copied, or while the actor's Receive runs. Connections that
+// NetListener or Dial handed out as net.Conns have none before their first route. When descriptors
+// run out, or MaxConns is reached, the connections that have waited longest for EOFTimeout are
+// closed first.
 //
-// tcpio records how each direction ended, whether a Try method, a blocking call, a copy, a callback, a raw connection or
-// Hijack found it out; afterwards all of them report the same, and none reports a reset as an end of stream. Once a connection
-// has ended, its methods return errors that match net.ErrClosed and, if the system ended it, the system's error too
-// (errors.Is(err, syscall.ECONNRESET)). A Conn stays valid for ever.
+// tcpio records how each direction ended, whether a Try method, a blocking call, a copy, a
+// callback, a raw connection or Hijack met it first; afterwards all of them report the same, and
+// none reports a reset as an end of stream. Once a connection has ended, its methods return errors
+// that match net.ErrClosed. If the system ended it they match the system's error too:
+// errors.Is(err, syscall.ECONNRESET). A Conn stays valid for ever.
 //
 // # Ownership
 //
-// tcpio never keeps a slice that you pass in. A frame from [Conn.Frames] is valid until the next iteration; copy it to
-// keep it. Until then you may change it in place. In a build with -tags tcpiodebug, tcpio overwrites pooled memory when it
-// is given back.
+// tcpio never keeps a slice that you pass in. A frame from [Conn.Frames] is valid until the next
+// iteration; copy it to keep it. Until then you may change it in place. In a build with -tags
+// tcpiodebug, tcpio overwrites pooled memory when it is given back.
 //
 // # Running and stopping
 //
-// [Listener.Serve] runs the loops until its ctx ends, or [Listener.Shutdown] or [Listener.Close] is called. Run it in an
-// errgroup beside the consumers: at the end it closes the channels behind their last event, so that range loops end by
-// themselves. Shutdown sends Draining to every connection, gives its handler time to answer what is under way
-// (DrainTimeout), and then closes the connection in order. Shutdown and Close wait until descriptors are closed, not until
-// events are received; any goroutine may call them, also a consumer or a handler. [Listener.File] gives the listening
-// socket to a process that replaces this one, as examples/restart does.
+// [Listener.Serve] runs the loops until its ctx ends, or [Listener.Shutdown] or [Listener.Close] is
+// called. Run it in an errgroup beside the consumers: at the end it closes the channels behind
+// their last event, so that range loops end by themselves. Shutdown sends Draining to every
+// connection, gives its handler time to answer what is under way (DrainTimeout), and then closes
+// the connection in order. Shutdown and Close wait until descriptors are closed, not until events
+// are received; any goroutine may call them, also a consumer or a handler. [Listener.File] gives
+// the listening socket to a process that replaces this one, as examples/restart does.
 //
 // # TLS
 //
-// [ListenerOptions].TLSConfig serves TLS with the standard crypto/tls, and [Conn.StartTLS] upgrades one connection. A
-// handshake has a goroutine from its whole ClientHello to its end; afterwards an idle connection has none. Everything else
-// works as without TLS, on plain text.
+// [ListenerOptions].TLSConfig serves TLS with the standard crypto/tls, and [Conn.StartTLS] upgrades
+// one connection. A handshake has a goroutine from its whole ClientHello to its end; afterwards an
+// idle connection has none. Everything else works as without TLS, on plain text.
 //
 // # Limits
 //
-// Options limit times (idle, read, write, handshake, close) and which connections are served (MaxConns, MaxConnsPerIP,
-// AcceptRate, Admit). [Listener.Stats] counts the connections that they ended or refused. A time limit ends a connection
-// with a *[LimitError].
+// Options limit times (idle, read, write, handshake, close) and which connections are served
+// (MaxConns, MaxConnsPerIP, AcceptRate, Admit). [Listener.Stats] counts the connections that they
+// ended or refused. A time limit ends a connection with a *[LimitError].
 //
 // # Non-goals
 //
-// UDP, other systems than Linux (the package compiles there, and [Listen] returns errors.ErrUnsupported), a protocol
-// framework, and an event loop for anything but sockets.
+// UDP, other systems than Linux (the package compiles there, and [Listen] returns
+// errors.ErrUnsupported), a protocol framework, and an event loop for anything but sockets.
 package tcpio

@@ -68,7 +68,8 @@ func Example() {
 	// end: <nil>
 }
 
-// A goroutine that owns all the state selects from events, a ticker and functions that other goroutines send it.
+// A goroutine that owns all the state selects from events, a ticker and functions that other
+// goroutines send it.
 func ExampleListener_Events() {
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0"})
 	if err != nil {
@@ -221,7 +222,8 @@ func ExampleConn_Events() {
 	// end: <nil>
 }
 
-// Frames takes any bufio.SplitFunc. Here a frame is two bytes of length and as many of payload as they say.
+// Frames takes any bufio.SplitFunc. Here a frame is two bytes of length and as many of payload as
+// they say.
 func ExampleConn_Frames() {
 	split := func(data []byte, atEOF bool) (advance int, frame []byte, err error) {
 		if len(data) < 2 {
@@ -269,7 +271,8 @@ func ExampleConn_Frames() {
 	// end: <nil>
 }
 
-// A chat room. A member that does not keep up is closed, so that none misses a line without noticing.
+// A chat room. A member that does not keep up is closed, so that none misses a line without
+// noticing.
 func ExampleGroup() {
 	room := tcpio.Group{Slow: tcpio.CloseSlow, Notice: []byte("you are too slow\n")}
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
@@ -322,7 +325,8 @@ func ExampleGroup() {
 	// end: <nil>
 }
 
-// Ask asks a connection's handler from another goroutine and waits for the answer. Post does not wait.
+// Ask asks a connection's handler from another goroutine and waits for the answer. Post does not
+// wait.
 func ExampleConn_Ask() {
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr: "127.0.0.1:0",
@@ -371,7 +375,8 @@ func ExampleConn_Ask() {
 	// end: <nil>
 }
 
-// A timer costs no goroutine, and its value comes as a Message, in order with the connection's other events.
+// A timer costs no goroutine, and its value comes as a Message, in order with the connection's
+// other events.
 func ExampleConn_After() {
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr: "127.0.0.1:0",
@@ -418,7 +423,8 @@ func ExampleConn_After() {
 	// end: <nil>
 }
 
-// An http.Server on tcpio's loops. With DeferAccept a connection that has sent nothing costs no goroutine.
+// An http.Server on tcpio's loops. With DeferAccept a connection that has sent nothing costs no
+// goroutine.
 func ExampleListener_NetListener() {
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", DeferAccept: true})
 	if err != nil {
@@ -455,7 +461,8 @@ func ExampleListener_NetListener() {
 	// end: <nil>
 }
 
-// A protocol that begins in plain text and changes to TLS when the client says so. Afterwards everything works as before.
+// A protocol that begins in plain text and changes to TLS when the client says so. Afterwards
+// everything works as before.
 func ExampleConn_StartTLS() {
 	cert, trusting := testPKI() // a certificate for localhost, and a client's config that trusts it
 	config := &tls.Config{Certificates: []tls.Certificate{cert}}
@@ -510,7 +517,8 @@ func ExampleConn_StartTLS() {
 	// end: <nil>
 }
 
-// A relay: two actors pass bytes to each other. While one side does not read, nothing is read from the other.
+// A relay: two actors pass bytes to each other. While one side does not read, nothing is read from
+// the other.
 func ExampleListener_Dial() {
 	upstream := echoServer()
 	defer upstream.Close()
@@ -639,7 +647,8 @@ func ExampleListener_Shutdown() {
 	// the client got: goodbye
 }
 
-// Functions written for the first tcpio's callbacks, as an actor. Those of one Callback are called one at a time.
+// Functions written for the first tcpio's callbacks, as an actor. Those of one Callback are called
+// one at a time.
 func ExampleCallback() {
 	calls := 0 // needs no lock
 	callback := tcpio.Callback(func(conn net.Conn) error {
@@ -676,7 +685,8 @@ func ExampleCallback() {
 	// end: <nil> calls: 1
 }
 
-// exchange is a client: it sends text and an end of stream, and returns everything that the server sends.
+// exchange is a client: it sends text and an end of stream, and returns everything that the server
+// sends.
 func exchange(addr net.Addr, text string) string {
 	peer, err := net.Dial(addr.Network(), addr.String())
 	if err != nil {
