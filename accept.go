@@ -2,6 +2,7 @@ package tcpio
 
 import (
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,7 @@ type listenSocket struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	path     string           // of a unix socket that we made, removed at close
+	file     fileID           // what we made there
 	fd       int              // -1 once closed
 	arriving int32            // the descriptor that is accepted and not yet counted by a loop; -1: none
 	adopted  []*Conn          // adopted connections that have no actor yet
@@ -89,6 +91,8 @@ func (s *listenSocket) turnAway() {
 }
 
 // close ends accepting. A descriptor that is still in a hook of the user's does not wait for that.
+// A unix socket's file goes first: while the socket lives no other file can have its inode, and a successor, which binds as soon as
+// the path is free, is not met by our removal.
 func (s *listenSocket) close(p poller) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -97,6 +101,9 @@ func (s *listenSocket) close(p poller) {
 	}
 	if p != nil {
 		_ = p.remove(s.fd)
+	}
+	if s.path != "" {
+		sysRemoveOwn(s.path, s.file)
 	}
 	sysCloseFD(int32(s.fd))
 	s.fd = -1
@@ -107,9 +114,6 @@ func (s *listenSocket) close(p poller) {
 	close(s.over)
 	if s.std != nil {
 		s.std.Close()
-	}
-	if s.path != "" {
-		_ = os.Remove(s.path)
 	}
 }
 
@@ -133,6 +137,7 @@ type accepting struct {
 	target *loop
 	fd     int32
 	peer   sockaddr
+	zone   zone // the name of its zone
 }
 
 // runAccept accepts, while there is anybody to accept and room for what they will say. It reports false when
@@ -240,7 +245,7 @@ func (a *accepting) one(target *loop) acceptState {
 
 // hook calls a hook of the user's for peer. A panic, and runtime.Goexit, are logged and make it false; the
 // goroutine that exits calls exited, which is all of this turn that still runs.
-func (a *accepting) hook(in, what string, peer *sockaddr, f, exited func()) (ok bool) {
+func (a *accepting) hook(in, what string, peer netip.AddrPort, f, exited func()) (ok bool) {
 	lp := a.lp
 	w := uint64(0)
 	if a.kept {
@@ -250,7 +255,7 @@ func (a *accepting) hook(in, what string, peer *sockaddr, f, exited func()) (ok 
 	}
 	back := func() { a.kept = a.kept && lp.state.CompareAndSwap(w, w&^roleMask) }
 	ok = guard(in, f, func(p *PanicError, exiting bool) {
-		lp.l.log("tcpio: "+what+" panicked", "peer", peer.addrPort().String(), "panic", p.Value, "stack", string(p.Stack))
+		lp.l.log("tcpio: "+what+" panicked", "peer", peer.String(), "panic", p.Value, "stack", string(p.Stack))
 		if exiting {
 			back()
 			exited()
@@ -293,6 +298,8 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
 	c := &Conn{lp: lp, id: lastID.Add(1), peer: peer, fd: fd, stream: l.streamFor(lp)}
 	if !peer.isIP {
 		c.flags |= fUnix | fDistrust
+	} else if l.multipath && sysMultipath(fd) {
+		c.flags |= fDistrust
 	}
 	switch {
 	case l.opts.Actor != nil: // register asks for it
@@ -307,14 +314,21 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
 	return c
 }
 
-// register gives c to its loop. Its first edge, a fresh socket is writable, makes the loop announce it. On an error the
-// descriptor is closed. If c is to get its actor from the user's hook, it has no turn before employ.
+// register gives c to its loop. One that was accepted is announced by the loop at its first edge, whatever that says, and
+// there is one, since nothing was sent on it yet: it is writable. That saves the wake-up of its loop. What else is served
+// may have no edge until its peer moves, so it is announced here. On an error the descriptor is closed. If c is to get its
+// actor from the user's hook, it has no turn before employ.
 func (l *Listener) register(c *Conn, accepted bool) error {
 	lp := c.lp
-	lp.live.Add(1)
+	served := !c.refused()
+	if served {
+		lp.live.Add(1)
+	} else {
+		l.refusing.Add(1)
+	}
 	if accepted && !l.socket.arrived() {
 		l.dismiss(c, c.flags)
-		l.connGone(lp)
+		l.connGone(c)
 		return net.ErrClosed
 	}
 	if l.stopping.Load() && (!accepted || l.ending.Load() == endCut) {
@@ -325,10 +339,9 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 			sysCloseFD(c.fd) // whoever brought it keeps it
 		}
 		l.dismiss(c, c.flags)
-		l.connGone(lp)
+		l.connGone(c)
 		return net.ErrClosed
 	}
-	served := c.flags&fRefused == 0
 	// From add on others see c, and it may end at any moment. The reference keeps the descriptor until the registration
 	// is over, fRunning its events until the actor is there.
 	c.refs = 1
@@ -351,6 +364,9 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	c.refs--
 	if served {
 		lp.count.accepted.Add(1)
+	}
+	if !accepted && err == nil && c.flags&(fOpened|fHandshake|fReleased) == 0 {
+		c.emitLocked(pendOpened)
 	}
 	if err != nil {
 		if c.flags&fOpened == 0 {
@@ -381,13 +397,13 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 
 // asksForActor says whether the user's hook makes c's actor. c is not registered yet.
 func (l *Listener) asksForActor(c *Conn) bool {
-	return l.opts.Actor != nil && c.flags&(fRefused|fDialled) == 0
+	return l.opts.Actor != nil && !c.refused() && c.flags&fDialled == 0
 }
 
 // askForActor asks it. Nil refuses c, and so do a panic and runtime.Goexit, which are logged.
 func (a *accepting) askForActor(c *Conn) {
 	var actor Actor
-	if !a.hook("Actor", "handler", &c.peer, func() { actor = c.lp.l.opts.Actor(c) }, func() { c.employ(nil) }) {
+	if !a.hook("Actor", "handler", c.peer.addrPort(""), func() { actor = c.lp.l.opts.Actor(c) }, func() { c.employ(nil) }) {
 		actor = nil
 	}
 	c.employ(actor)
@@ -437,8 +453,13 @@ func (s *listenSocket) nextAdopted() *Conn {
 var lastID atomic.Uint64
 
 // connGone is called when a connection's descriptor is closed and Closed emitted.
-func (l *Listener) connGone(lp *loop) {
-	n := lp.live.Add(-1)
+func (l *Listener) connGone(c *Conn) {
+	n := int64(0)
+	if c.refused() {
+		n = l.refusing.Add(-1)
+	} else {
+		n = c.lp.live.Add(-1)
+	}
 	if l.socket.starved.Load() {
 		l.retryAccept()
 	}

@@ -277,6 +277,7 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	if unread {
 		c.readableLocked()
 	}
+	c.roomLocked() // a Writable that was owed before there was a route
 	c.awaitUserLocked()
 }
 

@@ -107,9 +107,9 @@ func TestOthersGoOnWhileAHandlerBlocksHoweverItWasWoken(t *testing.T) {
 
 // Each round lets the loop fall asleep, or nearly, so that a post comes in every state of it.
 func TestAHandlerThatBlocksBehindAPostFreesTheLoopInEveryStateOfIt(t *testing.T) {
-	rounds := 300
-	if actRace || testing.Short() {
-		rounds = 60
+	rounds := 60
+	if longTests && !actRace {
+		rounds = 300
 	}
 	entered := make(chan struct{})
 	release := make(chan struct{})
@@ -247,6 +247,7 @@ func TestAValuePostedBeforeAHandlerBlocksIsReceivedAfterIt(t *testing.T) {
 }
 
 func TestShutdownInsideReceiveReturns(t *testing.T) {
+	t.Parallel()
 	for _, how := range []string{"readable", "post", "after"} {
 		t.Run(how, func(t *testing.T) {
 			result := make(chan error, 1)

@@ -61,6 +61,7 @@ func TestActorsInARingWithFullMailboxesAllGoOn(t *testing.T) {
 
 // All of them are on one loop, which each question takes away from its asker for a while.
 func TestAHandlerMayAskAnotherOnItsOwnLoop(t *testing.T) {
+	t.Parallel()
 	const askers = 50
 	var answerer atomic.Pointer[tcpio.Conn]
 	answers := make(chan any, askers)
@@ -135,6 +136,7 @@ func TestAHandlerThatBlocksInWriteGoesOnAtMaxBlocked(t *testing.T) {
 
 // A posted value is delivered or refused, also while the connection changes its routes and is closed.
 func TestNoPostIsLostWhenRoutesChangeBesideClose(t *testing.T) {
+	t.Parallel()
 	r := actServeAll(t, tcpio.ListenerOptions{Loops: 2}, tcpio.ActorFunc(func(tcpio.Event) error { return nil }))
 	for range 20 {
 		peer := r.dial()

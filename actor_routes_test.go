@@ -410,6 +410,7 @@ func actRecvOK(t testing.TB, ch <-chan tcpio.Event) (tcpio.Event, bool) {
 
 // The end was read, but the library's answer to it, to close, must not be lost with the move.
 func TestAConnectionClaimedInTheReceiveThatReadEOFStillCloses(t *testing.T) {
+	t.Parallel()
 	claimed := make(chan (<-chan tcpio.Event), 1)
 	r := actServeAll(t, tcpio.ListenerOptions{EOFTimeout: 50 * time.Millisecond}, tcpio.ActorFunc(func(ev tcpio.Event) error {
 		if ev, ok := ev.(tcpio.Readable); ok {

@@ -162,6 +162,7 @@ func TestAnActorChangesBehaviourInsideReceiveAndLosesNothing(t *testing.T) {
 }
 
 func TestAReturnedErrorFlushesAndThenClosesWithThatError(t *testing.T) {
+	t.Parallel()
 	cause := errors.New("enough")
 	closed := make(chan error, 1)
 	big := make([]byte, 32<<20) // more than the kernel takes

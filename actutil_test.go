@@ -20,6 +20,13 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
+// actRace says that the race detector slows everything down, longTests that the tests run at their full length: loads are
+// scaled to them.
+const (
+	actRace   = tcpio.RaceEnabled
+	longTests = tcpio.LongTests
+)
+
 // actWait is how long a test waits for what must happen; only a failing test waits that long.
 const actWait = 40 * time.Second
 
@@ -42,9 +49,10 @@ func actServe(t testing.TB, o *tcpio.ListenerOptions) *actRig {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &actRig{t: t, l: l, cancel: cancel, served: make(chan struct{})}
+	served := goServe(ctx, l)
 	go func() {
 		defer close(r.served)
-		r.err = l.Serve(ctx)
+		r.err = <-served
 	}()
 	t.Cleanup(r.stop)
 	return r

@@ -29,7 +29,7 @@ type peers struct {
 
 // network is what counts as one address: an IPv4 address, or the /64 of an IPv6 one, which is what one customer has.
 func (a *sockaddr) network() netip.Prefix {
-	ip := a.addrPort().Addr().WithZone("")
+	ip := a.addrPort("").Addr()
 	bits := 64
 	if ip.Is4() {
 		bits = 32
@@ -74,23 +74,24 @@ func (a *accepting) admission() refusal {
 		return refusedPerIP // before the rate: an address over its bound does not use up what others may have
 	case o.AcceptRate != nil && !a.asks("AcceptRate", o.AcceptRate.Allow, refusedRate):
 		return refusedRate
-	case o.Admit != nil && !a.asks("Admit", func() bool { return o.Admit(a.peer.addrPort()) == nil }, refusedAdmit):
+	case o.Admit != nil && !a.asks("Admit", func() bool { return o.Admit(a.addrPort()) == nil }, refusedAdmit):
 		return refusedAdmit
 	}
 	return admitted
 }
 
 // full reports whether MaxConns connections are open.
-func (l *Listener) full() bool {
-	return l.opts.MaxConns > 0 && l.Len()-int(l.refusing.Load()) >= l.opts.MaxConns
-}
+func (l *Listener) full() bool { return l.opts.MaxConns > 0 && l.Len() >= l.opts.MaxConns }
 
 // counts says whether the peer takes a place of its address.
 func (a *accepting) counts() bool { return a.lp.l.opts.MaxConnsPerIP > 0 && a.peer.isIP }
 
+// addrPort is the peer's address.
+func (a *accepting) addrPort() netip.AddrPort { return a.peer.addrPort(a.zone.name) }
+
 // asks asks a hook of the user's. A panic refuses the peer, and so does runtime.Goexit; both are logged.
 func (a *accepting) asks(in string, admits func() bool, no refusal) (ok bool) {
-	return a.hook(in, in, &a.peer, func() { ok = admits() }, func() { a.refuse(no) }) && ok
+	return a.hook(in, in, a.addrPort(), func() { ok = admits() }, func() { a.refuse(no) }) && ok
 }
 
 // refuse ends the connection that has just been accepted, and gives back what admission took.
@@ -109,11 +110,11 @@ func (l *Listener) refuse(lp *loop, fd int32, peer sockaddr, why refusal) {
 		l.socket.turnAway()
 		return
 	}
-	c := &Conn{lp: lp, id: lastID.Add(1), peer: peer, fd: fd, flags: fMute | fRefused}
+	peer.zone = 0 // nobody is shown its address
+	c := &Conn{lp: lp, peer: peer, fd: fd, flags: fMute}
 	if !peer.isIP {
 		c.flags |= fUnix | fDistrust
 	}
-	l.refusing.Add(1)
 	if l.register(c, true) != nil {
 		return
 	}
@@ -129,11 +130,18 @@ const longestBacklog = 4096
 // welcome serves the connection that has just been accepted, or refuses it.
 func (a *accepting) welcome() error {
 	l := a.lp.l
+	a.zone = zone{}
+	if a.peer.isIP && a.peer.named() {
+		a.zone = sysZone(int(a.fd), a.peer.zone)
+	}
 	if why := a.admission(); why != admitted {
 		a.refuse(why)
 		return nil
 	}
 	c := l.newConn(a.target, a.fd, a.peer)
+	if a.peer.named() {
+		c.ext = a.peer.names(a.fd, a.zone)
+	}
 	if a.counts() {
 		c.flags |= fCounted
 	}
@@ -149,12 +157,12 @@ func (a *accepting) welcome() error {
 	return nil
 }
 
+// refused says whether the connection is only kept until its peer has the reply. Such a one has no ID: nobody sees it.
+func (c *Conn) refused() bool { return c.id == 0 }
+
 // dismiss gives back what admission took.
 func (l *Listener) dismiss(c *Conn, f flags) {
 	if f&fCounted != 0 {
 		l.peers.give(&c.peer)
-	}
-	if f&fRefused != 0 {
-		l.refusing.Add(-1)
 	}
 }

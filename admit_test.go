@@ -5,6 +5,7 @@ package tcpio
 import (
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -43,7 +44,7 @@ func TestActorHookMayEndItsConnection(t *testing.T) {
 		}
 		receive(t, "Closed", closed)
 		waitFor(t, "only the first is left", func() bool { return r.Len() == 1 })
-		if n := len(r.loops[0].conns.all()); n != 1 {
+		if n := len(slices.Collect(r.loops[0].conns.all())); n != 1 {
 			t.Errorf("%d: %d connections in the table, want 1", how, n)
 		}
 		echo(t, old, []byte("after"))

@@ -53,6 +53,7 @@ func TestMaxBufferedRefusesAndTellsWhenThereIsRoom(t *testing.T) {
 }
 
 func TestMaxBufferedHoldsOverManyConnections(t *testing.T) {
+	t.Parallel()
 	const conns, chunk = 40, 16 << 10
 	l, events := startManual(t, tcpio.ListenerOptions{MaxBuffered: budget})
 	want := make(map[*tcpio.Conn][]byte)
@@ -88,6 +89,7 @@ func TestMaxBufferedHoldsOverManyConnections(t *testing.T) {
 }
 
 func TestMaxBufferedBlocksWrite(t *testing.T) {
+	t.Parallel()
 	t.Run("plain", func(t *testing.T) { testBudgetWrite(t, false) })
 	t.Run("TLS", func(t *testing.T) { testBudgetWrite(t, true) })
 }

@@ -147,7 +147,7 @@ func (c *Conn) peekLocked() (ready, end bool) {
 	switch {
 	case c.flags&(fClosing|fReleased) != 0:
 		return false, false
-	case c.ext != nil && (c.ext.frames.b != nil || c.ext.readErr != nil):
+	case c.ext != nil && (c.ext.frames.b != nil || c.ext.frames.busy || c.ext.readErr != nil):
 		return true, false
 	case c.flags&fEOF != 0:
 		untold := c.flags&fTold == 0

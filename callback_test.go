@@ -230,6 +230,7 @@ func TestACallbackThatSwallowsTheEndDoesNotSpin(t *testing.T) {
 }
 
 func TestACallbackThatReadsNothingDoesNotSpin(t *testing.T) {
+	t.Parallel()
 	var calls atomic.Int64
 	l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: func(net.Conn) error {
 		calls.Add(1)

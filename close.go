@@ -173,7 +173,7 @@ func (c *Conn) releaseLocked(cause error) {
 		c.extLocked().err = cause
 	}
 	if c.lp.l.anyAddr {
-		c.extLocked().local = sysLocalAddr(c.fd)
+		c.extLocked().local = c.localLocked()
 	}
 	if c.out != nil {
 		c.out.drop(c.lp.l)
@@ -199,14 +199,8 @@ func (c *Conn) leaveAllLocked() {
 		return
 	}
 	x.frames.drop(c.lp.l)
-	if st := x.tls; st != nil {
-		if st.timer != nil {
-			c.lp.timers.stop(st.timer)
-			st.timer = nil
-		}
-		if st.cancel != nil {
-			st.cancel()
-		}
+	if x.tls != nil {
+		c.endTLSLocked()
 	}
 	if !c.leaveSomeLocked() {
 		c.flags |= fLeave
@@ -263,8 +257,9 @@ func (c *Conn) expireLocked(tm *timer) {
 			c.handshakeFailedLocked(&LimitError{limitNames[limitHandshake], c.lp.l.opts.HandshakeTimeout})
 		}
 	case timerReadable:
-		c.unreadableLocked()
-		c.reannounceLocked()
+		if c.flags&(fClosing|fReleased|fTold) == 0 {
+			c.moreLocked()
+		}
 	case timerMessage:
 		c.timedLocked(tm)
 	case timerClose:

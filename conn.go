@@ -17,7 +17,7 @@ import (
 type Conn struct {
 	// Immutable.
 	lp   *loop
-	id   uint64
+	id   uint64 // 0: refused
 	peer sockaddr
 	gen  uint32 // with slot, names the connection in epoll's data: a descriptor number is no identity
 	slot uint32 // set once, by the table, before anybody else sees the Conn
@@ -39,6 +39,9 @@ type Conn struct {
 
 // connExt holds what few connections need, so that the others do not pay for it.
 type connExt struct {
+	// Immutable, and there before anybody else sees the Conn, if its peer is named.
+	remote net.Addr
+
 	// Guarded by the Conn's mu.
 	err     error    // why the connection ended
 	readErr error    // why reading failed; the peer's end of stream is fEOF. See ends.go
@@ -100,7 +103,6 @@ const (
 	fTimed     // the connection has, or had, a time limit
 	fHeard     // a byte has arrived
 	fCounted   // its address has a place taken, see peers
-	fRefused   // only kept until its peer has the reply
 	fTLS       // the connection speaks TLS, or is about to
 	fHandshake // the TLS handshake is not done: nothing is read, written or announced
 	fFinSeen   // the peer's FIN was read; with TLS that is not fEOF
@@ -160,10 +162,10 @@ func (c *Conn) finish(fd int32, f flags) {
 	}
 	c.unlock()
 	c.lp.l.dismiss(c, f)
-	if f&fRefused == 0 {
+	if !c.refused() {
 		c.lp.count.closed.Add(1)
 	}
-	c.lp.l.connGone(c.lp)
+	c.lp.l.connGone(c)
 }
 
 func (c *Conn) extLocked() *connExt {
@@ -212,35 +214,43 @@ func (c *Conn) Buffered() int {
 	return c.queuedLocked()
 }
 
-// RemoteAddr returns the peer's address, a *net.TCPAddr or *net.UnixAddr. It works after the connection closed.
+// RemoteAddr returns the peer's address, a *net.TCPAddr or *net.UnixAddr, as the package net would: an abstract name
+// begins with @, and is that alone for a unix peer without a name. It works after the connection closed.
 func (c *Conn) RemoteAddr() net.Addr {
-	if !c.peer.isIP {
-		return &net.UnixAddr{Net: "unix"}
+	switch {
+	case c.peer.named():
+		return c.ext.remote // the pointer to ext does not change either, once it is there
+	case !c.peer.isIP:
+		return &net.UnixAddr{Name: "@", Net: "unix"}
 	}
-	return net.TCPAddrFromAddrPort(c.peer.addrPort())
+	return net.TCPAddrFromAddrPort(c.peer.addrPort(""))
 }
 
-// String names the connection in a log, by its ID and its peer: "conn 12, 127.0.0.1:5555", or
-// "conn 12, unix". It takes no lock, makes no system call, and works after the connection closed and
-// on a nil Conn. The zone of an IPv6 address is a number.
+// String names the connection in a log, by its ID and its peer: "conn 12, 127.0.0.1:5555", or "conn 12, unix". It takes no
+// lock, makes no system call, and works after the connection closed and on a nil Conn.
 func (c *Conn) String() string {
 	if c == nil {
 		return "no conn"
 	}
-	return "conn " + strconv.FormatUint(c.id, 10) + ", " + c.peer.String()
+	peer := "unix" // not its name, which the peer chooses
+	if c.peer.isIP {
+		peer = c.RemoteAddr().String()
+	}
+	return "conn " + strconv.FormatUint(c.id, 10) + ", " + peer
 }
 
-// LogValue is the connection as a group of attributes for log/slog: id and peer, as in String, and
-// local, as LocalAddr returns it. It works after the connection closed.
+// LogValue is the connection as a group of attributes for log/slog: id, peer and local, the addresses as RemoteAddr and
+// LocalAddr return them. It works after the connection closed.
 func (c *Conn) LogValue() slog.Value {
 	if c == nil || c.lp == nil {
 		return slog.StringValue(c.String())
 	}
-	return slog.GroupValue(
-		slog.Uint64("id", c.id), slog.String("peer", c.peer.String()), slog.String("local", c.LocalAddr().String()))
+	return slog.GroupValue(slog.Uint64("id", c.id),
+		slog.String("peer", c.RemoteAddr().String()), slog.String("local", c.LocalAddr().String()))
 }
 
-// LocalAddr returns the local address, a *net.TCPAddr or *net.UnixAddr. It works after the connection closed.
+// LocalAddr returns the local address, a *net.TCPAddr or *net.UnixAddr, as RemoteAddr does. It works after the connection
+// closed.
 func (c *Conn) LocalAddr() net.Addr {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -252,7 +262,7 @@ func (c *Conn) localLocked() net.Addr {
 		return c.ext.local
 	}
 	if c.fd >= 0 {
-		if a := sysLocalAddr(c.fd); a != nil {
+		if a := sysLocalAddr(c.fd, c.lp.l.zone); a != nil {
 			return a
 		}
 	}
@@ -285,7 +295,8 @@ func (c *Conn) opErrorLocked(op string, err error) error {
 	return &net.OpError{Op: op, Net: local.Network(), Source: local, Addr: c.RemoteAddr(), Err: err}
 }
 
-func (a *sockaddr) addrPort() netip.AddrPort {
+// addrPort is the address in its usual form; zone is the name of a.zone.
+func (a *sockaddr) addrPort(zone string) netip.AddrPort {
 	if !a.isIP {
 		return netip.AddrPort{}
 	}
@@ -296,32 +307,36 @@ func (a *sockaddr) addrPort() netip.AddrPort {
 	if ip.Is4In6() {
 		ip = ip.Unmap() // as the package net shows an IPv4 peer of a dual-stack socket
 	} else if a.zone != 0 {
-		ip = ip.WithZone(zoneName(a.zone))
+		ip = ip.WithZone(zone)
 	}
 	return netip.AddrPortFrom(ip, a.port)
 }
 
-// String is the address without a look at the system's interfaces, for which the kernel takes a lock
-// that others may hold for long.
-func (a *sockaddr) String() string {
+// named reports whether the address has a name that the kernel must be asked for: a unix socket's, or that of an IPv6
+// address's zone. The Conn of such a peer has it in connExt from the start.
+func (a *sockaddr) named() bool { return a.zone != 0 }
+
+// names asks for the names in the addresses of a fresh connection; z is the zone of its peer, if that is an IPv6 one.
+func (a *sockaddr) names(fd int32, z zone) *connExt {
 	if !a.isIP {
-		return "unix"
+		return &connExt{remote: sysPeerName(fd)}
 	}
-	b := *a
-	b.zone = 0
-	ap := b.addrPort()
-	if a.zone != 0 { // an IPv4 address takes none
-		ap = netip.AddrPortFrom(ap.Addr().WithZone(strconv.FormatUint(uint64(a.zone), 10)), ap.Port())
-	}
-	return ap.String()
+	return &connExt{remote: net.TCPAddrFromAddrPort(a.addrPort(z.name)), local: sysLocalAddr(fd, z)}
 }
 
-func zoneName(index uint32) string {
-	if index == 0 {
+// A zone is the index of a network interface with its name, which is asked for once and under no lock.
+type zone struct {
+	index uint32
+	name  string
+}
+
+// nameOf is the zone's name of an address; without knowing better the index, as the package net shows it then.
+func (z zone) nameOf(index uint32) string {
+	switch index {
+	case 0:
 		return ""
-	}
-	if ifi, err := net.InterfaceByIndex(int(index)); err == nil {
-		return ifi.Name
+	case z.index:
+		return z.name
 	}
 	return strconv.FormatUint(uint64(index), 10)
 }
@@ -453,9 +468,8 @@ func (c *Conn) readyLocked(bits uint32) {
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
 		c.flags |= fDistrust
-	} else if bits&pollIn != 0 {
-		c.heardLocked() // a limit must not come between the bytes and who will read them
 	}
+	c.noteEdgeLocked(bits)
 	if bits&(pollOut|pollErr|pollHup) != 0 {
 		if c.ext != nil {
 			c.ext.canSend.open()

@@ -166,6 +166,7 @@ func fileContent(t testing.TB, f *os.File) []byte {
 }
 
 func TestCopyMovesEveryByte(t *testing.T) {
+	t.Parallel()
 	content := pattern(copySize)
 	for name, make := range copyCases(t) {
 		t.Run(name, func(t *testing.T) {

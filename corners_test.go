@@ -97,6 +97,7 @@ func TestReadsOfExactlyTheBuffersSizeMissNothing(t *testing.T) {
 
 // A peer that goes on sending does not prolong the end, whether it takes the output or not.
 func TestCloseTimeoutIsATotalOfFlushAndDrain(t *testing.T) {
+	t.Parallel()
 	const limit = 200 * time.Millisecond
 	for name, queued := range map[string]bool{"drain": false, "flush": true} {
 		t.Run(name, func(t *testing.T) {
@@ -176,6 +177,7 @@ func TestStopsFromSeveralSidesAtOnceAllReturn(t *testing.T) {
 
 // What the kernel has accepted is opened and closed in order, not reset.
 func TestShutdownOpensWhatWaitsInTheBacklog(t *testing.T) {
+	t.Parallel()
 	const n = 12
 	l := listen(t, tcpio.ListenerOptions{EventBuffer: 1, CloseTimeout: testLimit})
 	events := l.Events()

@@ -5,6 +5,7 @@ package tcpio
 import (
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 
@@ -114,7 +115,7 @@ func TestTableFindsByGeneration(t *testing.T) {
 						t.Fatalf("token %v finds %p, want %p", ev.token(), batch[i], live[ev.token()])
 					}
 				}
-				if n := len(tab.all()); n != len(live) {
+				if n := len(slices.Collect(tab.all())); n != len(live) {
 					t.Fatalf("all has %d, want %d", n, len(live))
 				}
 				if len(tab.conns) > len(keys)+len(dead) || len(tab.conns)-len(tab.free) != len(keys) {

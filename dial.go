@@ -7,10 +7,24 @@ import (
 	"syscall"
 )
 
-// Dial connects to address as [net.Dialer] does, on "tcp", "tcp4", "tcp6" or "unix", and then serves the connection on
-// l's loops beside the accepted ones. TCP_NODELAY, KeepAlive and UserTimeout are set as on those.
+// Dial is DialWith with the zero net.Dialer, and never multipath TCP.
+func (l *Listener) Dial(ctx context.Context, network, address string) (*Conn, error) {
+	d := new(net.Dialer)
+	d.SetMultipathTCP(false) // as for the listening socket, also if GODEBUG says otherwise
+	return l.DialWith(ctx, d, network, address)
+}
+
+// DialWith connects to address by d, on "tcp", "tcp4", "tcp6" or "unix", and then serves the connection on l's loops beside
+// the accepted ones. It is a method of its own beside Dial, and takes the package net's options as they are, so that
+// whatever a net.Dialer can do holds here: source address, Resolver, Timeout, Deadline, Cancel, FallbackDelay, Control.
 //
-// Dial blocks until the connection is established, ctx ends, or l has stopped. A handler may call it, as it may block,
+// TCP_NODELAY, KeepAlive and UserTimeout are set as on accepted connections, behind d's Control or ControlContext, with
+// two exceptions. A KeepAlive that is not zero, or an enabled KeepAliveConfig, holds in place of l's. A TCP_USER_TIMEOUT
+// that Control has set stays. An error of Control's ends the attempt and is in what DialWith returns. Multipath TCP is
+// used if d says so (net.Dialer.SetMultipathTCP); where it lacks one of l's options the connection goes without. d is
+// neither changed nor kept, and may be used elsewhere at the same time; nil is the zero Dialer.
+//
+// DialWith blocks until the connection is established, ctx ends, or l has stopped. A handler may call it, as it may block,
 // but for hooks that must not (Admit, Actor).
 //
 // Where Events or Streams decides where events go, the connection's go there too, Opened first. Elsewhere the connection
@@ -22,7 +36,7 @@ import (
 //
 // Serve must be running. Errors are *net.OpError: around net.ErrClosed once l is stopping, otherwise what net.Dialer
 // returns, whose Timeout tells that ctx had a deadline.
-func (l *Listener) Dial(ctx context.Context, network, address string) (*Conn, error) {
+func (l *Listener) DialWith(ctx context.Context, d *net.Dialer, network, address string) (*Conn, error) {
 	fail := func(err error) (*Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
 	}
@@ -37,9 +51,7 @@ func (l *Listener) Dial(ctx context.Context, network, address string) (*Conn, er
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go l.endDial(ctx, cancel)
-	d := net.Dialer{KeepAlive: -1, Control: l.tuneDialled} // -1: the dialer leaves alone what Control has set
-	d.SetMultipathTCP(false)                               // as for the listening socket
-	nc, err := d.DialContext(ctx, network, address)
+	nc, err := l.tuned(d).DialContext(ctx, network, address)
 	if err != nil {
 		if context.Cause(ctx) == net.ErrClosed {
 			err = net.ErrClosed
@@ -66,12 +78,36 @@ func (l *Listener) endDial(ctx context.Context, cancel context.CancelCauseFunc) 
 	}
 }
 
-func (l *Listener) tuneDialled(network, _ string, raw syscall.RawConn) (err error) {
-	if network == "unix" {
-		return nil
+// tuned is a copy of d that sets l's options behind d's own Control.
+func (l *Listener) tuned(d *net.Dialer) *net.Dialer {
+	if d == nil {
+		d = new(net.Dialer)
 	}
-	ctlErr := raw.Control(func(fd uintptr) { err = tuneListener(int(fd), l.opts.KeepAlive, l.opts.UserTimeout) })
-	return errors.Join(ctlErr, err)
+	own, multipath := *d, d.MultipathTCP()
+	ours := !own.KeepAliveConfig.Enable && own.KeepAlive == 0
+	if ours {
+		own.KeepAlive = -1 // the dialer leaves alone what Control has set
+	}
+	before := own.ControlContext
+	if plain := own.Control; before == nil && plain != nil {
+		before = func(_ context.Context, network, address string, raw syscall.RawConn) error {
+			return plain(network, address, raw)
+		}
+	}
+	own.Control = nil
+	own.ControlContext = func(ctx context.Context, network, address string, raw syscall.RawConn) (err error) {
+		if before != nil {
+			if err := before(ctx, network, address, raw); err != nil {
+				return err
+			}
+		}
+		if network == "unix" {
+			return nil
+		}
+		ctlErr := raw.Control(func(fd uintptr) { err = tuneDialled(int(fd), ours, multipath, &l.opts) })
+		return errors.Join(ctlErr, err)
+	}
+	return &own
 }
 
 // mayAdd says why l cannot serve one more connection.
@@ -92,18 +128,24 @@ func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
 	if err := l.mayAdd(); err != nil {
 		return nil, err
 	}
-	local := nc.LocalAddr()
+	local, remote := nc.LocalAddr(), nc.RemoteAddr()
 	fd, peer, err := sysTake(nc)
 	if err != nil {
 		return nil, err
 	}
 	c := l.newConn(l.leastBusy(true), fd, peer)
-	c.ext = &connExt{local: local}
+	if local == nil {
+		local = sysLocalAddr(fd, zone{}) // reset before somebody asked
+	}
+	c.ext = &connExt{local: local, remote: remote}
 	c.flags |= f
+	c.flags &^= fDefer // it is no news: who made it may have read its first bytes
+	if _, ok := nc.(*net.TCPConn); ok && sysMultipath(fd) {
+		c.flags |= fDistrust // a short read of it proves nothing
+	}
 	if f&fDialled != 0 && (c.stream == nil || l.handOut != nil) {
 		c.stream, c.actor = nil, nil
 		c.flags |= fMute | fOpened // moveLocked tells of Opened
-		c.flags &^= fDefer
 	}
 	asks := l.asksForActor(c)
 	if err := l.register(c, false); err != nil {

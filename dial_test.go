@@ -92,6 +92,7 @@ func TestADialledConnectionIsOnTheStreamLikeAcceptedOnes(t *testing.T) {
 			if got, err := readStream(t, events, c, -1, 16); len(got) != 0 || err != io.EOF {
 				t.Fatalf("read %q, %v, want the end", got, err)
 			}
+			c.Close()
 			expectEOF(t, peer)
 			if got := expect[tcpio.Closed](t, events).Conn; got != c || c.Err() != nil {
 				t.Errorf("Closed of %v: %v", got, c.Err())
@@ -299,6 +300,7 @@ func blackHole(t *testing.T) string {
 }
 
 func TestDialTellsWhyItFails(t *testing.T) {
+	t.Parallel()
 	isDialError := func(t *testing.T, c *tcpio.Conn, err, want error) {
 		t.Helper()
 		var oe *net.OpError

@@ -127,8 +127,25 @@
 // # TLS
 //
 // [ListenerOptions].TLSConfig serves TLS with the standard crypto/tls, and [Conn.StartTLS] upgrades
-// one connection. A handshake has a goroutine from its whole ClientHello to its end; afterwards an
-// idle connection has none. Everything else works as without TLS, on plain text.
+// one connection. A handshake has a goroutine from its first whole record to its end; afterwards an
+// idle connection has none. Everything else works as without TLS, on plain text. At most half of
+// the processors compute handshakes at once, so that established connections keep theirs. Of the
+// clients that wait, the newest is served first, and one that has hung up is not served.
+//
+// One read takes in at most 64 records; a Readable announces the rest. When a peer sends more than
+// 18 KiB of records in a row that bring no data, its connection is closed.
+//
+// Memory: crypto/tls keeps a buffer for the largest record that a connection has received, also
+// while it is idle: under 1 KiB for small messages, and 18 to 34 KiB once a record of 16 KiB has
+// come (the buffer grows by doubling, and cannot be taken back). A record that has not arrived
+// whole is kept in a buffer of 512 bytes, 4 KiB or 18 KiB. A message of TLS itself that the peer
+// never completes takes 64 KiB at most. In a handshake crypto/tls takes a ClientHello of up to 64
+// KiB and, if the config asks for one, a client's certificate of up to 256 KiB, and keeps the
+// buffer. MaxBuffered, which is for output, counts none of it.
+//
+// For net/http use [http.Server.ServeTLS] on a [Listener.NetListener] without TLSConfig: requests
+// then have their TLS state, and HTTP/2 works. With TLSConfig net/http gets connections that are no
+// *tls.Conn: Request.TLS is nil, and only HTTP/1.1 works.
 //
 // # Limits
 //

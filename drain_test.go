@@ -68,6 +68,7 @@ func TestShutdownTellsAClaimedConnection(t *testing.T) {
 
 // A stream has 250 ms without an option: a request that is under way is answered, then the library closes.
 func TestShutdownLetsAStreamAnswerAndThenCloses(t *testing.T) {
+	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{})
 	c, peer := open(t, l, events)
 	done := make(chan error, 1)
@@ -102,6 +103,7 @@ func TestDrainTimeoutEndsTheWaiting(t *testing.T) {
 // An actor's handler that blocks when Shutdown begins finishes: its answer goes out, then it is told, and the
 // connection closes behind that.
 func TestShutdownWaitsForABlockedHandler(t *testing.T) {
+	t.Parallel()
 	inside, release := make(chan struct{}), make(chan struct{})
 	l := hookServe(t, tcpio.ListenerOptions{CloseTimeout: drainNever, Actor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {

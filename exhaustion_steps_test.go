@@ -47,6 +47,7 @@ func TestEveryStepSurvivesExhaustedDescriptors(t *testing.T) {
 		{"GetListener", exhaustedGetListener},
 		{"Hijack", exhaustedHijack},
 		{"splice", exhaustedSplice},
+		{"a connection that waits to be closed", exhaustedMakesRoom},
 		{"TLS handshake", exhaustedHandshake},
 		{"StartTLS", exhaustedStartTLS},
 		{"Shutdown", exhaustedShutdown},
@@ -259,6 +260,27 @@ func exhaustedSplice(t *testing.T) {
 		t.Error(err)
 	}
 	expectBytes(t, toPeer, []byte("mine"))
+	l.Close()
+}
+
+// A connection whose peer has ended, and that nobody closes, makes room for another.
+func exhaustedMakesRoom(t *testing.T) {
+	l, events := startManual(t, tcpio.ListenerOptions{})
+	c, peer := open(t, l, events)
+	sendFIN(t, peer)
+	if _, err := readStream(t, events, c, -1, 100); err != io.EOF {
+		t.Fatal(err)
+	}
+	exhaust(t, 1, func() { // for the next peer's own socket
+		next := dial(t, l)
+		if closed := expect[tcpio.Closed](t, events).Conn; closed != c || c.Err() != nil {
+			t.Errorf("closed %v, %v", closed.ID(), closed.Err())
+		}
+		for opened := false; !opened; { // a Failed may say that now there is no descriptor for yet another
+			_, opened = receive(t, "Opened", events).(tcpio.Opened)
+		}
+		next.Close()
+	})
 	l.Close()
 }
 

@@ -340,6 +340,27 @@ func (c *Conn) makeRoomLocked(limit int) error {
 	return nil
 }
 
+// makeSomeRoom leaves room behind the unread bytes without moving more than blockLarge. It reports false where that cannot be.
+func (f *frameBuffer) makeSomeRoom(pool *pool) bool {
+	have := f.end - f.off
+	switch {
+	case f.b == nil:
+		f.b, f.off, f.end = pool.get(blockSmall), 0, 0
+	case f.end < len(f.b.buf):
+	case have >= blockLarge:
+		return false
+	case f.off > 0:
+		copy(f.b.buf, f.b.buf[f.off:f.end])
+		f.off, f.end = 0, have
+	default:
+		b := pool.get(blockLarge)
+		copy(b.buf, f.b.buf[:have])
+		pool.put(f.b)
+		f.b = b
+	}
+	return true
+}
+
 // shrink keeps a small rest in a small block: the connection may be idle for long.
 func (f *frameBuffer) shrink(l *Listener) {
 	if f.b == nil || len(f.b.buf) == blockSmall || f.end-f.off > blockSmall {

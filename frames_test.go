@@ -141,6 +141,7 @@ func endConn(t tester, c *Conn, events <-chan Event) {
 
 // Iterations that are left, and reads between them, lose and double nothing.
 func TestFramesAndReadsTogetherLoseNothing(t *testing.T) {
+	t.Parallel()
 	r := listen(t, ListenerOptions{MaxFrame: 1 << 20})
 	events := r.Events()
 	r.serve()

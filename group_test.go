@@ -138,9 +138,9 @@ func TestAllMembersSeeConcurrentWritesInTheSameOrder(t *testing.T) {
 
 // Every member reads whole writes with ascending numbers, whatever joins, leaves and closes beside it.
 func TestJoinLeaveAndCloseWhileAWriteRuns(t *testing.T) {
-	members, writes := 40, 400
-	if actRace || testing.Short() {
-		writes = 100
+	members, writes := 40, 100
+	if longTests && !actRace {
+		writes = 400
 	}
 	var g tcpio.Group
 	r, _ := actSilent(t, tcpio.ListenerOptions{Loops: 2, WriteBuffer: 16 << 20})
@@ -341,9 +341,9 @@ func TestAWriteIsNotCopiedForEachMember(t *testing.T) {
 }
 
 func TestTwoThousandMembers(t *testing.T) {
-	members := 2000
-	if testing.Short() {
-		members = 200
+	members := 200
+	if longTests {
+		members = 2000
 	}
 	var g tcpio.Group
 	r, _ := actSilent(t, tcpio.ListenerOptions{Loops: 2})

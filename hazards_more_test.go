@@ -359,6 +359,10 @@ func TestALingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
 
 // Go stops goroutines that run for long by signals, which interrupt the calls of others.
 func TestBusyGoroutinesBesideTheLoopLoseNothing(t *testing.T) {
+	rounds := 4
+	if longTests {
+		rounds = 20
+	}
 	var stop atomic.Bool
 	var busy sync.WaitGroup
 	for range 2 * runtime.GOMAXPROCS(0) {
@@ -380,7 +384,7 @@ func TestBusyGoroutinesBesideTheLoopLoseNothing(t *testing.T) {
 		peers.Go(func() {
 			p := pattern(32 << 10)[i:]
 			got := make([]byte, len(p))
-			for range 20 {
+			for range rounds {
 				if _, err := peer.Write(p); err != nil {
 					t.Error(err)
 					return
@@ -422,7 +426,11 @@ func TestGarbageCollectionsAllTheTimeTakeNothingAway(t *testing.T) {
 	}
 	s := &soak{t: t, seed: rand.Uint64(), done: make(map[string]int)}
 	s.listen()
-	s.run(500*time.Millisecond, 0)
+	d := 200 * time.Millisecond
+	if longTests {
+		d = time.Second
+	}
+	s.run(d, 0)
 	s.quiet()
 	s.stop()
 	for i, peer := range idle {
@@ -436,6 +444,7 @@ func TestGarbageCollectionsAllTheTimeTakeNothingAway(t *testing.T) {
 // A limit that is reached while the connection is closed by either side, or used, is one end among others: Closed comes
 // once, which startStream checks, and the books balance.
 func TestALimitReachedAtTheMomentOfACloseIsOneEnd(t *testing.T) {
+	t.Parallel()
 	const limit = 20 * time.Millisecond
 	var opened, closed, byLimit atomic.Int64
 	conns := make(chan *tcpio.Conn, 100)

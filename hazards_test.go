@@ -126,6 +126,7 @@ func TestAReplyAfterTheClientsHalfCloseArrives(t *testing.T) {
 }
 
 func TestInputThatCameWithAFINIsReadToTheLastByte(t *testing.T) {
+	t.Parallel()
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
 			opts := tcpio.ListenerOptions{Network: network}
@@ -150,6 +151,7 @@ func TestInputThatCameWithAFINIsReadToTheLastByte(t *testing.T) {
 			if err != io.EOF || !bytes.Equal(got, want) {
 				t.Fatalf("read %d of %d bytes, %v; they differ at %d", len(got), len(want), err, firstDifference(got, want))
 			}
+			c.Close()
 			if ev := expect[tcpio.Closed](t, events); ev.Conn.Err() != nil {
 				t.Errorf("Err = %v", ev.Conn.Err())
 			}

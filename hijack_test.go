@@ -69,6 +69,7 @@ func TestAHijackedConnectionIsARealTCPConn(t *testing.T) {
 }
 
 func TestHijackFlushesWhatIsQueued(t *testing.T) {
+	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{})
 	c, peer := open(t, l, events)
 	shrinkSendBuffer(t, c)

@@ -27,8 +27,7 @@ func hookServe(t testing.TB, opts tcpio.ListenerOptions) *tcpio.Listener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- l.Serve(context.Background()) }()
+	done := goServe(context.Background(), l)
 	t.Cleanup(func() {
 		l.Close()
 		if err := <-done; err != nil {
@@ -70,8 +69,11 @@ func (b *syncBuffer) String() string {
 func okActor(ev tcpio.Event) error {
 	if r, ok := ev.(tcpio.Readable); ok {
 		var b [10]byte
-		if n, err := r.Conn.TryRead(b[:]); err == nil {
+		switch n, err := r.Conn.TryRead(b[:]); err {
+		case nil:
 			_, _ = r.Conn.TryWrite(b[:n])
+		case io.EOF:
+			return err
 		}
 	}
 	return nil

@@ -87,6 +87,7 @@ func checkAfterClose(t *rapid.T, c *Conn) {
 
 // Random actions of the user and the peer, on every route: the events keep their grammar, and the methods their word.
 func TestAnyLifeEndsInClosedOnce(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	actors := map[*Conn]*grammar{}
 	gone := make(chan *Conn, 100)
@@ -329,7 +330,7 @@ func inState(t *testing.T, r *rig, want string) (*net.TCPConn, *Conn) {
 	switch want {
 	case "closing": // output is left: the peer does not read
 		setSendBuffer(t, c, 1)
-		if _, err := c.TryWrite(make([]byte, 16<<20)); err != nil {
+		if _, err := c.TryWrite(make([]byte, 1<<20)); err != nil {
 			t.Fatal(err)
 		}
 		c.Close()
@@ -344,6 +345,7 @@ func inState(t *testing.T, r *rig, want string) (*net.TCPConn, *Conn) {
 
 // Every row of the table at flags, from every state that it begins in.
 func TestStatesFollowTheTable(t *testing.T) {
+	t.Parallel()
 	own := errors.New("the actor's own")
 	read := func(c *Conn) { _, _ = c.TryRead(make([]byte, 64)) }
 	drainPeer := func(peer *net.TCPConn) { go func() { _, _ = io.Copy(io.Discard, peer); peer.Close() }() }
@@ -460,12 +462,13 @@ func TestDescriptorGoesWithItsLastUser(t *testing.T) {
 
 // What is queued at Close reaches a peer that takes its time, and FIN is behind it.
 func TestCloseFlushesThenSendsFin(t *testing.T) {
+	t.Parallel()
 	r := listen(t, ListenerOptions{CloseTimeout: time.Hour}) // a slow machine is not the subject
 	r.Events()
 	r.serve()
 	peer, c := inState(t, r, "open")
 	setSendBuffer(t, c, 1)
-	want := numbered(0, 3<<20)
+	want := numbered(0, 1<<20)
 	if _, err := c.TryWrite(want); err != nil {
 		t.Fatal(err)
 	}

@@ -135,6 +135,7 @@ func TestCloseWithoutServeClosesTheChannels(t *testing.T) {
 }
 
 func TestServeReturnsNilWhenItsContextEnds(t *testing.T) {
+	t.Parallel()
 	l := listen(t, tcpio.ListenerOptions{})
 	events := l.Events()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -177,6 +178,7 @@ func TestServeWithAnEndedContextReturnsNil(t *testing.T) {
 }
 
 func TestTheConsumersOwnGoroutineMayStop(t *testing.T) {
+	t.Parallel()
 	for name, stop := range map[string]func(l *tcpio.Listener) error{
 		"Shutdown": func(l *tcpio.Listener) error { return l.Shutdown(context.Background()) },
 		"Close":    (*tcpio.Listener).Close,
@@ -253,6 +255,7 @@ func TestShutdownCutsOffWhatIsLeftWhenItsContextEnds(t *testing.T) {
 }
 
 func TestShutdownWaitsForWhatIsQueued(t *testing.T) {
+	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{})
 	c, peer := open(t, l, events)
 	p := pattern(12 << 20)
@@ -270,6 +273,7 @@ func TestShutdownWaitsForWhatIsQueued(t *testing.T) {
 }
 
 func TestAConsumerThatLeftDoesNotKeepServeFromReturning(t *testing.T) {
+	t.Parallel()
 	l := listen(t, tcpio.ListenerOptions{EventBuffer: 1, CloseTimeout: 100 * time.Millisecond})
 	events := l.Events()
 	ctx, cancel := context.WithCancel(t.Context())

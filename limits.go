@@ -32,7 +32,7 @@ const longestLimit = 20 * 24 * time.Hour
 
 // limitState is a connection's part. lastIn, lastOut and idle are guarded by its mu, the rest by its loop's limits.
 type limitState struct {
-	lastIn  ticks // bytes arrived or were read, or the connection was accepted
+	lastIn  ticks // bytes arrived or were read (of TLS: plain text was decrypted), or the connection was accepted
 	lastOut ticks // bytes went out, or began to wait
 	idle    ticks // the idle limit; 0: none
 	place   int32 // in the heap plus one
@@ -191,12 +191,14 @@ func (c *Conn) nextLimitLocked(t ticks) (kind limitKind, limit, wait time.Durati
 	}
 	s := &c.limit
 	in, out := t.since(s.lastIn), t.since(s.lastOut)
-	consider(limitIdle, time.Duration(s.idle)*time.Millisecond, min(in, out))
-	if c.flags&fHeard == 0 || c.ext != nil && c.ext.frames.partial {
-		if c.flags&fReadable != 0 {
-			in = 0 // the peer has sent, and it is not its fault that nobody has read
+	if c.flags&fHandshake == 0 { // which has a limit of its own, and the others begin behind it
+		consider(limitIdle, time.Duration(s.idle)*time.Millisecond, min(in, out))
+		if c.flags&fHeard == 0 || c.ext != nil && c.ext.frames.partial {
+			if c.flags&fReadable != 0 && (c.flags&fTLS == 0 || c.ext.tls.waits) {
+				in = 0 // the peer has sent, and it is not its fault that nobody has read
+			}
+			consider(limitRead, o.ReadTimeout, in)
 		}
-		consider(limitRead, o.ReadTimeout, in)
 	}
 	if c.out != nil || c.flags&fWaitSend != 0 {
 		consider(limitWrite, o.WriteTimeout, out)
@@ -297,11 +299,14 @@ func (c *Conn) limitDueLocked() {
 		return
 	}
 	kind, limit, wait := c.nextLimitLocked(c.lp.coarse())
-	if limit != 0 && wait <= 0 && kind != limitWrite && c.arrivedLocked() {
-		c.heardLocked()
-		_, limit, wait = c.nextLimitLocked(c.lp.coarse())
+	if limit != 0 && wait <= 0 && kind != limitWrite {
+		if c.arrivedLocked() {
+			c.heardLocked()
+		}
+		kind, limit, wait = c.nextLimitLocked(c.lp.coarse())
 	}
 	switch {
+	case c.flags&(fClosing|fReleased) != 0: // by what TLS had to answer
 	case limit == 0:
 	case wait > 0:
 		c.armLimitLocked()
@@ -319,14 +324,15 @@ func (c *Conn) limitDueLocked() {
 }
 
 // arrivedLocked reports whether bytes have arrived that the loop has not come to yet: it, or the whole process, was held
-// up, and the limit is looked at before them.
+// up, and the limit is looked at before them. Those of TLS must be decrypted before anybody can tell.
 func (c *Conn) arrivedLocked() bool {
-	if c.flags&(fReadable|fEOF) != 0 {
+	switch {
+	case c.flags&fTLS != 0:
+		return c.spokenLocked()
+	case c.flags&(fReadable|fEOF) != 0:
 		return false // the loop has seen them
 	}
-	var b [1]byte
-	n, _ := c.lookLocked(b[:])
-	return n > 0
+	return sysUnread(c.fd) > 0
 }
 
 // endWaitLocked closes a connection whose user has had the time to close it.
@@ -366,6 +372,17 @@ func (l *Listener) evictEnded() bool {
 		}
 	}
 	return false
+}
+
+// noteEdgeLocked notes what an edge says of input. Urgent data and the peer's end are no input, but may come with some.
+// What TLS has sealed is noted when it is read, or when a limit is due.
+func (c *Conn) noteEdgeLocked(bits uint32) {
+	if c.flags&(fTimed|fTLS) != fTimed || bits&pollIn == 0 {
+		return // a limit must not come between the bytes and who will read them; without a limit it cannot
+	}
+	if bits&(pollHup|pollErr|pollRdHup|pollPri) == 0 || sysUnread(c.fd) > 0 {
+		c.heardLocked()
+	}
 }
 
 // heardLocked notes that bytes have arrived.

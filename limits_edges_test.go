@@ -19,6 +19,7 @@ import (
 
 // The peer has sent in time; that the consumer, or the loop, does not come to it is not the peer's fault.
 func TestReadTimeoutDoesNotCountInputThatWaitsForItsReader(t *testing.T) {
+	t.Parallel()
 	const limit = 100 * time.Millisecond
 	three := func(data []byte, _ bool) (int, []byte, error) {
 		if len(data) < 3 {
@@ -64,6 +65,7 @@ func TestReadTimeoutDoesNotCountInputThatWaitsForItsReader(t *testing.T) {
 
 // Urgent data makes a Readable with nothing to read. It does not put the limit off for ever.
 func TestReadTimeoutEndsAPeerThatHasSentUrgentDataOnly(t *testing.T) {
+	t.Parallel()
 	s := serveLimited(t, tcpio.ListenerOptions{ReadTimeout: 50 * time.Millisecond}, readAll)
 	rc, err := s.dial(t).(*net.TCPConn).SyscallConn()
 	if err != nil {
@@ -78,6 +80,7 @@ func TestReadTimeoutEndsAPeerThatHasSentUrgentDataOnly(t *testing.T) {
 // A process that was stopped, or a loop that was held up, finds limits and bytes at once. More bytes than one poll finds
 // have then arrived on connections that seem to have been idle.
 func TestALoopThatWasHeldUpLooksAtTheBytesBeforeTheLimit(t *testing.T) {
+	t.Parallel()
 	const (
 		limit = time.Second
 		n     = 400 // one poll takes 256
@@ -125,6 +128,7 @@ func TestALoopThatWasHeldUpLooksAtTheBytesBeforeTheLimit(t *testing.T) {
 
 // A limit ends a connection wherever its events go, and needs nobody to receive them.
 func TestTimeLimitsHoldOnEveryRoute(t *testing.T) {
+	t.Parallel()
 	routes := map[string]func(*testing.T, *tcpio.ListenerOptions) func(*tcpio.Listener) *tcpio.Conn{
 		"a stream that nobody receives from": func(_ *testing.T, o *tcpio.ListenerOptions) func(*tcpio.Listener) *tcpio.Conn {
 			o.EventBuffer = 1

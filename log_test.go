@@ -22,6 +22,7 @@ var suppressedAttr = regexp.MustCompile(`suppressed=(\d+)`)
 // A thousand failures are a few lines, and the lines say how many more there were. To see it fail: let lineLimit.take
 // always answer true, or leave logRest out of finish.
 func TestAFloodOfFailuresIsAFewLinesThatCountTheRest(t *testing.T) {
+	t.Parallel()
 	const conns = 1000
 	for name, tc := range map[string]struct {
 		opts func(failed *atomic.Int64) tcpio.ListenerOptions

@@ -235,7 +235,7 @@ func TestRefusedRegistrationIsToldAndLeaksNothing(t *testing.T) {
 		t.Errorf("the refused peer's read: %v, want an end", err)
 	}
 	waitFor(t, "the refused connection is forgotten", func() bool { return r.Len() == 0 })
-	if got := r.loops[0].conns.all(); len(got) != 0 {
+	if got := slices.Collect(r.loops[0].conns.all()); len(got) != 0 {
 		t.Errorf("%d connections are left in the table", len(got))
 	}
 	f.set(func() { f.refuse = nil })
@@ -290,6 +290,7 @@ func TestEndlessAcceptErrorsStarveNobody(t *testing.T) {
 }
 
 func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
+	t.Parallel()
 	r, _ := fakeOne(t, ListenerOptions{})
 	events := r.Events()
 	r.serve()
@@ -353,6 +354,7 @@ func (h *lineCounter) WithGroup(string) slog.Handler             { return h }
 
 // To see it fail: leave out the comparison with failedAt in Listener.failed.
 func TestALastingFailureIsOneLineOfLogASecond(t *testing.T) {
+	t.Parallel()
 	log := new(lineCounter)
 	r, _ := fakeOne(t, ListenerOptions{Actor: echoActor, Logger: slog.New(log)})
 	r.serve()
@@ -360,7 +362,7 @@ func TestALastingFailureIsOneLineOfLogASecond(t *testing.T) {
 	for range 200 {
 		r.dial()
 	}
-	waitFor(t, "all are accepted", func() bool { conns = r.loops[0].conns.all(); return len(conns) == 200 })
+	waitFor(t, "all are accepted", func() bool { conns = slices.Collect(r.loops[0].conns.all()); return len(conns) == 200 })
 	var failures atomic.Int64
 	r.socket.mu.Lock()
 	r.socket.call = func(int) (int, sockaddr, syscall.Errno) {

@@ -18,6 +18,7 @@ import (
 
 // The model is a slice; the actor, or the goroutine of a claimed channel, receives one value each time the model does.
 func TestAMailboxIsABoundedQueue(t *testing.T) {
+	t.Parallel()
 	const size = 5
 	for _, route := range []string{"actor", "claimed"} {
 		t.Run(route, func(t *testing.T) {
@@ -174,11 +175,11 @@ func (p *posted) take(ev tcpio.Event) {
 	p.total.Add(1)
 }
 
-func TestAMillionPostsArriveOnceEachAndInOrder(t *testing.T) {
+func TestPostsOfManyArriveOnceEachAndInOrder(t *testing.T) {
 	const conns, posters = 20, 4
-	all := 1_000_000
-	if testing.Short() {
-		all = 100_000
+	all := 100_000
+	if longTests {
+		all = 1_000_000
 	}
 	each := all / 3 / conns / posters // three routes
 	for _, route := range []string{"actor", "claimed", "stream"} {
@@ -240,9 +241,9 @@ func TestAMillionPostsArriveOnceEachAndInOrder(t *testing.T) {
 
 // A lost wake-up leaves the value where it is, and the game stops.
 func TestTwoActorsOnTwoLoopsNeverMissAPost(t *testing.T) {
-	rounds := 100_000
-	if actRace || testing.Short() {
-		rounds = 10_000
+	rounds := 10_000
+	if longTests && !actRace {
+		rounds = 100_000
 	}
 	const pairs = 3
 	done := make(chan struct{}, pairs)
@@ -276,9 +277,10 @@ func TestTwoActorsOnTwoLoopsNeverMissAPost(t *testing.T) {
 
 // The other way round: from goroutines to an actor, and back through a channel, so that the loop falls asleep often.
 func TestAPostToASleepingLoopWakesIt(t *testing.T) {
-	rounds := 20_000
-	if actRace || testing.Short() {
-		rounds = 3000
+	t.Parallel()
+	rounds := 3000
+	if longTests && !actRace {
+		rounds = 20_000
 	}
 	back := make(chan int)
 	r := actServeAll(t, tcpio.ListenerOptions{Loops: 1}, tcpio.ActorFunc(func(ev tcpio.Event) error {
@@ -363,6 +365,7 @@ func TestWhatIsPostedBeforeOpenedIsReceivedBehindIt(t *testing.T) {
 }
 
 func TestWhatIsAcceptedBeforeCloseIsReceivedBeforeClosedAndNothingAfter(t *testing.T) {
+	t.Parallel()
 	const posters = 3
 	for _, route := range []string{"actor", "stream", "claimed"} {
 		t.Run(route, func(t *testing.T) {

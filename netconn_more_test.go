@@ -213,6 +213,7 @@ func TestADeadlineInThePastFailsAtOnce(t *testing.T) {
 }
 
 func TestDeadlinesReachBlockedCallers(t *testing.T) {
+	t.Parallel()
 	past := time.Unix(1, 0)
 	for _, tt := range []struct {
 		name string
@@ -251,6 +252,7 @@ func TestDeadlinesReachBlockedCallers(t *testing.T) {
 }
 
 func TestADeadlineTakenBackInTimeEndsNothing(t *testing.T) {
+	t.Parallel()
 	for _, to := range []time.Time{{}, time.Now().Add(time.Hour)} {
 		c, peer := blockingPair(t, tcpio.ListenerOptions{})
 		first := time.Now().Add(60 * time.Millisecond)

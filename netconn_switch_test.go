@@ -114,6 +114,7 @@ func TestABlockedReadTakesTheWakeUp(t *testing.T) {
 }
 
 func TestBytesThatATimedOutReaderWasWokenForAreAnnounced(t *testing.T) {
+	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{})
 	c, peer := open(t, l, events)
 	buf := make([]byte, 8)

@@ -21,8 +21,7 @@ func pipe(t *testing.T, network, addr string) nettest.MakePipe {
 			return nil, nil, nil, err
 		}
 		ln := l.NetListener()
-		served := make(chan error, 1)
-		go func() { served <- l.Serve(context.Background()) }()
+		served := goServe(context.Background(), l)
 		end := func() {
 			l.Close()
 			if err := <-served; err != nil {
@@ -50,6 +49,7 @@ func swapped(mp nettest.MakePipe) nettest.MakePipe {
 }
 
 func TestConnIsANetConn(t *testing.T) {
+	t.Parallel()
 	t.Run("tcp", func(t *testing.T) { nettest.TestConn(t, pipe(t, "tcp", "127.0.0.1:0")) })
 	t.Run("tcp peer", func(t *testing.T) { nettest.TestConn(t, swapped(pipe(t, "tcp", "127.0.0.1:0"))) })
 	path := filepath.Join(t.TempDir(), "s")

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 )
@@ -14,6 +13,9 @@ import (
 // none, and no EOFTimeout, until Conn.Events or Conn.Attach gives it a route, which begins with Opened. Serve must run beside
 // it. With [ListenerOptions.DeferAccept] a connection is handed out once its first bytes have arrived, and costs no
 // goroutine until then.
+//
+// For HTTP with TLS call http.Server.ServeTLS on it and leave [ListenerOptions.TLSConfig] nil: net/http looks for a *tls.Conn
+// to set Request.TLS and to speak HTTP/2. With TLSConfig the connections are tcpio's own, and it has neither.
 //
 // Its Close stops accepting, as Shutdown does, and leaves connections alone that were handed out; those that were not
 // are aborted. Accept then fails with net.ErrClosed. Calling NetListener after Events, Streams or with an Actor or
@@ -118,8 +120,8 @@ func (l *Listener) File() (*os.File, error) {
 
 // Adopt takes over a connection that something else established: a *net.TCPConn or *net.UnixConn. Its descriptor moves:
 // nc is closed, and whoever is blocked in it gets net.ErrClosed, while the connection goes on as the returned Conn, with
-// Opened first and its events where those of accepted connections go. Bytes that nc's user had read and not used are
-// that user's.
+// Opened first, at once, and its events where those of accepted connections go. NetListener hands it out at once too,
+// DeferAccept or not: its first bytes may have been read. Bytes that nc's user had read and not used are that user's.
 //
 // Serve must be running. It fails with net.ErrClosed once the listener is stopping; nc is untouched then, and after any
 // other error.
@@ -146,13 +148,19 @@ func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	return c, nil
 }
 
-// peerOf is a net.Addr in the form that a Conn keeps.
+// peerOf is a net.Addr in the form that a Conn keeps. If that is named, a itself has the name.
 func peerOf(a net.Addr) (s sockaddr) {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
+		if a != nil {
+			s.zone = 1
+		}
 		return s
 	}
 	ap := tcp.AddrPort()
+	if ap.Addr().Zone() != "" {
+		s.zone = 1 // any: the name is known
+	}
 	s.isIP, s.port = true, ap.Port()
 	ip := ap.Addr().Unmap()
 	if ip.Is4() {
@@ -162,17 +170,5 @@ func peerOf(a net.Addr) (s sockaddr) {
 		return s
 	}
 	s.ip = ip.As16()
-	s.zone = zoneIndex(ip)
 	return s
-}
-
-func zoneIndex(ip netip.Addr) uint32 {
-	if ip.Zone() == "" {
-		return 0
-	}
-	ifi, err := net.InterfaceByName(ip.Zone())
-	if err != nil {
-		return 0
-	}
-	return uint32(ifi.Index)
 }

@@ -202,6 +202,7 @@ func TestAcceptEndsWithItsListener(t *testing.T) {
 
 // Half-closed connections are usual for servers of the package net: they read the end and go on writing.
 func TestAHandedOutConnectionDoesNotCloseItself(t *testing.T) {
+	t.Parallel()
 	c, peer := blockingPair(t, tcpio.ListenerOptions{})
 	sendFIN(t, peer)
 	for range 2 {

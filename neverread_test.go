@@ -31,10 +31,10 @@ const (
 
 // neverReaders is how many clients there are. Each has a descriptor in this process and one in the server's.
 func neverReaders() int {
-	if actRace || testing.Short() {
-		return 1000
+	if longTests && !actRace {
+		return 10000
 	}
-	return 10000
+	return 1000
 }
 
 // neverReadLimit is what the server may use in all, in bytes: for each connection what WriteBuffer says, and 2 KiB for
@@ -145,12 +145,10 @@ func peakRSS(t *testing.T) int {
 // To see it fail: take a large block in outQueue.append whatever the size; answer in the actor without looking at
 // ErrWouldBlock.
 func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
+	t.Parallel()
 	cmd := exec.CommandContext(contextWithLimit(t), os.Args[0], "-test.run=^TestNeverReadChild$")
 	limit := neverReadLimit()
 	cmd.Env = append(os.Environ(), neverReadEnv+"=1", fmt.Sprintf("GOMEMLIMIT=%d", limit), "GOCOVERDIR="+t.TempDir())
-	if testing.Short() {
-		cmd.Args = append(cmd.Args, "-test.short")
-	}
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

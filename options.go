@@ -87,11 +87,14 @@ type ListenerOptions struct {
 	// Receive of Draining has returned, at most CloseTimeout, and any other 250 ms.
 	DrainTimeout time.Duration
 	// IdleTimeout closes a connection when for this time nothing has arrived, was read or went out;
-	// see Conn.SetIdleTimeout.
+	// see Conn.SetIdleTimeout. Only bytes that can be read count as arrived: not urgent data, and
+	// with TLS only plain text, so not records without data, nor key updates and the answers to
+	// them.
 	IdleTimeout time.Duration
 	// ReadTimeout closes a connection that sends no byte within it after opening, or that for this
 	// time adds no byte to a frame that Conn.Frames has begun. Time in which received bytes wait
-	// for your code does not count.
+	// for your code does not count. Bytes count as for IdleTimeout; with TLS both times begin when
+	// the handshake is done.
 	ReadTimeout time.Duration
 	// WriteTimeout aborts a connection whose queued output makes no progress for this time.
 	WriteTimeout time.Duration
@@ -111,14 +114,16 @@ type ListenerOptions struct {
 	// HandshakeTimeout bounds a TLS handshake, from accepting or StartTLS on; 0 means 10 s.
 	HandshakeTimeout time.Duration
 	// MaxHandshakes bounds the TLS handshakes that have a goroutine, which a handshake has once its
-	// whole ClientHello has arrived; 0 means 4,096, and 1,048,576 is the most. Others wait for a
-	// place. While some wait, a client that has a place and sends nothing for a second is dropped.
+	// first whole record has arrived; 0 means 4,096, and 1,048,576 is the most. Others wait for a
+	// place, and the newest is served first. While some wait, a client that has a place and sends
+	// nothing for a second is dropped.
 	MaxHandshakes int
 
-	// KeepAlive sets TCP keep-alive for accepted and dialled connections. The zero value is the
-	// default of the package net: on, with 15 s idle, 15 s interval and 9 probes. A zero field of
-	// an enabled config has its default too. Enable false with a negative Idle switches keep-alive
-	// off. Idle and Interval are 32,767 s at most, and Count 127, as in Linux.
+	// KeepAlive sets TCP keep-alive for accepted connections, and for dialled ones unless their
+	// net.Dialer says otherwise. The zero value is the default of the package net: on, with 15 s
+	// idle, 15 s interval and 9 probes. A zero field of an enabled config has its default too.
+	// Enable false with a negative Idle switches keep-alive off. Idle and Interval are 32,767 s at
+	// most, and Count 127, as in Linux.
 	KeepAlive net.KeepAliveConfig
 
 	// Actor returns the actor of a new connection, accepted or adopted. It runs on a loop, before

@@ -5,10 +5,13 @@ import (
 	"sync/atomic"
 )
 
-// Blocks of two sizes hold what is queued for output, partial frames and drained input; idle connections hold none.
+// Blocks of four sizes hold what is queued for output, partial frames, TLS records and drained input; idle connections hold
+// none.
 const (
-	blockSmall = 4 << 10
-	blockLarge = 64 << 10
+	blockTiny   = 512
+	blockSmall  = 4 << 10
+	blockRecord = recordHeader + recordMax
+	blockLarge  = 64 << 10
 )
 
 // A block is a reference-counted buffer. The last reference gives it back to its pool.
@@ -17,18 +20,26 @@ type block struct {
 	buf  []byte
 }
 
-// pool hands out blocks; the zero value works. Blocks of other than the two sizes are left to the collector.
+// pool hands out blocks; the zero value works. Blocks of other sizes are left to the collector.
 type pool struct {
-	small, large sync.Pool
+	tiny, small, record, large sync.Pool
 }
 
 // get returns a block of at least size bytes, with one reference.
 func (p *pool) get(size int) *block {
 	var b *block
 	switch {
+	case size == blockTiny: // exactly, and so blockRecord: for TLS records
+		if b, _ = p.tiny.Get().(*block); b == nil {
+			b = &block{buf: make([]byte, blockTiny)}
+		}
 	case size <= blockSmall:
 		if b, _ = p.small.Get().(*block); b == nil {
 			b = &block{buf: make([]byte, blockSmall)}
+		}
+	case size == blockRecord:
+		if b, _ = p.record.Get().(*block); b == nil {
+			b = &block{buf: make([]byte, blockRecord)}
 		}
 	case size <= blockLarge:
 		if b, _ = p.large.Get().(*block); b == nil {
@@ -48,8 +59,12 @@ func (p *pool) put(b *block) {
 	}
 	poison(b.buf)
 	switch len(b.buf) {
+	case blockTiny:
+		p.tiny.Put(b)
 	case blockSmall:
 		p.small.Put(b)
+	case blockRecord:
+		p.record.Put(b)
 	case blockLarge:
 		p.large.Put(b)
 	}

@@ -103,6 +103,7 @@ func TestEveryCallAfterCloseMatchesErrClosed(t *testing.T) {
 }
 
 func TestTryWriteAfterCloseWriteMatchesEPIPE(t *testing.T) {
+	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{})
 	c, peer := open(t, l, events)
 	p := pattern(8 << 20) // more than the socket takes: the FIN goes out behind it
@@ -130,12 +131,14 @@ func TestTryWriteAfterCloseWriteMatchesEPIPE(t *testing.T) {
 	if _, err := readStream(t, events, c, -1, 100); err != io.EOF {
 		t.Errorf("TryRead: %v, want io.EOF", err)
 	}
+	c.Close()
 	if ev := expect[tcpio.Closed](t, events); ev.Conn.Err() != nil {
 		t.Errorf("Err = %v, want nil", ev.Conn.Err())
 	}
 }
 
 func TestErrSaysWhyTheConnectionEnded(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name string
 		opts tcpio.ListenerOptions
@@ -206,7 +209,9 @@ func TestErrSaysWhyTheConnectionEnded(t *testing.T) {
 					if err := c.Err(); err != nil && !errors.Is(err, tc.want) {
 						t.Errorf("Err before Closed: %v", err)
 					}
-					c.TryRead(make([]byte, 100))
+					if _, err := c.TryRead(make([]byte, 100)); err == io.EOF {
+						c.Close()
+					}
 				case tcpio.Draining:
 				case tcpio.Closed:
 					if err := c.Err(); tc.want == nil && err != nil || !errors.Is(err, tc.want) {

@@ -114,6 +114,7 @@ func TestATryReadAtOpenedArmsTheConnection(t *testing.T) {
 }
 
 func TestNotReadingHoldsThePeerBack(t *testing.T) {
+	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{})
 	c, peer := open(t, l, events)
 	chunk := pattern(64 << 10)

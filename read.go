@@ -52,6 +52,9 @@ func (c *Conn) inChannelLocked() bool {
 // moreLocked is called behind a read that may have left something: level-triggered to the user, since no edge will say so.
 func (c *Conn) moreLocked() {
 	if c.inChannelLocked() || c.stream != nil && c.flags&pendReadable != 0 {
+		if c.ext != nil {
+			c.ext.canRead.open()
+		}
 		return // the consumer has yet to receive one
 	}
 	c.unreadableLocked()
@@ -118,6 +121,13 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 		m, err := c.inputLocked(q)
 		n += m
 		switch {
+		case err == nil && c.flags&fTLS != 0 && n < len(p):
+			if c.ext.tls.more { // it has read all there is, or its share
+				c.moreLocked()
+			} else {
+				c.drainedLocked()
+			}
+			return n, nil
 		case err == nil:
 			if m < len(q) && c.flags&fDistrust == 0 {
 				c.drainedLocked() // a short read has drained a TCP socket; the next byte is a new edge
@@ -183,7 +193,9 @@ func (c *Conn) lookLocked(p []byte) (int, error) {
 // countInLocked accounts for n bytes of input.
 func (c *Conn) countInLocked(n int) {
 	c.lp.count.bytesIn.Add(uint64(n))
-	c.heardLocked()
+	if c.flags&fTLS == 0 {
+		c.heardLocked() // of TLS plain text counts, see tlsReadLocked
+	}
 }
 
 // endReadLocked notes that the user is told of the peer's end of stream. No Readable comes behind that.

@@ -19,15 +19,17 @@ const (
 func (l *Listener) abortAll() {
 	l.endAt(endCut)
 	l.stopAccepting()
-	for c := range l.Conns() {
+	for c := range l.everyConn() {
 		c.Abort()
 	}
 }
 
-// finish waits for the last events to be received, for CloseTimeout at most, and closes the channels.
+// finish waits for the last events to be received and closes the channels. There is one CloseTimeout for all that is still
+// to be told when the last descriptor is closed: handlers that block may have used it up.
 func (l *Listener) finish() {
 	<-l.gone
-	ctx, cancel := context.WithTimeout(context.Background(), l.opts.CloseTimeout)
+	left := time.Duration(l.goneAt + int64(l.opts.CloseTimeout) - now())
+	ctx, cancel := context.WithTimeout(context.Background(), left)
 	defer cancel()
 	for ctx.Err() == nil && l.feeders.Load() > 0 {
 		select {
@@ -73,7 +75,7 @@ func (l *Listener) finish() {
 func (l *Listener) Shutdown(ctx context.Context) error {
 	l.endAt(endTold)
 	l.acceptRest()
-	for c := range l.Conns() {
+	for c := range l.everyConn() {
 		c.drain()
 	}
 	var err error
@@ -81,7 +83,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 		err = l.awaitGone(ctx, d)
 	} else if err = l.awaitGone(ctx, min(drainGrace, l.opts.CloseTimeout)); err == errGrace {
 		l.endAt(endClosed)
-		for c := range l.Conns() {
+		for c := range l.everyConn() {
 			if !c.hasActor() {
 				c.Close()
 			}
@@ -90,7 +92,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	}
 	if err == errGrace {
 		l.endAt(endClosed)
-		for c := range l.Conns() {
+		for c := range l.everyConn() {
 			c.Close()
 		}
 		if err = l.awaitGone(ctx, l.opts.CloseTimeout); err == errGrace {
@@ -101,7 +103,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	if err != nil {
 		l.endAt(endCut)
 		l.stopAccepting()
-		for c := range l.Conns() {
+		for c := range l.everyConn() {
 			c.mu.Lock()
 			c.cutLocked()
 			c.unlock()
@@ -199,14 +201,17 @@ func (l *Listener) stop() poller {
 func (l *Listener) checkGone() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	select {
+	case <-l.socket.over: // before the counts: what was arriving until now is in one of them
+	default:
+		return
+	}
 	for _, lp := range l.loops {
 		if lp.live.Load() != 0 {
 			return
 		}
 	}
-	select {
-	case <-l.socket.over: // nothing arrives any more
-	default:
+	if l.refusing.Load() != 0 {
 		return
 	}
 	select {

@@ -15,6 +15,7 @@ import (
 // Peers and consumers that do not keep up.
 
 func TestQueuedOutputReachesASlowReaderAfterClose(t *testing.T) {
+	t.Parallel()
 	l, events := startManual(t, tcpio.ListenerOptions{CloseTimeout: testLimit})
 	c, peer := open(t, l, events)
 	p := pattern(8 << 20)

@@ -20,7 +20,7 @@ import (
 )
 
 var (
-	soakTime = flag.Duration("soak", 3*time.Second, "how long TestSoak runs")
+	soakTime = flag.Duration("soak", 1500*time.Millisecond, "how long TestSoak runs")
 	soakSeed = flag.Uint64("soak.seed", 0, "what TestSoak's choices come from; 0 takes one from the clock")
 )
 
@@ -54,7 +54,7 @@ func TestSoak(t *testing.T) {
 	s.listen()
 
 	// Once for everything that grows to its size and stays there: tables, pools, the runtime's own.
-	warm := min(2*time.Second, *soakTime/3)
+	warm := min(2*time.Second, *soakTime/2)
 	s.run(warm, 0)
 	s.quiet()
 	before := measure(t)

@@ -171,6 +171,11 @@ func (s *stream) feed() {
 			s.sent++
 			s.mu.Unlock()
 			select {
+			case s.ch <- ev: // also when all is over: a channel that was claimed late holds what it has room for
+				continue
+			default:
+			}
+			select {
 			case s.ch <- ev:
 			case <-s.l.giveUp:
 				// Nobody will receive any more; what is left is dropped by contract, the rest of the queue too.

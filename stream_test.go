@@ -105,6 +105,7 @@ func TestFullStreamKeepsOrderWithOneGoroutine(t *testing.T) {
 
 // What the feeder has in its hands is not overtaken when the consumer makes room.
 func TestNothingOvertakesTheFeeder(t *testing.T) {
+	t.Parallel()
 	r, s := unserved(t, 1)
 	c := socketless(r, s)
 	emit(c, pendOpened)
@@ -179,6 +180,7 @@ func TestStoppedConsumerCostsNoMemory(t *testing.T) {
 }
 
 func TestServeGivesUpOnEventsThatNobodyReceives(t *testing.T) {
+	t.Parallel()
 	const limit = 100 * time.Millisecond
 	r := listen(t, ListenerOptions{EventBuffer: 2, CloseTimeout: limit})
 	events := r.Events()
@@ -212,6 +214,7 @@ func TestServeGivesUpOnEventsThatNobodyReceives(t *testing.T) {
 }
 
 func TestEventsReceivedInTimeAreAllDeliveredAfterServesEnd(t *testing.T) {
+	t.Parallel()
 	r := listen(t, ListenerOptions{EventBuffer: 1})
 	events := r.Events()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -21,9 +21,9 @@ import (
 // Thousands of connections, each sending its own token and expecting nothing but it, are closed at random from both
 // ends, in order or by reset, with descriptors and slots reused all the time.
 func TestEveryConnectionSeesItsOwnBytesOnly(t *testing.T) {
-	total := 4000
-	if testing.Short() {
-		total = 400
+	total := 1000
+	if longTests {
+		total = 4000
 	}
 	for _, opts := range []tcpio.ListenerOptions{
 		{},

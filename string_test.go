@@ -125,21 +125,6 @@ func TestConnLogsItsIDAndBothAddresses(t *testing.T) {
 	}
 }
 
-func TestAddressTextNeedsNoInterface(t *testing.T) {
-	ip := [16]byte{0: 0xfe, 1: 0x80, 15: 1}
-	mapped := [16]byte{10: 0xff, 11: 0xff, 12: 127, 15: 1}
-	for want, a := range map[string]sockaddr{
-		"[fe80::1%4000000]:80": {ip: ip, zone: 4_000_000, port: 80, isIP: true},
-		"[fe80::1]:80":         {ip: ip, port: 80, isIP: true},
-		"127.0.0.1:80":         {ip: mapped, zone: 3, port: 80, isIP: true},
-		"unix":                 {},
-	} {
-		if got := a.String(); got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	}
-}
-
 func TestSlowPolicyHasNames(t *testing.T) {
 	for p, want := range map[SlowPolicy]string{SkipSlow: "SkipSlow", CloseSlow: "CloseSlow", -1: "SlowPolicy(-1)", 2: "SlowPolicy(2)"} {
 		if got := fmt.Sprint(p); got != want {

@@ -1,8 +1,11 @@
 package tcpio
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"syscall"
@@ -26,7 +29,7 @@ const iovMax = 64
 // sockaddr is a peer's address without a pointer, 24 bytes in every Conn. The zero value is a peer without an address.
 type sockaddr struct {
 	ip   [16]byte
-	zone uint32
+	zone uint32 // of a unix peer: whether it has a name; see named
 	port uint16
 	is4  bool
 	isIP bool
@@ -95,6 +98,24 @@ func sysSendv(fd int32, v *iovec) (int, syscall.Errno) {
 		}
 		return int(n), 0
 	}
+}
+
+// sysUnread is how many bytes can be read, without the peer's end and urgent data (SIOCINQ, tcp(7)). Unlike a peek it
+// leaves a pending error to who reads.
+func sysUnread(fd int32) int {
+	n, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// sysHungUp reports whether the peer has ended its stream or reset the connection, whatever is still to be read before
+// that. It leaves a pending error alone.
+func sysHungUp(fd int32) bool {
+	p := unix.PollFd{Fd: fd, Events: unix.POLLRDHUP}
+	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(new(unix.Timespec))), 0, 0, 0)
+	return n == 1
 }
 
 // sysPeekAt is sysRecv that leaves the bytes where they are.
@@ -310,6 +331,10 @@ func parseSockaddr(rsa *unix.RawSockaddrAny) (a sockaddr) {
 		a.port = netPort(in.Port)
 		a.zone = in.Scope_id
 		a.isIP = true
+	case unix.AF_UNIX:
+		if un := (*unix.RawSockaddrUnix)(unsafe.Pointer(rsa)); un.Path[0] != 0 || un.Path[1] != 0 {
+			a.zone = 1
+		}
 	}
 	return a
 }
@@ -320,8 +345,71 @@ func netPort(p uint16) uint16 {
 	return uint16(b[0])<<8 | uint16(b[1])
 }
 
-// sysLocalAddr asks the kernel for the local address of fd.
-func sysLocalAddr(fd int32) net.Addr {
+// sysPeerName asks the kernel for the name of a unix socket's peer.
+func sysPeerName(fd int32) net.Addr {
+	a := &net.UnixAddr{Name: "@", Net: "unix"}
+	if sa, err := unix.Getpeername(int(fd)); err == nil {
+		if un, ok := sa.(*unix.SockaddrUnix); ok {
+			a.Name = un.Name
+		}
+	}
+	return a
+}
+
+// sysZone asks for the name of the network interface index, in the network namespace of the socket fd.
+func sysZone(fd int, index uint32) zone {
+	z := zone{index: index}
+	if ifr, err := unix.NewIfreq(""); err == nil {
+		ifr.SetUint32(index)
+		if unix.IoctlIfreq(fd, unix.SIOCGIFNAME, ifr) == nil {
+			z.name = ifr.Name()
+			return z
+		}
+	}
+	z.name = zone{}.nameOf(index)
+	return z
+}
+
+// sysDevice is the network interface that fd is bound to, by a link-local address too.
+func sysDevice(fd int) zone {
+	index, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
+	if err != nil || index <= 0 {
+		return zone{}
+	}
+	return sysZone(fd, uint32(index))
+}
+
+// A fileID tells a file from another one that has its path.
+type fileID struct{ dev, ino uint64 }
+
+func sysFileID(path string) (id fileID, ok bool) {
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) != nil {
+		return fileID{}, false
+	}
+	return fileID{uint64(st.Dev), uint64(st.Ino)}, true
+}
+
+// sysRemoveOwn removes the file at path if it is id. Between a look and an unlink another process may put its own there,
+// so the file is moved aside first and looked at again, and one that is not ours is moved back.
+func sysRemoveOwn(path string, id fileID) {
+	if at, ok := sysFileID(path); !ok || at != id {
+		return
+	}
+	aside := filepath.Join(filepath.Dir(path), fmt.Sprintf(".tcpio-%d-%x-%x", os.Getpid(), id.dev, id.ino))
+	if unix.Renameat2(unix.AT_FDCWD, path, unix.AT_FDCWD, aside, unix.RENAME_NOREPLACE) != nil {
+		_ = unix.Unlink(path) // the file system cannot
+		return
+	}
+	if at, ok := sysFileID(aside); ok && at != id &&
+		unix.Renameat2(unix.AT_FDCWD, aside, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE) == nil {
+		return
+	}
+	_ = unix.Unlink(aside)
+}
+
+// sysLocalAddr asks the kernel for the local address of fd; z is the zone that it may have.
+func sysLocalAddr(fd int32, z zone) net.Addr {
 	sa, err := unix.Getsockname(int(fd))
 	if err != nil {
 		return nil
@@ -330,7 +418,7 @@ func sysLocalAddr(fd int32) net.Addr {
 	case *unix.SockaddrInet4:
 		return &net.TCPAddr{IP: append(net.IP(nil), sa.Addr[:]...), Port: sa.Port}
 	case *unix.SockaddrInet6:
-		return &net.TCPAddr{IP: append(net.IP(nil), sa.Addr[:]...), Port: sa.Port, Zone: zoneName(sa.ZoneId)}
+		return &net.TCPAddr{IP: append(net.IP(nil), sa.Addr[:]...), Port: sa.Port, Zone: z.nameOf(sa.ZoneId)}
 	case *unix.SockaddrUnix:
 		return &net.UnixAddr{Name: sa.Name, Net: "unix"}
 	}
@@ -401,11 +489,8 @@ func tuneListener(fd int, ka net.KeepAliveConfig, user time.Duration) error {
 	if err := set("TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 		return err
 	}
-	if user > 0 {
-		ms := int((user + time.Millisecond - 1) / time.Millisecond)
-		if err := set("TCP_USER_TIMEOUT", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms); err != nil {
-			return err
-		}
+	if err := setUserTimeout(fd, user); err != nil {
+		return err
 	}
 	if !ka.Enable {
 		return set("SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)
@@ -431,4 +516,41 @@ func tuneListener(fd int, ka net.KeepAliveConfig, user time.Duration) error {
 		return set("TCP_KEEPCNT", unix.IPPROTO_TCP, unix.TCP_KEEPCNT, count)
 	}
 	return nil
+}
+
+func setUserTimeout(fd int, user time.Duration) error {
+	if user <= 0 {
+		return nil
+	}
+	ms := int((user + time.Millisecond - 1) / time.Millisecond)
+	return os.NewSyscallError("setsockopt TCP_USER_TIMEOUT", unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms))
+}
+
+// tuneDialled is tuneListener for a socket that is about to connect, behind its user's own settings: keepAlive says whether
+// the options' are wanted, and a TCP_USER_TIMEOUT that is set already stays. A multipath socket may lack an option.
+func tuneDialled(fd int, keepAlive, multipath bool, o *ListenerOptions) error {
+	ka, user := o.KeepAlive, o.UserTimeout
+	if !keepAlive {
+		on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE)
+		if err != nil {
+			return os.NewSyscallError("getsockopt", err)
+		}
+		ka = net.KeepAliveConfig{Enable: on != 0, Idle: -1, Interval: -1, Count: -1} // as it is
+	}
+	if was, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT); err == nil && was != 0 {
+		user = 0
+	}
+	lacking := func(err error) error {
+		if multipath && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOPROTOOPT)) {
+			return nil
+		}
+		return err
+	}
+	return errors.Join(lacking(tuneListener(fd, ka, 0)), lacking(setUserTimeout(fd, user)))
+}
+
+// sysMultipath reports whether a TCP socket is one of multipath TCP, of which a short read proves nothing.
+func sysMultipath(fd int32) bool {
+	protocol, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	return err == nil && protocol != unix.IPPROTO_TCP
 }

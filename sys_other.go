@@ -43,6 +43,8 @@ type sockaddr struct {
 
 const iovMax = 64
 
+type fileID struct{}
+
 type iovec struct{ n int }
 
 func (*iovec) add([]byte) bool { return false }
@@ -51,6 +53,8 @@ func newPoller() (poller, error)                                 { return nil, e
 func sysRecv(int32, []byte) (int, syscall.Errno)                 { return 0, syscall.ENOTSUP }
 func sysSend(int32, []byte) (int, syscall.Errno)                 { return 0, syscall.ENOTSUP }
 func sysSendv(int32, *iovec) (int, syscall.Errno)                { return 0, syscall.ENOTSUP }
+func sysUnread(int32) int                                        { return 0 }
+func sysHungUp(int32) bool                                       { return false }
 func sysShutdownWrite(int32) error                               { return errors.ErrUnsupported }
 func sysSockError(int32) syscall.Errno                           { return 0 }
 func sysErrorPending(int32) bool                                 { return false }
@@ -59,7 +63,14 @@ func sysClose(int32, bool)                                       {}
 func sysCloseFD(int32)                                           {}
 func sysDisown(net.Conn)                                         {}
 func sysSetNoDelay(int32, bool) error                            { return errors.ErrUnsupported }
-func sysLocalAddr(int32) net.Addr                                { return nil }
+func sysLocalAddr(int32, zone) net.Addr                          { return nil }
+func tuneDialled(int, bool, bool, *ListenerOptions) error        { return errors.ErrUnsupported }
+func sysMultipath(int32) bool                                    { return false }
+func sysPeerName(int32) net.Addr                                 { return nil }
+func sysZone(int, uint32) zone                                   { return zone{} }
+func sysDevice(int) zone                                         { return zone{} }
+func sysFileID(string) (fileID, bool)                            { return fileID{}, false }
+func sysRemoveOwn(string, fileID)                                {}
 func retryable(syscall.Errno) bool                               { return false }
 func exhausted(syscall.Errno) bool                               { return false }
 func takeListener(net.Listener) (int, error)                     { return -1, errors.ErrUnsupported }

@@ -1,6 +1,9 @@
 package tcpio
 
-import "sync"
+import (
+	"iter"
+	"sync"
+)
 
 // table is a loop's connections, found by slot and generation.
 type table struct {
@@ -52,17 +55,39 @@ func (t *table) resolve(events []readyEvent, batch []*Conn) {
 	}
 }
 
-// all copies the connections of the moment.
-func (t *table) all() []*Conn {
+// tablePiece is how many slots are looked at while the lock is held: the loop takes it for every batch.
+const tablePiece = 1024
+
+// all iterates over the connections, those that are refused too. A connection keeps its slot for life, so that one which
+// is there all the while is yielded exactly once. No lock is held while the body runs.
+func (t *table) all() iter.Seq[*Conn] {
+	return func(yield func(*Conn) bool) {
+		var piece []*Conn
+		for slot := 0; slot >= 0; {
+			slot, piece = t.piece(slot, piece[:0])
+			for _, c := range piece {
+				if !yield(c) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// piece appends the connections of the next slots, and says where to go on; negative behind the last one.
+func (t *table) piece(from int, conns []*Conn) (next int, _ []*Conn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	conns := make([]*Conn, 0, len(t.conns)-len(t.free))
-	for _, c := range t.conns {
+	next = min(from+tablePiece, len(t.conns))
+	for _, c := range t.conns[min(from, next):next] {
 		if c != nil {
 			conns = append(conns, c)
 		}
 	}
-	return conns
+	if next == len(t.conns) {
+		next = -1
+	}
+	return next, conns
 }
 
 // workQueue is the connections that want a turn of their loop.

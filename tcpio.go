@@ -18,9 +18,11 @@ import (
 // from any goroutine.
 type Listener struct {
 	// Immutable after Listen.
-	opts    ListenerOptions // with the defaults filled in
-	addr    net.Addr
-	anyAddr bool // bound to a wildcard: each connection has a local address of its own
+	opts      ListenerOptions // with the defaults filled in
+	addr      net.Addr
+	anyAddr   bool // bound to a wildcard: each connection has a local address of its own
+	multipath bool // a given listener, as net.Listen makes it, speaks multipath TCP with clients that do
+	zone      zone // of the network interface that the listening socket is bound to
 
 	// With locks of their own, or atomic.
 	pool     pool
@@ -33,7 +35,7 @@ type Listener struct {
 	errs     callback // OnErrorEvent, where there are no callbacks
 	peers    peers
 	shaking  handshakes
-	refusing atomic.Int64  // refused connections that are still open
+	refusing atomic.Int64  // refused connections that are still open; no loop's live counts them
 	queued   atomic.Int64  // bytes of output that wait, of all connections
 	starved  starved       // those whose writes are refused for MaxBuffered
 	starving atomic.Bool   // there are any
@@ -83,13 +85,14 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 		giveUp: make(chan struct{}),
 
 		newPoller: newPoller,
-		shaking:   handshakes{slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))},
+		shaking:   handshakes{turns: max(1, runtime.GOMAXPROCS(0)/2)},
 	}
 	if err := l.opts.check(); err != nil {
 		return nil, err
 	}
 	l.errs.onErr = l.opts.OnErrorEvent
 	l.opts.TLSConfig = guardTLS(l.opts.TLSConfig)
+	l.shaking.max = l.opts.MaxHandshakes
 	l.timed.Store(l.opts.IdleTimeout > 0 || l.opts.ReadTimeout > 0 || l.opts.WriteTimeout > 0)
 	if err := l.open(); err != nil {
 		return nil, err
@@ -123,6 +126,7 @@ func (l *Listener) open() error {
 		}
 		if u, ok := ln.Addr().(*net.UnixAddr); ok && u.Name != "" && u.Name[0] != '@' {
 			l.socket.path = u.Name
+			l.socket.file, _ = sysFileID(u.Name)
 		}
 	}
 	l.addr = ln.Addr()
@@ -130,6 +134,8 @@ func (l *Listener) open() error {
 	if err == nil {
 		if a, ok := l.addr.(*net.TCPAddr); ok {
 			l.anyAddr = a.IP.IsUnspecified()
+			l.zone = sysDevice(fd)
+			l.multipath = sysMultipath(int32(fd))
 			if err = tuneListener(fd, l.opts.KeepAlive, l.opts.UserTimeout); err != nil {
 				sysCloseFD(int32(fd))
 			}
@@ -253,15 +259,28 @@ func (l *Listener) streamFor(lp *loop) *stream {
 	return l.events
 }
 
-// Conns iterates over the connections that are open or closing. It may or may not show those that
-// open meanwhile. No lock is held while the body runs, so a connection may have closed by then.
+// Conns iterates over the connections that are open or closing. One that is so during the whole
+// iteration comes exactly once; one that opens or closes meanwhile may come or not. Refused
+// connections never come. No lock is held while the body runs, so a connection may have closed by
+// then.
 func (l *Listener) Conns() iter.Seq[*Conn] {
+	return func(yield func(*Conn) bool) {
+		for c := range l.everyConn() {
+			if !c.refused() && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// everyConn is Conns with the refused connections that wait for their peer to read the reply.
+func (l *Listener) everyConn() iter.Seq[*Conn] {
 	return func(yield func(*Conn) bool) {
 		if !l.decided() {
 			return
 		}
 		for _, lp := range l.loops {
-			for _, c := range lp.conns.all() {
+			for c := range lp.conns.all() {
 				if !yield(c) {
 					return
 				}
@@ -270,7 +289,7 @@ func (l *Listener) Conns() iter.Seq[*Conn] {
 	}
 }
 
-// Len returns the number of connections that have a descriptor. It takes no lock.
+// Len returns the number of connections that have a descriptor, without those that were refused. It takes no lock.
 func (l *Listener) Len() int {
 	if !l.decided() {
 		return 0

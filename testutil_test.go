@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os/exec"
 	"sync"
 	"testing"
 	"time"
@@ -35,11 +36,29 @@ func listen(t testing.TB, opts tcpio.ListenerOptions) *tcpio.Listener {
 	return l
 }
 
-// goServe runs Serve and delivers what it returned.
+// goServe runs Serve and delivers what it returned; nil if the test closed the listener before Serve had begun, as one does
+// that ends early.
 func goServe(ctx context.Context, l *tcpio.Listener) <-chan error {
 	served := make(chan error, 1)
-	go func() { served <- l.Serve(ctx) }()
+	go func() {
+		err := l.Serve(ctx)
+		if errors.Is(err, net.ErrClosed) {
+			err = nil
+		}
+		served <- err
+	}()
 	return served
+}
+
+// needProgram returns the path of a program that a test needs, and skips the test if it is not installed. It comes before
+// anything that the test starts. CI installs all of them.
+func needProgram(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("SKIPPED: %s is not installed, and this was not tried with it", name)
+	}
+	return path
 }
 
 // startManual serves with the stream route. The test receives the events by itself; what it leaves is drained at the end.

@@ -54,6 +54,7 @@ func TestAfterDeliversInTheOrderOfTime(t *testing.T) {
 }
 
 func TestAStoppedTimerIsNotDeliveredAndStopTellsTheTruth(t *testing.T) {
+	t.Parallel()
 	const n = 400
 	_, c, got := actBox(t, tcpio.ListenerOptions{})
 	kept := 0

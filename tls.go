@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"container/list"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -9,7 +10,6 @@ import (
 	"math/bits"
 	"net"
 	"syscall"
-	"time"
 )
 
 // TLS on the standard crypto/tls. A handshake runs on a goroutine of its own, which begins when a whole ClientHello has
@@ -21,16 +21,19 @@ import (
 type tlsState struct {
 	config *tls.Config
 	conn   *tls.Conn // nil before the handshake begins
-	link   *tlsLink
-	timer  *timer // HandshakeTimeout
-	queued bool   // waits for a place among the handshakes, or has it
-	cancel func() // ends the context that the config's functions see, while the handshake runs
+	link   tlsLink
+	timer  *timer        // HandshakeTimeout
+	place  *list.Element // in the queue of handshakes, from the whole ClientHello on
+	cancel func()        // ends the context that the config's functions see, while the handshake runs
 
 	// What is queued is told in plain-text bytes, by the share of these that was sealed bytes when a write last looked.
 	plain, sealed int64
 
 	reading bool // tls.Conn.Read is running: what it writes answers the peer
 	replied int  // bytes of such answers since the queue was last empty
+
+	more  bool // the last read left something behind that no edge will announce: records beyond its budget, the end, an error
+	waits bool // a time limit has looked, and plain text, or the end, waits for whoever reads
 }
 
 // errTruncated is an end of stream without close_notify.
@@ -41,6 +44,19 @@ const repliesMax = 64 << 10
 
 // errReplies ends a connection whose peer asks for ever more and reads nothing.
 var errReplies = errors.New("tcpio: the peer asks for TLS key updates and does not read them")
+
+const (
+	// recordBudget is how many records one read takes in. A key update costs some 20 µs with its answer, so that a peer who
+	// sends nothing else holds a connection's mu, and its loop, for a millisecond or two.
+	recordBudget = 64
+	// silentMax is how many bytes of records in a row may bring no plain text, and still be followed by another record: key
+	// updates, records without data, and an unfinished message, of which crypto/tls would keep 256 KiB. It is one record of
+	// the largest size, so that no more than two of them are ever kept for such a message.
+	silentMax = recordHeader + recordMax
+)
+
+// errSilent ends a connection whose peer sends records for ever that bring no plain text.
+var errSilent = errors.New("tcpio: the peer sends TLS records without data")
 
 // errAgain is what the transport says instead of blocking. crypto/tls goes on behind a temporary error.
 var errAgain net.Error = again{}
@@ -97,38 +113,57 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 func (c *Conn) beginTLSLocked(config *tls.Config) {
 	c.flags |= fTLS | fHandshake | fDistrust
 	tm := &timer{kind: timerHandshake, c: c}
-	c.extLocked().tls = &tlsState{config: config, timer: tm}
+	c.extLocked().tls = &tlsState{config: config, timer: tm, link: tlsLink{c: c}}
 	c.lp.timers.add(c.lp, tm, c.lp.l.opts.HandshakeTimeout)
 }
 
-// tlsReadLocked reads what has been decrypted, or can be.
-func (c *Conn) tlsReadLocked(p []byte) (int, error) {
+// tlsReadLocked reads what has been decrypted, or can be, until p is full or recordBudget is spent. With 0, ErrWouldBlock
+// behind a spent budget the loop announces the rest, when others have had their turn; with bytes the caller does, if
+// tlsState.more says so.
+func (c *Conn) tlsReadLocked(p []byte) (n int, err error) {
 	if c.flags&fHandshake != 0 {
 		return 0, ErrWouldBlock
 	}
-	x := c.ext
+	x, st := c.ext, c.ext.tls
+	st.more, st.waits = false, false
 	if x.readErr != nil {
 		return 0, x.readErr
 	}
-	x.tls.reading = true
-	n, err := x.tls.conn.Read(p)
-	x.tls.reading = false
-	if x.tls.replied > repliesMax {
+	st.link.records = recordBudget
+	st.reading = true
+	for n < len(p) && err == nil {
+		var m int
+		if m, err = st.conn.Read(p[n:]); m > 0 {
+			n += m
+			st.link.silent = 0
+		}
+	}
+	st.reading = false
+	st.link.restLocked()
+	if n > 0 {
+		c.heardLocked()
+	}
+	if st.replied > repliesMax {
 		err = errReplies // crypto/tls keeps the error for the next write
 	}
 	switch err {
 	case nil:
+		return n, nil
 	case errAgain:
+		if st.more = st.link.records == 0; st.more && n == 0 {
+			c.lp.timers.add(c.lp, &timer{kind: timerReadable, c: c}, 0)
+		}
 		err = ErrWouldBlock
 	case io.EOF: // close_notify; crypto/tls says so again
+		st.more = true
 	default:
+		st.more = true
 		if x.readErr == nil { // else it is the socket's own
 			err = c.readFailLocked(c.opErrorLocked("read", err))
 		}
 		err = x.readErr
 	}
 	if n > 0 {
-		c.flags |= fHeard
 		return n, nil // an error is for the next read
 	}
 	return 0, err
@@ -215,96 +250,77 @@ func (c *Conn) sayGoodbyeLocked() {
 	}
 }
 
-// tlsLink is the net.Conn below a tls.Conn. While the handshake runs it blocks and takes the connection's mu; afterwards
-// it does not block and the caller has mu.
-type tlsLink struct {
-	c    *Conn
-	turn *turn // of the handshake, which alone changes it; nil afterwards
-}
-
-func (t *tlsLink) Read(p []byte) (int, error) {
-	c := t.c
-	if t.turn == nil {
-		n, err := c.recvLocked(p)
-		return n, t.cause(err)
-	}
-	for {
-		c.mu.Lock()
-		if c.flags&(fClosing|fReleased) != 0 {
-			c.unlock()
-			return 0, net.ErrClosed
-		}
-		n, err := c.recvLocked(p)
-		if err != ErrWouldBlock {
-			c.unlock()
-			return n, t.cause(err)
-		}
-		opened := c.ext.canRead.enter()
-		stalled := c.lp.l.shaking.stall(c)
-		c.unlock()
-		t.turn.end() // who waits for a client leaves the processor to others' handshakes
-		<-opened     // bytes, the end, or HandshakeTimeout
-		c.lp.l.shaking.goOn(stalled)
-		t.turn.begin()
-	}
-}
-
-// cause is a read error as crypto/tls has to see it: it takes a bare io.EOF between two records for an orderly end.
-func (t *tlsLink) cause(err error) error {
-	switch err {
-	case ErrWouldBlock:
-		return errAgain
-	case io.EOF:
-		return errTruncated
-	}
-	return err
-}
-
-func (t *tlsLink) Write(p []byte) (int, error) {
-	c := t.c
-	if t.turn != nil {
-		c.mu.Lock()
-		defer c.unlock()
-	}
+// endTLSLocked lets go of what only an open connection has.
+func (c *Conn) endTLSLocked() {
 	st := c.ext.tls
-	if st.reading {
-		if c.out == nil {
-			st.replied = 0
-		}
-		if st.replied += len(p); st.replied > repliesMax {
-			return 0, errReplies
-		}
+	if st.timer != nil {
+		c.lp.timers.stop(st.timer)
+		st.timer = nil
 	}
-	if t.turn == nil {
-		st.sealed += int64(len(p))
+	if st.cancel != nil {
+		st.cancel()
 	}
-	if err := c.rawWriteLocked(p); err != nil {
-		return 0, err
-	}
-	return len(p), nil
+	c.lp.l.shaking.leave(st.place)
+	st.link.dropLocked()
 }
-
-func (t *tlsLink) Close() error                     { return nil }
-func (t *tlsLink) LocalAddr() net.Addr              { return t.c.LocalAddr() }
-func (t *tlsLink) RemoteAddr() net.Addr             { return t.c.RemoteAddr() }
-func (t *tlsLink) SetDeadline(time.Time) error      { return nil }
-func (t *tlsLink) SetReadDeadline(time.Time) error  { return nil }
-func (t *tlsLink) SetWriteDeadline(time.Time) error { return nil }
 
 // peekTLSLocked is peekLocked for a connection whose bytes must be decrypted to be seen: they are kept as Frames keeps its
 // own.
 func (c *Conn) peekTLSLocked() (ready, end bool) {
-	b := c.lp.l.pool.get(blockSmall)
-	n, err := c.inputLocked(b.buf)
-	if n > 0 {
-		f := &c.ext.frames
-		f.b, f.off, f.end = b, 0, n
+	n, err := c.decryptLocked()
+	switch {
+	case n > 0:
 		return true, false
-	}
-	c.lp.l.pool.put(b)
-	if err == ErrWouldBlock {
-		c.unreadableLocked()
+	case err == ErrWouldBlock:
+		c.drainedLocked()
 		return false, false
 	}
 	return true, err == io.EOF // a read says so again
+}
+
+// decryptLocked reads plain text before anybody asks for it, behind what Frames has kept.
+func (c *Conn) decryptLocked() (int, error) {
+	f := &c.ext.frames
+	fresh := f.b == nil
+	if !f.makeSomeRoom(&c.lp.l.pool) {
+		return 0, nil // it cannot be seen; the sealed bytes count
+	}
+	f.busy = true // what has to be answered may end the connection, which drops the buffer
+	n, err := c.inputLocked(f.b.buf[f.end:])
+	f.busy = false
+	if f.end += n; n > 0 {
+		f.partial = false
+	}
+	if c.flags&(fClosing|fReleased) != 0 || n == 0 && fresh {
+		f.drop(c.lp.l)
+	}
+	return n, err
+}
+
+// spokenLocked is asked when a time limit is due: has the peer sent plain text that is still to be read? Sealed bytes alone
+// say nothing. What is found is kept for whoever reads, once: more than that is not read ahead.
+func (c *Conn) spokenLocked() bool {
+	x, st := c.ext, c.ext.tls
+	switch {
+	case c.flags&(fHandshake|fEOF) != 0:
+		return false
+	case x.frames.busy, x.frames.b != nil && !x.frames.partial:
+		st.waits = true // it was heard when it was decrypted
+		return false
+	case x.frames.partial && x.frames.end-x.frames.off > c.lp.l.opts.MaxFrame:
+		return false
+	}
+	n, err := c.decryptLocked()
+	if n == 0 && err == nil {
+		return st.link.b != nil || sysUnread(c.fd) > 0
+	}
+	if n == 0 && err == ErrWouldBlock || c.flags&(fClosing|fReleased) != 0 {
+		return false
+	}
+	st.waits = true
+	if c.flags&fOpened == 0 {
+		c.emitLocked(pendOpened) // DeferAccept's
+	}
+	c.readableLocked()
+	return n > 0
 }

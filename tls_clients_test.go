@@ -23,25 +23,16 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// Clients that are not Go's. CI installs them; where one is missing its test says so.
+// Clients that are not Go's.
 
-func tlsTool(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skipf("SKIPPED: %s IS NOT INSTALLED: TLS WAS NOT TRIED WITH IT", name)
-	}
-	return path
-}
-
-// run returns what a client has printed until it ended, whatever its exit status.
-func run(t *testing.T, name string, args ...string) string {
+// run returns what a client has printed until it ended, whatever its exit status. program is what needProgram returned.
+func run(t *testing.T, program string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, tlsTool(t, name), args...).CombinedOutput()
+	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
 	if ctx.Err() != nil {
-		t.Fatalf("%s %s: %v, %v\n%s", name, strings.Join(args, " "), ctx.Err(), err, out)
+		t.Fatalf("%s %s: %v, %v\n%s", program, strings.Join(args, " "), ctx.Err(), err, out)
 	}
 	return string(out)
 }
@@ -71,11 +62,11 @@ var sClientSays = map[string]string{"k": "KEYUPDATE", "K": "KEYUPDATE", "R": "RE
 
 // sClient types lines into openssl s_client and expects those that are not its commands to be echoed. It returns all that
 // was printed until the last one's answer, or with "Q" last until the end.
-func sClient(t *testing.T, l *tcpio.Listener, args []string, lines ...string) string {
+func sClient(t *testing.T, openssl string, l *tcpio.Listener, args []string, lines ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, tlsTool(t, "openssl"), append([]string{"s_client", "-connect", l.Addr().String()}, args...)...)
+	cmd := exec.CommandContext(ctx, openssl, append([]string{"s_client", "-connect", l.Addr().String()}, args...)...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -128,11 +119,12 @@ func wantIn(t *testing.T, out string, wants ...string) {
 }
 
 func TestOpenSSLSpeaksBothVersions(t *testing.T) {
+	openssl := needProgram(t, "openssl")
 	certFile, _ := pemFiles(t)
 	for flag, says := range map[string]string{"-tls1_2": "New, TLSv1.2", "-tls1_3": "New, TLSv1.3"} {
 		t.Run(flag, func(t *testing.T) {
 			l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
-			out := sClient(t, l, []string{flag, "-alpn", "echo", "-servername", "localhost", "-CAfile", certFile},
+			out := sClient(t, openssl, l, []string{flag, "-alpn", "echo", "-servername", "localhost", "-CAfile", certFile},
 				"hello", "again", "Q")
 			wantIn(t, out, says, "ALPN protocol: echo", "Verify return code: 0 (ok)")
 			if err := receive(t, "Closed", ended).Err(); err != nil {
@@ -143,12 +135,14 @@ func TestOpenSSLSpeaksBothVersions(t *testing.T) {
 }
 
 func TestOpenSSLResumesSessions(t *testing.T) {
+	openssl := needProgram(t, "openssl")
+	t.Parallel()
 	for _, flag := range []string{"-tls1_2", "-tls1_3"} {
 		t.Run(flag, func(t *testing.T) {
 			l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
 			session := filepath.Join(t.TempDir(), "session")
-			wantIn(t, sClient(t, l, []string{flag, "-sess_out", session}, "one", "Q"), "New, TLS")
-			wantIn(t, sClient(t, l, []string{flag, "-sess_in", session}, "two", "Q"), "Reused, TLS")
+			wantIn(t, sClient(t, openssl, l, []string{flag, "-sess_out", session}, "one", "Q"), "New, TLS")
+			wantIn(t, sClient(t, openssl, l, []string{flag, "-sess_in", session}, "two", "Q"), "Reused, TLS")
 			for i, resumed := range []bool{false, true} {
 				if st := receive(t, "Closed", ended).TLS(); st == nil || st.DidResume != resumed {
 					t.Errorf("connection %d: %+v", i, st)
@@ -158,7 +152,7 @@ func TestOpenSSLResumesSessions(t *testing.T) {
 	}
 	t.Run("-reconnect", func(t *testing.T) {
 		l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
-		out := sClient(t, l, []string{"-tls1_2", "-reconnect"}, "last", "Q")
+		out := sClient(t, openssl, l, []string{"-tls1_2", "-reconnect"}, "last", "Q")
 		if n := strings.Count(out, "Reused, TLS"); n != 5 {
 			t.Errorf("%d of 5 connections were resumed:\n%s", n, out)
 		}
@@ -166,6 +160,8 @@ func TestOpenSSLResumesSessions(t *testing.T) {
 }
 
 func TestOpenSSLShowsItsCertificate(t *testing.T) {
+	openssl := needProgram(t, "openssl")
+	t.Parallel()
 	certFile, keyFile := pemFiles(t)
 	_, trust := testPKI()
 	config := serverTLS()
@@ -173,11 +169,11 @@ func TestOpenSSLShowsItsCertificate(t *testing.T) {
 	for _, flag := range []string{"-tls1_2", "-tls1_3"} {
 		t.Run(flag, func(t *testing.T) {
 			l, ended := tlsServe(t, tcpio.ListenerOptions{TLSConfig: config}, tlsEcho)
-			sClient(t, l, []string{flag, "-cert", certFile, "-key", keyFile}, "it is me", "Q")
+			sClient(t, openssl, l, []string{flag, "-cert", certFile, "-key", keyFile}, "it is me", "Q")
 			if st := receive(t, "Closed", ended).TLS(); st == nil || len(st.PeerCertificates) != 1 {
 				t.Errorf("the server has seen %+v", st)
 			}
-			out := run(t, "openssl", "s_client", "-connect", l.Addr().String(), flag, "-ign_eof")
+			out := run(t, openssl, "s_client", "-connect", l.Addr().String(), flag, "-ign_eof")
 			wantIn(t, out, map[string]string{"-tls1_2": "alert handshake failure", "-tls1_3": "certificate required"}[flag])
 			waitFor(t, "the refusal to be counted", func() bool { return l.Stats().HandshakesFailed == 1 })
 		})
@@ -185,8 +181,9 @@ func TestOpenSSLShowsItsCertificate(t *testing.T) {
 }
 
 func TestOpenSSLUpdatesKeys(t *testing.T) {
+	openssl := needProgram(t, "openssl")
 	l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
-	sClient(t, l, []string{"-tls1_3"}, "before", "K", "after", "k", "behind", "K", "K", "k", "last", "Q")
+	sClient(t, openssl, l, []string{"-tls1_3"}, "before", "K", "after", "k", "behind", "K", "K", "k", "last", "Q")
 	if err := receive(t, "Closed", ended).Err(); err != nil {
 		t.Errorf("Err is %v", err)
 	}
@@ -194,16 +191,19 @@ func TestOpenSSLUpdatesKeys(t *testing.T) {
 
 // A client that wants to renegotiate is told no and ends; crypto/tls's server does not.
 func TestOpenSSLMayNotRenegotiate(t *testing.T) {
+	openssl := needProgram(t, "openssl")
 	l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
-	sClient(t, l, []string{"-tls1_2"}, "before", "R")
+	sClient(t, openssl, l, []string{"-tls1_2"}, "before", "R")
 	var op *net.OpError
 	if err := receive(t, "Closed", ended).Err(); !errors.As(err, &op) {
 		t.Errorf("Err is %v", err)
 	}
-	sClient(t, l, []string{"-tls1_2"}, "the next", "Q")
+	sClient(t, openssl, l, []string{"-tls1_2"}, "the next", "Q")
 }
 
 func TestCurlSpeaksTLS(t *testing.T) {
+	program := needProgram(t, "curl")
+	t.Parallel()
 	certFile, _ := pemFiles(t)
 	config := serverTLS()
 	config.NextProtos = []string{"http/1.1"}
@@ -240,7 +240,7 @@ func TestCurlSpeaksTLS(t *testing.T) {
 	u := "https://localhost:" + port + "/"
 	curl := func(args ...string) string {
 		t.Helper()
-		return run(t, "curl", append([]string{"-sS", "--fail", "--noproxy", "*", "--http1.1", "--cacert", certFile,
+		return run(t, program, append([]string{"-sS", "--fail", "--noproxy", "*", "--http1.1", "--cacert", certFile,
 			"--resolve", "localhost:" + port + ":127.0.0.1"}, args...)...)
 	}
 	for _, args := range [][]string{{"--tlsv1.3"}, {"--tls-max", "1.2"}, {"-T", file, "-T", file}} {
@@ -257,8 +257,10 @@ func TestCurlSpeaksTLS(t *testing.T) {
 
 // sslscan tries every version and cipher, and what other servers are vulnerable to.
 func TestSSLScanFindsNothingOld(t *testing.T) {
+	sslscan := needProgram(t, "sslscan")
+	t.Parallel()
 	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
-	out := run(t, "sslscan", "--no-colour", l.Addr().String())
+	out := run(t, sslscan, "--no-colour", l.Addr().String())
 	wantIn(t, out, "SSLv2     disabled", "SSLv3     disabled", "TLSv1.0   disabled", "TLSv1.1   disabled",
 		"TLSv1.2   enabled", "TLSv1.3   enabled", "Session renegotiation not supported", "TLSv1.2 not vulnerable to heartbleed",
 		"TLSv1.3 not vulnerable to heartbleed", "Server supports TLS Fallback SCSV")
@@ -268,6 +270,8 @@ func TestSSLScanFindsNothingOld(t *testing.T) {
 // slowhttptest opens connections that send a line of a header every ten seconds (slowloris), over TLS: ReadTimeout ends
 // all of them, and the server answers others meanwhile.
 func TestSlowHTTPTestIsCutOverTLS(t *testing.T) {
+	slowhttptest := needProgram(t, "slowhttptest")
+	t.Parallel()
 	blank := []byte("\r\n\r\n")
 	header := func(data []byte, _ bool) (int, []byte, error) {
 		if i := bytes.Index(data, blank); i >= 0 {
@@ -288,7 +292,7 @@ func TestSlowHTTPTestIsCutOverTLS(t *testing.T) {
 		}
 		return nil
 	})
-	out := run(t, "slowhttptest", "-H", "-c", "100", "-r", "500", "-i", "10", "-l", "25", "-p", "5", "-u", "https://"+l.Addr().String()+"/")
+	out := run(t, slowhttptest, "-H", "-c", "100", "-r", "500", "-i", "10", "-l", "25", "-p", "5", "-u", "https://"+l.Addr().String()+"/")
 	wantIn(t, out, "No open connections left", "YES")
 	if strings.Contains(out, "mNO\x1b") {
 		t.Errorf("the server was not available:\n%s", out)

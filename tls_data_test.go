@@ -158,6 +158,7 @@ func TestTLSReadTimeoutCountsFromTheHandshake(t *testing.T) {
 
 // IdleTimeout ends an idle connection with close_notify, and WriteTimeout one that reads nothing.
 func TestTLSTimeLimits(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name  string
 		opts  tcpio.ListenerOptions
@@ -411,8 +412,7 @@ func tlsPipe(t *testing.T) nettest.MakePipe {
 			return nil, nil, nil, err
 		}
 		ln := l.NetListener()
-		served := make(chan error, 1)
-		go func() { served <- l.Serve(context.Background()) }()
+		served := goServe(context.Background(), l)
 		client, err := tls.Dial("tcp", l.Addr().String(), clientTLS())
 		if err != nil {
 			return nil, nil, nil, err
@@ -444,6 +444,7 @@ func tlsPipe(t *testing.T) nettest.MakePipe {
 }
 
 func TestTLSConnIsANetConn(t *testing.T) {
+	t.Parallel()
 	nettest.TestConn(t, tlsPipe(t))
 	t.Run("peer", func(t *testing.T) { nettest.TestConn(t, swapped(tlsPipe(t))) })
 }

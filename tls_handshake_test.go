@@ -89,6 +89,7 @@ func TestTLSUnfinishedHandshakesDoNotHoldUpOthers(t *testing.T) {
 
 // HandshakeTimeout ends a client wherever it stops, and one that waits for a place or inside a function of the config.
 func TestTLSHandshakeTimeoutAtEachStage(t *testing.T) {
+	t.Parallel()
 	hello := clientHello()
 	stuck := serverTLS()
 	stuck.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -139,6 +140,7 @@ func TestTLSHandshakeTimeoutAtEachStage(t *testing.T) {
 
 // Clients that stop within their handshakes do not keep the places that others wait for, whatever HandshakeTimeout is.
 func TestTLSStalledHandshakesMakeRoom(t *testing.T) {
+	t.Parallel()
 	l, _ := tlsServe(t, tcpio.ListenerOptions{MaxHandshakes: 2, HandshakeTimeout: time.Hour, CloseTimeout: 10 * time.Millisecond}, tlsEcho)
 	tlsPing(t, tlsDial(t, l, clientTLS()))
 	before := l.Stats().BytesIn
@@ -153,6 +155,7 @@ func TestTLSStalledHandshakesMakeRoom(t *testing.T) {
 
 // A function of the config that waits holds up its own connection alone, also on a machine with one processor.
 func TestTLSWaitingConfigFunctionHoldsUpNobodyElse(t *testing.T) {
+	t.Parallel()
 	cert, _ := testPKI()
 	held := make(chan struct{})
 	config := &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -351,6 +354,7 @@ func TestTLSPostsComeBehindOpened(t *testing.T) {
 
 // A member of a group that is in its handshake is passed over, whatever Slow says.
 func TestTLSGroupPassesOverHandshakes(t *testing.T) {
+	t.Parallel()
 	g := tcpio.Group{Slow: tcpio.CloseSlow, Notice: []byte("too slow")}
 	joined := make(chan struct{}, 1)
 	l := hookServe(t, tcpio.ListenerOptions{Actor: func(c *tcpio.Conn) tcpio.Actor {

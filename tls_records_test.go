@@ -15,6 +15,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -202,14 +203,15 @@ func TestTLSKeyUpdatesThatNobodyReadsEndTheConnection(t *testing.T) {
 	})
 	w, _ := dialRecords(t, l)
 	_ = w.raw.(*net.TCPConn).SetReadBuffer(4 << 10)
-	// Data in between, or crypto/tls takes offence by itself.
+	// Data in between, or crypto/tls takes offence by itself. How many the sockets take before the server looks at one is
+	// not its doing: until it ends the connection, or the peer's deadline.
 	var err error
-	for i := 0; err == nil && i < 20000; i++ {
+	for err == nil { // how soon it fails is the kernel's buffers' matter; the connection has a deadline
 		b := append(w.record(recData, []byte("x")), w.keyUpdate(1, 1)...)
 		_, err = w.raw.Write(b)
 	}
-	if err == nil {
-		t.Error("twenty thousand key updates were taken")
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("key updates were taken without end")
 	}
 	if err := receive(t, "Closed", ended).Err(); err == nil || !strings.Contains(err.Error(), "key updates") {
 		t.Errorf("Err is %v", err)

@@ -106,9 +106,8 @@ type vanishing struct {
 //
 // To see it fail: leave out TCP_USER_TIMEOUT in tuneListener, or the timer in closeLocked.
 func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
-	if _, err := exec.LookPath("ip"); err != nil {
-		t.Skip("SKIPPED: ip(8) of iproute2 is not installed")
-	}
+	needProgram(t, "ip") // of iproute2
+	t.Parallel()
 	server, client := newNetns(t), newNetns(t)
 	server.ip(t, client, "link add tcpio0 address 02:00:00:00:00:01 type veth peer name tcpio1 address 02:00:00:00:00:02")
 	server.ip(t, client, "link set tcpio1 netns /peer")

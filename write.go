@@ -354,7 +354,7 @@ func (c *Conn) roomLocked() {
 	if c.ext != nil {
 		c.ext.canSend.open()
 	}
-	if c.flags&fWriting == 0 && c.flags&fWantRoom != 0 && c.flags&(fClosing|fReleased) == 0 {
+	if c.flags&fWantRoom != 0 && c.flags&(fWriting|fMute|fClosing|fReleased) == 0 {
 		c.flags &^= fWantRoom
 		c.emitLocked(pendWritable)
 	}
@@ -371,7 +371,7 @@ func (c *Conn) queueOutLocked() *outQueue {
 // sentLocked accounts for n bytes that the socket took.
 func (c *Conn) sentLocked(n int) {
 	c.lp.count.bytesOut.Add(uint64(n))
-	if c.flags&fTimed != 0 {
+	if c.flags&fTimed != 0 && (c.flags&fTLS == 0 || !c.ext.tls.reading) { // an answer to a key update is no activity
 		c.limit.lastOut = c.lp.coarse()
 	}
 }

@@ -41,6 +41,7 @@ var queueSizes = rapid.SampledFrom([]int{1, 2, 3, 100, blockSmall - 1, blockSmal
 
 // The queue against one byte slice.
 func TestOutQueueIsBytesJoin(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		l := &Listener{}
 		var q outQueue
@@ -137,6 +138,7 @@ func TestSharedBlockIsNeverWrittenTo(t *testing.T) {
 
 // TryWritev over a socket with the smallest send buffer there is: what arrives is bytes.Join of all that was accepted.
 func TestTryWritevIsBytesJoin(t *testing.T) {
+	t.Parallel()
 	r := listen(t, ListenerOptions{WriteBuffer: 100000})
 	events := r.Events()
 	r.serve()

@@ -70,6 +70,22 @@ func TestWhoJoinsSeesTheLastLines(t *testing.T) {
 	bob.want("* you are bob", "[go] ann: 2", "[go] ann: 3", "[go] ann: 4", "[go] * bob joined")
 }
 
+func TestABrowsersPOSTIsNotHeard(t *testing.T) {
+	addr, _, _ := startServer(t, config{})
+	ann := enter(t, addr, "ann", "go")
+	for _, header := range []string{
+		"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n\r\n", "PUT / HTTP/1.1\r\nX: y\r\nhost: x\r\n\r\n",
+		"POST /" + strings.Repeat("x", 2*maxLine) + " HTTP/1.1\r\nHost: x\r\n\r\n", // the line is thrown away, the next is not
+	} {
+		browser := dial(t, addr)
+		browser.send(header + "/join go\nbuy my coins")
+		browser.until("* this is no web server")
+		browser.wantEnd()
+	}
+	ann.send("/who", "Host: it is me") // in a room one may say that
+	ann.want("* 1 in go: ann", "[go] ann: Host: it is me")
+}
+
 func TestAnEmptyRoomIsForgotten(t *testing.T) {
 	addr, h, _ := startServer(t, config{history: 3})
 	ann := enter(t, addr, "ann", "Go")
@@ -204,7 +220,12 @@ func TestASlowReaderIsDroppedWithANotice(t *testing.T) {
 	const most = 64 << 20 // more than the kernel keeps for anybody
 	text := strings.Repeat("x", maxLine)
 	said := 0
-	for room.group.Len() == 3 {
+	members := func() int {
+		room.mu.Lock() // who talks is out of the group while the line is told
+		defer room.mu.Unlock()
+		return room.group.Len()
+	}
+	for members() == 3 {
 		if said*len(text) > most {
 			t.Fatalf("slow is still a member after %d bytes", most)
 		}
@@ -267,6 +288,50 @@ func TestAnswersWaitForWhoDoesNotRead(t *testing.T) {
 		ann.want("[go] * ann joined", "[go] ann: hello", "* you left go")
 	}
 	ann.want("* a name is up to 20 letters, digits, - and _")
+	ann.wantEnd()
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+}
+
+// What one says oneself is an answer, too: who talks and does not read is held back and not dropped, and then
+// gets every line.
+func TestOwnLinesWaitForWhoDoesNotRead(t *testing.T) {
+	addr, _, _ := startServer(t, config{writeBuffer: 4 << 10, history: 5})
+	ann := dial(t, addr)
+	ann.c.SetReadBuffer(64 << 10)
+	ann.c.SetWriteBuffer(32 << 10)
+	ann.send("/nick ann", "/join a", "/join b", "/join c")
+	ann.want("* you are ann", "[a] * ann joined", "[b] * ann joined", "[c] * ann joined")
+	sent := make(chan error, 1)
+	const times, names = 6000, 4
+	text := strings.Repeat("x", 900)
+	go func() {
+		for i := range times {
+			if _, err := fmt.Fprintf(ann.c, "%s\n/nick ann%d\n/leave\n/join c\n", text, i%names); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- ann.c.CloseWrite()
+	}()
+	// Nothing is read until nothing more is taken.
+	select {
+	case err := <-sent:
+		t.Fatalf("the server takes everything: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	name := "ann"
+	for i := range times {
+		ann.want("[c] " + name + ": " + text)
+		next := fmt.Sprint("ann", i%names)
+		ann.want("* you are " + next)
+		for _, room := range []string{"a", "b", "c"} {
+			ann.want("[" + room + "] * " + name + " is now " + next)
+		}
+		name = next
+		ann.want("* you left c", "[c] * "+name+" joined")
+	}
 	ann.wantEnd()
 	if err := <-sent; err != nil {
 		t.Error(err)

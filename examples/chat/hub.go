@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -94,13 +95,14 @@ func (h *hub) exit(r *room) {
 func (r *room) join(u *user, name string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// All of the history is taken, or nothing is: after ErrWouldBlock join is simply called again.
-	if _, err := u.c.TryWritev(r.past); err != nil {
+	joined := r.note(name + " joined")
+	// All of it is taken, or nothing is: after ErrWouldBlock join is simply called again.
+	if _, err := u.c.TryWritev(append(slices.Clip(r.past), joined)); err != nil {
 		return err
 	}
+	r.tellLocked(joined)
 	r.members[u] = name
 	r.group.Join(u.c)
-	r.tellLocked(name + " joined")
 	return nil
 }
 
@@ -127,34 +129,51 @@ func (r *room) leaveLocked(u *user, why string) {
 	name := r.members[u]
 	delete(r.members, u)
 	r.group.Leave(u.c)
-	r.tellLocked(name + " " + why)
+	r.tellLocked(r.note(name + " " + why))
 }
 
+// rename tells the others that u has another name, and shows it from now on. u has been told.
 func (r *room) rename(u *user, name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old := r.members[u]
 	r.members[u] = name
-	r.tellLocked(old + " is now " + name)
+	r.tellOthersLocked(u, r.renamed(old, name))
 }
 
-// say writes a line of u's to all members, u too: everybody sees the same lines in the same order.
-func (r *room) say(u *user, text string) {
+// say writes a line of u's to all members, u too: everybody sees the same lines in the same order. For u it
+// is an answer: when there is no room for it, nobody has heard it, and say is called again. Who is slow to
+// read what others say is dropped, but not who is slow to read what they have said themselves.
+func (r *room) say(u *user, text string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	line := fmt.Appendf(nil, "[%s] %s: %s\n", r.name, r.members[u], text)
+	if _, err := u.c.TryWrite(line); errors.Is(err, tcpio.ErrWouldBlock) {
+		return err
+	} // Any other error is u's end, and the others hear what came before it.
 	if r.keep > 0 {
 		if len(r.past) == r.keep {
 			r.past = slices.Delete(r.past, 0, 1)
 		}
 		r.past = append(r.past, line)
 	}
+	r.tellOthersLocked(u, line)
+	return nil
+}
+
+func (r *room) tellLocked(line []byte) {
 	_, _ = r.group.Write(line) // never fails: members that do are its business
 }
 
-func (r *room) tellLocked(what string) {
-	_, _ = fmt.Fprintf(&r.group, "[%s] * %s\n", r.name, what)
+func (r *room) tellOthersLocked(u *user, line []byte) {
+	r.group.Leave(u.c)
+	r.tellLocked(line)
+	r.group.Join(u.c)
 }
+
+func (r *room) note(what string) []byte { return fmt.Appendf(nil, "[%s] * %s\n", r.name, what) }
+
+func (r *room) renamed(old, name string) []byte { return r.note(old + " is now " + name) }
 
 // who lists the members by name.
 func (r *room) who() string {

@@ -89,9 +89,12 @@ func serve(ctx context.Context, out io.Writer, cfg config, h *hub) error {
 		Addr:        cfg.addr,
 		Loops:       cfg.loops,
 		WriteBuffer: cfg.writeBuffer,
-		// A command may still wait for room to answer when the peer's end of stream has been read.
-		Actor:  func(c *tcpio.Conn) tcpio.Actor { return newUser(h, c, cfg.idleWarn, cfg.idleClose) },
-		Logger: cfg.log,
+		// Who sends and does not read is held back, and dropped when it has taken nothing for so long.
+		WriteTimeout: time.Minute,
+		MaxConns:     10_000,
+		RefuseReply:  []byte("* the server is full\n"),
+		Actor:        func(c *tcpio.Conn) tcpio.Actor { return newUser(h, c, cfg.idleWarn, cfg.idleClose) },
+		Logger:       cfg.log,
 	})
 	if err != nil {
 		return err

@@ -9,12 +9,20 @@ import (
 	"testing"
 )
 
+// needProgram returns the path of a program that a test needs, and skips the test if it is not installed. It comes before
+// anything that the test starts. CI installs all of them.
+func needProgram(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("SKIPPED: %s is not installed, and this server was not tried with it", name)
+	}
+	return path
+}
+
 // The package comment tells people to use nc, so nc is tried.
 func TestTwoTalkWithNC(t *testing.T) {
-	nc, err := exec.LookPath("nc")
-	if err != nil {
-		t.Skip("NOT TESTED: the chat server with the real nc, which is not installed here:", err)
-	}
+	nc := needProgram(t, "nc")
 	addr, _, _ := startServer(t, config{history: 2})
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {

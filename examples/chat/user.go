@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -31,7 +32,7 @@ type user struct {
 
 	idleWarn, idleClose time.Duration
 	seen                time.Time // when the last line came
-	warned              bool      // since then
+	warned              time.Time // when a warning was given since then; zero when none was
 	stopTimer           func() bool
 }
 
@@ -87,8 +88,13 @@ func (u *user) Receive(ev tcpio.Event) error {
 	return nil
 }
 
-// read handles the lines that have arrived.
+// maxTurn is how many lines one turn handles: another follows behind what else waits for this user, a timer
+// or the server's end, however much the peer sends.
+const maxTurn = 64
+
+// read handles lines that have arrived.
 func (u *user) read() {
+	n := 0
 	for line, err := range u.c.Frames(u.lines.split) {
 		if err != nil {
 			// The end of the stream, or of the connection; Closed tells the rooms.
@@ -96,14 +102,17 @@ func (u *user) read() {
 			return
 		}
 		u.seen = time.Now()
-		if u.warned {
-			u.warned = false
+		if !u.warned.IsZero() {
+			u.warned = time.Time{}
 			if u.stopTimer() { // else it was due, and its message sets the next one
 				u.watch()
 			}
 		}
 		if !u.take(line) {
 			return // the rest waits, in the Conn and in the kernel
+		}
+		if n++; n == maxTurn {
+			return // another Readable follows
 		}
 	}
 }
@@ -130,10 +139,13 @@ func (u *user) do(line string) error {
 	}
 	if line[0] != '/' {
 		if u.at == nil {
+			if isHTTP(line) {
+				u.end("* this is no web server", "left")
+				return errEnd
+			}
 			return u.tell("* nobody hears you; /join a room first")
 		}
-		u.at.say(u, line)
-		return nil
+		return u.at.say(u, line)
 	}
 	command, arg, _ := strings.Cut(line, " ")
 	arg = strings.TrimSpace(arg)
@@ -161,6 +173,14 @@ func (u *user) do(line string) error {
 			"* anything else is said in the room\n")
 	}
 	return u.tell("* no such command; /help")
+}
+
+// isHTTP reports whether a line is one that a browser sends. A page can make its visitor's browser POST to
+// any port that the visitor reaches, with lines for this server in the body. The header comes first, and
+// nobody who is in no room has a reason to say such a line.
+func isHTTP(line string) bool {
+	line = strings.ToLower(line)
+	return strings.HasPrefix(line, "post ") || strings.HasPrefix(line, "host:")
 }
 
 func (u *user) join(name string) error {
@@ -220,13 +240,18 @@ func (u *user) rename(name string) error {
 	if !same && !u.h.claim(name) {
 		return u.tell("* %s is taken", name)
 	}
-	if err := u.tell("* you are %s", name); err != nil {
+	// u is told all of it, or nothing, so that it can be done again.
+	old := u.name
+	told := net.Buffers{fmt.Appendf(nil, "* you are %s\n", name)}
+	for _, r := range u.rooms {
+		told = append(told, r.renamed(old, name))
+	}
+	if _, err := u.c.TryWritev(told); err != nil {
 		if !same {
 			u.h.release(name)
 		}
 		return err
 	}
-	old := u.name
 	u.name = name
 	for _, r := range u.rooms {
 		r.rename(u, name)
@@ -237,25 +262,31 @@ func (u *user) rename(name string) error {
 	return nil
 }
 
-// watch warns or closes who has been silent, and sets the timer for what comes next. There is one timer at most: a line
-// does not set it anew, it looks at the time of the last line when it is due.
+// watch warns or closes who has been silent, and sets the timer for what comes next. There is one timer at
+// most: a line does not set it anew, it looks at the time of the last line when it is due. The close keeps
+// its distance from the warning, however late that was: what a user is told it has time for, it has.
 func (u *user) watch() {
-	silent := time.Since(u.seen)
-	if u.idleClose > 0 && silent >= u.idleClose {
+	if u.idleClose == 0 {
+		return
+	}
+	next := u.seen.Add(u.idleClose)
+	switch {
+	case u.idleWarn == 0:
+	case !u.warned.IsZero():
+		next = u.warned.Add(u.idleClose - u.idleWarn)
+	default:
+		next = u.seen.Add(u.idleWarn)
+	}
+	wait := time.Until(next)
+	if wait <= 0 && u.idleWarn > 0 && u.warned.IsZero() {
+		_ = u.tell("* no line for %v; say something within %v", u.idleWarn, u.idleClose-u.idleWarn)
+		u.warned, wait = time.Now(), u.idleClose-u.idleWarn
+	}
+	if wait <= 0 {
 		u.end(fmt.Sprintf("* no line for %v, goodbye", u.idleClose), "was silent for too long")
 		return
 	}
-	if u.idleWarn > 0 && !u.warned && silent >= u.idleWarn {
-		u.warned = true
-		_ = u.tell("* no line for %v; say something within %v", u.idleWarn, u.idleClose-u.idleWarn)
-	}
-	next := u.idleClose
-	if u.idleWarn > 0 && !u.warned {
-		next = u.idleWarn
-	}
-	if next > 0 {
-		u.stopTimer = u.c.After(next-silent, idle{})
-	}
+	u.stopTimer = u.c.After(wait, idle{})
 }
 
 // end says goodbye to u and to its rooms, and closes. What is queued goes out first.

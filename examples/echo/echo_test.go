@@ -13,7 +13,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,10 +22,22 @@ import (
 
 const limit = 60 * time.Second
 
+// asProgram in the environment makes the test binary the program itself.
+const asProgram = "ECHO_TEST_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
 // routes runs test against a server of each route, which ends when the test does.
 func routes(t *testing.T, test func(t *testing.T, addr string, cancel func())) {
 	for _, route := range []string{"stream", "mailbox", "actor", "legacy"} {
 		t.Run(route, func(t *testing.T) {
+			t.Parallel() // the four of them
 			ctx, cancel := context.WithCancel(context.Background())
 			r, w := io.Pipe()
 			done := make(chan error, 1)
@@ -144,8 +155,8 @@ func TestASlowReaderIsPaused(t *testing.T) {
 		c := dial(t, addr)
 		sent := 0
 		for stalled := false; !stalled; {
-			// Half a second without room for a byte is a pause, or a slow machine; the rest holds either way.
-			_ = c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+			// A fifth of a second without room for a byte is a pause, or a slow machine; the rest holds either way.
+			_ = c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
 			n, err := c.Write(content[sent%len(content):])
 			sent += n
 			stalled = errors.Is(err, os.ErrDeadlineExceeded)
@@ -215,13 +226,10 @@ func TestUnknownRoutesAreRefused(t *testing.T) {
 }
 
 func TestSIGTERMEndsTheProgramInOrder(t *testing.T) {
-	bin := filepath.Join(t.TempDir(), "echo")
-	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
 	for _, route := range []string{"stream", "mailbox", "actor", "legacy"} {
 		t.Run(route, func(t *testing.T) {
-			prog := exec.Command(bin, "-addr", "127.0.0.1:0", "-route", route)
+			prog := exec.Command(os.Args[0], "-addr", "127.0.0.1:0", "-route", route)
+			prog.Env = append(os.Environ(), asProgram+"=1")
 			prog.Stderr = os.Stderr
 			stdout, err := prog.StdoutPipe()
 			if err != nil {

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -36,7 +38,12 @@ func main() {
 
 // run serves until ctx ends, and returns when every connection is drained and every goroutine has ended.
 func run(ctx context.Context, out io.Writer, addr string, loops int, route, metrics string) error {
-	opts := &tcpio.ListenerOptions{Addr: addr, Loops: loops}
+	opts := &tcpio.ListenerOptions{
+		Addr:  addr,
+		Loops: loops,
+		// Who takes nothing of its echo for so long is cut off, and with it goes what was kept for it.
+		WriteTimeout: time.Minute,
+	}
 	switch route {
 	case "actor":
 		buf := newBuffers()
@@ -84,38 +91,45 @@ func run(ctx context.Context, out io.Writer, addr string, loops int, route, metr
 // connection is not read, and the peer feels TCP flow control.
 type echoer struct{ owed []byte }
 
-// handle does what an event asks for. buf is the caller's, for any connection.
-func (e *echoer) handle(ev tcpio.Event, buf []byte) error {
+// handle does what an event asks for. buf is the caller's, for any connection. What goes wrong ends this
+// connection and is no error of the server's.
+func (e *echoer) handle(ev tcpio.Event, buf []byte) {
 	switch ev := ev.(type) {
 	case tcpio.Readable:
 		if e.owed == nil {
-			return e.echo(ev.Conn, buf)
+			e.echo(ev.Conn, buf)
 		}
 	case tcpio.Writable:
-		if _, err := ev.Conn.TryWrite(e.owed); errors.Is(err, tcpio.ErrWouldBlock) {
-			return nil
-		} else if err != nil {
-			return ev.Conn.Close()
-		}
+		owed := e.owed
 		e.owed = nil
-		return e.echo(ev.Conn, buf)
+		if e.send(ev.Conn, owed) {
+			e.echo(ev.Conn, buf)
+		}
 	}
-	return nil
 }
 
 // echo reads once; when there is more, another Readable comes by itself.
-func (e *echoer) echo(c *tcpio.Conn, buf []byte) error {
+func (e *echoer) echo(c *tcpio.Conn, buf []byte) {
 	n, err := c.TryRead(buf)
 	switch {
+	case err == nil:
+		e.send(c, buf[:n])
 	case errors.Is(err, tcpio.ErrWouldBlock):
-		return nil
-	case err != nil: // io.EOF, or the connection failed; Close flushes first
-		return c.Close()
+	default: // io.EOF, or the connection failed; Close flushes first
+		c.Close()
 	}
-	if _, err := c.TryWrite(buf[:n]); errors.Is(err, tcpio.ErrWouldBlock) {
-		e.owed = append([]byte(nil), buf[:n]...) // until Writable
-	} else if err != nil {
-		return c.Close()
+}
+
+// send reports whether p is on its way and more may be read.
+func (e *echoer) send(c *tcpio.Conn, p []byte) bool {
+	_, err := c.TryWrite(p)
+	switch {
+	case err == nil:
+		return true
+	case errors.Is(err, tcpio.ErrWouldBlock):
+		e.owed = bytes.Clone(p) // until Writable
+	default:
+		c.Close()
 	}
-	return nil
+	return false
 }

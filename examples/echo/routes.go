@@ -22,13 +22,9 @@ func serveStream(events <-chan tcpio.Event) error {
 		case tcpio.Closed:
 			delete(conns, ev.Conn)
 		case tcpio.Readable:
-			if err := conns[ev.Conn].handle(ev, buf); err != nil {
-				return err
-			}
+			conns[ev.Conn].handle(ev, buf)
 		case tcpio.Writable:
-			if err := conns[ev.Conn].handle(ev, buf); err != nil {
-				return err
-			}
+			conns[ev.Conn].handle(ev, buf)
 		}
 	}
 	return nil
@@ -43,9 +39,7 @@ func serveMailboxes(g *errgroup.Group, events <-chan tcpio.Event) error {
 				var e echoer
 				buf := make([]byte, 4<<10)
 				for ev := range mailbox {
-					if err := e.handle(ev, buf); err != nil {
-						return err
-					}
+					e.handle(ev, buf)
 				}
 				return nil
 			})
@@ -67,7 +61,8 @@ func newBuffers() *sync.Pool {
 func (a *actor) Receive(ev tcpio.Event) error {
 	buf := a.buffers.Get().(*[bufSize]byte)
 	defer a.buffers.Put(buf)
-	return a.handle(ev, buf[:])
+	a.handle(ev, buf[:])
+	return nil
 }
 
 // callback is what programs written for the first tcpio have: blocking calls, one connection at a time, so that buf can

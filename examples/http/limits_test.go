@@ -3,10 +3,14 @@
 package main
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -101,6 +105,26 @@ func TestAHandlersAbortCutsTheResponseOff(t *testing.T) {
 	})
 }
 
+// wantCut waits for the end of a connection whatever is sent on it: drip a byte now and then, or nothing if it is empty.
+func (c *client) wantCut(drip string) {
+	c.t.Helper()
+	for {
+		if drip != "" {
+			if _, err := io.WriteString(c.c, drip); isTimeout(err) {
+				c.t.Fatal("the connection does not end")
+			} else if err != nil {
+				return
+			}
+			_ = c.c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		}
+		if _, err := c.R.ReadByte(); err != nil && !isTimeout(err) {
+			return
+		} else if err != nil && drip == "" {
+			c.t.Fatal("the connection does not end")
+		}
+	}
+}
+
 func TestASlowHeaderIsCutOff(t *testing.T) {
 	cfg := testConfig()
 	cfg.headerTimeout = 100 * time.Millisecond
@@ -108,22 +132,121 @@ func TestASlowHeaderIsCutOff(t *testing.T) {
 		slow := make([]*client, 20)
 		for i := range slow {
 			slow[i] = dial(t, addr)
-			slow[i].want("GET / HTTP/1.1\r\nHost: x\r\n\r\n", 200, "hello\n")
-			slow[i].send("GET / HTTP/1.1\r\nHost:")
+			if i%2 == 0 { // a connection's first request, or a later one
+				slow[i].want("GET / HTTP/1.1\r\nHost: x\r\n\r\n", 200, "hello\n")
+			}
+			slow[i].send([]string{"GET / HTTP/1.1\r\nHost:", "GET "}[i/2%2])
 		}
-		for _, c := range slow {
-			for { // a byte now and then does not help
-				if _, err := io.WriteString(c.c, "x"); isTimeout(err) {
-					t.Fatal("a slow header is not cut off")
-				} else if err != nil {
-					break
-				}
-				_ = c.c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
-				if _, err := c.R.ReadByte(); err != nil && !isTimeout(err) {
-					break
-				}
+		for i, c := range slow {
+			c.wantCut([]string{"x", ""}[i/4%2])
+		}
+	})
+}
+
+func TestAClientThatSaysNothingIsCutOff(t *testing.T) {
+	cfg := testConfig()
+	cfg.headerTimeout = 100 * time.Millisecond
+	servers(t, cfg, newMux(), func(t *testing.T, addr string) {
+		for range 5 {
+			defer dial(t, addr).wantCut("")
+		}
+	})
+}
+
+// bodies are beginnings of requests whose body does not come.
+func bodies(path string) []string {
+	head := "POST " + path + " HTTP/1.1\r\nHost: x\r\n"
+	return []string{
+		head + "Content-Length: 100\r\n\r\nhalf", head + "Content-Length: 100\r\n\r\n",
+		head + "Transfer-Encoding: chunked\r\n\r\n64\r\nhalf", head + "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+	}
+}
+
+func TestABodyThatStallsIsEnded(t *testing.T) {
+	cfg := testConfig()
+	cfg.stallTimeout = 100 * time.Millisecond
+	ended := make(chan error, 10)
+	mux := newMux()
+	mux.HandleFunc("/read", func(w http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		ended <- err
+	})
+	mux.HandleFunc("/ignore", func(w http.ResponseWriter, r *http.Request) {})
+	mux.HandleFunc("/early", func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).Flush() // net/http reads the body before it
+		_, _ = io.Copy(io.Discard, r.Body)
+	})
+	mux.HandleFunc("/late", func(w http.ResponseWriter, r *http.Request) {
+		go func() { _, _ = io.Copy(io.Discard, r.Body) }() // and leaves it behind
+	})
+	servers(t, cfg, mux, func(t *testing.T, addr string) {
+		var cut []*client
+		for _, path := range []string{"/read", "/ignore", "/early", "/late", "/upload", "/echo"} {
+			for _, in := range bodies(path) {
+				c := dial(t, addr)
+				c.send(in)
+				cut = append(cut, c)
 			}
 		}
+		for _, c := range cut {
+			c.wantCut("")
+		}
+		for range bodies("/read") {
+			if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("the handler read to %v", err)
+			}
+		}
+	})
+}
+
+func TestAHandlersTimeIsNoStall(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig()
+	cfg.stallTimeout = 50 * time.Millisecond
+	mux := http.NewServeMux()
+	wait := func(r *http.Request) string {
+		select {
+		case <-r.Context().Done():
+			return "the context has ended"
+		case <-time.After(3 * cfg.stallTimeout):
+			return "done"
+		}
+	}
+	mux.HandleFunc("/before", func(w http.ResponseWriter, r *http.Request) {
+		how := wait(r)
+		n, err := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, how, n, err)
+	})
+	mux.HandleFunc("/behind", func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, wait(r), n, err)
+	})
+	mux.HandleFunc("/unread", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, wait(r), 4, nil) })
+	servers(t, cfg, mux, func(t *testing.T, addr string) {
+		t.Parallel()
+		c := dial(t, addr)
+		for range 2 {
+			for _, path := range []string{"/before", "/behind", "/unread"} {
+				c.want("POST "+path+" HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody", 200, "done4 <nil>")
+			}
+		}
+	})
+}
+
+func TestASlowBodyThatGoesOnIsTaken(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig()
+	cfg.stallTimeout = time.Second
+	servers(t, cfg, newMux(), func(t *testing.T, addr string) {
+		t.Parallel()
+		c := dial(t, addr)
+		c.send("POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n")
+		for range 20 {
+			<-time.After(cfg.stallTimeout / 15) // together more than stallTimeout
+			c.send("x")
+		}
+		c.want("", 200, fmt.Sprintf("20 %x\n", sha256.Sum256(bytes.Repeat([]byte("x"), 20))))
+		c.want("GET / HTTP/1.1\r\nHost: x\r\n\r\n", 200, "hello\n")
 	})
 }
 
@@ -141,6 +264,7 @@ func TestIdleConnectionsEndAfterTheirTime(t *testing.T) {
 		io.WriteString(w, "done\n")
 	})
 	servers(t, cfg, mux, func(t *testing.T, addr string) {
+		t.Parallel()
 		c := dial(t, addr)
 		c.want("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n", 200, "done\n")
 		c.want("GET / HTTP/1.1\r\nHost: x\r\n\r\n", 200, "hello\n")

@@ -1,5 +1,6 @@
-// Http serves net/http handlers on tcpio twice from one program: through http.Server on a net.Listener, with a goroutine
-// for every connection, and through an actor, where an idle keep-alive connection has neither goroutine nor buffer.
+// Http serves net/http handlers on tcpio twice from one program, both times by an http.Server: on a net.Listener, with a
+// goroutine for every connection, and on actors, where an idle keep-alive connection has neither goroutine nor buffer; see
+// the package park.
 //
 //	go run ./examples/http -listen-net 127.0.0.1:7080 -listen-actor 127.0.0.1:7081
 //	curl -T main.go http://127.0.0.1:7081/upload
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/examples/http/park"
 )
 
 // config is what the flags say.
@@ -61,6 +63,7 @@ func run(ctx context.Context, out io.Writer, cfg config, h http.Handler) error {
 		l, err := tcpio.Listen(&tcpio.ListenerOptions{
 			Addr:         cfg.listenNet,
 			DeferAccept:  true,
+			ReadTimeout:  cfg.headerTimeout, // of the first byte: until then http.Server does not know the connection
 			WriteTimeout: cfg.stallTimeout,
 			Logger:       slog.Default(),
 		})
@@ -68,15 +71,16 @@ func run(ctx context.Context, out io.Writer, cfg config, h http.Handler) error {
 			return err
 		}
 		fmt.Fprintln(out, "net/http listening on", l.Addr())
-		g.Go(func() error { return serveNet(ctx, l, cfg, h) })
+		g.Go(func() error { return serveNet(ctx, l, newServer(cfg, h)) })
 	}
 	if cfg.listenActor != "" {
-		s := &server{cfg: cfg, handler: h}
 		l, err := tcpio.Listen(&tcpio.ListenerOptions{
 			Addr:         cfg.listenActor,
-			Actor:        s.newSession,
-			ReadTimeout:  cfg.headerTimeout, // of the first byte; see session.read for the rest
+			Actor:        park.New(newServer(cfg, h), 0).Actor,
+			ReadTimeout:  cfg.headerTimeout, // of the first byte
+			EOFTimeout:   time.Hour,         // http.Server closes; a client that has ended waits for its handler
 			WriteTimeout: cfg.stallTimeout,
+			DrainTimeout: drainTime,
 			Logger:       slog.Default(),
 		})
 		if err != nil {
@@ -84,20 +88,24 @@ func run(ctx context.Context, out io.Writer, cfg config, h http.Handler) error {
 			return g.Wait()
 		}
 		fmt.Fprintln(out, "actor listening on", l.Addr())
-		g.Go(func() error { return s.serve(ctx, l) })
+		g.Go(func() error { return l.Serve(ctx) })
 	}
 	return g.Wait()
 }
 
-// serveNet is all that a server written for the package net needs: NetListener, and Serve beside it.
-func serveNet(ctx context.Context, l *tcpio.Listener, cfg config, h http.Handler) error {
-	srv := &http.Server{
-		Handler:           h,
+// newServer is what both ways have in common.
+func newServer(cfg config, h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           park.LimitStalls(h, cfg.stallTimeout),
 		ReadHeaderTimeout: cfg.headerTimeout,
 		IdleTimeout:       cfg.idleTimeout,
 		MaxHeaderBytes:    cfg.maxHeader,
 		ErrorLog:          slog.NewLogLogger(slog.Default().Handler(), slog.LevelWarn),
 	}
+}
+
+// serveNet is all that a server written for the package net needs: NetListener, and Serve beside it.
+func serveNet(ctx context.Context, l *tcpio.Listener, srv *http.Server) error {
 	serveCtx, stop := context.WithCancel(context.Background())
 	defer stop()
 	var g errgroup.Group

@@ -13,8 +13,9 @@ import (
 // slowhttptest opens connections that send a header a line every ten seconds (slowloris): -header-timeout ends all of
 // them, and the server answers others meanwhile.
 func TestSlowHeadersAreCut(t *testing.T) {
-	slow := tool(t, "slowhttptest")
-	curl := tool(t, "curl")
+	t.Parallel()
+	slow := needProgram(t, "slowhttptest")
+	curl := needProgram(t, "curl")
 	cfg := testConfig()
 	cfg.headerTimeout = 200 * time.Millisecond
 	servers(t, cfg, newMux(), func(t *testing.T, addr string) {

@@ -3,16 +3,24 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"maps"
 	"math"
-	"path"
 	"slices"
 	"strings"
 )
 
-const maxCommandName = 16 // bytes; a longer name is unknown
+const (
+	maxCommandName = 16 // bytes; a longer name is unknown
+
+	// redisVersion is what HELLO and INFO say: clients decide by it what they may ask for.
+	redisVersion = "7.0.0"
+)
 
 const (
+	errNoProto    = replyError("NOPROTO unsupported protocol version")
+	errProto      = replyError("ERR Protocol version is not an integer or out of range")
+	errWrongPass  = replyError("WRONGPASS invalid username-password pair or user is disabled.")
+	errExpireNX   = replyError("ERR NX and XX, GT or LT options at the same time are not compatible")
+	errExpireGTLT = replyError("ERR GT and LT options at the same time are not compatible")
 	errSyntax     = replyError("ERR syntax error")
 	errIndex      = replyError("ERR DB index is out of range")
 	errBigReply   = replyError("ERR reply would be too long")
@@ -27,45 +35,90 @@ type command struct {
 	keys  keys
 	// run appends the reply to s.out, or returns the error to reply and appends nothing. args are valid for the call.
 	run func(s *server, cl *client, args [][]byte) error
+	// sub has the arities of subcommands, by lower-case name; the arguments count from the command's name on.
+	sub  map[string]int
+	asks bool // only asks, and its reply may be long
+	now  bool // is run at once between MULTI and EXEC too
 }
 
 // keys says where a command's keys are, as COMMAND reports it: first and last place, and the step between them.
 type keys struct{ first, last, step int }
 
 // newCommands is the command table.
-//
-// HELLO is not in it: to a client that asks for RESP3 the unknown command says that this server speaks RESP2 only.
 func newCommands() map[string]*command {
 	none, one, all, pairs := keys{}, keys{1, 1, 1}, keys{1, -1, 1}, keys{1, -1, 2}
 	table := []command{
-		{"ping", -1, none, cmdPing},
-		{"echo", 2, none, cmdEcho},
-		{"quit", -1, none, cmdQuit},
-		{"select", 2, none, cmdSelect},
-		{"get", 2, one, cmdGet},
-		{"set", -3, one, cmdSet},
-		{"del", -2, all, cmdDel},
-		{"exists", -2, all, cmdExists},
-		{"incr", 2, one, cmdIncr},
-		{"decr", 2, one, cmdDecr},
-		{"incrby", 3, one, cmdIncrBy},
-		{"mget", -2, all, cmdMGet},
-		{"mset", -3, pairs, cmdMSet},
-		{"expire", 3, one, cmdExpire},
-		{"ttl", 2, one, cmdTTL},
-		{"pttl", 2, one, cmdPTTL},
-		{"dbsize", 1, none, cmdDBSize},
-		{"flushall", -1, none, cmdFlushAll},
-		{"info", -1, none, cmdInfo},
-		{"command", -1, none, cmdCommand},
-		{"config", -2, none, cmdConfig},
-		{"client", -2, none, cmdClient},
+		{name: "ping", arity: -1, keys: none, run: cmdPing, asks: true},
+		{name: "echo", arity: 2, keys: none, run: cmdEcho, asks: true},
+		{name: "quit", arity: -1, keys: none, run: cmdQuit, now: true},
+		{name: "hello", arity: -1, keys: none, run: cmdHello},
+		{name: "select", arity: 2, keys: none, run: cmdSelect},
+		{name: "get", arity: 2, keys: one, run: cmdGet, asks: true},
+		{name: "set", arity: -3, keys: one, run: cmdSet},
+		{name: "del", arity: -2, keys: all, run: cmdDel},
+		{name: "exists", arity: -2, keys: all, run: cmdExists},
+		{name: "incr", arity: 2, keys: one, run: cmdIncr},
+		{name: "decr", arity: 2, keys: one, run: cmdDecr},
+		{name: "incrby", arity: 3, keys: one, run: cmdIncrBy},
+		{name: "mget", arity: -2, keys: all, run: cmdMGet, asks: true},
+		{name: "mset", arity: -3, keys: pairs, run: cmdMSet},
+		{name: "expire", arity: -3, keys: one, run: cmdExpire},
+		{name: "ttl", arity: 2, keys: one, run: cmdTTL},
+		{name: "pttl", arity: 2, keys: one, run: cmdPTTL},
+		{name: "multi", arity: 1, keys: none, run: cmdMulti, now: true},
+		{name: "exec", arity: 1, keys: none, run: cmdExec, now: true},
+		{name: "discard", arity: 1, keys: none, run: cmdDiscard, now: true},
+		{name: "watch", arity: -2, keys: all, run: cmdWatch, now: true},
+		{name: "unwatch", arity: 1, keys: none, run: cmdUnwatch},
+		{name: "dbsize", arity: 1, keys: none, run: cmdDBSize},
+		{name: "flushall", arity: -1, keys: none, run: cmdFlushAll},
+		{name: "info", arity: -1, keys: none, run: cmdInfo, asks: true},
+		{name: "command", arity: -1, keys: none, run: cmdCommand, asks: true, sub: map[string]int{"count": 2, "docs": -2}},
+		{name: "config", arity: -2, keys: none, run: cmdConfig, asks: true, sub: map[string]int{"get": -3}},
+		{name: "client", arity: -2, keys: none, run: cmdClient, asks: true, sub: map[string]int{
+			"id": 2, "getname": 2, "info": 2, "list": 2, "setinfo": 4, "setname": 3}},
 	}
 	m := make(map[string]*command, len(table))
 	for i := range table {
 		m[table[i].name] = &table[i]
 	}
 	return m
+}
+
+// find is the command that args ask for, and the error if they cannot be run, which Redis finds before it
+// queues too.
+func (s *server) find(args [][]byte) (*command, error) {
+	cmd := s.lookup(args[0])
+	if cmd == nil {
+		return nil, unknownCommand(args)
+	}
+	if !fits(cmd.arity, args) {
+		return cmd, wrongArity(cmd.name)
+	}
+	if cmd.sub == nil || len(args) == 1 {
+		return cmd, nil
+	}
+	sub := subcommand(args)
+	switch arity, ok := cmd.sub[sub]; {
+	case !ok:
+		return cmd, replyError(fmt.Sprintf("ERR unknown subcommand '%s'. Try %s HELP.",
+			args[1][:min(len(args[1]), 128)], strings.ToUpper(cmd.name)))
+	case !fits(arity, args):
+		return cmd, wrongArity(cmd.name + "|" + sub)
+	}
+	return cmd, nil
+}
+
+func fits(arity int, args [][]byte) bool {
+	return len(args) == arity || arity < 0 && len(args) >= -arity
+}
+
+// subcommand is the name of the subcommand, "" if there is none or it is too long for one.
+func subcommand(args [][]byte) string {
+	if len(args) == 1 || len(args[1]) > maxCommandName {
+		return ""
+	}
+	return strings.ToLower(string(args[1]))
 }
 
 func (s *server) ok() error {
@@ -110,55 +163,63 @@ func cmdSelect(s *server, _ *client, args [][]byte) error {
 	return s.ok()
 }
 
-func cmdGet(s *server, _ *client, args [][]byte) error {
-	s.appendValue(args[1])
+func cmdGet(s *server, cl *client, args [][]byte) error {
+	s.appendValue(cl, args[1])
 	return nil
 }
 
-func (s *server) appendValue(key []byte) {
+func (s *server) appendValue(cl *client, key []byte) {
 	if v, ok := s.store.get(key); ok {
 		s.out = appendBulk(s.out, v)
 	} else {
-		s.out = appendNull(s.out)
+		s.out = appendNull(s.out, cl.resp)
 	}
 }
 
-// cmdSet is SET key value [NX | XX] [EX seconds | PX milliseconds | KEEPTTL].
-func cmdSet(s *server, _ *client, args [][]byte) error {
-	var nx, xx, keep bool
-	deadline := int64(noDeadline)
+// cmdSet is SET key value [NX | XX] [EX seconds | PX milliseconds | KEEPTTL]. As in Redis an option may come
+// again, the last time counts, and all of them are looked at before the time is.
+func cmdSet(s *server, cl *client, args [][]byte) error {
+	var nx, xx, keep, ex, px bool
+	var ttl []byte
 	for i := 3; i < len(args); i++ {
-		timed := keep || deadline != noDeadline
+		more := i+1 < len(args)
 		switch option := args[i]; {
 		case equalFold(option, "NX") && !xx:
 			nx = true
 		case equalFold(option, "XX") && !nx:
 			xx = true
-		case equalFold(option, "KEEPTTL") && !timed:
+		case equalFold(option, "KEEPTTL") && !ex && !px:
 			keep = true
-		case equalFold(option, "EX") && !timed && i+1 < len(args), equalFold(option, "PX") && !timed && i+1 < len(args):
-			unit := int64(1)
-			if equalFold(option, "EX") {
-				unit = 1000
-			}
+		case equalFold(option, "EX") && !keep && !px && more:
+			ex = true
 			i++
-			ttl, ok := parseInt(args[i])
-			if !ok {
-				return errNotInteger
-			}
-			if ttl > 0 && ttl <= math.MaxInt64/unit {
-				deadline, ok = s.store.deadline(ttl * unit)
-			}
-			if ttl <= 0 || ttl > math.MaxInt64/unit || !ok {
-				return errExpireTime("set")
-			}
+			ttl = args[i]
+		case equalFold(option, "PX") && !keep && !ex && more:
+			px = true
+			i++
+			ttl = args[i]
 		default:
 			return errSyntax
 		}
 	}
+	deadline := int64(noDeadline)
+	if ex || px {
+		v, ok := parseInt(ttl)
+		switch {
+		case !ok:
+			return errNotInteger
+		case v <= 0 || ex && v > math.MaxInt64/1000:
+			return errExpireTime("set")
+		case ex:
+			v *= 1000
+		}
+		if deadline, ok = s.store.deadline(v); !ok {
+			return errExpireTime("set")
+		}
+	}
 	if nx || xx {
 		if exists := s.store.lookup(args[1]) != nil; exists == nx {
-			s.out = appendNull(s.out)
+			s.out = appendNull(s.out, cl.resp)
 			return nil
 		}
 	}
@@ -216,7 +277,7 @@ func (s *server) add(key []byte, delta int64) error {
 }
 
 // cmdMGet counts first: a request may name one long value a hundred thousand times.
-func cmdMGet(s *server, _ *client, args [][]byte) error {
+func cmdMGet(s *server, cl *client, args [][]byte) error {
 	size := 0
 	for _, key := range args[1:] {
 		v, _ := s.store.get(key)
@@ -226,7 +287,7 @@ func cmdMGet(s *server, _ *client, args [][]byte) error {
 	}
 	s.out = appendArray(s.out, len(args)-1)
 	for _, key := range args[1:] {
-		s.appendValue(key)
+		s.appendValue(cl, key)
 	}
 	return nil
 }
@@ -241,7 +302,30 @@ func cmdMSet(s *server, _ *client, args [][]byte) error {
 	return s.ok()
 }
 
+// cmdExpire is EXPIRE key seconds [NX | XX | GT | LT]. A key that stays for ever counts as one with an
+// endless time: GT never changes it, LT always.
 func cmdExpire(s *server, _ *client, args [][]byte) error {
+	var nx, xx, gt, lt bool
+	for _, option := range args[3:] {
+		switch {
+		case equalFold(option, "NX"):
+			nx = true
+		case equalFold(option, "XX"):
+			xx = true
+		case equalFold(option, "GT"):
+			gt = true
+		case equalFold(option, "LT"):
+			lt = true
+		default:
+			return replyError(fmt.Sprintf("ERR Unsupported option %s", option[:min(len(option), 128)]))
+		}
+	}
+	switch {
+	case nx && (xx || gt || lt):
+		return errExpireNX
+	case gt && lt:
+		return errExpireGTLT
+	}
 	seconds, ok := parseInt(args[2])
 	if !ok {
 		return errNotInteger
@@ -249,17 +333,21 @@ func cmdExpire(s *server, _ *client, args [][]byte) error {
 	if seconds > math.MaxInt64/1000 || seconds < math.MinInt64/1000 {
 		return errExpireTime("expire")
 	}
+	deadline, ok := s.store.deadline(seconds * 1000)
+	if !ok {
+		return errExpireTime("expire")
+	}
 	it := s.store.lookup(args[1])
 	if it == nil {
 		return s.integer(0)
 	}
-	deadline, ok := s.store.deadline(seconds * 1000)
-	switch {
-	case !ok:
-		return errExpireTime("expire")
-	case seconds <= 0:
+	timed := it.deadline != noDeadline
+	if nx && timed || xx && !timed || gt && deadline <= it.deadline || lt && deadline >= it.deadline {
+		return s.integer(0)
+	}
+	if seconds <= 0 {
 		s.store.remove(it)
-	default:
+	} else {
 		s.store.expire(it, deadline)
 	}
 	return s.integer(1)
@@ -298,112 +386,4 @@ func cmdFlushAll(s *server, _ *client, args [][]byte) error {
 	}
 	s.store.flush()
 	return s.ok()
-}
-
-func cmdInfo(s *server, _ *client, args [][]byte) error {
-	s.out = appendBulk(s.out, s.info(args[1:]))
-	return nil
-}
-
-// unknownSubcommand is the error for COMMAND, CONFIG and CLIENT.
-func unknownSubcommand(args [][]byte) error {
-	return replyError(fmt.Sprintf("ERR unknown subcommand '%s'. Try %s HELP.",
-		args[1][:min(len(args[1]), 128)], bytes.ToUpper(args[0])))
-}
-
-// cmdCommand is COMMAND [COUNT | DOCS]. redis-cli asks for DOCS at its start and is content with none.
-func cmdCommand(s *server, _ *client, args [][]byte) error {
-	switch {
-	case len(args) == 1:
-		s.out = appendArray(s.out, len(s.commands))
-		for _, name := range slices.Sorted(maps.Keys(s.commands)) {
-			cmd := s.commands[name]
-			s.out = appendArray(s.out, 6)
-			s.out = appendBulk(s.out, name)
-			s.out = appendInt(s.out, int64(cmd.arity))
-			s.out = appendArray(s.out, 0) // flags
-			s.out = appendInt(s.out, int64(cmd.keys.first))
-			s.out = appendInt(s.out, int64(cmd.keys.last))
-			s.out = appendInt(s.out, int64(cmd.keys.step))
-		}
-	case equalFold(args[1], "COUNT") && len(args) == 2:
-		return s.integer(int64(len(s.commands)))
-	case equalFold(args[1], "DOCS"):
-		s.out = appendArray(s.out, 0)
-	default:
-		return unknownSubcommand(args)
-	}
-	return nil
-}
-
-// cmdConfig is CONFIG GET pattern ..., with what redis-benchmark asks for and the limits.
-func cmdConfig(s *server, _ *client, args [][]byte) error {
-	if !equalFold(args[1], "GET") {
-		return unknownSubcommand(args)
-	}
-	if len(args) < 3 {
-		return wrongArity("config|get")
-	}
-	settings := [][2]string{
-		{"appendonly", "no"},
-		{"databases", "1"},
-		{"maxmemory", "0"},
-		{"proto-max-bulk-len", fmt.Sprint(maxBulk)},
-		{"save", ""},
-	}
-	settings = slices.DeleteFunc(settings, func(setting [2]string) bool {
-		return !slices.ContainsFunc(args[2:], func(pattern []byte) bool {
-			matched, err := path.Match(strings.ToLower(string(pattern)), setting[0])
-			return matched && err == nil
-		})
-	})
-	s.out = appendArray(s.out, 2*len(settings))
-	for _, setting := range settings {
-		s.out = appendBulk(s.out, setting[0])
-		s.out = appendBulk(s.out, setting[1])
-	}
-	return nil
-}
-
-// cmdClient is CLIENT ID, GETNAME, INFO, LIST, SETINFO and SETNAME.
-func cmdClient(s *server, cl *client, args [][]byte) error {
-	sub := strings.ToLower(string(args[1][:min(len(args[1]), maxCommandName)]))
-	arity, known := map[string]int{"id": 2, "getname": 2, "info": 2, "list": 2, "setinfo": 4, "setname": 3}[sub]
-	if !known {
-		return unknownSubcommand(args)
-	}
-	if len(args) != arity {
-		return wrongArity("client|" + sub)
-	}
-	switch sub {
-	case "id":
-		return s.integer(int64(cl.conn.ID()))
-	case "getname":
-		if cl.name == "" {
-			s.out = appendNull(s.out)
-			return nil
-		}
-		s.out = appendBulk(s.out, cl.name)
-		return nil
-	case "info":
-		s.out = appendBulk(s.out, cl.String())
-		return nil
-	case "list":
-		list, err := s.listClients()
-		if err != nil {
-			return err
-		}
-		s.out = appendBulk(s.out, list)
-		return nil
-	case "setname":
-		name := args[2]
-		if len(name) > maxName {
-			return errNameLength
-		}
-		if bytes.ContainsFunc(name, func(r rune) bool { return r < '!' || r > '~' }) {
-			return errClientName
-		}
-		cl.name = string(name)
-	}
-	return s.ok() // SETINFO names a client library: nothing to keep.
 }

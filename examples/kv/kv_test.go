@@ -112,7 +112,7 @@ func TestCommands(t *testing.T) {
 			nosuch                  => -ERR unknown command 'nosuch', with args beginning with:
 			nosuch a "b\r\n+OK"     => -ERR unknown command 'nosuch', with args beginning with: 'a' 'b  +OK'
 			averyveryverylongname   => -ERR unknown command 'averyveryverylongname', with args beginning with:
-			hello 3                 => -ERR unknown command 'hello', with args beginning with: '3'`,
+			auth x                  => -ERR unknown command 'auth', with args beginning with: 'x'`,
 		"strings": `
 			get a                   => nil
 			set a 1                 => +OK
@@ -185,7 +185,7 @@ func TestCommands(t *testing.T) {
 			set k v ex 1 keepttl    => -ERR syntax error
 			exists k                => :0`,
 		"administration": `
-			command count           => :22
+			command count           => :28
 			command docs            => []
 			command nosuch          => -ERR unknown subcommand 'nosuch'. Try COMMAND HELP.
 			config get save         => [save ]

@@ -3,11 +3,13 @@
 // It shows tcpio's event stream in a select beside a ticker. One goroutine receives every event of every connection
 // and the ticks, so the data is one map without a lock, and a command is atomic because nothing runs beside it.
 //
-//	resp.go      requests and replies in wire form
-//	store.go     the map and its expiry
-//	commands.go  the commands
-//	server.go    the event loop, and what happens to a peer that does not read
-//	tls.go       the certificate of -tls
+//	resp.go         requests and replies in wire form
+//	store.go        the map and its expiry
+//	commands.go     the table of commands, and those on keys
+//	admin.go        HELLO, INFO, COMMAND, CONFIG and CLIENT
+//	transaction.go  MULTI, EXEC and WATCH
+//	server.go       the event loop, and what happens to a peer that does not read
+//	tls.go          the certificate of -tls
 //
 //	go run ./examples/kv -tls
 //	redis-cli --tls --insecure ping

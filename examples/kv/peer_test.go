@@ -81,7 +81,7 @@ func (p *peer) wantEnd() {
 	}
 }
 
-// readReply reads one reply: +OK, -ERR text, :1, nil, bulk strings as they are, arrays as [a b].
+// readReply reads one reply: +OK, -ERR text, :1, nil, bulk strings as they are, arrays, sets and maps as [a b].
 func readReply(r *bufio.Reader) (string, error) {
 	line, err := r.ReadString('\n')
 	if err != nil {
@@ -94,7 +94,9 @@ func readReply(r *bufio.Reader) (string, error) {
 	switch line[0] {
 	case '+', '-', ':':
 		return line, nil
-	case '$', '*':
+	case '_':
+		return "nil", nil
+	case '$', '*', '%', '~', '=':
 	default:
 		return "", fmt.Errorf("malformed reply %q", line)
 	}
@@ -102,10 +104,13 @@ func readReply(r *bufio.Reader) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if line == "$-1" {
+	if line == "$-1" || line == "*-1" {
 		return "nil", nil
 	}
-	if line[0] == '*' {
+	if line[0] == '%' {
+		n *= 2
+	}
+	if line[0] == '*' || line[0] == '~' || line[0] == '%' {
 		elements := make([]string, n)
 		for i := range elements {
 			if elements[i], err = readReply(r); err != nil {

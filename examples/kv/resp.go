@@ -337,4 +337,51 @@ func appendBulk[T string | []byte](dst []byte, s T) []byte {
 	return append(dst, '\r', '\n')
 }
 
-func appendNull(dst []byte) []byte { return append(dst, "$-1\r\n"...) }
+// What follows is not the same in versions 2 and 3 of the protocol, which is resp.
+
+func appendNull(dst []byte, resp int) []byte {
+	if resp == 3 {
+		return append(dst, "_\r\n"...)
+	}
+	return append(dst, "$-1\r\n"...)
+}
+
+func appendNullArray(dst []byte, resp int) []byte {
+	if resp == 3 {
+		return append(dst, "_\r\n"...)
+	}
+	return append(dst, "*-1\r\n"...)
+}
+
+// appendMap begins a map of n pairs, appendSet a set of n elements; to version 2 both are arrays.
+func appendMap(dst []byte, resp, n int) []byte {
+	mark := len(dst)
+	if resp != 3 {
+		return appendArray(dst, 2*n)
+	}
+	dst = appendArray(dst, n)
+	dst[mark] = '%'
+	return dst
+}
+
+func appendSet(dst []byte, resp, n int) []byte {
+	mark := len(dst)
+	dst = appendArray(dst, n)
+	if resp == 3 {
+		dst[mark] = '~'
+	}
+	return dst
+}
+
+// appendText writes what is for people to read.
+func appendText[T string | []byte](dst []byte, resp int, s T) []byte {
+	if resp != 3 {
+		return appendBulk(dst, s)
+	}
+	const format = "txt:"
+	dst = append(dst, '=')
+	dst = strconv.AppendInt(dst, int64(len(format)+len(s)), 10)
+	dst = append(dst, "\r\n"+format...)
+	dst = append(dst, s...)
+	return append(dst, '\r', '\n')
+}

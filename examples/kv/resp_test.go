@@ -249,7 +249,16 @@ func TestAppend(t *testing.T) {
 		{appendInt(nil, -5), ":-5\r\n"},
 		{appendBulk(nil, "a\r\n"), "$3\r\na\r\n\r\n"},
 		{appendBulk(nil, []byte{}), "$0\r\n\r\n"},
-		{appendNull(nil), "$-1\r\n"},
+		{appendNull(nil, 2), "$-1\r\n"},
+		{appendNull(nil, 3), "_\r\n"},
+		{appendNullArray(nil, 2), "*-1\r\n"},
+		{appendNullArray(nil, 3), "_\r\n"},
+		{appendMap(nil, 2, 7), "*14\r\n"},
+		{appendMap([]byte("x"), 3, 7), "x%7\r\n"},
+		{appendSet(nil, 2, 7), "*7\r\n"},
+		{appendSet([]byte("x"), 3, 7), "x~7\r\n"},
+		{appendText(nil, 2, "ab"), "$2\r\nab\r\n"},
+		{appendText(nil, 3, "ab"), "=6\r\ntxt:ab\r\n"},
 		{appendArray([]byte("x"), 2), "x*2\r\n"},
 	} {
 		if string(tt.got) != tt.want {

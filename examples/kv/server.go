@@ -18,15 +18,16 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// What one connection may cost, in bytes unless said otherwise. One that is idle costs the client struct. One that never
-// finishes a request costs what it sent of it, maxRequest at most. One that reads nothing costs two batches of replies,
-// one queued by tcpio and one waiting behind it; a batch is up to flushAt and the reply that went past that, maxReply
-// at most. Many short replies fill the queue to writeBuffer instead.
+// What one connection may cost, in bytes unless said otherwise. One that is idle costs the client struct. One
+// that never finishes a request costs what it sent of it, maxRequest at most; one that never finishes a
+// transaction, as much again (maxQueue), and what it watches (maxWatched). One that reads nothing costs two
+// batches of replies, one queued by tcpio and one waiting behind it; a batch is up to flushAt and the reply
+// that went past that, maxReply at most. Many short replies fill the queue to writeBuffer instead.
 const (
 	writeBuffer = 256 << 10
 	flushAt     = 64 << 10 // a batch ends when its replies are this long
-	maxBatch    = 2048     // or after this many requests, so that one peer's pipeline does not stop the others
-	maxReply    = 4 << 20  // what MGET and CLIENT LIST may answer; it must exceed maxBulk, for GET
+	maxBatch    = 2048     // or after this many commands, so that one peer's pipeline does not stop the others
+	maxReply    = 4 << 20  // what MGET, CLIENT LIST and EXEC may answer; it must exceed maxBulk, for GET
 	maxName     = 128      // CLIENT SETNAME
 
 	sweepEvery = 100 * time.Millisecond
@@ -41,8 +42,13 @@ func listen(addr string, config *tls.Config) (*tcpio.Listener, error) {
 		WriteBuffer: writeBuffer,
 		// The scanner refuses a request over maxRequest itself, with a proper reply; it needs to see one header more.
 		MaxFrame: maxRequest + maxHeader,
-		// A peer that sends its requests and FIN gets all replies: the library would close when its own queue is
-		// empty, and knows nothing of the replies that wait in client.pending.
+		// Redis takes as many, and says so to the next.
+		MaxConns:    10_000,
+		RefuseReply: appendError(nil, "ERR max number of clients reached"),
+		// Who takes nothing of its replies for so long is cut off, and what waited for it is free.
+		WriteTimeout: time.Minute,
+		// At the end, how long replies in client.pending may wait.
+		DrainTimeout: 5 * time.Second,
 	})
 }
 
@@ -66,10 +72,11 @@ type server struct {
 	// Owned by the loop.
 	store    *store
 	clients  map[uint64]*client
-	current  *client // whose requests split is looking at
-	broken   error   // what split found wrong there
-	executed uint64  // commands, for INFO
-	accepted uint64  // connections, for INFO
+	current  *client   // whose requests split is looking at
+	broken   error     // what split found wrong there
+	executed uint64    // commands, for INFO
+	accepted uint64    // connections, for INFO
+	warned   time.Time // when the last HTTP request was logged
 
 	// Owned by the loop, and reused for every batch of every connection.
 	parser parser
@@ -81,8 +88,11 @@ type client struct {
 	conn    *tcpio.Conn
 	scanner scanner
 	name    string
-	pending []byte // replies that TryWrite refused; while there are any, nothing is read
-	closing bool   // nothing more is read; close when the replies are out
+	resp    int          // the protocol's version: 2, or 3 behind HELLO 3
+	tx      *transaction // between MULTI and EXEC
+	watch   *watch       // of WATCH; nil when there is none
+	pending []byte       // replies that TryWrite refused; while there are any, nothing is read
+	closing bool         // nothing more is read; close when the replies are out
 }
 
 func newServer(st *store, log *slog.Logger) *server {
@@ -124,7 +134,7 @@ func (s *server) run(events <-chan tcpio.Event, tick <-chan time.Time) {
 func (s *server) handle(ev tcpio.Event) {
 	switch ev := ev.(type) {
 	case tcpio.Opened:
-		cl := &client{conn: ev.Conn}
+		cl := &client{conn: ev.Conn, resp: 2}
 		ev.Conn.SetData(cl)
 		s.clients[ev.Conn.ID()] = cl
 		s.accepted++
@@ -132,7 +142,13 @@ func (s *server) handle(ev tcpio.Event) {
 		s.read(clientOf(ev.Conn))
 	case tcpio.Writable:
 		s.resume(clientOf(ev.Conn))
+	case tcpio.Draining:
+		// Nothing more is run, and what was run is answered. Close flushes only what tcpio has.
+		cl := clientOf(ev.Conn)
+		cl.closing = true
+		s.finish(cl)
 	case tcpio.Closed:
+		s.discard(clientOf(ev.Conn))
 		delete(s.clients, ev.Conn.ID())
 		if err := ev.Conn.Err(); err != nil {
 			s.log.Debug("connection closed", "id", ev.Conn.ID(), "err", err)
@@ -150,7 +166,7 @@ func (s *server) read(cl *client) {
 		return // Not reading is the pause: the peer's sending side fills up. resume comes back here.
 	}
 	s.current = cl
-	n := 0
+	begin := s.executed
 	for request, err := range cl.conn.Frames(s.split) {
 		if err != nil {
 			s.fail(cl, err)
@@ -161,9 +177,8 @@ func (s *server) read(cl *client) {
 			s.fail(cl, err)
 			break
 		}
-		s.execute(cl, args)
-		n++
-		if cl.closing || len(s.out) >= flushAt || n == maxBatch {
+		s.execute(cl, args, request)
+		if cl.closing || len(s.out) >= flushAt || s.executed-begin >= maxBatch {
 			break // What is left is announced by another Readable, behind those of the others.
 		}
 	}
@@ -225,24 +240,53 @@ func (s *server) finish(cl *client) {
 	}
 }
 
-// execute appends the reply to one request.
-func (s *server) execute(cl *client, args [][]byte) {
+// execute appends the reply to one request, which is args in wire form.
+func (s *server) execute(cl *client, args [][]byte, request []byte) {
 	if len(args) == 0 {
 		return
 	}
-	s.executed++
-	cmd := s.lookup(args[0])
-	var err error
-	switch {
-	case cmd == nil:
-		err = unknownCommand(args)
-	case cmd.arity >= 0 && len(args) != cmd.arity || len(args) < -cmd.arity:
-		err = wrongArity(cmd.name)
-	default:
-		err = cmd.run(s, cl, args)
+	if isHTTP(args[0]) {
+		s.refuseHTTP(cl)
+		return
 	}
-	if err != nil {
+	s.executed++
+	cmd, err := s.find(args)
+	switch {
+	case err == nil && (cl.tx == nil || cmd.now):
+		s.call(cl, cmd, args)
+		return
+	case err == nil:
+		if err = s.queue(cl.tx, request); err == nil {
+			return
+		}
+	case cmd != nil && cmd.name == "exec":
+		s.discard(cl)
+		err = replyError("EXECABORT Transaction discarded because of: " + strings.TrimPrefix(err.Error(), "ERR "))
+	}
+	if cl.tx != nil {
+		cl.tx.refuse()
+	}
+	s.out = appendError(s.out, err.Error())
+}
+
+// call appends the reply to a request for which find has found no error.
+func (s *server) call(cl *client, cmd *command, args [][]byte) {
+	if err := cmd.run(s, cl, args); err != nil {
 		s.out = appendError(s.out, err.Error())
+	}
+}
+
+// refuseHTTP ends a connection on which a browser speaks. A page can make its visitor's browser send a POST
+// to any port of the visitor's machine, with commands for this server in the body (cross-protocol scripting).
+// Every line before them would be answered as an unknown command; the first of POST and Host: ends it without
+// a word, as in Redis. Once a minute it is logged.
+func (s *server) refuseHTTP(cl *client) {
+	cl.closing = true
+	s.out = s.out[:0]
+	if now := s.store.now(); s.warned.IsZero() || now.Sub(s.warned) >= time.Minute {
+		s.warned = now
+		s.log.Warn("a POST or Host: line instead of a command, closing: possible cross-protocol scripting",
+			"id", cl.conn.ID(), "addr", cl.conn.RemoteAddr())
 	}
 }
 
@@ -301,7 +345,7 @@ func (s *server) info(sections [][]byte) string {
 			b.WriteString(line + "\r\n")
 		}
 	}
-	section("Server", "server_name:tcpio-kv", "redis_mode:standalone",
+	section("Server", "server_name:tcpio-kv", "redis_version:"+redisVersion, "redis_mode:standalone",
 		fmt.Sprintf("uptime_in_seconds:%d", int64(s.store.now().Sub(s.started).Seconds())))
 	section("Clients", fmt.Sprintf("connected_clients:%d", len(s.clients)))
 	section("Stats", fmt.Sprintf("total_connections_received:%d", s.accepted),
@@ -332,6 +376,10 @@ func (cl *client) String() string {
 	if cl.pending != nil {
 		flags = "P"
 	}
-	return fmt.Sprintf("id=%d addr=%s name=%s flags=%s db=0 omem=%d\n", cl.conn.ID(), cl.conn.RemoteAddr(), cl.name,
-		flags, cl.conn.Buffered()+len(cl.pending))
+	multi := -1
+	if cl.tx != nil {
+		multi = cl.tx.n
+	}
+	return fmt.Sprintf("id=%d addr=%s name=%s flags=%s db=0 multi=%d resp=%d omem=%d\n", cl.conn.ID(), cl.conn.RemoteAddr(),
+		cl.name, flags, multi, cl.resp, cl.conn.Buffered()+len(cl.pending))
 }

@@ -19,30 +19,39 @@ const (
 type store struct {
 	// Immutable.
 	now   func() time.Time
-	epoch time.Time // deadlines count from here, so that a step of the wall clock expires nothing
+	epoch time.Time // the clock at the start; only what passed since is added, so that a step of it expires nothing
 
 	// Owned by the loop.
 	items   map[string]*item
 	due     dueHeap // the items that have a deadline, the next one first
 	expired uint64  // keys that ran out, for INFO
+	watched map[string]map[*watch]bool
+}
+
+// A watch tells one client whether a key has changed since it asked.
+type watch struct {
+	keys  []string
+	size  int // bytes of them, watchOverhead for each included
+	dirty bool
 }
 
 // item is one key and its value.
 type item struct {
 	key      string
 	value    []byte
-	deadline int64 // milliseconds since the store's epoch; noDeadline for ever
+	deadline int64 // milliseconds since 1970, as millis; noDeadline for ever
 	index    int   // in the heap, valid while there is a deadline
 }
 
 const noDeadline = math.MaxInt64
 
 func newStore(now func() time.Time) *store {
-	return &store{now: now, epoch: now(), items: make(map[string]*item)}
+	return &store{now: now, epoch: now(), items: make(map[string]*item), watched: make(map[string]map[*watch]bool)}
 }
 
-// millis is the time since the epoch, by the monotonic clock where now has one.
-func (s *store) millis() int64 { return s.now().Sub(s.epoch).Milliseconds() }
+// millis is the time since 1970, by the monotonic clock where now has one. Counted from there, the longest
+// time to live is that of Redis.
+func (s *store) millis() int64 { return s.epoch.UnixMilli() + s.now().Sub(s.epoch).Milliseconds() }
 
 // lookup returns the live item of key, nil if there is none.
 func (s *store) lookup(key []byte) *item {
@@ -76,6 +85,7 @@ func (s *store) put(key, value []byte) *item {
 		it = &item{key: string(key), deadline: noDeadline}
 		s.items[it.key] = it
 	}
+	s.touch(it.key)
 	if cap(it.value) > 2*len(value)+64 {
 		it.value = nil // A short value does not keep the room of a long one.
 	}
@@ -94,7 +104,7 @@ func (s *store) del(key []byte) bool {
 }
 
 func (s *store) remove(it *item) {
-	s.expire(it, noDeadline)
+	s.expire(it, noDeadline) // touches it, too
 	delete(s.items, it.key)
 }
 
@@ -109,6 +119,7 @@ func (s *store) deadline(ttl int64) (at int64, ok bool) {
 
 // expire gives the item a deadline, or takes it away with noDeadline.
 func (s *store) expire(it *item, deadline int64) {
+	s.touch(it.key)
 	had := it.deadline != noDeadline
 	it.deadline = deadline
 	switch {
@@ -155,8 +166,61 @@ func (s *store) add(key []byte, delta int64) (int64, error) {
 
 // flush removes everything.
 func (s *store) flush() {
+	for key := range s.watched {
+		if s.items[key] != nil {
+			s.touch(key)
+		}
+	}
 	s.items = make(map[string]*item)
 	s.due = nil
+}
+
+// watch adds key to those whose changes w is told of. A key that has run out goes now, and that is no change.
+func (s *store) watch(w *watch, key []byte) {
+	s.lookup(key)
+	if s.watched[string(key)][w] || w.dirty {
+		return
+	}
+	k := string(key)
+	if s.watched[k] == nil {
+		s.watched[k] = make(map[*watch]bool)
+	}
+	s.watched[k][w] = true
+	w.keys = append(w.keys, k)
+	w.size += len(k) + watchOverhead
+}
+
+// unwatch forgets w.
+func (s *store) unwatch(w *watch) {
+	for _, key := range w.keys {
+		delete(s.watched[key], w)
+		if len(s.watched[key]) == 0 {
+			delete(s.watched, key)
+		}
+	}
+	*w = watch{}
+}
+
+// changed reports whether one of the keys has changed, or run out.
+func (s *store) changed(w *watch) bool {
+	for _, key := range w.keys {
+		if s.lookup([]byte(key)); w.dirty {
+			break
+		}
+	}
+	return w.dirty
+}
+
+// touch tells those who watch key that it changes. They need to hear of it once only.
+func (s *store) touch(key string) {
+	watches, ok := s.watched[key]
+	if !ok {
+		return
+	}
+	for w := range watches {
+		w.dirty = true
+	}
+	delete(s.watched, key)
 }
 
 // dueHeap orders items by deadline for container/heap; every item knows its place in it.

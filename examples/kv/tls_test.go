@@ -33,6 +33,7 @@ func certFiles(t *testing.T) (cert, key string) {
 
 // redis-cli talks TLS to the program: without trust to a certificate that it has made, and with trust to one of files.
 func TestRedisCLIOverTLS(t *testing.T) {
+	cli := needProgram(t, "redis-cli")
 	cert, key := certFiles(t)
 	for _, tt := range []struct {
 		name  string
@@ -46,7 +47,7 @@ func TestRedisCLIOverTLS(t *testing.T) {
 			_, addr := program(t, tt.flags...)
 			run := func(stdin string, args ...string) string {
 				t.Helper()
-				return tool(t, "redis-cli", addr, stdin, append(tt.trust, args...)...)
+				return tool(t, cli, addr, stdin, append(tt.trust, args...)...)
 			}
 			if got := run("", "ping"); got != "PONG\n" {
 				t.Errorf("ping: %q", got)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -77,9 +78,19 @@ func TestTheOriginalProgramRunsUnchanged(t *testing.T) {
 		if _, err := c.Write([]byte(word)); err != nil {
 			t.Fatal(err)
 		}
-		reply, err := bufio.NewReader(c).ReadString('\n')
-		if err != nil || reply != "OK\n" {
+		if word == "again" { // and ends at once, as nc -N does: the answer comes, and then the end
+			if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := bufio.NewReader(c)
+		if reply, err := r.ReadString('\n'); err != nil || reply != "OK\n" {
 			t.Fatalf("the reply is %q, %v", reply, err)
+		}
+		if word == "again" {
+			if _, err := r.ReadByte(); err != io.EOF {
+				t.Fatalf("%v, want the end", err)
+			}
 		}
 		expect("Received: " + word)
 		c.Close()

@@ -52,6 +52,7 @@ func run(ctx context.Context, out, log io.Writer, cfg config) error {
 		WriteBuffer:  256 << 10,
 		WriteTimeout: time.Minute, // nobody has to wait longer for a peer that takes nothing
 		CloseTimeout: time.Minute, // the last bytes of a pair may be for a slow peer
+		EOFTimeout:   time.Hour,   // an upstream may think for long about what a client that has ended sent
 	})
 	if err != nil {
 		return err
@@ -108,6 +109,11 @@ func connect(l *tcpio.Listener, front *tcpio.Conn, cfg config) error {
 	if err := back.Attach(&side{pair: p, other: front}); err != nil {
 		front.Abort()
 		return err
+	}
+	// Both have their events from here on. Before, one might have been written to and nobody told that it has
+	// room again.
+	for _, c := range []*tcpio.Conn{front, back} {
+		_ = c.Post(room{}) // one that has closed meanwhile takes the other along
 	}
 	return nil
 }

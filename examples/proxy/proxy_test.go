@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -113,6 +115,7 @@ func (r *rig) pair() (client, server *net.TCPConn) {
 func bothWays(t *testing.T, f func(t *testing.T, r *rig, a, b *net.TCPConn)) {
 	for _, name := range []string{"client first", "upstream first"} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // the two of them
 			r := start(t, patience)
 			a, b := r.pair()
 			if name == "upstream first" {
@@ -164,7 +167,8 @@ func TestAHalfCloseIsPassedOnAndTheOtherWayGoesOn(t *testing.T) {
 	bothWays(t, func(t *testing.T, r *rig, a, b *net.TCPConn) {
 		sendAll(t, a, []byte("question"))
 		expectAll(t, b, []byte("question")) // up to the end
-		for range 3 {                       // long after it
+		for range 3 {
+			time.Sleep(150 * time.Millisecond) // long after it
 			if _, err := b.Write([]byte("answer")); err != nil {
 				t.Fatal(err)
 			}
@@ -241,6 +245,170 @@ func TestAResetIsPassedOnAsAReset(t *testing.T) {
 			t.Errorf("read: %v, want a reset", err)
 		}
 	})
+}
+
+// A client that resets is gone, and so is its upstream, though the upstream takes nothing and the client is
+// not read.
+func TestAResetIsSeenThoughTheOtherSideIsFull(t *testing.T) {
+	r := start(t, patience)
+	const pairs = 200
+	r.pair() // the proxy has its poller from here on
+	before := descriptors(t)
+	clients := make([]*net.TCPConn, pairs)
+	for i := range clients {
+		var upstream *net.TCPConn
+		clients[i], upstream = r.pair()
+		_ = upstream.SetReadBuffer(4 << 10)
+	}
+	var wg sync.WaitGroup
+	for _, c := range clients {
+		wg.Go(func() { fill(t, c, 100*time.Millisecond) })
+	}
+	wg.Wait()
+	if n := descriptors(t); n < before+4*pairs {
+		t.Fatalf("%d descriptors, and %d before the pairs", n, before)
+	}
+	for _, c := range clients {
+		_ = c.SetLinger(0)
+		c.Close()
+	}
+	// What is left is the upstream's side of the pairs.
+	for end := time.Now().Add(patience); descriptors(t) > before+pairs; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d descriptors are left of the pairs", descriptors(t)-before-pairs)
+		}
+	}
+}
+
+// Behind an end in order there may still be a reset, which is passed on.
+func TestAResetBehindAnEndIsPassedOn(t *testing.T) {
+	bothWays(t, func(t *testing.T, r *rig, a, b *net.TCPConn) {
+		sendAll(t, a, []byte("question"))
+		expectAll(t, b, []byte("question"))
+		_ = a.SetLinger(0)
+		a.Close()
+		for end := time.Now().Add(patience); ; { // nothing more can be read, so a write has to find out
+			if _, err := b.Write([]byte("late")); errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+				break
+			} else if err != nil || time.Now().After(end) {
+				t.Fatalf("write: %v, want a reset", err)
+			}
+		}
+	})
+}
+
+// An upstream that answers without reading everything ends with a reset. Its answer comes first, and the end
+// is no orderly one.
+func TestWhatWasSaidBeforeAResetArrives(t *testing.T) {
+	bothWays(t, func(t *testing.T, r *rig, a, b *net.TCPConn) {
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() {
+			block := make([]byte, 64<<10)
+			for {
+				if _, err := a.Write(block); err != nil {
+					return
+				}
+			}
+		})
+		if _, err := b.Read(make([]byte, 1)); err != nil { // there is more
+			t.Fatal(err)
+		}
+		answer := noise(32 << 10)
+		if _, err := b.Write(answer); err != nil {
+			t.Fatal(err)
+		}
+		b.Close()
+		got := make([]byte, len(answer))
+		if _, err := io.ReadFull(a, got); err != nil || !bytes.Equal(got, answer) {
+			t.Errorf("%v, the answer came whole: %v", err, bytes.Equal(got, answer))
+		}
+		// The reset is told once, to the one or the other.
+		if _, err := a.Read(got); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("behind the answer: %v", err)
+		}
+	})
+}
+
+// The one that is held back may be the upstream too; and the other learns that it was a reset.
+func TestAResetOfWhoIsHeldBackIsPassedOn(t *testing.T) {
+	bothWays(t, func(t *testing.T, r *rig, a, b *net.TCPConn) {
+		fill(t, a, 100*time.Millisecond)
+		_ = a.SetLinger(0)
+		a.Close()
+		if _, err := io.Copy(io.Discard, b); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("read: %v, want a reset", err)
+		}
+	})
+}
+
+// A direction that has ended in order is complete, and who is held back in the other one is not taken for
+// reset.
+func TestAnEndInOrderIsNoResetThoughTheSenderIsHeldBack(t *testing.T) {
+	bothWays(t, func(t *testing.T, r *rig, a, b *net.TCPConn) {
+		if err := b.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		expectAll(t, a, nil) // our FIN is out to a, and b has had nothing yet
+		sent := fill(t, a, 100*time.Millisecond)
+		// b reads until the proxy's kernel has all, and so has the end, while the proxy still reads nothing.
+		var arrived int64
+		for buf := make([]byte, 32<<10); unacknowledged(t, a) > 0; time.Sleep(time.Millisecond) {
+			n, err := b.Read(buf)
+			if arrived += int64(n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := a.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(lookEvery * 3 / 2) // long enough for the proxy to be wrong about it
+		if n, err := io.Copy(io.Discard, b); arrived+n != sent || err != nil {
+			t.Errorf("%d bytes arrived of %d, %v", arrived+n, sent, err)
+		}
+	})
+}
+
+// fill writes until nothing is taken for as long as stand, and returns how much was. A machine that is slow
+// may look like that too, for which the test gets weaker, not wrong.
+func fill(t *testing.T, c *net.TCPConn, stand time.Duration) (sent int64) {
+	t.Helper()
+	defer c.SetWriteDeadline(time.Now().Add(patience))
+	block := make([]byte, 256<<10)
+	for {
+		_ = c.SetWriteDeadline(time.Now().Add(stand))
+		n, err := c.Write(block)
+		sent += int64(n)
+		if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+			return sent
+		}
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+			return sent
+		}
+	}
+}
+
+// unacknowledged is how many bytes c's kernel still has to deliver.
+func unacknowledged(t *testing.T, c *net.TCPConn) (n int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cerr := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	return n
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(names)
 }
 
 func TestWithoutAnUpstreamAClientIsResetAndTheProxyGoesOn(t *testing.T) {

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
@@ -51,8 +53,9 @@ func inheritedListener() (net.Listener, error) {
 	return net.FileListener(f)
 }
 
-// tellReady tells the predecessor, if there is one, that it can go.
-func tellReady() error {
+// tellReady tells the predecessor, if there is one, that the server at addr can be relied on: once it has answered a request
+// that came the way of all others.
+func tellReady(ctx context.Context, addr net.Addr) error {
 	v := os.Getenv(readyEnv)
 	if v == "" {
 		return nil
@@ -65,27 +68,61 @@ func tellReady() error {
 	syscall.CloseOnExec(fd)
 	w := os.NewFile(uintptr(fd), "ready")
 	defer w.Close()
+	if err := served(ctx, addr); err != nil {
+		return err
+	}
 	if _, err = io.WriteString(w, ready); errors.Is(err, syscall.EPIPE) {
 		return nil // it has died meanwhile: all the more reason to serve
 	}
 	return err
 }
 
-// replace starts the executable anew with l's socket and returns when it is ready to serve. Otherwise nothing has changed,
-// and no process is left. Both processes accept from the same backlog until one stops, so nobody is refused in between.
-func replace(ctx context.Context, l *tcpio.Listener, limit time.Duration) error {
+// served makes requests, each on a connection of its own, until this process answers one: its predecessor has the same
+// socket and may accept first.
+func served(ctx context.Context, addr net.Addr) error {
+	var d net.Dialer
+	client := http.Client{Timeout: time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, addr.Network(), addr.String())
+		},
+	}}
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://self/", nil)
+		if err != nil {
+			return err
+		}
+		if resp, err := client.Do(req); err == nil {
+			answer, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if string(answer) == self() {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// replace starts the executable anew with l's socket and returns it when it has been ready, and has served, for trial.
+// Otherwise nothing has changed, and no process is left. Both processes accept from the same backlog until one stops, so
+// nobody is refused in between.
+func replace(ctx context.Context, l *tcpio.Listener, limit, trial time.Duration) (*os.Process, error) {
 	path, err := os.Executable() // where it was started from, whatever is there now
 	if err != nil {
-		return err
+		return nil, err
 	}
 	socket, err := l.File()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer socket.Close()
 	r, w, err := os.Pipe()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer r.Close()
 	defer w.Close()
@@ -98,25 +135,43 @@ func replace(ctx context.Context, l *tcpio.Listener, limit time.Duration) error 
 	cmd.ExtraFiles = []*os.File{socket, w}
 	cmd.Env = append(os.Environ(), "LISTEN_FDS=1", execEnv+"="+path, fmt.Sprint(readyEnv, "=", firstFD+1))
 	if err := cmd.Start(); err != nil {
-		return err
+		return nil, err
 	}
 	w.Close() // so that its end is seen
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }() // ends with either process
 	_ = r.SetReadDeadline(time.Now().Add(limit))
-	defer context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })()
-	said, err := io.ReadAll(r)
-	if err == nil && string(said) == ready {
-		go func() { _ = cmd.Wait() }() // ends with either process
-		return nil
-	}
-	_ = cmd.Process.Kill()
-	if waitErr := cmd.Wait(); err == nil {
-		err = waitErr
-		if err == nil {
-			err = errors.New("exit status 0")
+	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	said := make([]byte, len(ready))
+	_, err = io.ReadFull(r, said)
+	if err != nil || string(said) != ready {
+		_ = cmd.Process.Kill()
+		if waitErr := <-exited; waitErr != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			err = waitErr
 		}
+		return nil, fmt.Errorf("%s did not get ready: %w", path, cmp.Or(err, errNotReady))
 	}
-	return fmt.Errorf("%s did not get ready: %w", path, err)
+	// It has said so, and served one request: a fault that shows with more of them would take the service down.
+	t := time.NewTimer(trial)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return cmd.Process, nil
+	case err := <-exited:
+		return nil, fmt.Errorf("%s got ready and did not last: %w", path, cmp.Or(err, errEnded))
+	case <-ctx.Done():
+		// Whoever ends this server ends both. What the successor has accepted is answered.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		<-exited
+		return nil, ctx.Err()
+	}
 }
+
+var (
+	errNotReady = errors.New("it says something else")
+	errEnded    = errors.New("exit status 0")
+)
 
 // becomeSuccessor is the child's part of replace: it sets LISTEN_PID and runs the executable in this same process. Then
 // there is no return.

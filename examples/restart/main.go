@@ -1,5 +1,6 @@
 // Restart is an HTTP server that replaces its own program without a failed request: on SIGHUP it starts its executable
-// anew, which may be another file by then, hands it the listening socket, and ends when its own requests are answered.
+// anew, which may be another file by then, hands it the listening socket, and ends when its own requests are answered. It
+// serves on until the successor has served for a while, and stays if that ends first.
 //
 //	go build -o /tmp/server ./examples/restart && /tmp/server -addr 127.0.0.1:7090 &
 //	curl http://127.0.0.1:7090/
@@ -36,6 +37,7 @@ type config struct {
 	grace        time.Duration
 	drainTimeout time.Duration
 	readyTimeout time.Duration
+	trial        time.Duration
 }
 
 func main() {
@@ -48,6 +50,7 @@ func main() {
 	flag.DurationVar(&cfg.grace, "grace", time.Second, "how long an idle connection is kept when the server ends, in case a request is on its way")
 	flag.DurationVar(&cfg.drainTimeout, "drain-timeout", 30*time.Second, "how long requests may take when the server ends")
 	flag.DurationVar(&cfg.readyTimeout, "ready-timeout", 10*time.Second, "how long a successor may take to get ready")
+	flag.DurationVar(&cfg.trial, "trial", time.Second, "how long a successor must have served beside this server before that ends")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -64,11 +67,10 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
 	opts := &tcpio.ListenerOptions{
-		Actor:        func(*tcpio.Conn) tcpio.Actor { return &session{grace: cfg.grace} },
-		MaxFrame:     16 << 10,
-		ReadTimeout:  10 * time.Second,
-		IdleTimeout:  2 * time.Minute,
-		WriteTimeout: 30 * time.Second,
+		Actor:        newServer(cfg.grace).Actor,
+		ReadTimeout:  headerTimeout,
+		WriteTimeout: stallTimeout,
+		EOFTimeout:   time.Hour, // http.Server closes; a client that has ended waits for its handler
 		DrainTimeout: cfg.drainTimeout,
 		Logger:       slog.Default(),
 	}
@@ -94,15 +96,21 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 				return nil
 			case <-hup:
 			}
-			if err := replace(ctx, l, cfg.readyTimeout); err != nil {
+			successor, err := replace(ctx, l, cfg.readyTimeout, cfg.trial)
+			if err != nil {
 				slog.Error("restart failed, going on", "pid", os.Getpid(), "err", err)
 				continue
 			}
+			go func() { // whoever asks meanwhile wants a server newer than the successor
+				for range hup {
+					_ = successor.Signal(syscall.SIGHUP) // it fails when that has ended too
+				}
+			}()
 			return l.Shutdown(context.Background()) // DrainTimeout bounds it
 		}
 	})
 	fmt.Fprintln(out, "process", os.Getpid(), "version", version, "listening on", l.Addr())
-	if err := tellReady(); err != nil {
+	if err := tellReady(ctx, l.Addr()); err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("telling the predecessor: %w", err)
 		return errors.Join(err, l.Close(), g.Wait())
 	}

@@ -1,108 +1,42 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"time"
 
-	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/examples/http/park"
 )
 
-// Messages that a session sends to itself.
-type (
-	answer  struct{} // the pause that the request asked for is over
-	goneYet struct{} // grace is over
+const (
+	headerTimeout = 10 * time.Second // of a request, also for its first byte
+	idleTimeout   = 2 * time.Minute
+	stallTimeout  = 30 * time.Second // of a body, or of an answer that its client does not read
 )
 
-// A session is one connection: requests without a body, one after the other. GET /?pause=300ms is answered after that
-// time.
-type session struct {
-	grace    time.Duration
-	request  *http.Request // being answered: nothing is read meanwhile
-	draining bool          // the next answer is the last one
-}
-
-// Receive implements tcpio.Actor.
-func (s *session) Receive(ev tcpio.Event) error {
-	switch ev := ev.(type) {
-	case tcpio.Readable:
-		return s.serve(ev.Conn)
-	case tcpio.Message:
-		switch ev.Value.(type) {
-		case answer:
-			if last, err := s.answer(ev.Conn); last || err != nil {
-				return err
+// newServer serves GET /, with ?pause=300ms after that time, on parked connections.
+func newServer(grace time.Duration) *park.Server {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		if pause, err := time.ParseDuration(r.FormValue("pause")); err == nil && pause > 0 {
+			select {
+			case <-time.After(pause):
+			case <-r.Context().Done(): // the client has gone
 			}
-			return s.serve(ev.Conn)
-		case goneYet:
-			// An idle connection is only now closed: in a server under load a request is always on its way to it.
-			if err := s.serve(ev.Conn); err != nil || s.request != nil {
-				return err
-			}
-			return ev.Conn.Close()
 		}
-	case tcpio.Draining:
-		s.draining = true
-		ev.Conn.After(s.grace, goneYet{})
-	}
-	return nil
+		io.WriteString(w, self())
+	})
+	return park.New(&http.Server{
+		Handler:           park.LimitStalls(mux, stallTimeout),
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(slog.Default().Handler(), slog.LevelWarn),
+	}, grace)
 }
 
-// serve answers the requests that have arrived.
-func (s *session) serve(c *tcpio.Conn) error {
-	if s.request != nil {
-		return nil // answer comes back here
-	}
-	for head, err := range c.Frames(splitHead) {
-		if err == io.EOF {
-			return c.Close()
-		} else if err != nil {
-			return err
-		}
-		req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(head)))
-		if err != nil || req.Method != http.MethodGet || req.ContentLength != 0 {
-			_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-			return c.Close()
-		}
-		s.request = req
-		if pause, err := time.ParseDuration(req.FormValue("pause")); err == nil && pause > 0 {
-			c.After(pause, answer{})
-			return nil
-		}
-		if last, err := s.answer(c); last || err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// answer ends the request. While the server ends, it says that it is the last answer of this connection.
-func (s *session) answer(c *tcpio.Conn) (last bool, err error) {
-	last = s.request.Close || s.draining
-	s.request = nil
-	body := fmt.Sprintf("process %d version %s\n", os.Getpid(), version)
-	header := ""
-	if last {
-		header = "Connection: close\r\n"
-	}
-	_, err = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n%s\r\n%s", len(body), header, body)
-	if err != nil || !last {
-		return last, err
-	}
-	return true, c.Close()
-}
-
-// splitHead finds a request's head, with the empty line behind it.
-func splitHead(data []byte, atEOF bool) (advance int, token []byte, err error) {
-	if i := bytes.Index(data, []byte("\r\n\r\n")); i >= 0 {
-		return i + 4, data[:i+4], nil
-	}
-	if atEOF && len(data) > 0 {
-		return 0, nil, io.ErrUnexpectedEOF
-	}
-	return 0, nil, nil
-}
+// self is what this process answers.
+func self() string { return fmt.Sprintf("process %d version %s\n", os.Getpid(), version) }

@@ -47,7 +47,10 @@ func run(ctx context.Context, out io.Writer, addr string, every time.Duration) e
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr:        addr,
 		MaxFrame:    maxLine,
+		MaxConns:    10_000,
 		IdleTimeout: time.Hour,
+		// Who takes nothing for so long is cut off, and its goroutine ends.
+		WriteTimeout: time.Minute,
 	})
 	if err != nil {
 		return err

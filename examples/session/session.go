@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 const (
 	maxLine = 200 // bytes
 	maxName = 20  // characters
+	maxTurn = 64  // lines
 )
 
 // An auction knows the highest bid. The channel is closed when there is a higher one, and a new one takes its place: so
@@ -69,13 +69,18 @@ type session struct {
 	mailbox <-chan tcpio.Event
 	auction *auction
 	name    string
+	owed    []byte // the answers of this turn, written together
+	waiting bool   // there was no room; until Writable nothing is written or read
+	behind  bool   // a best bid was not told, since there was no room
+	ending  bool   // close once nothing is owed
 }
 
 // run is the session's life. It ends when the mailbox is closed, which is behind the connection's Closed.
 func (s *session) run(every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	s.say("who are you? say: name NAME\n")
+	s.answer("who are you? say: name NAME\n")
+	s.flush()
 	_, higher := s.auction.look()
 	for {
 		select {
@@ -86,40 +91,50 @@ func (s *session) run(every time.Duration) error {
 			switch ev.(type) {
 			case tcpio.Readable:
 				s.read()
+			case tcpio.Writable:
+				s.waiting = false
+				s.flush()
+				s.read()
 			case tcpio.Draining:
-				s.say("the house closes\n")
-				s.conn.Close()
+				s.answer("the house closes\n")
+				s.ending = true
+				s.flush()
 			}
 		case <-tick.C:
 			if s.name != "" {
-				best, _ := s.auction.look()
-				s.say(best.String())
+				s.tellBest()
 			}
 		case <-higher:
 			var best bid
 			best, higher = s.auction.look()
 			if s.name != "" && s.name != best.name {
-				s.say(best.String())
+				s.tellBest()
 			}
 		}
 	}
 }
 
-// read takes every whole line there is.
+// read takes the lines there are, maxTurn at most: the select gets its turn, however much the peer sends, and
+// so do the ticker and the announcements.
 func (s *session) read() {
+	if s.waiting || s.ending {
+		return // Not reading is the pause: TCP holds the peer back. Writable comes back here.
+	}
+	n := 0
 	for line, err := range s.conn.Frames(bufio.ScanLines) {
-		switch {
-		case errors.Is(err, bufio.ErrTooLong):
+		if errors.Is(err, bufio.ErrTooLong) {
+			s.flush()
 			return // the library closes
-		case err != nil: // io.EOF, or the connection has failed
-			s.conn.Close()
-			return
 		}
-		if !s.command(string(line)) {
-			s.conn.Close()
-			return
+		if err != nil || !s.command(string(line)) { // io.EOF, or the connection has failed, or quit
+			s.ending = true
+			break
+		}
+		if n++; n == maxTurn {
+			break // another Readable follows
 		}
 	}
+	s.flush()
 }
 
 // command reports false when the session is to end.
@@ -128,33 +143,37 @@ func (s *session) command(line string) bool {
 	arg = strings.TrimSpace(arg)
 	switch {
 	case verb == "quit":
-		s.say("bye\n")
+		s.answer("bye\n")
 		return false
 	case verb == "":
+	case s.name == "" && (strings.EqualFold(verb, "POST") || strings.EqualFold(verb, "Host:")):
+		// A browser: a page can make it POST to any port that its visitor reaches, with bids in the body.
+		// These lines come before.
+		return false
 	case verb == "name":
 		if !plain(arg) {
-			s.say("a name is 1 to 20 letters and digits\n")
+			s.answer("a name is 1 to 20 letters and digits\n")
 			break
 		}
 		s.name = arg
 		best, _ := s.auction.look()
-		s.say("welcome, " + arg + "\n" + best.String())
+		s.answer("welcome, " + arg + "\n" + best.String())
 	case s.name == "":
-		s.say("first say: name NAME\n")
+		s.answer("first say: name NAME\n")
 	case verb == "best":
 		best, _ := s.auction.look()
-		s.say(best.String())
+		s.answer(best.String())
 	case verb == "bid":
 		amount, err := strconv.Atoi(arg)
 		if err != nil || amount <= 0 {
-			s.say("bid what?\n")
+			s.answer("bid what?\n")
 		} else if s.auction.offer(bid{s.name, amount}) {
-			s.say("yours is the best\n")
+			s.answer("yours is the best\n")
 		} else {
-			s.say("too low\n")
+			s.answer("too low\n")
 		}
 	default:
-		s.say("name NAME, bid N, best, quit\n")
+		s.answer("name NAME, bid N, best, quit\n")
 	}
 	return true
 }
@@ -166,14 +185,34 @@ func plain(name string) bool {
 	}) < 0
 }
 
-// say writes a line. Who does not read, until a megabyte of it waits, has no use for more.
-func (s *session) say(line string) {
-	if _, err := io.WriteString(tryWriter{s.conn}, line); errors.Is(err, tcpio.ErrWouldBlock) {
-		s.conn.Abort()
+// answer adds a line to what this turn says.
+func (s *session) answer(line string) { s.owed = append(s.owed, line...) }
+
+// flush says what is owed, the answers of one turn at most, and closes when that was the last.
+func (s *session) flush() {
+	if s.waiting || len(s.owed) > 0 && !s.say(s.owed) {
+		return
+	}
+	s.owed = nil // an idle session has no buffer
+	if s.behind {
+		s.tellBest()
+	}
+	if s.ending {
+		s.conn.Close()
 	}
 }
 
-// tryWriter is a Conn that never blocks, as an io.Writer.
-type tryWriter struct{ *tcpio.Conn }
+// tellBest announces the highest bid. Who is too slow for that is told the one of the moment when there is
+// room again: bids are many, and only the last one counts.
+func (s *session) tellBest() {
+	best, _ := s.auction.look()
+	s.behind = s.waiting || !s.say([]byte(best.String()))
+}
 
-func (w tryWriter) Write(p []byte) (int, error) { return w.TryWrite(p) }
+// say writes p and reports false when there is no room for it: then a Writable comes. When the connection has
+// failed, or is closed, Closed comes, and nothing is left to say.
+func (s *session) say(p []byte) bool {
+	_, err := s.conn.TryWrite(p)
+	s.waiting = errors.Is(err, tcpio.ErrWouldBlock)
+	return !s.waiting
+}

@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -115,7 +117,8 @@ func TestNamesThatATerminalActsOnAreRefused(t *testing.T) {
 func TestALineThatIsTooLongEndsTheSession(t *testing.T) {
 	addr, _ := start(t, time.Hour)
 	ann := dial(t, addr)
-	ann.send(strings.Repeat("x", maxLine+1))
+	ann.send("name ann\n" + strings.Repeat("x", maxLine+1)) // together; what came before is answered
+	ann.expect("welcome, ann", "no bid yet")
 	if b, err := io.ReadAll(ann.r); err != nil || len(b) > 0 {
 		t.Errorf("got %q, %v; want the end", b, err)
 	}
@@ -157,4 +160,127 @@ func TestAllHearTheFinalBest(t *testing.T) {
 		c.Close()
 	}
 	stop()
+}
+
+func TestABidOutOfABrowsersPOSTIsNotTaken(t *testing.T) {
+	addr, _ := start(t, time.Hour)
+	for _, header := range []string{"POST / HTTP/1.1\r\n", "PUT / HTTP/1.1\r\nX: y\r\nhost: x\r\n"} {
+		browser := dial(t, addr)
+		browser.send(header + "\r\nname evil\nbid 1000000")
+		if b, err := io.ReadAll(browser.r); err != nil || strings.Contains(string(b), "welcome") {
+			t.Errorf("%q, %v; want the end", b, err)
+		}
+	}
+	ann := dial(t, addr)
+	ann.send("name ann")
+	ann.expect("welcome, ann", "no bid yet")
+}
+
+// What nc -N does: the questions, the end, and then all answers and the other end are waited for.
+func TestWhoHalfClosesGetsEveryAnswerAndTheEnd(t *testing.T) {
+	addr, _ := start(t, time.Hour)
+	ann := dial(t, addr)
+	if _, err := io.WriteString(ann, "name ann\nbid 3\nbest"); err != nil { // a last line needs no newline
+		t.Fatal(err)
+	}
+	if err := ann.Conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	ann.expect("welcome, ann", "no bid yet", "yours is the best", "best: 3 by ann")
+	if _, err := ann.r.ReadByte(); err != io.EOF {
+		t.Errorf("%v, want the end", err)
+	}
+}
+
+// However much a bidder sends, the ticker and the bids of others have their turns.
+func TestEndlessInputHoldsUpNeitherTheTickerNorAnnouncements(t *testing.T) {
+	addr, _ := start(t, 5*time.Millisecond)
+	ann, bob := dial(t, addr), dial(t, addr)
+	bob.send("name bob", "bid 1")
+	bob.expect("welcome, bob", "no bid yet")
+	ann.send("name ann")
+	ann.expect("welcome, ann")
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(done)
+	wg.Add(1)
+	go func() { // empty lines have no answer, so nothing but their reading slows them down
+		defer wg.Done()
+		block := make([]byte, 256<<10)
+		for i := range block {
+			block[i] = '\n'
+		}
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				if _, err := ann.Write(block); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	}()
+	for i := 2; i < 12; i++ {
+		bob.send(fmt.Sprint("bid ", i))
+		ticks := 0
+		for want := fmt.Sprintf("best: %d by bob\n", i); ticks < 5; {
+			line, err := ann.r.ReadString('\n')
+			if err != nil {
+				t.Fatalf("bid %d, tick %d: %v", i, ticks, err)
+			}
+			if line == want {
+				ticks++
+			}
+		}
+	}
+}
+
+// Who asks and does not read is held back, and gets every answer later.
+func TestAnswersWaitForWhoDoesNotRead(t *testing.T) {
+	addr, _ := start(t, time.Millisecond)
+	ann := dial(t, addr)
+	ann.send("name ann", "bid 7")
+	questions := []byte(strings.Repeat("nonsense\nbid x\n", 1000))
+	times, rest := 0, []byte(nil)
+	for rest == nil {
+		if times > 10_000 {
+			t.Fatal("the server takes everything")
+		}
+		_ = ann.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+		n, err := ann.Write(questions)
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if times++; err != nil {
+			rest = questions[n:]
+		}
+	}
+	_ = ann.SetDeadline(time.Now().Add(30 * time.Second))
+	sent := make(chan error, 1)
+	go func() {
+		_, err := ann.Write(append(rest, "quit\n"...))
+		sent <- errors.Join(err, ann.Conn.(*net.TCPConn).CloseWrite())
+	}()
+	answers := 0
+	for {
+		line, err := ann.r.ReadString('\n')
+		if err == io.EOF && line == "" {
+			break
+		} else if err != nil {
+			t.Fatalf("%q, %v behind %d answers", line, err, answers)
+		}
+		switch line {
+		case "name NAME, bid N, best, quit\n", "bid what?\n":
+			answers++
+		}
+	}
+	if answers != 2000*times {
+		t.Errorf("%d answers, want %d", answers, 2000*times)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
 }

@@ -1,0 +1,5 @@
+//go:build long
+
+package tcpio
+
+const longTests = true

@@ -1,0 +1,217 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// endedBy fails the test unless the next connection that ended was ended by the named limit.
+func endedBy(t *testing.T, ended <-chan *tcpio.Conn, want string) {
+	t.Helper()
+	var limit *tcpio.LimitError
+	if err := receive(t, "Closed", ended).Err(); !errors.As(err, &limit) || limit.Limit != want {
+		t.Errorf("Err is %v, want the %s limit", err, want)
+	}
+}
+
+// repeat calls f in an interval until it fails, which it does when its connection has been closed.
+func repeat(t *testing.T, interval time.Duration, f func() error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for f() == nil {
+			time.Sleep(interval)
+		}
+	}()
+	t.Cleanup(func() { <-done })
+}
+
+// Neither a byte of a record, nor records without data, nor key updates are what ReadTimeout waits for, and none of them is
+// activity to IdleTimeout, however often they come.
+func TestTLSLimitsCountPlainText(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		send func(w *recordWriter, i int) []byte
+	}{
+		{"a record byte by byte", func() func(*recordWriter, int) []byte {
+			var rec []byte
+			return func(w *recordWriter, i int) []byte {
+				if rec == nil {
+					rec = w.record(recData, make([]byte, 16000))
+				}
+				return rec[i : i+1]
+			}
+		}()},
+		{"records without data", func(w *recordWriter, i int) []byte {
+			if i >= 16 {
+				return nil // crypto/tls takes no more
+			}
+			return w.record(recData, nil)
+		}},
+		{"key updates", func(w *recordWriter, i int) []byte {
+			if i >= 16 {
+				return nil
+			}
+			return w.keyUpdate(1, 1)
+		}},
+	} {
+		for _, limit := range []string{"read", "idle"} {
+			for _, route := range []string{"actor", "nobody reads"} {
+				t.Run(tt.name+", "+limit+", "+route, func(t *testing.T) {
+					opts := tcpio.ListenerOptions{CloseTimeout: 20 * time.Millisecond}
+					if limit == "read" {
+						opts.ReadTimeout = 60 * time.Millisecond
+					} else {
+						opts.IdleTimeout = 60 * time.Millisecond
+					}
+					l, ended := tlsServe(t, opts, func(ev tcpio.Event) error {
+						if route == "actor" {
+							return tlsEcho(ev)
+						}
+						return nil
+					})
+					w, _ := dialRecords(t, l)
+					var sent atomic.Int64
+					repeat(t, 40*time.Millisecond, func() error {
+						b := tt.send(w, int(sent.Load()))
+						if b == nil {
+							return net.ErrClosed
+						}
+						sent.Add(1)
+						_, err := w.raw.Write(b)
+						return err
+					})
+					endedBy(t, ended, limit)
+					if n := sent.Load(); n >= 16 { // which took 640 ms
+						t.Errorf("the limit of 60 ms came behind %d writes", n)
+					}
+					w.raw.Close()
+				})
+			}
+		}
+	}
+}
+
+// Data that waits for its reader holds ReadTimeout up, and is activity to IdleTimeout once; nothing of it is lost.
+func TestTLSPlainTextThatWaitsHoldsUpReadTimeout(t *testing.T) {
+	conns := make(chan *tcpio.Conn, 1)
+	l, ended := tlsServe(t, tcpio.ListenerOptions{ReadTimeout: 40 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
+		func(ev tcpio.Event) error {
+			if o, ok := ev.(tcpio.Opened); ok {
+				conns <- o.Conn
+			}
+			return nil
+		})
+	c := tlsDial(t, l, clientTLS())
+	sc := receive(t, "Opened", conns)
+	want := pattern(50000)
+	send(t, c, want)
+	quiet := tlsDial(t, l, clientTLS()) // whose limit passes later
+	endedBy(t, ended, "read")
+	quiet.Close()
+	wantRead(t, sc, string(want))
+	c.Close()
+}
+
+func TestTLSUnreadPlainTextDoesNotKeepAnIdleConnection(t *testing.T) {
+	l, ended := tlsServe(t, tcpio.ListenerOptions{IdleTimeout: 40 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
+		func(tcpio.Event) error { return nil })
+	c := tlsDial(t, l, clientTLS())
+	send(t, c, pattern(50000))
+	endedBy(t, ended, "idle")
+}
+
+// Within its handshake a connection has HandshakeTimeout alone; the other limits begin behind it.
+func TestTLSLimitsBeginBehindTheHandshake(t *testing.T) {
+	cert, _ := testPKI()
+	config := &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		time.Sleep(100 * time.Millisecond)
+		return &cert, nil
+	}}
+	l, ended := tlsServe(t, tcpio.ListenerOptions{TLSConfig: config, IdleTimeout: 50 * time.Millisecond, ReadTimeout: 50 * time.Millisecond,
+		CloseTimeout: 20 * time.Millisecond}, tlsEcho)
+	c := tlsDial(t, l, clientTLS())
+	tlsPing(t, c)
+	endedBy(t, ended, "idle")
+}
+
+// Urgent data is no byte that anybody can read, and no activity.
+func TestLimitsDoNotCountUrgentData(t *testing.T) {
+	for _, limit := range []string{"read", "idle"} {
+		t.Run(limit, func(t *testing.T) {
+			opts := tcpio.ListenerOptions{CloseTimeout: 20 * time.Millisecond}
+			if limit == "read" {
+				opts.ReadTimeout = 60 * time.Millisecond
+			} else {
+				opts.IdleTimeout = 60 * time.Millisecond
+			}
+			ended := make(chan *tcpio.Conn, 1)
+			opts.Actor = func(*tcpio.Conn) tcpio.Actor {
+				return tcpio.ActorFunc(func(ev tcpio.Event) error {
+					if c, ok := ev.(tcpio.Closed); ok {
+						ended <- c.Conn
+					}
+					return tlsEcho(ev)
+				})
+			}
+			l := hookServe(t, opts)
+			c := hookDial(t, l)
+			rc, err := c.(*net.TCPConn).SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			repeat(t, 5*time.Millisecond, func() (err error) {
+				if cerr := rc.Control(func(fd uintptr) { err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB|unix.MSG_NOSIGNAL, nil) }); cerr != nil {
+					return cerr
+				}
+				return err
+			})
+			endedBy(t, ended, limit)
+			c.Close()
+		})
+	}
+}
+
+// A frame that Frames has begun is complete in time when its rest has arrived, read or not; bytes that are no plain text
+// do not complete it.
+func TestTLSReadTimeoutOfAFrame(t *testing.T) {
+	frames := make(chan string, 10)
+	l, ended := tlsServe(t, tcpio.ListenerOptions{ReadTimeout: 60 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
+		func(ev tcpio.Event) error {
+			if r, ok := ev.(tcpio.Readable); ok {
+				for line, err := range r.Conn.Frames(bufio.ScanLines) {
+					if err != nil {
+						return nil
+					}
+					frames <- string(line)
+				}
+			}
+			return nil
+		})
+	w, _ := dialRecords(t, l)
+	w.send(w.record(recData, []byte("first\nbeg")))
+	if got := receive(t, "a frame", frames); got != "first" {
+		t.Errorf("got %q", got)
+	}
+	w.send(w.record(recData, nil), w.keyUpdate(1, 1), w.record(recData, []byte("in\nunfinished")))
+	if got := receive(t, "a frame", frames); got != "begin" {
+		t.Errorf("got %q", got)
+	}
+	repeat(t, 40*time.Millisecond, func() error {
+		_, err := w.raw.Write(w.keyUpdate(1, 1))
+		return err
+	})
+	endedBy(t, ended, "read")
+	w.raw.Close()
+}

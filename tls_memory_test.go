@@ -1,0 +1,123 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"crypto/tls"
+	"runtime"
+	"runtime/debug"
+	"testing"
+	"time"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// heapInUse is the live heap behind a collection that empties pools too.
+func heapInUse() int64 {
+	for range 3 {
+		runtime.GC()
+	}
+	debug.FreeOSMemory()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// What stays on an idle connection is what crypto/tls keeps of the largest record it has seen, and of an unfinished record
+// about as much as has come of it. The figures are in doc.go; the log has today's.
+func TestTLSMemoryOfAnIdleConnectionIsBounded(t *testing.T) {
+	const conns = 50
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		for _, tt := range []struct {
+			name  string
+			data  int    // bytes of plain text
+			raw   []byte // behind them, as they are
+			bound int64  // bytes a connection, above one that is idle behind its handshake
+		}{
+			{"a message of 5 bytes", 5, nil, 2 << 10},
+			{"the header of a record of 16 KiB", 0, []byte{23, 3, 3, 0x40, 0x10}, 2 << 10},
+			{"an upload of 1 MiB", 1 << 20, nil, 36 << 10},
+			{"an upload, and all of a record but its end", 1 << 20, append([]byte{23, 3, 3, 0x40, 0x10}, make([]byte, 16000)...), 56 << 10},
+		} {
+			t.Run(tls.VersionName(version)+", "+tt.name, func(t *testing.T) {
+				if testing.Short() {
+					t.Skip()
+				}
+				p := make([]byte, 64<<10)
+				l := startStream(t, tcpio.ListenerOptions{TLSConfig: serverTLS()}, func(ev tcpio.Event) {
+					if r, ok := ev.(tcpio.Readable); ok {
+						if _, err := r.Conn.TryRead(p); err != nil && err != tcpio.ErrWouldBlock {
+							r.Conn.Close()
+						}
+					}
+				})
+				config := clientTLS()
+				config.MinVersion, config.MaxVersion = version, version
+				// The ends of a connection are in one process, so that only what comes on top is told apart.
+				var clients []*tls.Conn
+				upload := make([]byte, tt.data)
+				for range conns {
+					c := tlsDial(t, l, config)
+					send(t, c, []byte("x"))
+					clients = append(clients, c)
+				}
+				served := func(n int) func() bool {
+					return func() bool { return l.Stats().BytesIn >= uint64(n) }
+				}
+				base := l.Stats().BytesIn
+				waitFor(t, "the first bytes", served(int(base)))
+				before := heapInUse()
+				base = l.Stats().BytesIn
+				for _, c := range clients {
+					if tt.data > 0 {
+						send(t, c, upload)
+					}
+					send(t, c.NetConn(), tt.raw)
+				}
+				waitFor(t, "the bytes", served(int(base)+conns*(tt.data+len(tt.raw))))
+				got := (heapInUse() - before) / conns
+				t.Logf("%d bytes more a connection", got)
+				if got > tt.bound {
+					t.Errorf("%d bytes more stay on a connection, want %d at most", got, tt.bound)
+				}
+				runtime.KeepAlive(clients)
+				runtime.KeepAlive(upload)
+			})
+		}
+	}
+}
+
+// An unfinished message costs what it is long, up to two records of the largest size; a third ends the connection.
+func TestTLSMemoryOfAnUnfinishedMessageIsBounded(t *testing.T) {
+	const conns = 20
+	l, _ := tlsServe(t, tcpio.ListenerOptions{CloseTimeout: 20 * time.Millisecond}, tlsEcho)
+	var writers []*recordWriter
+	for range conns {
+		w, c := dialRecords(t, l)
+		tlsPing(t, c)
+		w.use(w.secret)
+		w.seq = 1 // behind the client's own
+		writers = append(writers, w)
+	}
+	before, in := heapInUse(), l.Stats().BytesIn
+	sent := 0
+	for _, w := range writers {
+		msg := append([]byte{11, 3, 0, 0}, make([]byte, 15<<10)...)
+		b := append(w.record(recHandshake, msg), w.record(recHandshake, msg)...)
+		sent += len(b)
+		w.send(b)
+	}
+	waitFor(t, "the records", func() bool { return l.Stats().BytesIn == in+uint64(sent) })
+	got := (heapInUse() - before) / conns
+	t.Logf("%d bytes more a connection", got)
+	if got > 66<<10 {
+		t.Errorf("%d bytes stay on a connection for an unfinished message", got)
+	}
+	if l.Len() != conns {
+		t.Errorf("%d connections are left of %d", l.Len(), conns)
+	}
+	for _, w := range writers {
+		w.send(w.record(recHandshake, []byte{0}))
+	}
+	waitFor(t, "the ends of all of them", func() bool { return l.Len() == 0 })
+}

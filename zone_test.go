@@ -1,0 +1,257 @@
+//go:build linux
+
+package tcpio
+
+import (
+	"context"
+	"errors"
+	"go/ast"
+	"go/parser"
+	gotoken "go/token"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A look at the interfaces is a conversation with the kernel by netlink that takes as long as there are interfaces. None is
+// made by this package, so none is made under a lock.
+func TestNobodyAsksNetlinkForTheNameOfAZone(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	fset := gotoken.NewFileSet()
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(fset, name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			s, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if p, ok := s.X.(*ast.Ident); ok && p.Name == "net" && strings.HasPrefix(s.Sel.Name, "Interface") ||
+				ok && p.Name == "unix" && s.Sel.Name == "AF_NETLINK" {
+				t.Errorf("%s: %s.%s", fset.Position(n.Pos()), p.Name, s.Sel.Name)
+			}
+			return true
+		})
+	}
+}
+
+func TestAZoneHasItsInterfacesName(t *testing.T) {
+	ifs, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6, unix.AF_UNIX} {
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			continue // no such family here
+		}
+		defer unix.Close(fd)
+		for _, i := range ifs {
+			z := sysZone(fd, uint32(i.Index))
+			if got := z.nameOf(uint32(i.Index)); got != i.Name {
+				t.Errorf("family %d, index %d: %q, want %q", family, i.Index, got, i.Name)
+			}
+			if got := z.nameOf(1 << 30); got != "1073741824" {
+				t.Errorf("another zone: %q", got)
+			}
+			if got := z.nameOf(0); got != "" {
+				t.Errorf("no zone: %q", got)
+			}
+		}
+		if got := sysZone(fd, 1<<30).name; got != "1073741824" {
+			t.Errorf("family %d, no such interface: %q, want its index", family, got)
+		}
+	}
+}
+
+// linkLocal runs f in a network namespace with the addresses fe80::1 and fe80::2 on an interface tcpio0. Sockets that f
+// opens on its own goroutine are there.
+func linkLocal(t *testing.T, f func(t *testing.T)) {
+	ip, err := exec.LookPath("ip")
+	if err != nil || os.Geteuid() != 0 {
+		t.Skip("needs root and ip(8)")
+	}
+	done := make(chan string, 1)
+	go func() {
+		skipped := "the test ended early"
+		defer func() { done <- skipped }()
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			skipped = "no network namespace: " + err.Error()
+			return
+		}
+		for _, args := range []string{
+			"link set lo up",
+			"link add tcpio0 index 4711 type bridge", // an index that no other namespace has: package net keeps names
+			"link set tcpio0 up",
+			"addr add fe80::1/64 dev tcpio0 nodad",
+			"addr add fe80::2/64 dev tcpio0 nodad",
+			"addr add fd00::1/64 dev tcpio0 nodad",
+		} {
+			if out, err := exec.Command(ip, strings.Fields(args)...).CombinedOutput(); err != nil {
+				skipped = "ip " + args + ": " + err.Error() + ": " + string(out)
+				return
+			}
+		}
+		skipped = ""
+		f(t)
+	}()
+	if skipped := receive(t, "the end in the namespace", done); skipped != "" && !t.Failed() {
+		t.Skip(skipped)
+	}
+}
+
+// To see it fail: leave the zone's name to sysLocalAddr without one.
+func TestLinkLocalAddressesAreThePackageNets(t *testing.T) {
+	for _, listenAt := range []string{"[fe80::1%tcpio0]:0", "[::]:0"} {
+		t.Run(listenAt, func(t *testing.T) {
+			linkLocal(t, func(t *testing.T) { linkLocalAddresses(t, listenAt) })
+		})
+	}
+}
+
+func linkLocalAddresses(t *testing.T, listenAt string) {
+	asked := make(chan netip.AddrPort, 8)
+	o := ListenerOptions{Network: "tcp6", Addr: listenAt, MaxConnsPerIP: 10, Admit: func(ap netip.AddrPort) error {
+		asked <- ap
+		return nil
+	}}
+	l, err := Listen(&o)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	events := l.Events()
+	served := make(chan error, 1)
+	go func() { served <- l.Serve(context.Background()) }()
+	defer func() {
+		go l.Close()
+		for range events {
+		}
+		<-served
+	}()
+	port := l.Addr().(*net.TCPAddr).Port
+	check := func(what string, got, want net.Addr) {
+		t.Helper()
+		g, _ := got.(*net.TCPAddr)
+		w, _ := want.(*net.TCPAddr)
+		if g == nil || w == nil || !g.IP.Equal(w.IP) || g.Port != w.Port || g.Zone != w.Zone || g.String() != w.String() {
+			t.Errorf("%s: %v, the package net has %v", what, got, want)
+		}
+	}
+	next := func() Event {
+		select {
+		case ev := <-events:
+			return ev
+		case <-time.After(testLimit):
+			t.Error("no event")
+			return nil
+		}
+	}
+	opened := func() *Conn {
+		t.Helper()
+		o, ok := next().(Opened)
+		if !ok {
+			t.Error("no Opened")
+			runtime.Goexit()
+		}
+		return o.Conn
+	}
+	throughLife := func(what string, c *Conn, local, remote net.Addr) {
+		t.Helper()
+		check(what+", local", c.LocalAddr(), local)
+		check(what+", remote", c.RemoteAddr(), remote)
+		var oe *net.OpError
+		if err := c.opError("read", unix.EIO); !errors.As(err, &oe) {
+			t.Error(err)
+		} else {
+			check(what+", an error's source", oe.Source, local)
+			check(what+", an error's peer", oe.Addr, remote)
+		}
+		c.Abort()
+		if _, ok := next().(Closed); !ok {
+			t.Error("no Closed")
+		}
+		check(what+", closed, local", c.LocalAddr(), local)
+		check(what+", closed, remote", c.RemoteAddr(), remote)
+	}
+	for _, from := range []*net.TCPAddr{
+		{IP: net.ParseIP("fe80::2"), Zone: "tcpio0"},
+		{IP: net.ParseIP("fd00::1")},
+	} {
+		d := net.Dialer{LocalAddr: from, Timeout: testLimit}
+		to := net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: port, Zone: "tcpio0"}
+		peer, err := d.Dial("tcp6", to.String())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		c := opened()
+		if ap := <-asked; ap != peer.LocalAddr().(*net.TCPAddr).AddrPort() {
+			t.Errorf("Admit got %v of %v", ap, peer.LocalAddr())
+		}
+		local := peer.RemoteAddr()
+		if from.Zone == "" && listenAt[1] == ':' { // the kernel keeps no zone of it, and the package net has none to show
+			local = &net.TCPAddr{IP: to.IP, Port: port}
+		}
+		throughLife("accepted from "+from.String(), c, local, peer.LocalAddr())
+		peer.Close()
+	}
+
+	ln, err := net.Listen("tcp6", "[fe80::1%tcpio0]:0")
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer ln.Close()
+	c, err := l.DialWith(context.Background(), &net.Dialer{
+		LocalAddr: &net.TCPAddr{IP: net.ParseIP("fe80::2"), Zone: "tcpio0"},
+	}, "tcp6", ln.Addr().String())
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	nc, err := ln.Accept()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	opened()
+	throughLife("dialled", c, nc.RemoteAddr(), nc.LocalAddr())
+	nc.Close()
+
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("fe80::2"), Zone: "tcpio0"}, Timeout: testLimit}
+	peer, err := d.Dial("tcp6", ln.Addr().String())
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer peer.Close()
+	if nc, err = ln.Accept(); err != nil {
+		t.Error(err)
+		return
+	}
+	local, remote := nc.LocalAddr(), nc.RemoteAddr()
+	if c, err = l.Adopt(nc); err != nil {
+		t.Error(err)
+		return
+	}
+	opened()
+	throughLife("adopted", c, local, remote)
+}
