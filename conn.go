@@ -226,8 +226,8 @@ func (c *Conn) RemoteAddr() net.Addr {
 	return net.TCPAddrFromAddrPort(c.peer.addrPort(""))
 }
 
-// String names the connection in a log, by its ID and its peer: "conn 12, 127.0.0.1:5555", or "conn 12, unix". It takes no
-// lock, makes no system call, and works after the connection closed and on a nil Conn.
+// String names the connection in a log, by its ID and its peer: "conn 12, 127.0.0.1:5555", or "conn 12, unix".
+// It takes no lock, makes no system call, and works after the connection closed and on a nil Conn.
 func (c *Conn) String() string {
 	if c == nil {
 		return "no conn"
@@ -239,8 +239,8 @@ func (c *Conn) String() string {
 	return "conn " + strconv.FormatUint(c.id, 10) + ", " + peer
 }
 
-// LogValue is the connection as a group of attributes for log/slog: id, peer and local, the addresses as RemoteAddr and
-// LocalAddr return them. It works after the connection closed.
+// LogValue is the connection as a group of attributes for log/slog: id, peer and local, the addresses as
+// RemoteAddr and LocalAddr return them. It works after the connection closed.
 func (c *Conn) LogValue() slog.Value {
 	if c == nil || c.lp == nil {
 		return slog.StringValue(c.String())
