@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"time"
 )
 
 // A frameBuffer is input that Frames has read and not yet handed out: a partial frame, or whole ones after a break. It
@@ -44,15 +45,17 @@ func (f *frameBuffer) drop(l *Listener) {
 var errFramesBusy = errors.New("tcpio: Conn.Frames: an iteration is running already")
 
 const (
-	// An iteration hands out so many frames, or bytes of them, and leaves the rest to the next: a peer that never stops sending
-	// would keep its consumer from all others.
-	framesMost     = 128
+	// An iteration hands out so many frames, or bytes of them, or goes on for so long, and leaves the rest to the next: a peer that
+	// never stops sending would keep its consumer from all others.
+	framesMost     = 1024
 	frameBytesMost = 256 << 10
+	frameTimeMost  = 10 * time.Millisecond
+	framesLook     = 16 // frames between two looks at the clock
 )
 
 // Frames iterates over the complete frames of what is readable, as split cuts them, without blocking. It ends by itself
 // when no whole frame is left: a partial one is kept, in a pooled buffer, and a Readable follows when more has arrived. It also
-// ends behind 128 frames, or 256 KiB of them, so that a peer that never stops sending leaves others their turn, and behind a
+// ends behind 1,024 frames, 256 KiB of them, or 10 ms, so that a peer that never stops sending leaves others their turn, and behind a
 // break: the rest is kept and a Readable follows at once. What is kept comes first in a later TryRead or Read. A connection
 // that has no route yet gets no Readable: its frames are handed out until none is left.
 //
@@ -77,9 +80,10 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 			defer c.failFrames(err) // also when the body panics
 			yield(nil, err)         // it may still write what is wrong
 		}
-		empty, frames, size := 0, 0, 0
+		empty, frames, size, start := 0, 0, 0, now()
 		for {
-			if (frames >= framesMost || size >= frameBytesMost) && c.leaveFrames() {
+			late := frames%framesLook == framesLook-1 && now()-start >= int64(frameTimeMost)
+			if (late || frames >= framesMost || size >= frameBytesMost) && c.leaveFrames() {
 				return
 			}
 			data, atEOF, err := c.frameData()

@@ -212,7 +212,7 @@ func TestAnIterationOfFramesEndsWhileThePeerGoesOn(t *testing.T) {
 			if err != nil || !bytes.HasPrefix([]byte("a line"), line) && string(line) != "a line" {
 				t.Fatalf("%q, %v", line, err)
 			}
-			if frames++; frames > 1000 {
+			if frames++; frames > 1024 {
 				t.Fatal("the iteration goes on")
 			}
 		}

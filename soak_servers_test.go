@@ -386,7 +386,7 @@ func (srv *soakServer) frames(o *tcpio.ListenerOptions) func(*tcpio.Listener) {
 			for line, err := range r.Conn.Frames(splitLines) {
 				switch {
 				case errors.Is(err, io.ErrUnexpectedEOF):
-					return nil // a client that has quit inside a line
+					return io.EOF // a client that has quit inside a line
 				case err != nil:
 					return r.Conn.Data().(*soakConn).over(r.Conn, err)
 				}
