@@ -385,7 +385,9 @@ func TestTLSOnTheOtherRoutes(t *testing.T) {
 		go func() { done <- l.Serve(context.Background()) }()
 		go func() {
 			for ev := range events {
-				if err := tlsEcho(ev); err != nil {
+				if err := tlsEcho(ev); err == io.EOF {
+					tcpio.ConnOf(ev).Close()
+				} else if err != nil {
 					t.Error(err)
 				}
 			}
