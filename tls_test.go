@@ -386,7 +386,7 @@ func TestTLSOnTheOtherRoutes(t *testing.T) {
 		go func() {
 			for ev := range events {
 				if err := tlsEcho(ev); err == io.EOF {
-					tcpio.ConnOf(ev).Close()
+					ev.(tcpio.Readable).Conn.Close()
 				} else if err != nil {
 					t.Error(err)
 				}
