@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -223,6 +224,29 @@ func (c *Conn) RemoteAddr() net.Addr {
 		return &net.UnixAddr{Name: "@", Net: "unix"}
 	}
 	return net.TCPAddrFromAddrPort(c.peer.addrPort(""))
+}
+
+// String names the connection in a log, by its ID and its peer: "conn 12, 127.0.0.1:5555", or "conn 12, unix".
+// It takes no lock, makes no system call, and works after the connection closed and on a nil Conn.
+func (c *Conn) String() string {
+	if c == nil {
+		return "no conn"
+	}
+	peer := "unix" // not its name, which the peer chooses
+	if c.peer.isIP {
+		peer = c.RemoteAddr().String()
+	}
+	return "conn " + strconv.FormatUint(c.id, 10) + ", " + peer
+}
+
+// LogValue is the connection as a group of attributes for log/slog: id, peer and local, the addresses as
+// RemoteAddr and LocalAddr return them. It works after the connection closed.
+func (c *Conn) LogValue() slog.Value {
+	if c == nil || c.lp == nil {
+		return slog.StringValue(c.String())
+	}
+	return slog.GroupValue(slog.Uint64("id", c.id),
+		slog.String("peer", c.RemoteAddr().String()), slog.String("local", c.LocalAddr().String()))
 }
 
 // LocalAddr returns the local address, a *net.TCPAddr or *net.UnixAddr, as RemoteAddr does. It works after the connection

@@ -14,28 +14,31 @@ func (l *Listener) Dial(ctx context.Context, network, address string) (*Conn, er
 	return l.DialWith(ctx, d, network, address)
 }
 
-// DialWith connects to address by d, on "tcp", "tcp4", "tcp6" or "unix", and then serves the connection on l's loops beside
-// the accepted ones. It is a method of its own beside Dial, and takes the package net's options as they are, so that
-// whatever a net.Dialer can do holds here: source address, Resolver, Timeout, Deadline, Cancel, FallbackDelay, Control.
+// DialWith connects to address with d, on "tcp", "tcp4", "tcp6" or "unix", and then serves the connection
+// on l's loops beside the accepted ones. Every field of a net.Dialer has its effect: source address,
+// Resolver, Timeout, Deadline, Cancel, FallbackDelay, Control.
 //
-// TCP_NODELAY, KeepAlive and UserTimeout are set as on accepted connections, behind d's Control or ControlContext, with
-// two exceptions. A KeepAlive that is not zero, or an enabled KeepAliveConfig, holds in place of l's. A TCP_USER_TIMEOUT
-// that Control has set stays. An error of Control's ends the attempt and is in what DialWith returns. Multipath TCP is
-// used if d says so (net.Dialer.SetMultipathTCP); where it lacks one of l's options the connection goes without. d is
-// neither changed nor kept, and may be used elsewhere at the same time; nil is the zero Dialer.
+// TCP_NODELAY, KeepAlive and UserTimeout are set as on accepted connections, behind d's Control or
+// ControlContext, with two exceptions. A KeepAlive that is not zero, or an enabled KeepAliveConfig, holds
+// in place of l's. A TCP_USER_TIMEOUT that Control has set stays. An error of Control's ends the attempt
+// and is in what DialWith returns. Multipath TCP is used if d says so (net.Dialer.SetMultipathTCP); where
+// it lacks one of l's options the connection goes without. d is neither changed nor kept, and may be used
+// elsewhere at the same time; nil is the zero Dialer.
 //
-// DialWith blocks until the connection is established, ctx ends, or l has stopped. A handler may call it, as it may block,
-// but for hooks that must not (Admit, Actor).
+// DialWith blocks until the connection is established, ctx ends, or l has stopped. An actor may call it,
+// since it may block; the hooks Admit and Actor must not.
 //
-// Where Events or Streams decides where events go, the connection's go there too, Opened first. Elsewhere the connection
-// is the caller's, like one that NetListener hands out: a plain blocking net.Conn that has no events and no EOFTimeout, until
-// Conn.Attach or Conn.Events gives it a route, which begins with Opened.
+// If the events of accepted connections go to Events or Streams, those of this one do too, Opened first.
+// Otherwise it has no route, like a connection that NetListener hands out: it is a plain blocking net.Conn
+// without events and without EOFTimeout, until Conn.Attach or Conn.Events gives it a route, which begins with
+// Opened.
 //
-// What decides about accepted connections leaves it alone: Actor, OnConnEvent, the bounds on who is served (but it counts
-// for MaxConns), and TLSConfig, which is a server's: a dialled connection is plain.
+// The options for accepted connections have no effect on it: Actor, OnConnEvent, the bounds on which
+// connections are served (but it counts for MaxConns), and TLSConfig, which is a server's: a dialled
+// connection is plain.
 //
-// Serve must be running. Errors are *net.OpError: around net.ErrClosed once l is stopping, otherwise what net.Dialer
-// returns, whose Timeout tells that ctx had a deadline.
+// Serve must be running. Errors are *net.OpError: around net.ErrClosed once l is stopping, otherwise what
+// net.Dialer returns, whose Timeout tells that ctx had a deadline.
 func (l *Listener) DialWith(ctx context.Context, d *net.Dialer, network, address string) (*Conn, error) {
 	fail := func(err error) (*Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: err}

@@ -1,5 +1,6 @@
-// Package tcpio is a TCP server library for Linux: an epoll loop turns readiness into typed events on a Go channel, every
-// connection has an actor's mailbox, and an idle connection keeps neither a goroutine nor a buffer.
+// Package tcpio is a TCP server library for Linux. A few epoll loops serve all connections, and
+// deliver what happens on them as typed events: on Go channels, or to a handler for each
+// connection. An idle connection costs neither a goroutine nor a buffer.
 //
 //	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: ":8080"})
 //	...
@@ -18,40 +19,61 @@
 //	})
 //	err = g.Wait()
 //
+// The package's examples (example_test.go) show each route, and what goes with it.
+//
 // # Routes
 //
-// A connection's events take one of three routes, under one contract:
+// A route is the way by which a connection's events reach your code. There are three, and the same
+// rules hold on each:
 //
-//   - The stream: [Listener.Events], or [Listener.Streams] with a channel for each loop. For a goroutine that owns all
-//     the state, alone or in a select beside other channels.
-//   - A mailbox of its own: [Conn.Events] claims the connection for a goroutine with a select of its own.
-//   - An actor: [ListenerOptions].Actor for every connection or [Conn.Attach] for one. The loop runs it, without a goroutine
-//     of its own, and it may block.
+//   - The stream: a channel with the events of all connections, [Listener.Events], or one for each
+//     loop, [Listener.Streams]. Take it when one goroutine can own all the state and does not
+//     block, alone or in a select with other channels.
+//   - A mailbox: a channel with the events of one connection. [Conn.Events] claims the connection
+//     for the goroutine that receives from it. Take it when a session needs a goroutine and a
+//     select of its own.
+//   - An actor: a loop calls its Receive with the connection's events, one at a time; see [Actor].
+//     [ListenerOptions].Actor returns the actor of each new connection, [Conn.Attach] sets that of
+//     one. Take it when state belongs to a connection, or when a handler blocks. An actor has no
+//     goroutine while it has no event.
+//
+// [Conn.Post], [Conn.Ask] and [Conn.After] send a value to a connection from any goroutine; it
+// arrives as a [Message] on the connection's route. A Conn is a net.Conn too: its blocking methods
+// block the caller, not the loops. For code that is written for the package net,
+// [Listener.NetListener] hands out connections without a route.
 //
 // # Events
 //
-// For one connection and one route: [Opened] first, exactly once; then [Readable], [Writable], [Message] and [Draining];
-// [Closed] last, exactly once. Nothing of a connection comes after its Closed, whatever becomes of its descriptor number. Between
-// connections there is no order. When a connection changes its route, what is already in the old channel comes out
-// there, and the new route begins behind it.
+// The events of one connection on one route have an order: [Opened] first, exactly once; then any
+// of [Readable], [Writable], [Message] and [Draining]; [Closed] last, exactly once. No event of a
+// connection follows its Closed, also when the system gives its descriptor number to another
+// connection. Events of different connections have no order. When a connection changes its route,
+// events that are already in the old channel are received there, and those behind them on the new
+// route.
 //
-// Readable is level-triggered to the user although epoll is edge-triggered underneath: a read that filled its buffer is
-// followed by another Readable, unless one is still in the channel; after a shorter one the next Readable comes when the peer
-// has sent more. There is never more than one of a connection in a channel, and none behind an io.EOF that was returned. A
-// consumer that does not read gets no further Readable: that is how a connection is paused. Its bytes then stay in the kernel,
-// and the peer is held back by TCP flow control.
+// Readable is level-triggered, although tcpio uses epoll edge-triggered: after a read that filled
+// its buffer another Readable follows, unless one is still in the channel; after a shorter read the
+// next one follows when the peer has sent more. A channel holds at most one Readable of a
+// connection, and none once a read has returned io.EOF. To pause a connection, do not read: no
+// further Readable comes, its bytes stay in the kernel, and TCP flow control holds the peer back.
 //
 // # Slow peers and slow consumers
 //
-// Output that the socket does not take is queued up to WriteBuffer bytes; past that [Conn.TryWrite] refuses with
-// [ErrWouldBlock] and a Writable follows when the queue has fallen to half. MaxBuffered bounds all queues together. A consumer that does not receive makes the
-// stream full: then reading and accepting pause, while queued output still goes out, timers run and connections close.
-// Nothing grows meanwhile, and the loops sleep. A mailbox is bounded, and a full one is the poster's [ErrMailboxFull].
+// Output that the socket does not take is queued, up to WriteBuffer bytes for a connection. Beyond
+// that [Conn.TryWrite] takes nothing and returns [ErrWouldBlock]; a Writable follows when the queue
+// has fallen to half. MaxBuffered bounds all queues together.
+//
+// When the consumer of the stream does not receive, the channel fills up. Reading and accepting
+// then pause, while queued output still goes out, timers run and connections close. Nothing grows
+// meanwhile, and the loops sleep. At most MailboxSize posted values wait for a connection; Post
+// refuses more with [ErrMailboxFull].
 //
 // # How a connection ends
 //
-// The peer's end of stream is a result of reading, and closes nothing: a half-closed peer gets its answer, however long that
-// takes. The user closes. One rule holds for every route and for every origin of a connection, accepted, adopted or dialled:
+// Reading returns io.EOF at the peer's end of stream. That closes nothing: a peer that has closed
+// its own direction only (a half-close) still gets its answer, however long that takes. Your code
+// closes the connection. These rules hold on every route, and for connections that were accepted,
+// adopted or dialled:
 //
 //	what happens                    what the connection does                          Err
 //	Close                           flush, FIN, drain, within CloseTimeout            nil, or why output did not go out
@@ -62,68 +84,77 @@
 //	Receive returns another error   Close                                             that error
 //	Receive panics                  reset at once                                     *PanicError
 //	OnConnEvent has read io.EOF     Close                                             nil
-//	a read fails                    released at once                                  the *net.OpError that the read returned
+//	a read fails                    closed at once                                    the *net.OpError that the read returned
 //	a write fails                   reading goes on: what came before is still there  the *net.OpError that the write returned
 //	a time limit                    Close; WriteTimeout: reset                        *LimitError
 //	CloseTimeout, output left       reset                                             ErrCloseTimeout
-//	Hijack                          the descriptor is another's                       ErrHijacked
+//	Hijack                          the caller gets the socket                        ErrHijacked
 //	Shutdown                        Draining, then Close                              as for Close
 //	Listener.Close                  reset at once                                     net.ErrClosed
 //
-// EOFTimeout is a safety net for programs that ignore io.EOF. It waits while output is queued, being written or copied, and
-// while the actor's Receive runs. Connections that NetListener or Dial handed out as net.Conns have none before their first
-// route. When descriptors run out, or MaxConns is reached, the connections that have waited for it longest are closed first.
+// Err is what [Conn.Err] returns after Closed. Close is [Conn.Close]: in the background it sends
+// what is queued (flush), then a FIN, and discards input until the peer's end of stream (drain), so
+// that the peer gets every byte that was accepted.
 //
-// How a direction ended is remembered in one place, whoever met it first: a Try method, a blocking call, a copy, a callback, a raw
-// connection, Hijack. All of them report the same. A reset is never an end of stream on any of them. After the end methods return
-// errors that match net.ErrClosed, and, if the system ended the connection, its error too (errors.Is(err, syscall.ECONNRESET)).
-// A Conn stays valid for ever.
+// EOFTimeout is a safety net for programs that ignore io.EOF. It does not end a connection while
+// output is queued, being written or copied, or while the actor's Receive runs. Connections that
+// NetListener or Dial handed out as net.Conns have none before their first route. When descriptors
+// run out, or MaxConns is reached, the connections that have waited longest for EOFTimeout are
+// closed first.
 //
-// [Conn.Close] flushes, sends a FIN and drains in the background, so that the peer gets every byte that was accepted.
+// tcpio records how each direction ended, whether a Try method, a blocking call, a copy, a
+// callback, a raw connection or Hijack met it first; afterwards all of them report the same, and
+// none reports a reset as an end of stream. Once a connection has ended, its methods return errors
+// that match net.ErrClosed. If the system ended it they match the system's error too:
+// errors.Is(err, syscall.ECONNRESET). A Conn stays valid for ever.
 //
 // # Ownership
 //
-// tcpio never keeps a slice that you pass in. A frame from [Conn.Frames] is valid until the next iteration; copy it to keep it.
-// Until then you may change it in place. Built with -tags tcpiodebug, pooled memory is overwritten when it is given
-// back.
+// tcpio never keeps a slice that you pass in. A frame from [Conn.Frames] is valid until the next
+// iteration; copy it to keep it. Until then you may change it in place. In a build with -tags
+// tcpiodebug, tcpio overwrites pooled memory when it is given back.
 //
 // # Running and stopping
 //
-// [Listener.Serve] belongs in an errgroup: it runs until its ctx ends, or [Listener.Shutdown] or [Listener.Close], and the
-// channels are closed behind the last event, so that range loops end by themselves. Shutdown tells every connection by
-// Draining, gives its handler time to answer what is under way and to say goodbye (DrainTimeout), and closes in order.
-// Shutdown and Close wait for descriptors and not for events; any goroutine may call them, a consumer or a handler too.
-// [Listener.File] hands the listening socket to a successor, as examples/restart does.
+// [Listener.Serve] runs the loops until its ctx ends, or [Listener.Shutdown] or [Listener.Close] is
+// called. Run it in an errgroup beside the consumers: at the end it closes the channels behind
+// their last event, so that range loops end by themselves. Shutdown sends Draining to every
+// connection, gives its handler time to answer what is under way (DrainTimeout), and then closes
+// the connection in order. Shutdown and Close wait until descriptors are closed, not until events
+// are received; any goroutine may call them, also a consumer or a handler. [Listener.File] gives
+// the listening socket to a process that replaces this one, as examples/restart does.
 //
 // # TLS
 //
-// [ListenerOptions].TLSConfig serves TLS with the standard crypto/tls, and [Conn.StartTLS] upgrades one connection. A
-// handshake has a goroutine for as long as it lasts, from its first whole record on; afterwards an idle connection has none.
-// Everything else works as without TLS, on plain text. Half of the processors compute handshakes at once, so that
-// established connections keep theirs; of the clients that wait, the newest is served first, and for one that has hung up
-// nothing is computed.
+// [ListenerOptions].TLSConfig serves TLS with the standard crypto/tls, and [Conn.StartTLS] upgrades
+// one connection. A handshake has a goroutine from its first whole record to its end; afterwards an
+// idle connection has none. Everything else works as without TLS, on plain text. At most half of
+// the processors compute handshakes at once, so that established connections keep theirs. Of the
+// clients that wait, the newest is served first, and one that has hung up is not served.
 //
-// A read takes in at most 64 records; a Readable announces the rest. A peer may send 18 KiB of records in a row that bring
-// no data; more of them end the connection.
+// One read takes in at most 64 records; a Readable announces the rest. When a peer sends more than
+// 18 KiB of records in a row that bring no data, its connection is closed.
 //
-// Memory: crypto/tls keeps, on an idle connection too, a buffer that has room for the largest record it has seen, under
-// 1 KiB for small messages, and 18 to 34 KiB once a record of 16 KiB has come (it grows by doubling; there is no way to take
-// it back). A record that has not arrived whole costs a buffer of 512 bytes, 4 KiB or 18 KiB, which holds what has come of
-// it. A message of TLS's own that is never finished costs 64 KiB at most. In a handshake crypto/tls takes a
-// ClientHello of up to 64 KiB and, if the config asks for one, a client's certificate of up to 256 KiB, and keeps the
-// buffer. None of it counts against MaxBuffered, which is of output.
+// Memory: crypto/tls keeps a buffer for the largest record that a connection has received, also
+// while it is idle: under 1 KiB for small messages, and 18 to 34 KiB once a record of 16 KiB has
+// come (the buffer grows by doubling, and cannot be taken back). A record that has not arrived
+// whole is kept in a buffer of 512 bytes, 4 KiB or 18 KiB. A message of TLS itself that the peer
+// never completes takes 64 KiB at most. In a handshake crypto/tls takes a ClientHello of up to 64
+// KiB and, if the config asks for one, a client's certificate of up to 256 KiB, and keeps the
+// buffer. MaxBuffered, which is for output, counts none of it.
 //
-// For net/http use [http.Server.ServeTLS] on a [Listener.NetListener] without TLSConfig: requests then have their TLS
-// state, and HTTP/2. With TLSConfig, net/http sees connections that are no *tls.Conn: Request.TLS is nil, and HTTP/1.1
-// all that is spoken.
+// For net/http use [http.Server.ServeTLS] on a [Listener.NetListener] without TLSConfig: requests
+// then have their TLS state, and HTTP/2 works. With TLSConfig net/http gets connections that are no
+// *tls.Conn: Request.TLS is nil, and only HTTP/1.1 works.
 //
 // # Limits
 //
-// Time limits (idle, read, write, handshake, close) and limits on who is served (MaxConns, MaxConnsPerIP, AcceptRate,
-// Admit) are options; [Listener.Stats] counts what they did. A limit in time ends a connection with a *[LimitError].
+// Options limit times (idle, read, write, handshake, close) and which connections are served
+// (MaxConns, MaxConnsPerIP, AcceptRate, Admit). [Listener.Stats] counts the connections that they
+// ended or refused. A time limit ends a connection with a *[LimitError].
 //
 // # Non-goals
 //
-// UDP, other systems than Linux (the package compiles there, and [Listen] returns errors.ErrUnsupported), a protocol
-// framework, and an event loop for anything but sockets.
+// UDP, other systems than Linux (the package compiles there, and [Listen] returns
+// errors.ErrUnsupported), a protocol framework, and an event loop for anything but sockets.
 package tcpio

@@ -3,6 +3,7 @@ package tcpio
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"sync"
 )
 
@@ -15,6 +16,17 @@ const (
 	// CloseSlow closes the member with ErrSlow: what is queued goes out within CloseTimeout, then Group.Notice.
 	CloseSlow
 )
+
+// String returns the policy's name, or SlowPolicy(n) for a number that has none.
+func (p SlowPolicy) String() string {
+	switch p {
+	case SkipSlow:
+		return "SkipSlow"
+	case CloseSlow:
+		return "CloseSlow"
+	}
+	return "SlowPolicy(" + strconv.Itoa(int(p)) + ")"
+}
 
 // ErrSlow is the Err of a connection that a Group closed because it did not keep up.
 var ErrSlow = errors.New("tcpio: connection did not keep up with its group")

@@ -9,139 +9,161 @@ import (
 	"time"
 )
 
-// ListenerOptions says what Listen listens to and how its connections behave. The zero value of every field is a default;
-// a number that is negative or over the field's bound is an error that names the field. A time is 20 days at most. Listen
-// copies the struct.
+// ListenerOptions says where Listen listens and how its connections behave. The zero value of a
+// field is its default. A number that is negative or over its field's bound is an error that names
+// the field. No time may exceed 20 days. Listen copies the struct.
 type ListenerOptions struct {
-	// Addr is the address to listen on, as in net.Listen: "host:port", ":port", "[::1]:0", or a path for "unix".
+	// Addr is the address to listen on, as in net.Listen: "host:port", ":port", "[::1]:0", or a
+	// path for "unix".
 	Addr string
 	// Network is "tcp" (the default), "tcp4", "tcp6" or "unix".
 	Network string
-	// Listener is a listening socket to take over instead of opening Addr: a *net.TCPListener or *net.UnixListener, as
-	// socket activation and hot restart have it. Its descriptor moves; once Listen has succeeded the original is closed.
-	// A unix socket's path is then left alone at Close. Addr and Network must be empty. A multipath TCP socket takes no
-	// UserTimeout: Listen then fails with ENOPROTOOPT (net.ListenConfig.SetMultipathTCP). Whoever else has the socket finds it
-	// changed, as Listener.File says.
+	// Listener is a listening socket to take over instead of opening Addr: a *net.TCPListener or
+	// *net.UnixListener, as socket activation and hot restart have it. Its descriptor moves: once
+	// Listen has succeeded the original is closed. The path of a unix socket is then left alone at
+	// Close. Addr and Network must be empty. A multipath TCP socket
+	// (net.ListenConfig.SetMultipathTCP) takes no UserTimeout: Listen then fails with ENOPROTOOPT.
+	// Listen changes options of the socket, also for others that share it; see Listener.File.
 	Listener net.Listener
 
-	// Loops is the number of epoll loops. 0 means 1 for Events, and otherwise GOMAXPROCS less one, but at least 1: a loop
-	// that waits in epoll keeps its processor for a while, and the rest of the program's network needs one too. With as
-	// many loops as processors, other network users of the process were seen to wait 10 ms at the 99th percentile. At most
-	// 1,024.
+	// Loops is the number of epoll loops, at most 1,024. 0 means 1 for Events, and otherwise
+	// GOMAXPROCS-1, but at least 1. A loop that waits in epoll keeps its processor for a moment.
+	// With as many loops as processors none is left for the network of the rest of the program,
+	// whose requests were seen to wait 10 ms at the 99th percentile.
 	Loops int
-	// EventBuffer is the capacity of each event channel, in events; 0 means 1,024, and 1,048,576 (of 16 bytes each, 8 on a
-	// 32-bit system) is the most. When a channel is full, reading and accepting pause.
+	// EventBuffer is the capacity of each event channel, in events; 0 means 1,024, and 1,048,576
+	// (of 16 bytes each, 8 on a 32-bit system) is the most. When a channel is full, reading and
+	// accepting pause.
 	EventBuffer int
-	// MailboxSize bounds the posted values that wait for one connection; 0 means 128, and 1,048,576 is the most.
+	// MailboxSize bounds the posted values that wait for one connection; 0 means 128, and 1,048,576
+	// is the most.
 	MailboxSize int
-	// WriteBuffer bounds the queued output of one connection, in bytes; 0 means 1 MiB, and 1 GiB is the most. See
-	// Conn.TryWrite.
+	// WriteBuffer bounds the queued output of one connection, in bytes; 0 means 1 MiB, and 1 GiB is
+	// the most. See Conn.TryWrite.
 	WriteBuffer int
-	// MaxBuffered bounds the queued output of all connections together, in bytes; 0 means no bound, and 1 TiB is the most,
-	// on a 32-bit system 1 GiB. While more than half of it is used, a write is refused that would go past it, as WriteBuffer refuses, and gets its Writable when half is
-	// free. Writes of up to 4 KiB to a connection that has nothing queued are taken all the same, so that peers who read
-	// are served; WriteTimeout gets rid of those who do not.
+	// MaxBuffered bounds the queued output of all connections together, in bytes. 0 means no bound,
+	// and 1 TiB is the most, on a 32-bit system 1 GiB. While more than half of it is used, a write
+	// that would exceed it is refused, as by WriteBuffer; a Writable follows when half is free. A
+	// connection that has nothing queued may still write up to 4 KiB, so that peers that read are
+	// served; WriteTimeout ends the connections of those that do not.
 	MaxBuffered int
 	// MaxFrame bounds a frame of Conn.Frames, in bytes; 0 means 64 KiB, and 1 GiB is the most.
 	MaxFrame int
-	// MaxBlocked bounds the goroutines that are kept in actors' Receive beyond the loops' own, because a handler blocked;
-	// 0 means 10,000, and 1,048,576 is the most. At the bound a loop waits for its handler, and so do the other connections of that loop; but never
-	// for one that is blocked in Read or Write of its own connection, which needs the loop.
+	// MaxBlocked bounds the goroutines that blocked handlers keep, beyond one for each loop; 0
+	// means 10,000, and 1,048,576 is the most. At the bound a loop waits until the handler returns,
+	// and so do the loop's other connections. It does not wait for a handler that is blocked in
+	// Read or Write of its own connection, since that needs the loop.
 	MaxBlocked int
 
-	// MaxConns bounds the connections that are open at once, and MaxConnsPerIP those of one address: an IPv4 address, or
-	// the /64 network of an IPv6 one. 0 means no bound, and 1,073,741,824 is the most. What is over a bound is refused.
+	// MaxConns bounds the open connections. MaxConnsPerIP bounds those of one address: an IPv4
+	// address, or the /64 network of an IPv6 address. 0 means no bound, and 1,073,741,824 is the
+	// most. Further connections are refused.
 	MaxConns      int
 	MaxConnsPerIP int
-	// AcceptRate is asked for every connection, which is refused when it says false. A *rate.Limiter of
-	// golang.org/x/time/rate fits. It is called as Admit is.
+	// AcceptRate is called for every connection, and refuses it by returning false. A *rate.Limiter
+	// of golang.org/x/time/rate fits. The rules for Admit hold for it too.
 	AcceptRate interface{ Allow() bool }
-	// Admit is asked for every connection before anything is allocated for it; an error refuses it. A unix
-	// socket's peer has the zero address. It runs on a loop, and must not block: accepting waits for it.
-	// AcceptRate, Admit and Actor are never called two at once. A panic, or runtime.Goexit, refuses the peer
-	// and is logged.
+	// Admit is called for every connection before anything is allocated for it, and refuses it by
+	// returning an error. For a unix socket the address is zero. It runs on a loop and must not
+	// block, since accepting waits for it. Calls of AcceptRate, Admit and Actor are made one at a
+	// time. A call that panics, or calls runtime.Goexit, refuses the peer and is logged.
 	Admit func(netip.AddrPort) error
-	// RefuseReply, a short one, is sent to a peer that is refused, before the close. Without it, and with TLSConfig,
-	// the close is all. At most 64 KiB.
+	// RefuseReply is sent to a peer that is refused, before its connection is closed. At most 64
+	// KiB. Without it, or with TLSConfig, the connection is only closed.
 	RefuseReply []byte
 
-	// EOFTimeout is a safety net for programs that ignore io.EOF: it closes, in order, a connection whose peer's end of stream was
-	// read, and on which nothing has been written, queued, or is being written or copied for so long, while no Receive of its
-	// actor runs. 0 means 10 s. When descriptors run out or MaxConns is reached, those connections are closed to make room for
-	// new ones, the one that has waited longest first. Connections that NetListener or Dial handed out as net.Conns are exempt.
+	// EOFTimeout is a safety net for programs that ignore io.EOF. Once the peer's end of stream has
+	// been read, it closes the connection in order when for this time no output was written, queued
+	// or copied and no Receive of its actor ran. 0 means 10 s. When descriptors run out or MaxConns
+	// is reached, such connections are closed to make room for new ones, first the one that has
+	// waited longest. Connections that NetListener or Dial handed out as net.Conns are exempt until
+	// they have a route.
 	EOFTimeout time.Duration
-	// CloseTimeout bounds what Close does in the background, flushing and draining together, and with it the end of
-	// Serve; 0 means 5 s.
+	// CloseTimeout bounds what Close does in the background, flushing and draining together, and
+	// with it the end of Serve; 0 means 5 s.
 	CloseTimeout time.Duration
-	// DrainTimeout is how long Shutdown leaves connections open once it has told them by Draining, for their handlers to
-	// finish and call Close; after that they are closed. 0 means until the actor's Receive that was told has returned,
-	// for which it has CloseTimeout, and 250 ms where there is no actor.
+	// DrainTimeout is how long Shutdown leaves a connection open after Draining, for its handler to
+	// finish and call Close; then Shutdown closes it. 0 means: a connection with an actor until the
+	// Receive of Draining has returned, at most CloseTimeout, and any other 250 ms.
 	DrainTimeout time.Duration
-	// IdleTimeout closes a connection on which nothing has arrived, was read or went out for so long; see
-	// Conn.SetIdleTimeout. What arrives is bytes that can be read: with TLS plain text, and neither urgent data, records
-	// without data nor key updates and the answers to them.
+	// IdleTimeout closes a connection when for this time nothing has arrived, was read or went out;
+	// see Conn.SetIdleTimeout. Only bytes that can be read count as arrived: not urgent data, and
+	// with TLS only plain text, so not records without data, nor key updates and the answers to
+	// them.
 	IdleTimeout time.Duration
-	// ReadTimeout closes a connection whose first byte does not come within it, and one on which so long no byte was added
-	// to a frame that Conn.Frames has begun. Input that waits for its reader holds it up. Bytes are those of IdleTimeout;
-	// with TLS both begin behind the handshake.
+	// ReadTimeout closes a connection that sends no byte within it after opening, or that for this
+	// time adds no byte to a frame that Conn.Frames has begun. Time in which received bytes wait
+	// for your code does not count. Bytes count as for IdleTimeout; with TLS both times begin when
+	// the handshake is done.
 	ReadTimeout time.Duration
-	// WriteTimeout aborts a connection whose queued output makes no progress for so long.
+	// WriteTimeout aborts a connection whose queued output makes no progress for this time.
 	WriteTimeout time.Duration
-	// UserTimeout is how long sent data may stay without acknowledgement before the kernel drops the connection, and also
-	// how long data may wait for a peer that keeps its window closed because it does not read (TCP_USER_TIMEOUT, tcp(7)): a
-	// peer that pauses for longer than that is cut although it is alive. 0 leaves both to the system, which waits a quarter
-	// of an hour for an acknowledgement, and for as long as it likes for a peer that only pauses.
+	// UserTimeout is the socket option TCP_USER_TIMEOUT (tcp(7)): how long sent data may stay
+	// without acknowledgement, or data may wait because the peer does not read and keeps its window
+	// closed, before the kernel drops the connection. A peer that pauses for longer is cut off
+	// although it is alive. 0 leaves both to the system, which waits a quarter of an hour for an
+	// acknowledgement, and without limit for a peer that only pauses.
 	UserTimeout time.Duration
-	// TLSConfig makes every accepted connection a TLS server's, on the standard crypto/tls: Opened comes when the
-	// handshake is done, and not for one that fails, which is counted and told by Failed, one a second at most. Everything
-	// works as without, on plain text; an end without close_notify is io.ErrUnexpectedEOF. The config must have a
-	// certificate or a function that finds one, and must not be changed any more. It applies to adopted connections too,
-	// not to dialled ones.
+	// TLSConfig makes every accepted or adopted connection a TLS server, on the standard
+	// crypto/tls; dialled ones stay plain. Opened comes when the handshake is done. A handshake
+	// that fails has no Opened: Stats counts it, and Failed reports it, once a second at most.
+	// Everything else works as without TLS, on plain text; an end of stream without close_notify is
+	// io.ErrUnexpectedEOF. The config must have a certificate or a function that finds one, and
+	// must not be changed any more.
 	TLSConfig *tls.Config
-	// HandshakeTimeout bounds a TLS handshake, from the accept or StartTLS on; 0 means 10 s.
+	// HandshakeTimeout bounds a TLS handshake, from accepting or StartTLS on; 0 means 10 s.
 	HandshakeTimeout time.Duration
-	// MaxHandshakes bounds the handshakes that have a goroutine, which one has from the first whole record on; 0 means
-	// 4,096, and 1,048,576 is the most. The others wait, and the newest goes first; meanwhile a client that has a place must
-	// go on within a second.
+	// MaxHandshakes bounds the TLS handshakes that have a goroutine, which a handshake has once its
+	// first whole record has arrived; 0 means 4,096, and 1,048,576 is the most. Others wait for a
+	// place, and the newest is served first. While some wait, a client that has a place and sends
+	// nothing for a second is dropped.
 	MaxHandshakes int
 
-	// KeepAlive sets TCP keep-alive for accepted connections, and for dialled ones unless their net.Dialer says otherwise.
-	// The zero value is the package net's default, on with 15 s idle, 15 s interval and 9 probes, and so is a zero field of
-	// an enabled one. Enable false with a negative Idle switches keep-alive off. Idle and Interval are 32,767 s at most, and
-	// Count 127, as in Linux.
+	// KeepAlive sets TCP keep-alive for accepted connections, and for dialled ones unless their
+	// net.Dialer says otherwise. The zero value is the default of the package net: on, with 15 s
+	// idle, 15 s interval and 9 probes. A zero field of an enabled config has its default too.
+	// Enable false with a negative Idle switches keep-alive off. Idle and Interval are 32,767 s at
+	// most, and Count 127, as in Linux.
 	KeepAlive net.KeepAliveConfig
 
-	// Actor makes the actor of every new connection, also of an adopted one. It runs on a loop, before the
-	// connection's Opened, and must not block, since accepting waits for it; the actor may. Nil refuses the
-	// connection, unless Actor has claimed it by Conn.Events, and so does a panic, or runtime.Goexit, which
-	// is logged. Without it, events go to Events or Streams.
+	// Actor returns the actor of a new connection, accepted or adopted. It runs on a loop, before
+	// the connection's Opened, and must not block, since accepting waits for it; the actor itself
+	// may block. If it returns nil the connection is refused, unless Actor has claimed it by
+	// Conn.Events. If it panics, or calls runtime.Goexit, the connection is refused and the panic
+	// logged. Without Actor, events go to Events or Streams.
 	Actor func(*Conn) Actor
 
 	// DeferAccept makes NetListener hand out a connection only once its first bytes have arrived.
 	DeferAccept bool
 
-	// OnConnEvent is the callback of the first tcpio, for every connection; see Callback. It excludes Actor. New programs
-	// want one of the other routes.
+	// OnConnEvent is the callback of the first tcpio, for every connection; see Callback. It
+	// excludes Actor. New programs should take one of the other routes.
 	OnConnEvent func(net.Conn) error
-	// OnErrorEvent gets errors that OnConnEvent returned, and listener failures when neither Events nor Streams was called.
-	// Calls are made one at a time. It may block; a panic in it is logged and ends nothing.
+	// OnErrorEvent gets the errors that OnConnEvent returned, and the listener's failures when
+	// neither Events nor Streams was called. One call is made at a time. It may block; a panic in
+	// it is logged and ends nothing.
 	OnErrorEvent func(error)
-	// ConcurrentCallbacks lets OnConnEvent run for different connections at once. By default calls are made one at a time.
+	// ConcurrentCallbacks lets OnConnEvent run for different connections at once. By default one
+	// call is made at a time.
 	ConcurrentCallbacks bool
 
-	// Logger gets what nobody else is told: failures while neither Events nor Streams was called, one a
-	// second at most, and panics and what goes wrong at Closed, ten lines at once and then one a second. How
-	// many were suppressed is the attribute "suppressed" of the next line, or of one at the end of Serve.
-	// Nothing that a peer sent is logged, unless it is in a handler's own error or panic. Its handler has a
-	// goroutine of its own: what blocks or panics in it, and in methods of the values, holds up no
-	// connection. Lines so lost count as suppressed. Nil means no logging.
+	// Logger gets what no event and no callback reports: the listener's failures when neither
+	// Events nor Streams was called and OnErrorEvent is nil, one a second at most; and panics, and
+	// errors that handlers return at Closed, ten lines at once and then one a second. The attribute
+	// "suppressed" of the next line, or of one at the end of Serve, counts the lines left out. No
+	// line has anything that a peer sent, unless a handler's own error or panic has it.
+	//
+	// Its handler runs on a goroutine of its own, so that no connection waits if it blocks or
+	// panics, or if a method of a value does. Lines lost that way count as suppressed. Nil means no
+	// logging.
 	Logger *slog.Logger
 }
 
 // check validates the options and fills in the defaults.
 func (o *ListenerOptions) check() error {
 	bad := func(field, why string) error { return fmt.Errorf("tcpio: ListenerOptions.%s: %s", field, why) }
-	// The bounds leave room in an int of 32 bits for sums of two, and what is made at once, channels and loops, can be made.
+	// The bounds leave room in an int of 32 bits for sums of two, and what is made at once,
+	// channels and loops, can be made.
 	for _, f := range []struct {
 		name  string
 		value *int
@@ -266,8 +288,8 @@ const (
 	keepAliveCount = 127                 // MAX_TCP_KEEPCNT
 )
 
-// seconds is a keep-alive time, keepAliveMost at most, in whole seconds, as the package net rounds it; 0 is the default,
-// negative leaves the system's value.
+// seconds is a keep-alive time, keepAliveMost at most, in whole seconds, as the package net rounds
+// it; 0 is the default, negative leaves the system's value.
 func seconds(d time.Duration, def int) int {
 	switch {
 	case d < 0:

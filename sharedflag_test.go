@@ -247,7 +247,7 @@ func TestNothingBlocksWhenAConnectionIsMadeBlocking(t *testing.T) {
 			go func() {
 				defer close(consumed)
 				for ev := range events {
-					switch c := connOf(ev); ev.(type) {
+					switch c := tcpio.ConnOf(ev); ev.(type) {
 					case tcpio.Opened:
 						opened <- c
 					default:

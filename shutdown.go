@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// How far the end has come. It is set before the connections are gone through: one that is registered meanwhile either is
-// seen there or sees it.
+// How far the end has come. It is set before the connections are gone through: one that is registered
+// meanwhile either is seen there or sees it.
 const (
 	endTold   = 1 + iota // Shutdown has told the connections
 	endClosed            // their time is over
@@ -24,8 +24,8 @@ func (l *Listener) abortAll() {
 	}
 }
 
-// finish waits for the last events to be received and closes the channels. There is one CloseTimeout for all that is still
-// to be told when the last descriptor is closed: handlers that block may have used it up.
+// finish waits for the last events to be received and closes the channels. There is one CloseTimeout for
+// all that is still to be told when the last descriptor is closed: handlers that block may have used it up.
 func (l *Listener) finish() {
 	<-l.gone
 	left := time.Duration(l.goneAt + int64(l.opts.CloseTimeout) - now())
@@ -62,16 +62,18 @@ func (l *Listener) finish() {
 	}
 }
 
-// Shutdown stops in order: it accepts what the backlog holds and then nothing more, tells every connection by [Draining],
-// closes each as Conn.Close does once its handler has had its say, see [ListenerOptions].DrainTimeout, and waits until
-// every descriptor is closed; then it returns nil. When ctx ends first, what is left is cut off, with ErrCloseTimeout if
-// output was left, and ctx's error returned.
+// Shutdown stops the listener in order. It accepts what the backlog holds and then nothing more; it sends
+// [Draining] to every connection; it closes each as Conn.Close does, when [ListenerOptions].DrainTimeout
+// says; and it returns nil once every descriptor is closed. When ctx ends first, Shutdown cuts off the
+// connections that are left, with ErrCloseTimeout if output was left, and returns ctx's error.
 //
-// It does not wait for events to be received, so a consumer may call it; the Closed events are still to come.
-// With whatever ctx, a connection has DrainTimeout, or CloseTimeout while its actor's Receive blocks, and
-// then CloseTimeout. A hook that still blocks then (Admit, AcceptRate, Actor) is not waited for: its
-// connection and the backlog are given up. A Receive that calls Shutdown blocks in this sense: it waits
-// CloseTimeout for itself, a goroutine of its own does not.
+// It does not wait for events to be received, so a consumer may call it; the Closed events are still to
+// come.
+//
+// Whatever ctx is, a connection has DrainTimeout, or CloseTimeout while its actor's Receive blocks, and
+// then CloseTimeout. Shutdown does not wait longer for a hook that blocks (Admit, AcceptRate, Actor): it
+// gives up its connection and the backlog. A Receive that itself calls Shutdown counts as one that blocks,
+// so the call takes CloseTimeout; call it from a goroutine of its own instead.
 func (l *Listener) Shutdown(ctx context.Context) error {
 	l.endAt(endTold)
 	l.acceptRest()
@@ -119,8 +121,8 @@ const drainGrace = 250 * time.Millisecond
 
 var errGrace = errors.New("tcpio: handlers have had their time")
 
-// awaitGone waits until every descriptor is closed. It gives up with ctx's error, or after limit, if there is one, with
-// errGrace.
+// awaitGone waits until every descriptor is closed. It gives up with ctx's error, or after limit, if there
+// is one, with errGrace.
 func (l *Listener) awaitGone(ctx context.Context, limit time.Duration) error {
 	var late <-chan time.Time
 	if limit > 0 {
@@ -138,8 +140,8 @@ func (l *Listener) awaitGone(ctx context.Context, limit time.Duration) error {
 	}
 }
 
-// Close stops at once: it accepts nothing more, aborts every connection, and returns nil when every descriptor is closed.
-// It does not wait for events to be received. Called again it does nothing more.
+// Close stops at once: it accepts nothing more, aborts every connection, and returns nil when every
+// descriptor is closed. It does not wait for events to be received. Called again it does nothing more.
 func (l *Listener) Close() error {
 	l.abortAll()
 	<-l.gone
@@ -230,8 +232,8 @@ func (l *Listener) checkGone() {
 // allTold is a loop's untold when it has ended: so far below zero that it stays there.
 const allTold = math.MinInt64 / 2
 
-// ended tells a loop that it has nothing more to do: every descriptor is closed, and every actor of its own was told, for
-// which a handler that still blocks has CloseTimeout.
+// ended tells a loop that it has nothing more to do: every descriptor is closed, and every actor of its own
+// was told, for which a handler that still blocks has CloseTimeout.
 func (lp *loop) ended() bool {
 	if !lp.l.stopping.Load() {
 		return false

@@ -126,7 +126,7 @@ type soakConn struct {
 
 // handle is the echo on every route of events. stale events of a route that the connection has left do nothing.
 func (srv *soakServer) handle(ev tcpio.Event, route int32) error {
-	c := connOf(ev)
+	c := tcpio.ConnOf(ev)
 	if c == nil {
 		if !srv.tls { // where it says that a handshake has failed
 			srv.soak.t.Errorf("%s: %v", srv.name, ev)

@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// A Listener accepts connections and turns their readiness into events. Its methods may be called from any goroutine.
+// A Listener accepts connections and turns their readiness into events. Its methods may be called
+// from any goroutine.
 type Listener struct {
 	// Immutable after Listen.
 	opts      ListenerOptions // with the defaults filled in
@@ -63,12 +64,12 @@ type Listener struct {
 	finished bool    // the channels are closed
 }
 
-// Listen opens a listening socket. Peers may connect and wait in the backlog from then on; nothing is accepted before
-// Serve. The socket is CLOEXEC; its backlog is the system's maximum (net.core.somaxconn), TCP_NODELAY is on, and
-// connections inherit both it and KeepAlive.
+// Listen opens a listening socket. From then on peers may connect and wait in the backlog; Serve
+// accepts them. The socket is CLOEXEC, and its backlog is the system's maximum
+// (net.core.somaxconn). TCP_NODELAY is on; connections inherit it, and KeepAlive.
 //
-// Errors: a nil opts, a bad field (the error names it), what net.Listen returns, and errors.ErrUnsupported where the
-// system is not Linux.
+// Listen fails on a nil opts, on a bad field (the error names it), with what net.Listen returns,
+// and with errors.ErrUnsupported where the system is not Linux.
 func Listen(opts *ListenerOptions) (*Listener, error) {
 	if opts == nil {
 		return nil, errors.New("tcpio: Listen: options are nil")
@@ -172,9 +173,10 @@ func (l *Listener) decideLocked(n int, perLoop bool) {
 	close(l.routed)
 }
 
-// defaultLoops is how many loops there are where each has a processor's worth of work. One processor is left to the
-// runtime's own poller: it looks at the network when a processor has nothing to run, and a loop blocked in epoll_wait
-// has something, until the runtime's monitor takes the processor away, up to 10 ms later.
+// defaultLoops is how many loops there are where each has a processor's worth of work. One
+// processor is left to the runtime's own poller: it looks at the network when a processor has
+// nothing to run, and a loop blocked in epoll_wait has something, until the runtime's monitor takes
+// the processor away, up to 10 ms later.
 func defaultLoops() int { return max(1, runtime.GOMAXPROCS(0)-1) }
 
 func (l *Listener) decided() bool {
@@ -186,14 +188,15 @@ func (l *Listener) decided() bool {
 	}
 }
 
-// Addr returns the address that the listener is bound to, with the port that the system chose. It works after Close.
+// Addr returns the address that the listener is bound to, with the port that the system chose. It
+// works after Close.
 func (l *Listener) Addr() net.Addr { return l.addr }
 
-// Events returns the channel of all events, the same on every call. It is closed behind the last event, when Serve
-// returns. One goroutine or several may receive from it; with several, the order of one connection's events is theirs
-// to keep. With ListenerOptions.Actor or OnConnEvent it carries Failed only.
+// Events returns the channel of all events, the same on every call. It is closed behind the last
+// event, when Serve returns. Several goroutines may receive from it; tcpio then gives no order
+// between them. With ListenerOptions.Actor or OnConnEvent only Failed is sent there.
 //
-// Events and Streams exclude each other: who calls both gets a panic, since either would lack events.
+// Events panics after Streams, and Streams after Events: each channel would lack events.
 func (l *Listener) Events() <-chan Event {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -210,12 +213,13 @@ func (l *Listener) Events() <-chan Event {
 	return l.events.ch
 }
 
-// Streams returns one channel for each loop, for one consumer goroutine each: the connections are spread over them and
-// stay where they are. All the events of a connection come on one channel, a Failed on the first. They are closed behind
-// their last event, when Serve returns. With ListenerOptions.Actor or OnConnEvent they carry Failed only.
+// Streams returns one channel for each loop, the same on every call; each is for a consumer
+// goroutine of its own. Connections are spread over the loops and stay there, so that all events of
+// a connection come on one channel. Failed comes on the first channel. The channels are closed
+// behind their last event, when Serve returns. With ListenerOptions.Actor or OnConnEvent only
+// Failed is sent there.
 //
-// The channels are the same on every call. It may be called at any time, but not after Events or NetListener, which decide
-// otherwise: then it panics.
+// Streams may be called at any time, but panics after Events or NetListener.
 func (l *Listener) Streams() []<-chan Event {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -255,9 +259,10 @@ func (l *Listener) streamFor(lp *loop) *stream {
 	return l.events
 }
 
-// Conns iterates over the connections that are open, or closing. Each that is so during the whole iteration comes exactly
-// once; one that opens or closes meanwhile may come or not. Refused connections never do. No lock is held while the body
-// runs, so a connection may have closed by then.
+// Conns iterates over the connections that are open or closing. One that is so during the whole
+// iteration comes exactly once; one that opens or closes meanwhile may come or not. Refused
+// connections never come. No lock is held while the body runs, so a connection may have closed by
+// then.
 func (l *Listener) Conns() iter.Seq[*Conn] {
 	return func(yield func(*Conn) bool) {
 		for c := range l.everyConn() {
@@ -296,13 +301,15 @@ func (l *Listener) Len() int {
 	return int(n)
 }
 
-// Serve accepts connections and runs the loops until the listener has stopped: the end of ctx, Shutdown and Close are
-// orderly ends, for which it returns nil. The end of ctx is a Shutdown, which DrainTimeout and CloseTimeout bound as there. Otherwise it returns
-// what made the loops stop. Serve may run before anybody receives; it accepts nothing before it is known where events
-// go, by ListenerOptions.Actor, Events or Streams.
+// Serve accepts connections and runs the loops. It returns nil once Shutdown or Close has stopped
+// the listener; the end of ctx is a Shutdown, within DrainTimeout and CloseTimeout. Otherwise it
+// returns the error that stopped the loops. Serve may be called before Events, Streams or
+// NetListener, but accepts nothing until one of them is called, unless ListenerOptions.Actor or
+// OnConnEvent is set.
 //
-// When it returns every connection is closed and so are the channels. Events that nobody received meanwhile are given up
-// after CloseTimeout. Called a second time, or after Close, it fails; after Close with net.ErrClosed.
+// When it returns, every connection and every channel is closed. At the end it waits CloseTimeout
+// for events to be received, and drops those that are left. A second call fails, and so does one
+// after Close, with net.ErrClosed.
 func (l *Listener) Serve(ctx context.Context) error {
 	l.mu.Lock()
 	if l.stopping.Load() {

@@ -119,7 +119,7 @@ func (o *eventOrder) check(ev tcpio.Event) error {
 	if o.open == nil {
 		o.open = make(map[uint64]bool)
 	}
-	c := connOf(ev)
+	c := tcpio.ConnOf(ev)
 	if c == nil {
 		return nil
 	}
@@ -140,25 +140,6 @@ func (o *eventOrder) check(ev tcpio.Event) error {
 		if !o.open[id] {
 			return fmt.Errorf("connection %d: %T before Opened or after Closed", id, ev)
 		}
-	}
-	return nil
-}
-
-// connOf is the connection that ev is about; nil for Failed.
-func connOf(ev tcpio.Event) *tcpio.Conn {
-	switch ev := ev.(type) {
-	case tcpio.Opened:
-		return ev.Conn
-	case tcpio.Readable:
-		return ev.Conn
-	case tcpio.Writable:
-		return ev.Conn
-	case tcpio.Message:
-		return ev.Conn
-	case tcpio.Draining:
-		return ev.Conn
-	case tcpio.Closed:
-		return ev.Conn
 	}
 	return nil
 }

@@ -159,7 +159,7 @@ func (c *Conn) tlsReadLocked(p []byte) (n int, err error) {
 	default:
 		st.more = true
 		if x.readErr == nil { // else it is the socket's own
-			err = c.readFailLocked(c.opErrorLocked("read", err))
+			_ = c.readFailLocked(c.opErrorLocked("read", err))
 		}
 		err = x.readErr
 	}
