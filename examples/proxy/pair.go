@@ -150,19 +150,20 @@ func (s *side) watch(c *tcpio.Conn) {
 	}
 }
 
-// failed asks the kernel whether c was reset or has timed out. The peer's end in order is no failure, nor is
-// unread input.
+// failed asks whether c was reset or has timed out: the kernel, or tcpio, which the kernel may have told behind the bytes that
+// are held, and which then says so here. The peer's end in order is no failure, nor is unread input.
 func failed(c *tcpio.Conn) bool {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return false // closed already
 	}
 	var events int16
-	_ = raw.Control(func(fd uintptr) {
+	err = raw.Read(func(fd uintptr) bool {
 		p := []unix.PollFd{{Fd: int32(fd)}} // POLLERR is told unasked
 		if _, err := unix.Poll(p, 0); err == nil {
 			events = p[0].Revents
 		}
+		return true
 	})
-	return events&unix.POLLERR != 0
+	return err != nil || events&unix.POLLERR != 0
 }
