@@ -287,6 +287,10 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	case err == nil || err == ErrWouldBlock:
 		c.drainedLocked()
 	case err == io.EOF:
+		if c.leaveEndLocked() {
+			err = ErrWouldBlock
+			break
+		}
 		c.drainedLocked()
 		c.flags |= fEOF
 		err = nil // split sees it first, and what it makes of the rest; then it is told, see noteEnd
