@@ -331,7 +331,7 @@ func (c *Conn) makeRoomLocked(limit int) error {
 		}
 		b = l.pool.get(max(size, len(unread)+1))
 	}
-	copy(b.buf, unread)
+	copyPieces(b.buf, unread)
 	c.mu.Lock()
 	f.split = false
 	f.b, f.off, f.end = b, 0, len(unread)
