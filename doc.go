@@ -37,7 +37,8 @@
 //
 // Readable is level-triggered to the user although epoll is edge-triggered underneath: a read that filled its buffer is
 // followed by another Readable, unless one is still in the channel; after a shorter one the next Readable comes when the peer
-// has sent more. There is never more than one of a connection in a channel, and none behind an io.EOF that was returned. A
+// has sent more. There is never more than one of a connection in a channel, and none behind an io.EOF that TryRead or Frames
+// returned: while one is in the channel, the end is left to it. Read, which blocks, does not wait for that one. A
 // consumer that does not read gets no further Readable: that is how a connection is paused. Its bytes then stay in the kernel,
 // and the peer is held back by TCP flow control.
 //
