@@ -4,6 +4,8 @@ package tcpio_test
 
 import (
 	"io"
+	"math/rand/v2"
+	"net"
 	"runtime"
 	"slices"
 	"sync"
@@ -157,4 +159,50 @@ func hasFIN(t *testing.T, c *tcpio.Conn, n int) bool {
 		return nil
 	})
 	return closed
+}
+
+// However a consumer reads, and however small the channel is, everything is announced and nothing behind the end.
+func TestEveryByteAndEndIsAnnouncedInChannelsOfAnySize(t *testing.T) {
+	for _, buffer := range []int{1, 2, 7, 1024} {
+		const conns, size = 8, 200_000
+		l, events := startManual(t, tcpio.ListenerOptions{EventBuffer: buffer})
+		for range conns {
+			peer := dial(t, l)
+			go func() {
+				p := make([]byte, 5000)
+				for range size / len(p) {
+					_, _ = peer.Write(p)
+				}
+				_ = peer.(*net.TCPConn).CloseWrite()
+			}()
+		}
+		rnd := rand.New(rand.NewPCG(1, uint64(buffer)))
+		got, ended := map[*tcpio.Conn]int{}, map[*tcpio.Conn]bool{}
+		buf := make([]byte, 8000)
+		for len(ended) < conns {
+			r, ok := receive(t, "an event", events).(tcpio.Readable)
+			if !ok {
+				continue
+			}
+			if ended[r.Conn] {
+				t.Fatalf("buffer %d: a Readable behind io.EOF", buffer)
+			}
+			for range 1 + rnd.IntN(40) {
+				n, err := r.Conn.TryRead(buf[:1+rnd.IntN(len(buf))])
+				got[r.Conn] += n
+				if err == io.EOF {
+					ended[r.Conn] = true
+				}
+				if err != nil {
+					break
+				}
+			}
+		}
+		for c, n := range got {
+			if n != size {
+				t.Errorf("buffer %d: %d bytes", buffer, n)
+			}
+			c.Abort()
+		}
+	}
 }
