@@ -265,7 +265,7 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 		c.lp.untold.Add(-1) // the other way round Attach has counted it
 		c.lp.kick()         // it may be the last one that the end waits for
 	}
-	c.stream, c.actor = s, a
+	c.stream, c.actor, c.sentAt = s, a, 0
 	plain := c.flags&fMute != 0
 	c.flags &^= fMute | fDefer
 	if plain && c.flags&(fHandshake|pendOpened) == 0 {

@@ -417,6 +417,9 @@ func (c *Conn) takePending(s *stream, evs []Event) []Event {
 		case nil:
 			return evs
 		case Readable:
+			if s.holds(c.sentAt) {
+				continue // an earlier one is still in the channel, and says as much
+			}
 			c.sentAt = s.number(len(evs))
 		case Closed:
 			s.leave()

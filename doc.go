@@ -54,8 +54,10 @@
 // Readable is level-triggered, although tcpio uses epoll edge-triggered: after a read that filled
 // its buffer another Readable follows, unless one is still in the channel; after a shorter read the
 // next one follows when the peer has sent more. A channel holds at most one Readable of a
-// connection, and none once a read has returned io.EOF. To pause a connection, do not read: no
-// further Readable comes, its bytes stay in the kernel, and TCP flow control holds the peer back.
+// connection, and none once TryRead or Frames has returned io.EOF: while one is in the channel, the
+// end is left to it. Read, which blocks, does not wait for that one. To pause a connection, do not
+// read: no further Readable comes, its bytes stay in the kernel, and TCP flow control holds the
+// peer back.
 //
 // # Slow peers and slow consumers
 //

@@ -291,6 +291,10 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	case err == nil || err == ErrWouldBlock:
 		c.drainedLocked()
 	case err == io.EOF:
+		if c.leaveEndLocked() {
+			err = ErrWouldBlock
+			break
+		}
 		c.drainedLocked()
 		c.flags |= fEOF
 		err = nil // split sees it first, and what it makes of the rest; then it is told, see noteEnd
@@ -331,7 +335,7 @@ func (c *Conn) makeRoomLocked(limit int) error {
 		}
 		b = l.pool.get(max(size, len(unread)+1))
 	}
-	copy(b.buf, unread)
+	copyPieces(b.buf, unread)
 	c.mu.Lock()
 	f.split = false
 	f.b, f.off, f.end = b, 0, len(unread)

@@ -97,7 +97,16 @@ func (g *Group) Write(p []byte) (int, error) {
 	for _, c := range g.snapshot() {
 		c.mu.Lock()
 		waiting := c.flags & fWantRoom
-		switch c.mayWriteLocked(len(p)) {
+		err := c.mayWriteLocked(len(p))
+		if err == nil && b == nil && len(p) > holdMax && c.flags&fTLS == 0 {
+			c.unlock() // the copy may take long
+			l = c.lp.l
+			b = l.shareable(p)
+			c.mu.Lock()
+			waiting = c.flags & fWantRoom
+			err = c.mayWriteLocked(len(p))
+		}
+		switch err {
 		case nil:
 			if c.flags&fTLS != 0 {
 				_, _ = c.writeLocked(p) // every connection has keys of its own: nothing can be shared
@@ -150,7 +159,7 @@ func (l *Listener) shareable(p []byte) *block {
 		return b
 	}
 	b := l.pool.get(len(p))
-	copy(b.buf, p)
+	copyPieces(b.buf, p)
 	return b
 }
 

@@ -32,6 +32,9 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 			return 0, err
 		}
 		n, err := read()
+		if err == ErrWouldBlock && c.flags&fEOF != 0 && (c.ext == nil || !c.ext.frames.split) {
+			n, err = read() // the end was left to a Readable that is in a channel; see leaveEndLocked
+		}
 		if err != ErrWouldBlock {
 			c.askHelpLocked()
 			c.unlock()

@@ -69,3 +69,12 @@ func (p *pool) put(b *block) {
 		p.large.Put(b)
 	}
 }
+
+// copyPieces is copy, in steps: the collector and the scheduler cannot get into one copy, and all goroutines wait for it. dst and
+// src may overlap if dst begins first.
+func copyPieces(dst, src []byte) {
+	for len(src) > 0 {
+		n := copy(dst, src[:min(len(src), holdMax)])
+		dst, src = dst[n:], src[n:]
+	}
+}

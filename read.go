@@ -75,7 +75,8 @@ func (c *Conn) drainedLocked() {
 //
 // A Readable that was outstanding is answered by it: after a full p another follows by itself, unless one is still in the
 // channel; otherwise when the peer has sent more. So a consumer may read once for each Readable, or until ErrWouldBlock.
-// No Readable follows io.EOF.
+// No Readable follows io.EOF: while one is in the channel among other events, the first read that meets the end gives
+// ErrWouldBlock, and the next one io.EOF.
 //
 // The peer's end of stream closes nothing: writing goes on until Close. See [ListenerOptions.EOFTimeout].
 func (c *Conn) TryRead(p []byte) (int, error) {
@@ -143,6 +144,9 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 			c.moreLocked() // the end, or an error, is for the next read to return
 			return n, nil
 		case err == io.EOF:
+			if c.leaveEndLocked() {
+				return 0, ErrWouldBlock
+			}
 			c.endReadLocked()
 			return 0, err
 		default:
@@ -198,10 +202,20 @@ func (c *Conn) countInLocked(n int) {
 	}
 }
 
+// leaveEndLocked is called when a read meets the peer's end of stream. It reports true when a Readable is in the channel that
+// cannot be withdrawn: the read behind that one returns the end then, and so does any other, if it comes first.
+func (c *Conn) leaveEndLocked() bool {
+	if !c.inChannelLocked() || c.stream.withdraw(c.sentAt) {
+		return false
+	}
+	c.flags |= fEOF
+	return true
+}
+
 // endReadLocked notes that the user is told of the peer's end of stream. No Readable comes behind that.
 func (c *Conn) endReadLocked() {
 	if c.inChannelLocked() {
-		c.stream.takeBack(c)
+		c.stream.withdraw(c.sentAt)
 	}
 	c.unreadableLocked()
 	c.flags |= fEOF | fTold

@@ -28,12 +28,8 @@ type stream struct {
 	queue  []*Conn // connections with undelivered events, each once
 	failed error   // a Failed that found no room
 	left   bool    // the connection moved to another route: ch is closed once the feeder is done
-	sent   uint32  // the number of the last event; the feeder counts one before it sends it
+	sent   uint32  // the number of the last event; the feeder counts one before it waits for room
 }
-
-// takeBackMost is how many events takeBack moves, of other connections too: all that a channel holds unless EventBuffer says
-// otherwise.
-const takeBackMost = 1024
 
 func newStream(l *Listener, size int, private bool) *stream {
 	return &stream{ch: make(chan Event, size), l: l, private: private}
@@ -70,8 +66,8 @@ func (s *stream) holds(at uint32) bool {
 	return s.holdsLocked(at)
 }
 
-// An event that the feeder has counted and not yet sent makes others look received, which costs an event too many at worst.
-// What is in the feeder's hands is numbered ahead.
+// An event that the feeder has counted and not yet sent makes the oldest look received. A Readable that is then announced anew
+// waits for the feeder, which knows better: see takePending. What is in the feeder's hands is numbered ahead.
 func (s *stream) holdsLocked(at uint32) bool {
 	return uint64(s.sent-at) < uint64(len(s.ch)) || s.blocked.Load() && at-s.sent-1 < feedChunk+4
 }
@@ -83,28 +79,22 @@ func (s *stream) number(n int) uint32 {
 	return s.sent + uint32(n) + 1
 }
 
-// takeBack takes c's Readable out of the channel, and puts back the others in their order. It leaves it in a channel that is
-// full, or holds very many: then the consumer gets it, and a read says once more what it has said.
-func (s *stream) takeBack(c *Conn) {
+// withdraw takes back the event with the number at, if it is all that the channel holds. Others must not be moved for it: who
+// receives meanwhile would see them out of order. It reports whether the event is no longer to be received.
+func (s *stream) withdraw(at uint32) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.blocked.Load() || len(s.ch) > takeBackMost {
-		return
+	if !s.holdsLocked(at) {
+		return true
 	}
-	var few [8]Event
-	evs := few[:0]
-	for range len(s.ch) {
-		select {
-		case ev := <-s.ch:
-			if r, ok := ev.(Readable); !ok || r.Conn != c {
-				evs = append(evs, ev)
-			}
-		default: // its consumers were faster
-		}
+	if s.blocked.Load() || len(s.ch) > 1 {
+		return false
 	}
-	for _, ev := range evs {
-		s.ch <- ev // there is room: nobody else sends
+	select {
+	case <-s.ch:
+	default: // it has just been received
 	}
+	return true
 }
 
 // enqueue puts c, whose pending events found no room, into the queue. The caller holds c.mu.
@@ -167,13 +157,8 @@ func (s *stream) feed() {
 		}
 		for i, ev := range evs {
 			evs[i] = nil
-			s.mu.Lock()
-			s.sent++
-			s.mu.Unlock()
-			select {
-			case s.ch <- ev: // also when all is over: a channel that was claimed late holds what it has room for
-				continue
-			default:
+			if s.sendFed(ev) {
+				continue // also when all is over: a channel that was claimed late holds what it has room for
 			}
 			select {
 			case s.ch <- ev:
@@ -181,6 +166,19 @@ func (s *stream) feed() {
 				// Nobody will receive any more; what is left is dropped by contract, the rest of the queue too.
 			}
 		}
+	}
+}
+
+// sendFed sends ev for the feeder if there is room. If not, it counts it, and the feeder sends it.
+func (s *stream) sendFed(ev Event) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sent++
+	select {
+	case s.ch <- ev:
+		return true
+	default:
+		return false
 	}
 }
 
