@@ -73,9 +73,8 @@
 // # How a connection ends
 //
 // Reading returns io.EOF at the peer's end of stream. That closes nothing: a peer that has closed
-// its own direction only (a half-close) still gets its answer, however long that takes. Your code
-// closes the connection. These rules hold on every route, and for connections that were accepted,
-// adopted or dialled:
+// its own direction only (a half-close) still gets its answer. Your code closes the connection. These
+// rules hold on every route, and for connections that were accepted, adopted or dialled:
 //
 //	what happens                    what the connection does                          Err
 //	Close                           flush, FIN, drain, within CloseTimeout            nil, or why output did not go out
@@ -86,6 +85,9 @@
 //	Receive returns another error   Close                                             that error
 //	Receive panics                  reset at once                                     *PanicError
 //	OnConnEvent has read io.EOF     Close                                             nil
+//	a frame is too long for Frames  Close                                             bufio.ErrTooLong; or split's error
+//	a Group closes a slow member    Close                                             ErrSlow
+//	StartTLS's handshake fails      Close                                             a *net.OpError around the cause
 //	a read fails                    closed at once                                    the *net.OpError that the read returned
 //	a write fails                   reading goes on: what came before is still there  the *net.OpError that the write returned
 //	a time limit                    Close; WriteTimeout: reset                        *LimitError
@@ -99,7 +101,8 @@
 // that the peer gets every byte that was accepted.
 //
 // EOFTimeout is a safety net for programs that ignore io.EOF. It does not end a connection while
-// output is queued, being written or copied, or while the actor's Receive runs. Connections that
+// output is queued, being written or copied, or while the actor's Receive runs. Where a goroutine of
+// yours takes longer to begin an answer, raise it. Connections that
 // NetListener or Dial handed out as net.Conns have none before their first route. When descriptors
 // run out, or MaxConns is reached, the connections that have waited longest for EOFTimeout are
 // closed first.

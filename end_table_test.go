@@ -3,7 +3,9 @@
 package tcpio_test
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -60,6 +62,13 @@ func TestAConnectionEndsAsTheTableSays(t *testing.T) {
 		}
 		return nil
 	}
+	frames := func(split bufio.SplitFunc) func(*tcpio.Conn) error {
+		return func(c *tcpio.Conn) error {
+			for range c.Frames(split) { // the error is in Err, whether the user looks at it or not
+			}
+			return nil
+		}
+	}
 	halfClose := func(t *testing.T, _ *tcpio.Listener, peer net.Conn) {
 		sendFIN(t, peer)
 		expectEOF(t, peer)
@@ -81,6 +90,36 @@ func TestAConnectionEndsAsTheTableSays(t *testing.T) {
 		{name: "Receive returns io.EOF", actor: true, opened: func(*tcpio.Conn) error { return io.EOF }, err: isNil},
 		{name: "Receive returns an error", actor: true, opened: func(*tcpio.Conn) error { return errOfTheUser }, err: isUsers},
 		{name: "Receive panics", actor: true, readable: func(*tcpio.Conn) error { panic("in Receive") }, err: isPanic, reset: true},
+		{name: "a frame is too long", opts: tcpio.ListenerOptions{MaxFrame: 4}, readable: frames(bufio.ScanLines),
+			peer: func(t *testing.T, _ *tcpio.Listener, peer net.Conn) {
+				send(t, peer, []byte("1234\n")) // with its end of line it has five bytes
+				expectEOF(t, peer)
+			}, err: func(err error) bool { return err == bufio.ErrTooLong }},
+		{name: "split fails", readable: frames(func([]byte, bool) (int, []byte, error) { return 0, nil, errOfTheUser }),
+			peer: func(t *testing.T, _ *tcpio.Listener, peer net.Conn) {
+				send(t, peer, []byte("x"))
+				expectEOF(t, peer)
+			}, err: isUsers},
+		{name: "a Group closes a slow member", opts: tcpio.ListenerOptions{WriteBuffer: 1 << 10, CloseTimeout: time.Minute},
+			opened: func(c *tcpio.Conn) error {
+				_ = fillUp(c)
+				room := tcpio.Group{Slow: tcpio.CloseSlow}
+				room.Join(c)
+				room.Write(make([]byte, 2<<10))
+				return nil
+			},
+			peer: func(t *testing.T, _ *tcpio.Listener, peer net.Conn) {
+				if _, err := io.Copy(io.Discard, peer); err != nil {
+					t.Errorf("the peer read to %v, want the end", err)
+				}
+			}, err: func(err error) bool { return err == tcpio.ErrSlow }},
+		{name: "StartTLS's handshake fails", opened: func(c *tcpio.Conn) error { return c.StartTLS(&tls.Config{}) },
+			peer: func(t *testing.T, _ *tcpio.Listener, peer net.Conn) {
+				send(t, peer, []byte("this is no ClientHello\n"))
+				if _, err := io.Copy(io.Discard, peer); err != nil {
+					t.Errorf("the peer read to %v, want the end", err)
+				}
+			}, err: func(err error) bool { oe, ok := err.(*net.OpError); return ok && oe.Op == "handshake" }},
 		{name: "the idle limit", opts: tcpio.ListenerOptions{IdleTimeout: 50 * time.Millisecond}, err: limitIs("idle")},
 		{name: "the read limit", opts: tcpio.ListenerOptions{ReadTimeout: 50 * time.Millisecond}, err: limitIs("read")},
 		{name: "the write limit", opts: tcpio.ListenerOptions{WriteTimeout: 50 * time.Millisecond}, opened: fillUp,

@@ -18,6 +18,9 @@ import (
 // looks for a *tls.Conn to set Request.TLS and to speak HTTP/2. With TLSConfig the connections are tcpio's
 // own, and it has neither.
 //
+// To stop, call http.Server.Shutdown first, and end Serve's ctx behind it. If l stops first, http.Server.Serve
+// returns an error that matches net.ErrClosed, not http.ErrServerClosed.
+//
 // Its Close stops accepting, as Shutdown does. It leaves alone the connections that were handed out, and
 // aborts the others. Accept then fails with net.ErrClosed. NetListener panics after Events or Streams, and
 // with an Actor or OnConnEvent.
@@ -125,7 +128,7 @@ func (l *Listener) File() (*os.File, error) {
 // once. NetListener too hands it out at once, even with DeferAccept: its first bytes may have been read.
 // Bytes that were read from nc before do not come again.
 //
-// Serve must be running. It fails with net.ErrClosed once the listener is stopping; nc is untouched then,
+// Serve must be running: Adopt does not wait for it, as Dial does. It fails with net.ErrClosed once the listener is stopping; nc is untouched then,
 // and after any other error.
 func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	fail := func(err error) (*Conn, error) {

@@ -47,7 +47,8 @@ type ListenerOptions struct {
 	// connection that has nothing queued may still write up to 4 KiB, so that peers that read are
 	// served; WriteTimeout ends the connections of those that do not.
 	MaxBuffered int
-	// MaxFrame bounds a frame of Conn.Frames, in bytes; 0 means 64 KiB, and 1 GiB is the most.
+	// MaxFrame bounds a frame of Conn.Frames, in bytes of the stream: its header or the end of its line
+	// counts. 0 means 64 KiB, and 1 GiB is the most.
 	MaxFrame int
 	// MaxBlocked bounds the goroutines that blocked handlers keep, beyond one for each loop; 0
 	// means 10,000, and 1,048,576 is the most. At the bound a loop waits until the handler returns,
