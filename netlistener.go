@@ -128,7 +128,7 @@ func (l *Listener) File() (*os.File, error) {
 // once. NetListener too hands it out at once, even with DeferAccept: its first bytes may have been read.
 // Bytes that were read from nc before do not come again.
 //
-// Serve must be running: Adopt does not wait for it, as Dial does. It fails with net.ErrClosed once the listener is stopping; nc is untouched then,
+// Serve must be running. Adopt fails with net.ErrClosed once the listener is stopping; nc is untouched then,
 // and after any other error.
 func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	fail := func(err error) (*Conn, error) {
