@@ -96,6 +96,12 @@ func (g *Group) Write(p []byte) (int, error) {
 	var l *Listener
 	for _, c := range g.snapshot() {
 		c.mu.Lock()
+		if b == nil && len(p) > holdMax && c.flags&(fTLS|fClosing|fReleased) == 0 {
+			c.mu.Unlock() // the copy takes as long as p is, and no socket will take all of p
+			l = c.lp.l
+			b = l.shareable(p)
+			c.mu.Lock()
+		}
 		waiting := c.flags & fWantRoom
 		switch c.mayWriteLocked(len(p)) {
 		case nil:
