@@ -63,8 +63,8 @@ type connExt struct {
 
 // flags are a connection's states. The life of a connection, under mu:
 //
-//	(TLS: handshake, of which nobody is told, then open)
-//	open     --Close, actor's error, a time limit-->  closing
+//	(TLS: handshake, without events, then open)
+//	open     --Close, an actor's or a frame's error, a time limit-->  closing; the peer's end of stream is no reason
 //	closing  --queue flushed-->  FIN sent  --peer's end read-->  released
 //	any      --Abort, read error, CloseTimeout, Listener.Close-->  released
 //	released --descriptor closed by the last reference-->  gone, Closed emitted
@@ -85,12 +85,12 @@ const (
 	fWantRoom  // TryWrite refused: a Writable is owed
 	fDistrust  // a short read proves nothing: end, error or urgent data was signalled, or the socket is not TCP
 	fEOF       // the peer's end of stream was read
-	fTold      // the user was told of it: io.EOF was returned
-	fEnded     // told, and EOFTimeout runs: it is in its loop's eofs, not in limits
+	fTold      // io.EOF was returned to the user
+	fEnded     // since fTold EOFTimeout runs: the connection is in its loop's eofs, not in limits
 	fSendShut  // CloseWrite was called
 	fFinSent   // our FIN is out
 	fSendErr   // writing failed for good; ext.sendErr
-	fClosing   // the user, or EOF, closed; flushing and draining
+	fClosing   // Close, an error or a limit has begun the end; flushing and draining
 	fReset     // release with a reset
 	fReleased  // the descriptor is to go, or has gone
 	fGone      // the descriptor has gone
@@ -113,7 +113,7 @@ const (
 	fWaitSend  // a copy or a raw write waits for room, with nothing queued
 	fStarved   // a write was refused for MaxBuffered
 	fTellsEnd  // Draining was emitted
-	fDrained   // the actor was told Draining: close behind its turn
+	fDrained   // the actor has received Draining: close behind its turn
 	fGiven     // the socket is somebody else's, who has a duplicate: its options are left alone
 
 	pendMask = pendOpened | pendReadable | pendWritable | pendDraining | pendClosed
