@@ -51,6 +51,7 @@ type connExt struct {
 	timers  *timer   // of After, linked
 	mailbox []mail   // values not yet delivered, oldest first
 	posted  int      // of them, those that count against MailboxSize
+	copies  int32    // that are under way to the connection
 	groups  []*Group // joined
 	tls     *tlsState
 	frames  frameBuffer

@@ -73,11 +73,11 @@ type ListenerOptions struct {
 	RefuseReply []byte
 
 	// EOFTimeout is a safety net for programs that ignore io.EOF. Once the peer's end of stream has
-	// been read, it closes the connection in order when for this time no output was written, queued
-	// or copied and no Receive of its actor ran. 0 means 10 s. When descriptors run out or MaxConns
-	// is reached, such connections are closed to make room for new ones, first the one that has
-	// waited longest. Connections that NetListener or Dial handed out as net.Conns are exempt until
-	// they have a route.
+	// been read, it closes the connection in order when for this time no output was written or
+	// queued, but not while a copy to it, or a Receive of its actor, runs. 0 means 10 s. When
+	// descriptors run out or MaxConns is reached, such connections are closed to make room for new
+	// ones, first the one that has waited longest. Connections that NetListener or Dial handed out
+	// as net.Conns are exempt until they have a route.
 	EOFTimeout time.Duration
 	// CloseTimeout bounds what Close does in the background, flushing and draining together, and
 	// with it the end of Serve; 0 means 5 s.
