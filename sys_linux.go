@@ -113,9 +113,18 @@ func sysUnread(fd int32) int {
 // sysHungUp reports whether the peer has ended its stream or reset the connection, whatever is still to be read before
 // that. It leaves a pending error alone.
 func sysHungUp(fd int32) bool {
-	p := unix.PollFd{Fd: fd, Events: unix.POLLRDHUP}
-	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(new(unix.Timespec))), 0, 0, 0)
-	return n == 1
+	revents, _ := sysPoll(fd, unix.POLLRDHUP)
+	return revents != 0
+}
+
+// sysPoll says which of events there are on fd at the moment, or an error or a hang-up, which it leaves there.
+func sysPoll(fd int32, events int16) (revents int16, err error) {
+	p := [1]unix.PollFd{{Fd: fd, Events: events}}
+	for {
+		if _, err = unix.Poll(p[:], 0); err != unix.EINTR {
+			return p[0].Revents, err
+		}
+	}
 }
 
 // sysPeekAt is sysRecv that leaves the bytes where they are.
@@ -195,9 +204,8 @@ func sysSockError(fd int32) syscall.Errno {
 
 // sysErrorPending reports whether the socket has an error pending, and leaves it there.
 func sysErrorPending(fd int32) bool {
-	p := [1]unix.PollFd{{Fd: fd}}
-	n, err := unix.Poll(p[:], 0)
-	return err == nil && n == 1 && p[0].Revents&unix.POLLERR != 0
+	revents, _ := sysPoll(fd, 0)
+	return revents&unix.POLLERR != 0
 }
 
 // sysDisconnected reports whether a TCP socket is in the state CLOSE: reset or timed out, or ended by both sides.
@@ -309,13 +317,8 @@ func nonblocking(fd int) bool {
 
 // backlogged reports whether an accept would find something, an error of the socket included.
 func backlogged(fd int) bool {
-	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	for {
-		n, err := unix.Poll(p, 0)
-		if err != unix.EINTR {
-			return err != nil || n > 0
-		}
-	}
+	revents, err := sysPoll(int32(fd), unix.POLLIN)
+	return err != nil || revents != 0
 }
 
 func parseSockaddr(rsa *unix.RawSockaddrAny) (a sockaddr) {
