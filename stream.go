@@ -70,8 +70,9 @@ func (s *stream) holds(at uint32) bool {
 	return s.holdsLocked(at)
 }
 
-// An event that the feeder has counted and not yet sent makes others look received, which costs an event too many at worst.
-// What is in the feeder's hands is numbered ahead.
+// An event that the feeder has counted and not yet sent makes others look received, and so does one that takeBack has taken
+// out, those before it. That costs a Readable too many at worst, where the other mistake would lose one. What is in the
+// feeder's hands is numbered ahead.
 func (s *stream) holdsLocked(at uint32) bool {
 	return uint64(s.sent-at) < uint64(len(s.ch)) || s.blocked.Load() && at-s.sent-1 < feedChunk+4
 }
