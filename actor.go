@@ -14,8 +14,9 @@ import (
 //
 // Receive may block, for a database say: when it holds the loop for more than a millisecond or so, another goroutine
 // carries on with the loop's other connections; see [ListenerOptions.MaxBlocked]. A returned error closes the connection
-// with that error, behind what is queued; io.EOF, as TryRead returns it, is an orderly close, and Err is nil. A panic aborts it with a *[PanicError]; nothing else is touched. Both still get
-// Closed; an error or panic of that is only logged.
+// with that error, behind what is queued; io.EOF, as TryRead returns it, is an orderly close, and Err is nil. A panic
+// aborts the connection with a *[PanicError]; nothing else is touched. In all these cases Closed still follows; an error
+// or a panic of Receive at Closed is only logged.
 type Actor interface{ Receive(ev Event) error }
 
 // ActorFunc is a function as an Actor.

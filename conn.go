@@ -3,7 +3,6 @@ package tcpio
 import (
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"strconv"
 	"sync"
@@ -51,6 +50,7 @@ type connExt struct {
 	timers  *timer   // of After, linked
 	mailbox []mail   // values not yet delivered, oldest first
 	posted  int      // of them, those that count against MailboxSize
+	copies  int32    // that are under way to the connection
 	groups  []*Group // joined
 	tls     *tlsState
 	frames  frameBuffer
@@ -63,8 +63,8 @@ type connExt struct {
 
 // flags are a connection's states. The life of a connection, under mu:
 //
-//	(TLS: handshake, of which nobody is told, then open)
-//	open     --Close, actor's error, a time limit-->  closing
+//	(TLS: handshake, without events, then open)
+//	open     --Close, an actor's or a frame's error, a time limit-->  closing; the peer's end of stream is no reason
 //	closing  --queue flushed-->  FIN sent  --peer's end read-->  released
 //	any      --Abort, read error, CloseTimeout, Listener.Close-->  released
 //	released --descriptor closed by the last reference-->  gone, Closed emitted
@@ -85,12 +85,12 @@ const (
 	fWantRoom  // TryWrite refused: a Writable is owed
 	fDistrust  // a short read proves nothing: end, error or urgent data was signalled, or the socket is not TCP
 	fEOF       // the peer's end of stream was read
-	fTold      // the user was told of it: io.EOF was returned
-	fEnded     // told, and EOFTimeout runs: it is in its loop's eofs, not in limits
+	fTold      // io.EOF was returned to the user
+	fEnded     // since fTold EOFTimeout runs: the connection is in its loop's eofs, not in limits
 	fSendShut  // CloseWrite was called
 	fFinSent   // our FIN is out
 	fSendErr   // writing failed for good; ext.sendErr
-	fClosing   // the user, or EOF, closed; flushing and draining
+	fClosing   // Close, an error or a limit has begun the end; flushing and draining
 	fReset     // release with a reset
 	fReleased  // the descriptor is to go, or has gone
 	fGone      // the descriptor has gone
@@ -113,7 +113,7 @@ const (
 	fWaitSend  // a copy or a raw write waits for room, with nothing queued
 	fStarved   // a write was refused for MaxBuffered
 	fTellsEnd  // Draining was emitted
-	fDrained   // the actor was told Draining: close behind its turn
+	fDrained   // the actor has received Draining: close behind its turn
 	fGiven     // the socket is somebody else's, who has a duplicate: its options are left alone
 
 	pendMask = pendOpened | pendReadable | pendWritable | pendDraining | pendClosed
@@ -295,52 +295,6 @@ func (c *Conn) opErrorLocked(op string, err error) error {
 	}
 	local := c.localLocked()
 	return &net.OpError{Op: op, Net: local.Network(), Source: local, Addr: c.RemoteAddr(), Err: err}
-}
-
-// addrPort is the address in its usual form; zone is the name of a.zone.
-func (a *sockaddr) addrPort(zone string) netip.AddrPort {
-	if !a.isIP {
-		return netip.AddrPort{}
-	}
-	if a.is4 {
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(a.ip[:4])), a.port)
-	}
-	ip := netip.AddrFrom16(a.ip)
-	if ip.Is4In6() {
-		ip = ip.Unmap() // as the package net shows an IPv4 peer of a dual-stack socket
-	} else if a.zone != 0 {
-		ip = ip.WithZone(zone)
-	}
-	return netip.AddrPortFrom(ip, a.port)
-}
-
-// named reports whether the address has a name that the kernel must be asked for: a unix socket's, or that of an IPv6
-// address's zone. The Conn of such a peer has it in connExt from the start.
-func (a *sockaddr) named() bool { return a.zone != 0 }
-
-// names asks for the names in the addresses of a fresh connection; z is the zone of its peer, if that is an IPv6 one.
-func (a *sockaddr) names(fd int32, z zone) *connExt {
-	if !a.isIP {
-		return &connExt{remote: sysPeerName(fd)}
-	}
-	return &connExt{remote: net.TCPAddrFromAddrPort(a.addrPort(z.name)), local: sysLocalAddr(fd, z)}
-}
-
-// A zone is the index of a network interface with its name, which is asked for once and under no lock.
-type zone struct {
-	index uint32
-	name  string
-}
-
-// nameOf is the zone's name of an address; without knowing better the index, as the package net shows it then.
-func (z zone) nameOf(index uint32) string {
-	switch index {
-	case 0:
-		return ""
-	case z.index:
-		return z.name
-	}
-	return strconv.FormatUint(uint64(index), 10)
 }
 
 // emitLocked delivers an event of this connection to its route, or notes it where the route finds it when there is room.

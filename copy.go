@@ -26,6 +26,8 @@ func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
 	if src, ok := r.(*Conn); ok {
 		return copyConn(c, src)
 	}
+	c.noteCopy(1)
+	defer c.noteCopy(-1)
 	b := c.lp.l.pool.get(blockLarge)
 	defer c.lp.l.pool.put(b)
 	for {
@@ -65,7 +67,20 @@ func copyConn(dst, src *Conn) (int64, error) {
 		return 0, err
 	}
 	defer dst.endWrite()
+	dst.noteCopy(1)
+	defer dst.noteCopy(-1)
 	return src.copyTo(dst.writeAll, dst)
+}
+
+// noteCopy counts the copies to the connection that are under way: EOFTimeout waits for them, also while their source is silent,
+// and begins anew behind them.
+func (c *Conn) noteCopy(n int32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.extLocked().copies += n
+	if c.flags&fEnded != 0 {
+		c.limit.lastOut = c.lp.coarse()
+	}
 }
 
 // copyTo copies the connection by write; to, if not nil, is the connection that write writes to.

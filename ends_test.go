@@ -389,6 +389,36 @@ func TestEOFTimeoutWaitsForWhatIsUnderWay(t *testing.T) {
 	expect[tcpio.Closed](t, events)
 }
 
+// A copy is under way also while its source has nothing to say.
+func TestEOFTimeoutWaitsForACopyWhoseSourceIsSilent(t *testing.T) {
+	t.Parallel()
+	const limit = 200 * time.Millisecond
+	l, events := startManual(t, tcpio.ListenerOptions{EOFTimeout: limit})
+	c, peer := open(t, l, events)
+	sendFIN(t, peer)
+	if _, err := readStream(t, events, c, -1, 100); err != io.EOF {
+		t.Fatal(err)
+	}
+	r, w := io.Pipe()
+	copied := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(c, r)
+		copied <- err
+	}()
+	expectSilence(t, events, 2*limit)
+	if _, err := w.Write([]byte("late")); err != nil {
+		t.Fatal(err)
+	}
+	expectBytes(t, peer, []byte("late"))
+	expectSilence(t, events, 2*limit)
+	w.Close()
+	if err := receive(t, "the end of the copy", copied); err != nil {
+		t.Fatal(err)
+	}
+	expectEOF(t, peer) // its user has had the time
+	expect[tcpio.Closed](t, events)
+}
+
 func TestConnectionsThatWaitForTheirUserMakeRoomOldestFirst(t *testing.T) {
 	l, events := startManual(t, tcpio.ListenerOptions{MaxConns: 3})
 	var conns []*tcpio.Conn

@@ -45,19 +45,20 @@ func (f *frameBuffer) drop(l *Listener) {
 var errFramesBusy = errors.New("tcpio: Conn.Frames: an iteration is running already")
 
 const (
-	// An iteration hands out so many frames, or bytes of them, or goes on for so long, and leaves the rest to the next: a peer that
-	// never stops sending would keep its consumer from all others.
+	// An iteration hands out so many frames, or so many bytes of them and of what split skips, or goes on for so long, and
+	// leaves the rest to the next: a peer that never stops sending would keep its consumer from all others.
 	framesMost     = 1024
 	frameBytesMost = 256 << 10
 	frameTimeMost  = 10 * time.Millisecond
-	framesLook     = 16 // frames between two looks at the clock
+	framesLook     = 16 // calls of split between two looks at the clock
 )
 
 // Frames iterates over the complete frames of what is readable, as split cuts them, without blocking. It ends by itself
-// when no whole frame is left: a partial one is kept, in a pooled buffer, and a Readable follows when more has arrived. It also
-// ends behind 1,024 frames, 256 KiB of them, or 10 ms, so that a peer that never stops sending leaves others their turn, and behind a
-// break: the rest is kept and a Readable follows at once. What is kept comes first in a later TryRead or Read. A connection
-// that has no route yet gets no Readable: its frames are handed out until none is left.
+// when no whole frame is left: a partial one is kept, in a pooled buffer, and a Readable follows when more has arrived.
+// It also ends behind 1,024 frames, behind 256 KiB of them and of what split skips, and after 10 ms, so that a peer that
+// never stops sending leaves others their turn, and behind a break: the rest is kept and a Readable follows at once. What
+// is kept comes first in a later TryRead or Read. A connection that has no route yet gets no Readable: its frames are
+// handed out until none is left.
 //
 // A frame is valid until the next iteration; it is then overwritten. Until then it may be changed in place, and append copies
 // it, since its capacity is its length. An error is the last pair: io.EOF at the peer's end
@@ -81,8 +82,8 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 			yield(nil, err)         // it may still write what is wrong
 		}
 		empty, frames, size, start := 0, 0, 0, now()
-		for {
-			late := frames%framesLook == framesLook-1 && now()-start >= int64(frameTimeMost)
+		for turn := 1; ; turn++ {
+			late := turn%framesLook == 0 && now()-start >= int64(frameTimeMost)
 			if (late || frames >= framesMost || size >= frameBytesMost) && c.leaveFrames() {
 				return
 			}
@@ -121,6 +122,7 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 				return
 			}
 			c.advanceFrames(advance)
+			size += advance
 			if token != nil {
 				if empty++; advance > 0 {
 					empty = 0
@@ -130,7 +132,6 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 					return
 				}
 				frames++
-				size += advance
 				if !yield(token[:len(token):len(token)], nil) {
 					return
 				}

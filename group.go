@@ -99,7 +99,7 @@ func (g *Group) Write(p []byte) (int, error) {
 		waiting := c.flags & fWantRoom
 		err := c.mayWriteLocked(len(p))
 		if err == nil && b == nil && len(p) > holdMax && c.flags&fTLS == 0 {
-			c.unlock() // the copy may take long
+			c.unlock() // the copy takes as long as p is, and no socket will take all of p
 			l = c.lp.l
 			b = l.shareable(p)
 			c.mu.Lock()

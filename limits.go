@@ -162,7 +162,7 @@ func (c *Conn) awaitUserLocked() {
 
 // busyLocked reports whether output is under way, or a handler runs that may write.
 func (c *Conn) busyLocked() bool {
-	return c.out != nil || c.flags&(fWriting|fRunning) != 0
+	return c.out != nil || c.flags&(fWriting|fRunning) != 0 || c.ext != nil && c.ext.copies > 0
 }
 
 // outputWaitsLocked notes that output begins to wait for the socket.

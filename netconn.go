@@ -63,9 +63,10 @@ func (c *Conn) reannounceLocked() {
 	}
 }
 
-// Write writes p. It blocks only while more than [ListenerOptions.WriteBuffer] bytes are queued, until there is room, an
-// error, or the write deadline; then it returns how many bytes of p were accepted. Writes of concurrent callers do not
-// interleave. Errors are *net.OpError, as for TryWrite.
+// Write writes p. It blocks while [ListenerOptions.WriteBuffer] bytes are queued, or MaxBuffered are, while another write
+// or a copy to the connection is under way, and during a TLS handshake: until there is room, an error, or the write
+// deadline; then it returns how many bytes of p were accepted. Writes of concurrent callers do not interleave. Errors are
+// *net.OpError, as for TryWrite.
 func (c *Conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.unlock()

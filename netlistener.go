@@ -152,28 +152,3 @@ func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	}
 	return c, nil
 }
-
-// peerOf is a net.Addr in the form that a Conn keeps. If that is named, a itself has the name.
-func peerOf(a net.Addr) (s sockaddr) {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		if a != nil {
-			s.zone = 1
-		}
-		return s
-	}
-	ap := tcp.AddrPort()
-	if ap.Addr().Zone() != "" {
-		s.zone = 1 // any: the name is known
-	}
-	s.isIP, s.port = true, ap.Port()
-	ip := ap.Addr().Unmap()
-	if ip.Is4() {
-		s.is4 = true
-		v4 := ip.As4()
-		copy(s.ip[:], v4[:])
-		return s
-	}
-	s.ip = ip.As16()
-	return s
-}

@@ -74,11 +74,11 @@ type ListenerOptions struct {
 	RefuseReply []byte
 
 	// EOFTimeout is a safety net for programs that ignore io.EOF. Once the peer's end of stream has
-	// been read, it closes the connection in order when for this time no output was written, queued
-	// or copied and no Receive of its actor ran. 0 means 10 s. When descriptors run out or MaxConns
-	// is reached, such connections are closed to make room for new ones, first the one that has
-	// waited longest. Connections that NetListener or Dial handed out as net.Conns are exempt until
-	// they have a route.
+	// been read, it closes the connection in order when for this time no output was written or
+	// queued, but not while a copy to it, or a Receive of its actor, runs. 0 means 10 s. When
+	// descriptors run out or MaxConns is reached, such connections are closed to make room for new
+	// ones, first the one that has waited longest. Connections that NetListener or Dial handed out
+	// as net.Conns are exempt until they have a route.
 	EOFTimeout time.Duration
 	// CloseTimeout bounds what Close does in the background, flushing and draining together, and
 	// with it the end of Serve; 0 means 5 s.
@@ -162,7 +162,29 @@ type ListenerOptions struct {
 
 // check validates the options and fills in the defaults.
 func (o *ListenerOptions) check() error {
-	bad := func(field, why string) error { return fmt.Errorf("tcpio: ListenerOptions.%s: %s", field, why) }
+	if err := o.checkNumbers(); err != nil {
+		return err
+	}
+	if err := o.checkTimes(); err != nil {
+		return err
+	}
+	if t := o.TLSConfig; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
+		return badOption("TLSConfig", "has no certificate: neither Certificates nor GetCertificate nor GetConfigForClient")
+	}
+	if n := len(o.RefuseReply); n > longestReply {
+		return badOption("RefuseReply", fmt.Sprintf("over %d bytes: %d", longestReply, n))
+	}
+	if o.OnConnEvent != nil && o.Actor != nil {
+		return badOption("OnConnEvent", "set together with Actor")
+	}
+	return o.checkSocket()
+}
+
+func badOption(field, why string) error {
+	return fmt.Errorf("tcpio: ListenerOptions.%s: %s", field, why)
+}
+
+func (o *ListenerOptions) checkNumbers() error {
 	// The bounds leave room in an int of 32 bits for sums of two, and what is made at once,
 	// channels and loops, can be made.
 	for _, f := range []struct {
@@ -183,15 +205,19 @@ func (o *ListenerOptions) check() error {
 		{"MaxConnsPerIP", &o.MaxConnsPerIP, 0, 1 << 30},
 	} {
 		if *f.value < 0 {
-			return bad(f.name, fmt.Sprintf("negative: %d", *f.value))
+			return badOption(f.name, fmt.Sprintf("negative: %d", *f.value))
 		}
 		if *f.value > f.most {
-			return bad(f.name, fmt.Sprintf("over %d: %d", f.most, *f.value))
+			return badOption(f.name, fmt.Sprintf("over %d: %d", f.most, *f.value))
 		}
 		if *f.value == 0 {
 			*f.value = f.def
 		}
 	}
+	return nil
+}
+
+func (o *ListenerOptions) checkTimes() error {
 	for _, f := range []struct {
 		name  string
 		value time.Duration
@@ -206,10 +232,10 @@ func (o *ListenerOptions) check() error {
 		{"HandshakeTimeout", o.HandshakeTimeout},
 	} {
 		if f.value < 0 {
-			return bad(f.name, "negative: "+f.value.String())
+			return badOption(f.name, "negative: "+f.value.String())
 		}
 		if f.value > longestLimit {
-			return bad(f.name, "over 20 days: "+f.value.String())
+			return badOption(f.name, "over 20 days: "+f.value.String())
 		}
 	}
 	if o.CloseTimeout == 0 {
@@ -221,48 +247,44 @@ func (o *ListenerOptions) check() error {
 	if o.HandshakeTimeout == 0 {
 		o.HandshakeTimeout = 10 * time.Second
 	}
-	if t := o.TLSConfig; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
-		return bad("TLSConfig", "has no certificate: neither Certificates nor GetCertificate nor GetConfigForClient")
-	}
-	if n := len(o.RefuseReply); n > longestReply {
-		return bad("RefuseReply", fmt.Sprintf("over %d bytes: %d", longestReply, n))
-	}
 	switch ka := &o.KeepAlive; {
 	case ka.Idle > keepAliveMost:
-		return bad("KeepAlive", fmt.Sprintf("Idle over %v: %v", keepAliveMost, ka.Idle))
+		return badOption("KeepAlive", fmt.Sprintf("Idle over %v: %v", keepAliveMost, ka.Idle))
 	case ka.Interval > keepAliveMost:
-		return bad("KeepAlive", fmt.Sprintf("Interval over %v: %v", keepAliveMost, ka.Interval))
+		return badOption("KeepAlive", fmt.Sprintf("Interval over %v: %v", keepAliveMost, ka.Interval))
 	case ka.Count > keepAliveCount:
-		return bad("KeepAlive", fmt.Sprintf("Count over %d: %d", keepAliveCount, ka.Count))
+		return badOption("KeepAlive", fmt.Sprintf("Count over %d: %d", keepAliveCount, ka.Count))
 	case *ka == net.KeepAliveConfig{}:
 		ka.Enable = true
 	case !ka.Enable && ka.Idle >= 0:
-		return bad("KeepAlive", "has values but is not enabled; a negative Idle switches keep-alive off")
+		return badOption("KeepAlive", "has values but is not enabled; a negative Idle switches keep-alive off")
 	}
-	if o.OnConnEvent != nil && o.Actor != nil {
-		return bad("OnConnEvent", "set together with Actor")
-	}
+	return nil
+}
+
+// checkSocket checks what says where to listen.
+func (o *ListenerOptions) checkSocket() error {
 	if o.Listener != nil {
 		if o.Addr != "" {
-			return bad("Addr", "set together with Listener")
+			return badOption("Addr", "set together with Listener")
 		}
 		if o.Network != "" {
-			return bad("Network", "set together with Listener")
+			return badOption("Network", "set together with Listener")
 		}
 		switch ln := o.Listener.(type) {
 		case *net.TCPListener:
 			if ln == nil {
-				return bad("Listener", "a nil *net.TCPListener")
+				return badOption("Listener", "a nil *net.TCPListener")
 			}
 		case *net.UnixListener:
 			if ln == nil {
-				return bad("Listener", "a nil *net.UnixListener")
+				return badOption("Listener", "a nil *net.UnixListener")
 			}
 			if n := ln.Addr().Network(); n != "unix" {
-				return bad("Listener", "not a stream socket: "+n)
+				return badOption("Listener", "not a stream socket: "+n)
 			}
 		default:
-			return bad("Listener", fmt.Sprintf("neither *net.TCPListener nor *net.UnixListener: %T", ln))
+			return badOption("Listener", fmt.Sprintf("neither *net.TCPListener nor *net.UnixListener: %T", ln))
 		}
 		return nil
 	}
@@ -271,10 +293,10 @@ func (o *ListenerOptions) check() error {
 		o.Network = "tcp"
 	case "tcp", "tcp4", "tcp6", "unix":
 	default:
-		return bad("Network", fmt.Sprintf("unknown: %q", o.Network))
+		return badOption("Network", fmt.Sprintf("unknown: %q", o.Network))
 	}
 	if o.Addr == "" {
-		return bad("Addr", "empty")
+		return badOption("Addr", "empty")
 	}
 	return nil
 }

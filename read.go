@@ -107,7 +107,7 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 		if c.ext.frames.split {
 			return 0, ErrWouldBlock
 		}
-		n = c.ext.frames.read(c.lp.l, p)
+		n = c.ext.frames.read(c.lp.l, p[:min(len(p), recvMax)])
 	}
 	for round := 1; ; round++ {
 		if n == len(p) || n > 0 && c.flags&fEOF != 0 || round > readRounds || n >= recvMax {

@@ -14,9 +14,8 @@ import (
 //
 // Success means accepted, not received by the peer. Writes of one connection go out in the order of the calls, and
 // those of concurrent callers never interleave: while a large one is under way others get ErrWouldBlock. p is not kept.
-// After CloseWrite it fails with an error that matches
-// syscall.EPIPE, after Close with net.ErrClosed, and once the peer has reset the connection with a *net.OpError around
-// the cause; what arrived before that can still be read.
+// After CloseWrite it fails with an error that matches syscall.EPIPE, after Close with net.ErrClosed, and once the peer
+// has reset the connection with a *net.OpError around the cause; what arrived before that can still be read.
 func (c *Conn) TryWrite(p []byte) (int, error) {
 	c.mu.Lock()
 	n, err := c.writeLocked(p)
