@@ -153,6 +153,12 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 				return
 			}
 			more, err := c.fillFrames()
+			for more && err == nil && c.readOnFrames() {
+				again := false
+				if again, err = c.fillFrames(); !again {
+					break
+				}
+			}
 			switch err {
 			case nil:
 			case bufio.ErrTooLong:
@@ -255,6 +261,15 @@ func (c *Conn) failFrames(err error) {
 	c.mu.Lock()
 	c.closeLocked(err)
 	c.unlock()
+}
+
+// readOnFrames reports whether a large partial frame is to be read on before split looks at all of it again: up to the end of the
+// buffer, or of what the peer has sent. Otherwise split would look as often as the socket hands out a part.
+func (c *Conn) readOnFrames() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f := &c.ext.frames
+	return f.more && f.end < len(f.b.buf) && f.end-f.off >= recvMax
 }
 
 // fillFrames reads more behind the partial frame. It reports false when there is no more for the moment.
