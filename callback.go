@@ -45,10 +45,36 @@ func (cb *callback) Receive(ev Event) error {
 	case !ok:
 	case cb.calls == nil:
 		cb.call(r.Conn)
+	case cb.calls.enter():
+		defer cb.calls.pass()
+		cb.call(r.Conn)
 	default:
-		cb.calls.run(func() { cb.call(r.Conn) })
+		c := r.Conn
+		c.mu.Lock()
+		c.flags |= fCall
+		c.mu.Unlock()
+		cb.calls.post(func() { cb.lateCall(c) })
 	}
 	return nil
+}
+
+// lateCall is a call that has waited for its turn, which its connection's turn has not. If that has moved to another
+// route meanwhile, what there was to read has been announced there.
+func (cb *callback) lateCall(c *Conn) {
+	c.mu.Lock()
+	waited := c.flags&fCall != 0
+	c.mu.Unlock()
+	if !waited {
+		return
+	}
+	defer func() {
+		c.mu.Lock()
+		defer c.unlock()
+		c.flags &^= fCall
+		c.endDrainLocked()
+		c.awaitUserLocked()
+	}()
+	cb.call(c)
 }
 
 // call is one call of onConn, if there is anything to read.
