@@ -19,7 +19,8 @@ import (
 //
 // onConn may block. Connections that share one Callback have their calls made one at a time, those of onErr
 // included, so that callbacks may share state without a lock; while one blocks the others wait, but
-// connections are still accepted, flushed and timed. A panic in onConn, or runtime.Goexit, aborts its
+// connections are still accepted, flushed and timed. A call that waits for its turn counts as one that runs:
+// Shutdown gives its connection CloseTimeout, and EOFTimeout does not run. A panic in onConn, or runtime.Goexit, aborts its
 // connection and goes to onErr as a *[PanicError]; one in onErr is only logged. The net.Conn passed is a
 // *Conn; programs that assert a *net.TCPConn need Conn.Hijack instead.
 func Callback(onConn func(net.Conn) error, onErr func(error)) Actor {
