@@ -191,6 +191,7 @@ func (a *accepting) some() acceptState {
 			break
 		}
 		if c := s.nextAdopted(); c != nil {
+			a.lp.untold.Add(-1)
 			a.askForActor(c)
 			continue
 		}
@@ -426,6 +427,10 @@ func (c *Conn) employ(actor Actor) {
 // time.
 func (l *Listener) adopt(c *Conn) {
 	s := &l.socket
+	if !l.loops[0].expect() { // it has ended, and so has c: until then it waits for what it is to ask
+		c.employ(nil)
+		return
+	}
 	s.mu.Lock()
 	s.adopted = append(s.adopted, c)
 	s.adopting.Store(true)

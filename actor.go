@@ -268,7 +268,7 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	}
 	c.stream, c.actor, c.sentAt = s, a, 0
 	plain := c.flags&fMute != 0
-	c.flags &^= fMute | fDefer
+	c.flags &^= fMute | fDefer | fCall
 	if plain && c.flags&(fHandshake|pendOpened) == 0 {
 		c.emitLocked(pendOpened) // it was handed out as a net.Conn
 	}
@@ -340,12 +340,17 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 // endTurnLocked ends a turn. A connection whose handler was told of the Shutdown is closed behind it.
 func (c *Conn) endTurnLocked() {
 	c.flags &^= fRunning
-	if c.flags&fDrained != 0 && c.stream == nil && c.lp.l.opts.DrainTimeout == 0 {
-		c.closeLocked(nil)
-	}
+	c.endDrainLocked()
 	c.awaitUserLocked()
 	if c.stream == nil && (c.flags&pendMask != 0 || c.mail() > 0) {
 		c.queueLocked()
+	}
+}
+
+// endDrainLocked closes a connection whose actor was told of the Shutdown and has nothing more to do.
+func (c *Conn) endDrainLocked() {
+	if c.flags&(fDrained|fRunning|fCall) == fDrained && c.stream == nil && c.lp.l.opts.DrainTimeout == 0 {
+		c.closeLocked(nil)
 	}
 }
 

@@ -33,6 +33,7 @@ var bounds = []struct {
 	{"MaxHandshakes", 1 << 20, func(o *tcpio.ListenerOptions, v int64) { o.MaxHandshakes = int(v) }},
 	{"CloseTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.CloseTimeout = time.Duration(v) }},
 	{"DrainTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.DrainTimeout = time.Duration(v) }},
+	{"EOFTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.EOFTimeout = time.Duration(v) }},
 	{"IdleTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.IdleTimeout = time.Duration(v) }},
 	{"ReadTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.ReadTimeout = time.Duration(v) }},
 	{"WriteTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.WriteTimeout = time.Duration(v) }},

@@ -19,7 +19,8 @@ import (
 //
 // onConn may block. Connections that share one Callback have their calls made one at a time, those of onErr
 // included, so that callbacks may share state without a lock; while one blocks the others wait, but
-// connections are still accepted, flushed and timed. A panic in onConn, or runtime.Goexit, aborts its
+// connections are still accepted, flushed and timed. A call that waits for its turn counts as one that runs:
+// Shutdown gives its connection CloseTimeout, and EOFTimeout does not run. A panic in onConn, or runtime.Goexit, aborts its
 // connection and goes to onErr as a *[PanicError]; one in onErr is only logged. The net.Conn passed is a
 // *Conn; programs that assert a *net.TCPConn need Conn.Hijack instead.
 func Callback(onConn func(net.Conn) error, onErr func(error)) Actor {
@@ -45,10 +46,36 @@ func (cb *callback) Receive(ev Event) error {
 	case !ok:
 	case cb.calls == nil:
 		cb.call(r.Conn)
+	case cb.calls.enter():
+		defer cb.calls.pass()
+		cb.call(r.Conn)
 	default:
-		cb.calls.run(func() { cb.call(r.Conn) })
+		c := r.Conn
+		c.mu.Lock()
+		c.flags |= fCall
+		c.mu.Unlock()
+		cb.calls.post(func() { cb.lateCall(c) })
 	}
 	return nil
+}
+
+// lateCall is a call that has waited for its turn, which its connection's turn has not. If that has moved to another
+// route meanwhile, what there was to read has been announced there.
+func (cb *callback) lateCall(c *Conn) {
+	c.mu.Lock()
+	waited := c.flags&fCall != 0
+	c.mu.Unlock()
+	if !waited {
+		return
+	}
+	defer func() {
+		c.mu.Lock()
+		defer c.unlock()
+		c.flags &^= fCall
+		c.endDrainLocked()
+		c.awaitUserLocked()
+	}()
+	cb.call(c)
 }
 
 // call is one call of onConn, if there is anything to read.

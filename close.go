@@ -129,6 +129,9 @@ func (c *Conn) tellDrainingLocked() {
 		c.closeLocked(nil) // nobody has heard of it yet
 	default:
 		c.flags |= fTellsEnd
+		if c.flags&(fReadable|fEOF|fMute|fHandshake) == 0 && sysUnread(c.fd) > 0 {
+			c.readableLocked() // it came first, though the loop has not come to it yet
+		}
 		c.emitLocked(pendDraining)
 	}
 }

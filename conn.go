@@ -81,6 +81,7 @@ const (
 	fOpened    // Opened was emitted
 	fQueued    // in its route's queue
 	fRunning   // a goroutine is inside this connection's actor
+	fCall      // a callback that reads from it waits for its turn, or runs after that; see callback.lateCall
 	fReadable  // a Readable is outstanding: emitted, and nobody has read since
 	fWantRoom  // TryWrite refused: a Writable is owed
 	fDistrust  // a short read proves nothing: end, error or urgent data was signalled, or the socket is not TCP

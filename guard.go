@@ -78,16 +78,23 @@ type serial struct {
 
 // run calls f on this goroutine, or leaves it in the queue when it is not its turn.
 func (s *serial) run(f func()) {
-	s.mu.Lock()
-	if s.busy {
-		s.queue = append(s.queue, f)
-		s.mu.Unlock()
+	if !s.enter() {
+		s.post(f)
 		return
 	}
-	s.busy = true
-	s.mu.Unlock()
 	defer s.pass()
 	f()
+}
+
+// enter begins a turn, which pass ends, if nobody has one.
+func (s *serial) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy {
+		return false
+	}
+	s.busy = true
+	return true
 }
 
 // post leaves f in the queue. It reports whether f is the next one and nobody is inside.

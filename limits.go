@@ -150,7 +150,7 @@ func (c *Conn) beginNotesLocked() {
 // awaitUserLocked starts EOFTimeout for a connection whose user was told of the peer's end of stream, and is to close it. One that
 // was handed out as a net.Conn has none, and a handler that runs has all the time it takes.
 func (c *Conn) awaitUserLocked() {
-	if c.flags&(fTold|fEnded|fMute|fRunning|fClosing|fReleased) != fTold {
+	if c.flags&(fTold|fEnded|fMute|fRunning|fCall|fClosing|fReleased) != fTold {
 		return
 	}
 	c.endLimitsLocked()
@@ -162,7 +162,7 @@ func (c *Conn) awaitUserLocked() {
 
 // busyLocked reports whether output is under way, or a handler runs that may write.
 func (c *Conn) busyLocked() bool {
-	return c.out != nil || c.flags&(fWriting|fRunning) != 0 || c.ext != nil && c.ext.copies > 0
+	return c.out != nil || c.flags&(fWriting|fRunning|fCall) != 0 || c.ext != nil && c.ext.copies > 0
 }
 
 // outputWaitsLocked notes that output begins to wait for the socket.

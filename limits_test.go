@@ -219,7 +219,7 @@ func TestWriteTimeoutAbortsOutputThatDoesNotMove(t *testing.T) {
 	t.Parallel()
 	s := serveLimited(t, tcpio.ListenerOptions{WriteTimeout: 100 * time.Millisecond, WriteBuffer: 32 << 20}, func(ev tcpio.Event) {
 		if o, ok := ev.(tcpio.Opened); ok {
-			if _, err := o.Conn.TryWrite(make([]byte, 30<<20)); err != nil {
+			if _, err := o.Conn.TryWrite(make([]byte, 30<<20)); err != nil && !errors.Is(err, net.ErrClosed) { // cut off already: the machine is slow
 				t.Error(err)
 			}
 		}

@@ -1,0 +1,110 @@
+//go:build linux
+
+package tcpio
+
+import (
+	"context"
+	"io"
+	"net"
+	"testing"
+)
+
+// queuedCallback serves two connections: the callback of one blocks until release is closed, and that of the other, which
+// has sent a byte, waits for its turn.
+func queuedCallback(t *testing.T) (l *Listener, release chan struct{}, c *Conn, peer net.Conn) {
+	release = make(chan struct{})
+	entered := make(chan *Conn, 2)
+	l, err := Listen(&ListenerOptions{Addr: "127.0.0.1:0", OnConnEvent: func(conn net.Conn) error {
+		var b [1]byte
+		if _, err := conn.Read(b[:]); err != nil {
+			return err
+		}
+		if b[0] == 'b' {
+			entered <- conn.(*Conn)
+			<-release
+		}
+		_, err := conn.Write([]byte("answer"))
+		return err
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- l.Serve(context.Background()) }()
+	t.Cleanup(func() {
+		l.Close()
+		if err := receive(t, "the end of Serve", served); err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	say := func(what string) net.Conn {
+		peer, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { peer.Close() })
+		if _, err := io.WriteString(peer, what); err != nil {
+			t.Fatal(err)
+		}
+		return peer
+	}
+	say("b")
+	first := receive(t, "the call that blocks", entered)
+	peer = say("x")
+	waitFor(t, "the call that waits", func() bool {
+		for other := range l.Conns() {
+			other.mu.Lock()
+			waits := other != first && other.flags&fCall != 0
+			other.mu.Unlock()
+			if waits {
+				c = other
+			}
+		}
+		return c != nil
+	})
+	return l, release, c, peer
+}
+
+// What was sent before the Shutdown is answered, whoever's callback had to come first.
+func TestShutdownWaitsForACallbackThatWaitsForItsTurn(t *testing.T) {
+	l, release, c, peer := queuedCallback(t)
+	down := make(chan error, 1)
+	go func() { down <- l.Shutdown(context.Background()) }()
+	waitFor(t, "the end of Draining", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.flags&(fDrained|fRunning) == fDrained
+	})
+	close(release)
+	answer, err := io.ReadAll(peer)
+	if string(answer) != "answer" || err != nil {
+		t.Errorf("the peer got %q, %v", answer, err)
+	}
+	peer.Close()
+	// The other peer keeps its side open, which takes Shutdown up to CloseTimeout.
+	if err := receive(t, "the end of Shutdown", down); err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+// It takes along what it has not yet read.
+func TestAConnectionMayLeaveACallbackThatWaitsForItsTurn(t *testing.T) {
+	_, release, c, peer := queuedCallback(t)
+	events := c.Events()
+	if _, ok := receive(t, "Readable", events).(Readable); !ok {
+		t.Fatal("no Readable")
+	}
+	// The queue goes on, over the call: the calls behind it are made.
+	over := make(chan struct{}, 1)
+	c.lp.l.legacy.calls.post(func() { over <- struct{}{} })
+	close(release)
+	receive(t, "the turn behind the call", over)
+	var b [2]byte
+	if n, err := c.TryRead(b[:]); n != 1 || b[0] != 'x' || err != nil {
+		t.Errorf("TryRead on the new route: %q, %v", b[:n], err)
+	}
+	c.Close()
+	if answer, err := io.ReadAll(peer); len(answer) > 0 || err != nil {
+		t.Errorf("the old route answered %q, %v", answer, err)
+	}
+}
