@@ -1,0 +1,333 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// An http.Server on tcpio's loops. With DeferAccept a connection that has sent nothing costs no
+// goroutine.
+func ExampleListener_NetListener() {
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", DeferAccept: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, "hello from", r.URL.Path)
+	})}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var g errgroup.Group
+	ln := l.NetListener()
+	g.Go(func() error { return l.Serve(ctx) })
+	g.Go(func() error {
+		if err := srv.Serve(ln); err != http.ErrServerClosed {
+			return err
+		}
+		return nil
+	})
+
+	resp, err := http.Get("http://" + l.Addr().String() + "/here")
+	if err != nil {
+		log.Fatal(err)
+	}
+	body, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	fmt.Print(string(body))
+	fmt.Println("requests:", srv.Shutdown(ctx)) // waits for those that are being served
+	stop()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// hello from /here
+	// requests: <nil>
+	// end: <nil>
+}
+
+// A protocol that begins in plain text and changes to TLS when the client says so. Afterwards
+// everything works as before.
+func ExampleConn_StartTLS() {
+	cert, trusting := testPKI() // a certificate for localhost, and a client's config that trusts it
+	config := &tls.Config{Certificates: []tls.Certificate{cert}}
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{
+		Addr: "127.0.0.1:0",
+		Actor: func(c *tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(ev tcpio.Event) error {
+				if _, ok := ev.(tcpio.Readable); !ok {
+					return nil
+				}
+				for line, err := range c.Frames(bufio.ScanLines) {
+					if err != nil {
+						return err
+					}
+					if string(line) == "STARTTLS" {
+						fmt.Fprintln(c, "go ahead")
+						return c.StartTLS(config) // an error if the client has sent more in plain text
+					}
+					fmt.Fprintf(c, "%s, TLS: %t\n", line, c.TLS() != nil)
+				}
+				return nil
+			})
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+
+	plain, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	ask := func(peer net.Conn, question string) {
+		fmt.Fprintln(peer, question)
+		fmt.Print(readLine(peer))
+	}
+	ask(plain, "hello")
+	ask(plain, "STARTTLS")
+	sealed := tls.Client(plain, trusting)
+	ask(sealed, "hello")
+	sealed.Close()
+	stop()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// hello, TLS: false
+	// go ahead
+	// hello, TLS: true
+	// end: <nil>
+}
+
+// A relay: two actors pass bytes to each other. While one side does not read, nothing is read from
+// the other.
+func ExampleListener_Dial() {
+	upstream := echoServer()
+	defer upstream.Close()
+
+	pass := func(from, to *tcpio.Conn, ended *atomic.Int32) tcpio.Actor {
+		return tcpio.ActorFunc(func(ev tcpio.Event) error {
+			switch ev.(type) {
+			case tcpio.Readable:
+				buf := make([]byte, 16<<10)
+				n, err := from.TryRead(buf)
+				switch err {
+				case nil:
+					_, err = to.Write(buf[:n]) // waits for room; after an error of to, its Closed follows
+					return err
+				case tcpio.ErrWouldBlock:
+					return nil
+				case io.EOF:
+					if ended.Add(1) < 2 {
+						return to.CloseWrite() // the answer may still come
+					}
+				}
+				return err
+			case tcpio.Closed:
+				if from.Err() != nil {
+					to.Abort() // the peer must not take this for an orderly end
+				} else {
+					to.Close()
+				}
+			}
+			return nil
+		})
+	}
+	var l *tcpio.Listener
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{
+		Addr:         "127.0.0.1:0",
+		WriteTimeout: time.Minute,     // for peers that read nothing
+		EOFTimeout:   5 * time.Minute, // how long an answer may pause for a peer that has sent its last byte
+		Actor: func(front *tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(ev tcpio.Event) error {
+				if _, ok := ev.(tcpio.Opened); !ok {
+					return nil
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				defer cancel()
+				back, err := l.Dial(ctx, "tcp", upstream.Addr().String()) // an actor may block
+				if err != nil {
+					return err
+				}
+				ended := new(atomic.Int32)
+				if err := front.Attach(pass(front, back, ended)); err != nil {
+					back.Abort()
+					return err
+				}
+				return back.Attach(pass(back, front, ended))
+			})
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+
+	fmt.Print(exchange(l.Addr(), "hello\n"))
+	stop()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// hello
+	// end: <nil>
+}
+
+// Shutdown tells every connection that the server stops, and waits until they are closed.
+func ExampleListener_Shutdown() {
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{
+		Addr:         "127.0.0.1:0",
+		DrainTimeout: 20 * time.Second, // for handlers to finish
+		CloseTimeout: 5 * time.Second,  // then, for the last bytes to go out
+		Actor: func(c *tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(ev tcpio.Event) error {
+				switch ev.(type) {
+				case tcpio.Readable:
+					for line, err := range c.Frames(bufio.ScanLines) {
+						if err != nil {
+							return err
+						}
+						fmt.Fprintf(c, "you said %s\n", line)
+					}
+				case tcpio.Draining:
+					fmt.Fprintln(c, "goodbye")
+					return io.EOF // closes in order
+				}
+				return nil
+			})
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(context.Background()) })
+
+	peer, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Fprintln(peer, "hello")
+	fmt.Print(readLine(peer))
+	rest := make(chan string)
+	go func() {
+		text, _ := io.ReadAll(peer)
+		peer.Close()
+		rest <- string(text)
+	}()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	fmt.Println("shutdown:", l.Shutdown(ctx)) // ctx's error if connections had to be cut off
+	fmt.Println("serve:", g.Wait())
+	fmt.Print("the client got: ", <-rest)
+	// Output:
+	// you said hello
+	// shutdown: <nil>
+	// serve: <nil>
+	// the client got: goodbye
+}
+
+// Functions written for the first tcpio's callbacks, as an actor. Those of one Callback are called
+// one at a time.
+func ExampleCallback() {
+	calls := 0 // needs no lock
+	callback := tcpio.Callback(func(conn net.Conn) error {
+		buf := make([]byte, 1024)
+		n, err := conn.Read(buf)
+		if err != nil {
+			return err // io.EOF at the end; the connection is closed
+		}
+		calls++
+		_, err = conn.Write(buf[:n])
+		return err
+	}, func(err error) {
+		if err != io.EOF {
+			log.Println(err)
+		}
+	})
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{
+		Addr:  "127.0.0.1:0",
+		Actor: func(*tcpio.Conn) tcpio.Actor { return callback },
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+
+	fmt.Print(exchange(l.Addr(), "hello\n"))
+	stop()
+	fmt.Println("end:", g.Wait(), "calls:", calls)
+	// Output:
+	// hello
+	// end: <nil> calls: 1
+}
+
+// exchange is a client: it sends text and an end of stream, and returns everything that the server
+// sends.
+func exchange(addr net.Addr, text string) string {
+	peer, err := net.Dial(addr.Network(), addr.String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer peer.Close()
+	if _, err := io.Copy(peer, strings.NewReader(text)); err != nil {
+		log.Fatal(err)
+	}
+	if err := peer.(*net.TCPConn).CloseWrite(); err != nil {
+		log.Fatal(err)
+	}
+	answer, err := io.ReadAll(peer)
+	if err != nil {
+		log.Fatal(err)
+	}
+	return string(answer)
+}
+
+// readLine reads a line at a client, or what there is before the end.
+func readLine(peer net.Conn) string {
+	var line []byte
+	for b := make([]byte, 1); len(line) == 0 || b[0] != '\n'; {
+		if _, err := io.ReadFull(peer, b); err != nil {
+			break
+		}
+		line = append(line, b[0])
+	}
+	return string(line)
+}
+
+// echoServer sends one client back what it sends.
+func echoServer() net.Listener {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		peer, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer peer.Close()
+		io.Copy(struct{ io.Writer }{peer}, peer) // without a pipe of the kernel, which the package net would keep
+	}()
+	return ln
+}
