@@ -153,11 +153,12 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 				return
 			}
 			more, err := c.fillFrames()
-			for more && err == nil && c.readOnFrames() {
+			for reads := 1; more && err == nil && reads < framesLook && c.readOnFrames(); reads++ {
 				again := false
 				if again, err = c.fillFrames(); !again {
 					break
 				}
+				turn |= framesLook - 1 // the clock is due
 			}
 			switch err {
 			case nil:
