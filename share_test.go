@@ -143,7 +143,8 @@ func TestALargeWriteIsWholeWhateverOthersDoMeanwhile(t *testing.T) {
 				if layer == "TLS" {
 					o.TLSConfig = serverTLS()
 				}
-				peer := dial(t, hookServe(t, o))
+				l := hookServe(t, o)
+				peer := dial(t, l)
 				if layer == "TLS" {
 					peer = tls.Client(peer, clientTLS())
 					if err := peer.(*tls.Conn).Handshake(); err != nil {
@@ -157,16 +158,17 @@ func TestALargeWriteIsWholeWhateverOthersDoMeanwhile(t *testing.T) {
 					n, _ := io.ReadFull(peer, p)
 					got <- p[:n]
 				}()
-				started := make(chan struct{})
-				go func() {
-					<-started
-					end(c)
-				}()
-				before := c.Buffered()
-				go func() {
-					for c.Buffered() == before && len(got) == 0 {
+				before, over := l.Stats().BytesOut, make(chan struct{})
+				defer close(over)
+				go func() { // in the middle of the write, if the machine lets it
+					for l.Stats().BytesOut < before+1<<20 {
+						select {
+						case <-over:
+							return
+						default:
+						}
 					}
-					close(started)
+					end(c)
 				}()
 				n, err := c.TryWrite(want)
 				switch {
