@@ -268,6 +268,9 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	}
 	c.stream, c.actor, c.sentAt = s, a, 0
 	plain := c.flags&fMute != 0
+	if c.flags&fCall != 0 {
+		c.ext.late = 0
+	}
 	c.flags &^= fMute | fDefer | fCall
 	if plain && c.flags&(fHandshake|pendOpened) == 0 {
 		c.emitLocked(pendOpened) // it was handed out as a net.Conn

@@ -53,6 +53,7 @@ func (cb *callback) Receive(ev Event) error {
 		c := r.Conn
 		c.mu.Lock()
 		c.flags |= fCall
+		c.extLocked().late++
 		c.mu.Unlock()
 		cb.calls.post(func() { cb.lateCall(c) })
 	}
@@ -71,6 +72,12 @@ func (cb *callback) lateCall(c *Conn) {
 	defer func() {
 		c.mu.Lock()
 		defer c.unlock()
+		if c.flags&fCall == 0 {
+			return // it has moved to another route
+		}
+		if c.ext.late--; c.ext.late > 0 {
+			return // more has come meanwhile, for another call
+		}
 		c.flags &^= fCall
 		c.endDrainLocked()
 		c.awaitUserLocked()

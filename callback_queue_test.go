@@ -108,3 +108,75 @@ func TestAConnectionMayLeaveACallbackThatWaitsForItsTurn(t *testing.T) {
 		t.Errorf("the old route answered %q, %v", answer, err)
 	}
 }
+
+// More that arrives while such a call runs is for another call, which is not lost when the first one ends.
+func TestACallThatWaitsIsNotLostToOneThatRuns(t *testing.T) {
+	entered, release := make(chan *Conn, 2), make(chan struct{})
+	l, err := Listen(&ListenerOptions{Addr: "127.0.0.1:0", OnConnEvent: func(conn net.Conn) error {
+		var b [1]byte
+		if _, err := conn.Read(b[:]); err != nil {
+			return err
+		}
+		if b[0] == 'b' {
+			entered <- conn.(*Conn)
+			<-release
+		}
+		_, err := conn.Write(b[:])
+		return err
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- l.Serve(context.Background()) }()
+	t.Cleanup(func() {
+		l.Close()
+		if err := receive(t, "the end of Serve", served); err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	say := func() net.Conn {
+		peer, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { peer.Close() })
+		if _, err := io.WriteString(peer, "b"); err != nil {
+			t.Fatal(err)
+		}
+		return peer
+	}
+	late := func(n int32) func() bool {
+		return func() bool {
+			for c := range l.Conns() {
+				c.mu.Lock()
+				calls := int32(0)
+				if c.ext != nil {
+					calls = c.ext.late
+				}
+				c.mu.Unlock()
+				if calls == n {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	say()
+	receive(t, "the call that blocks", entered)
+	peer := say()
+	waitFor(t, "a call that waits", late(1))
+	release <- struct{}{}
+	receive(t, "the late call", entered)
+	if _, err := io.WriteString(peer, "x"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "another call that waits", late(2))
+	release <- struct{}{}
+	if err := peer.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(peer); string(answer) != "bx" || err != nil {
+		t.Errorf("the peer got %q, %v", answer, err)
+	}
+}

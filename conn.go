@@ -51,6 +51,7 @@ type connExt struct {
 	mailbox []mail   // values not yet delivered, oldest first
 	posted  int      // of them, those that count against MailboxSize
 	copies  int32    // that are under way to the connection
+	late    int32    // calls of a callback that wait for their turn, or run after that, with fCall
 	groups  []*Group // joined
 	tls     *tlsState
 	frames  frameBuffer
@@ -81,7 +82,7 @@ const (
 	fOpened    // Opened was emitted
 	fQueued    // in its route's queue
 	fRunning   // a goroutine is inside this connection's actor
-	fCall      // a callback that reads from it waits for its turn, or runs after that; see callback.lateCall
+	fCall      // ext.late is not zero; see callback.lateCall
 	fReadable  // a Readable is outstanding: emitted, and nobody has read since
 	fWantRoom  // TryWrite refused: a Writable is owed
 	fDistrust  // a short read proves nothing: end, error or urgent data was signalled, or the socket is not TCP
