@@ -22,5 +22,12 @@ func WaitingHandshakesOf(l *Listener) int {
 	return l.shaking.fresh.Len()
 }
 
+// StalledHandshakesOf is the number of handshakes that have begun and wait for their client.
+func StalledHandshakesOf(l *Listener) int {
+	l.shaking.mu.Lock()
+	defer l.shaking.mu.Unlock()
+	return l.shaking.stalled.Len()
+}
+
 // FeedersOf is the number of goroutines that wait for somebody to receive from a full channel.
 func FeedersOf(l *Listener) int { return int(l.feeders.Load()) }

@@ -143,8 +143,8 @@ func TestTLSStalledHandshakesMakeRoom(t *testing.T) {
 	t.Parallel()
 	l, _ := tlsServe(t, tcpio.ListenerOptions{MaxHandshakes: 2, HandshakeTimeout: time.Hour, CloseTimeout: 10 * time.Millisecond}, tlsEcho)
 	tlsPing(t, tlsDial(t, l, clientTLS()))
-	unfinished(t, l, 6)
-	waitFor(t, "two to have the places", func() bool { return tcpio.WaitingHandshakesOf(l) == 4 })
+	unfinished(t, l, 6) // two of them with a whole ClientHello
+	waitFor(t, "the two to wait in their places", func() bool { return tcpio.StalledHandshakesOf(l) == 2 })
 	tlsPing(t, tlsDial(t, l, clientTLS()))
 	if n := l.Stats().Timeouts.Handshake; n < 1 || n > 2 {
 		t.Errorf("%d handshakes were ended by time", n)
