@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 )
 
 // queuedCallback serves two connections: the callback of one blocks until release is closed, and that of the other, which
@@ -14,7 +15,7 @@ import (
 func queuedCallback(t *testing.T) (l *Listener, release chan struct{}, c *Conn, peer net.Conn) {
 	release = make(chan struct{})
 	entered := make(chan *Conn, 2)
-	l, err := Listen(&ListenerOptions{Addr: "127.0.0.1:0", OnConnEvent: func(conn net.Conn) error {
+	r := listen(t, ListenerOptions{CloseTimeout: 5 * time.Second, OnConnEvent: func(conn net.Conn) error {
 		var b [1]byte
 		if _, err := conn.Read(b[:]); err != nil {
 			return err
@@ -25,34 +26,14 @@ func queuedCallback(t *testing.T) (l *Listener, release chan struct{}, c *Conn, 
 		}
 		_, err := conn.Write([]byte("answer"))
 		return err
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- l.Serve(context.Background()) }()
-	t.Cleanup(func() {
-		l.Close()
-		if err := receive(t, "the end of Serve", served); err != nil {
-			t.Errorf("Serve: %v", err)
-		}
-	})
-	say := func(what string) net.Conn {
-		peer, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { peer.Close() })
-		if _, err := io.WriteString(peer, what); err != nil {
-			t.Fatal(err)
-		}
-		return peer
-	}
-	say("b")
+	}}).serve()
+	write(t, r.dial(), []byte("b"))
 	first := receive(t, "the call that blocks", entered)
-	peer = say("x")
+	tcp := r.dial()
+	peer = tcp
+	write(t, tcp, []byte("x"))
 	waitFor(t, "the call that waits", func() bool {
-		for other := range l.Conns() {
+		for other := range r.Conns() {
 			other.mu.Lock()
 			waits := other != first && other.flags&fCall != 0
 			other.mu.Unlock()
@@ -62,7 +43,7 @@ func queuedCallback(t *testing.T) (l *Listener, release chan struct{}, c *Conn, 
 		}
 		return c != nil
 	})
-	return l, release, c, peer
+	return r.Listener, release, c, peer
 }
 
 // What was sent before the Shutdown is answered, whoever's callback had to come first.
@@ -112,7 +93,7 @@ func TestAConnectionMayLeaveACallbackThatWaitsForItsTurn(t *testing.T) {
 // More that arrives while such a call runs is for another call, which is not lost when the first one ends.
 func TestACallThatWaitsIsNotLostToOneThatRuns(t *testing.T) {
 	entered, release := make(chan *Conn, 2), make(chan struct{})
-	l, err := Listen(&ListenerOptions{Addr: "127.0.0.1:0", OnConnEvent: func(conn net.Conn) error {
+	r := listen(t, ListenerOptions{OnConnEvent: func(conn net.Conn) error {
 		var b [1]byte
 		if _, err := conn.Read(b[:]); err != nil {
 			return err
@@ -123,32 +104,10 @@ func TestACallThatWaitsIsNotLostToOneThatRuns(t *testing.T) {
 		}
 		_, err := conn.Write(b[:])
 		return err
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- l.Serve(context.Background()) }()
-	t.Cleanup(func() {
-		l.Close()
-		if err := receive(t, "the end of Serve", served); err != nil {
-			t.Errorf("Serve: %v", err)
-		}
-	})
-	say := func() net.Conn {
-		peer, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { peer.Close() })
-		if _, err := io.WriteString(peer, "b"); err != nil {
-			t.Fatal(err)
-		}
-		return peer
-	}
+	}}).serve()
 	late := func(n int32) func() bool {
 		return func() bool {
-			for c := range l.Conns() {
+			for c := range r.Conns() {
 				c.mu.Lock()
 				calls := int32(0)
 				if c.ext != nil {
@@ -162,18 +121,17 @@ func TestACallThatWaitsIsNotLostToOneThatRuns(t *testing.T) {
 			return false
 		}
 	}
-	say()
+	write(t, r.dial(), []byte("b"))
 	receive(t, "the call that blocks", entered)
-	peer := say()
+	peer := r.dial()
+	write(t, peer, []byte("b"))
 	waitFor(t, "a call that waits", late(1))
 	release <- struct{}{}
 	receive(t, "the late call", entered)
-	if _, err := io.WriteString(peer, "x"); err != nil {
-		t.Fatal(err)
-	}
+	write(t, peer, []byte("x"))
 	waitFor(t, "another call that waits", late(2))
 	release <- struct{}{}
-	if err := peer.(*net.TCPConn).CloseWrite(); err != nil {
+	if err := peer.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
 	if answer, err := io.ReadAll(peer); string(answer) != "bx" || err != nil {
