@@ -3,6 +3,7 @@
 package tcpio_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -322,4 +323,39 @@ func TestADialledAndARelayedAnswerArrives(t *testing.T) {
 	expectEOF(t, peer)
 	client.Close()
 	up.Close()
+}
+
+// ReadTimeout is for bytes that may still come: behind the end of stream there are none.
+func TestReadTimeoutEndsWithTheInput(t *testing.T) {
+	t.Parallel()
+	const limit = 50 * time.Millisecond
+	for name, input := range map[string]string{"nothing": "", "a cut frame": "cut"} {
+		t.Run(name, func(t *testing.T) {
+			l, events := startManual(t, tcpio.ListenerOptions{ReadTimeout: limit})
+			c, peer := open(t, l, events)
+			send(t, peer, []byte(input))
+			sendFIN(t, peer)
+			lines := func(data []byte, _ bool) (int, []byte, error) {
+				if i := bytes.IndexByte(data, '\n'); i >= 0 {
+					return i + 1, data[:i+1], nil
+				}
+				return 0, nil, nil
+			}
+			for ended := false; !ended; {
+				expect[tcpio.Readable](t, events)
+				for _, err := range c.Frames(lines) {
+					if err != io.EOF && err != io.ErrUnexpectedEOF {
+						t.Fatal(err)
+					}
+					ended = true
+				}
+			}
+			expectSilence(t, events, 6*limit)
+			if _, err := c.TryWrite([]byte("answer")); err != nil {
+				t.Fatal(err)
+			}
+			expectBytes(t, peer, []byte("answer"))
+			c.Close()
+		})
+	}
 }

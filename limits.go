@@ -193,7 +193,7 @@ func (c *Conn) nextLimitLocked(t ticks) (kind limitKind, limit, wait time.Durati
 	in, out := t.since(s.lastIn), t.since(s.lastOut)
 	if c.flags&fHandshake == 0 { // which has a limit of its own, and the others begin behind it
 		consider(limitIdle, time.Duration(s.idle)*time.Millisecond, min(in, out))
-		if c.flags&fHeard == 0 || c.ext != nil && c.ext.frames.partial {
+		if c.flags&fEOF == 0 && (c.flags&fHeard == 0 || c.ext != nil && c.ext.frames.partial) {
 			if c.flags&fReadable != 0 && (c.flags&fTLS == 0 || c.ext.tls.waits) {
 				in = 0 // the peer has sent, and it is not its fault that nobody has read
 			}

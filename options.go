@@ -96,6 +96,7 @@ type ListenerOptions struct {
 	// time adds no byte to a frame that Conn.Frames has begun. Time in which received bytes wait
 	// for your code does not count. Bytes count as for IdleTimeout; with TLS both times begin when
 	// the handshake is done.
+	// Behind the peer's end of stream nothing can arrive, and it does not count.
 	ReadTimeout time.Duration
 	// WriteTimeout aborts a connection whose queued output makes no progress for this time.
 	WriteTimeout time.Duration
