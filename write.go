@@ -3,6 +3,7 @@ package tcpio
 import (
 	"math"
 	"net"
+	"runtime"
 	"syscall"
 )
 
@@ -209,6 +210,7 @@ func (c *Conn) putvBulkLocked(bufs net.Buffers) error {
 // accepted before it.
 func (c *Conn) breatheLocked() error {
 	c.unlock()
+	runtime.Gosched() // raw system calls do not yield: others of the process wait for this processor too
 	c.mu.Lock()
 	switch {
 	case c.flags&fReleased != 0:
