@@ -3,7 +3,6 @@ package tcpio
 import (
 	"math"
 	"net"
-	"runtime"
 	"syscall"
 )
 
@@ -210,7 +209,6 @@ func (c *Conn) putvBulkLocked(bufs net.Buffers) error {
 // accepted before it.
 func (c *Conn) breatheLocked() error {
 	c.unlock()
-	runtime.Gosched() // raw system calls do not yield: others of the process wait for this processor too
 	c.mu.Lock()
 	switch {
 	case c.flags&fReleased != 0:
