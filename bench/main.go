@@ -51,7 +51,7 @@ func main() {
 	jsonFile := flag.String("json", "", "write every figure to this `file`")
 	from := flag.String("from", "", "measure nothing, take the figures from this `file` that -json wrote")
 	mdFile := flag.String("md", "", "write the tables to this `file` too")
-	chartFile := flag.String("chart", "", "draw CPU per request as a ratio to the floor into this `file`, .svg or .png")
+	chartFile := flag.String("chart", "", "draw CPU per request as a ratio to the floor into this `file`, as SVG")
 	check := flag.Bool("check", false, "fail when a limit is missed by more than 15 %")
 	curve := flag.Bool("curve", false, "measure from 10 to 18,000 connections on one loop, and beside idle ones")
 	neighbour := flag.Bool("neighbour", false, "measure with another user of the network in the process, and without")
