@@ -3,13 +3,10 @@
 package tcpio_test
 
 import (
-	"bytes"
 	"errors"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -165,23 +162,5 @@ func TestAcceptedSocketsHaveTheirOptionsFromBirth(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-func TestAnExecutedChildInheritsNoDescriptor(t *testing.T) {
-	l, events := startManual(t, tcpio.ListenerOptions{Loops: 2})
-	open(t, l, events)
-	// What the child would hold is what its descriptors above standard error are; ls itself opens the directory.
-	out, err := exec.Command("ls", "-l", "/proc/self/fd").CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	for line := range bytes.Lines(out) {
-		if s := string(line); strings.Contains(s, "socket:") || strings.Contains(s, "eventpoll") || strings.Contains(s, "eventfd") {
-			t.Errorf("the child holds %s", strings.TrimSpace(s))
-		}
-	}
-	if !slices.Contains(strings.Fields(string(out)), "0") {
-		t.Errorf("the child's list lacks its standard input: %s", out)
 	}
 }

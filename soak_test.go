@@ -8,8 +8,10 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -219,4 +221,44 @@ func measure(t *testing.T) usage {
 // harmless reports an error with which a connection ends that either side has cut off.
 func harmless(err error) bool {
 	return benign(err) || errors.Is(err, tcpio.ErrHijacked) || err != nil && strings.Contains(err.Error(), "use of closed")
+}
+
+// Epoll's data holds no pointer, so nothing of a connection may hang on it alone: collections all the time take nothing
+// away from connections that nobody but the library holds, whatever comes and goes beside them. To see it fail: keep
+// table.conns as uintptrs.
+func TestGarbageCollectionsAllTheTimeTakeNothingAway(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(1))
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for !stop.Load() {
+			runtime.GC()
+			runtime.Gosched()
+		}
+	})
+	defer wg.Wait()
+	defer stop.Store(true)
+
+	l := startStream(t, tcpio.ListenerOptions{}, echo(t))
+	var idle []net.Conn
+	for i := range 50 {
+		peer := dial(t, l)
+		ping(t, peer, []byte{byte(i)})
+		idle = append(idle, peer)
+	}
+	s := &soak{t: t, seed: rand.Uint64(), done: make(map[string]int)}
+	s.listen()
+	d := 200 * time.Millisecond
+	if longTests {
+		d = time.Second
+	}
+	s.run(d, 0)
+	s.quiet()
+	s.stop()
+	for i, peer := range idle {
+		ping(t, peer, []byte{byte(i), 1})
+	}
+	if n := l.Len(); n != len(idle) {
+		t.Errorf("%d connections of %d", n, len(idle))
+	}
 }

@@ -5,106 +5,19 @@ package tcpio
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"maps"
 	"net"
-	"os"
-	"runtime"
-	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // testLimit is how long a test waits for something that must happen.
 const testLimit = 30 * time.Second
 
-// TestMain checks that the tests together leave no goroutine and no descriptor. To see it fail: start a goroutine that
-// blocks, or open a socket, in any test and leave it.
-func TestMain(m *testing.M) {
-	// What runs together merely waits, for limits of time and for slow peers: more of it than there are processors. What
-	// measures the whole process is not parallel, and runs before.
-	_ = flag.Set("test.parallel", "8") // and -parallel on the command line says otherwise
-	startRuntimePoller()
-	before, err := descriptors()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "descriptors before the tests:", err)
-		os.Exit(1)
-	}
-	code := m.Run()
-	if code == 0 {
-		if err := leaks(before); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
-
-func leaks(before map[int]string) error {
-	if err := goleak.Find(); err != nil {
-		return fmt.Errorf("goroutines left by the tests: %w", err)
-	}
-	// The package net keeps the pipes that it splices through until the garbage collector finds nobody who holds one: they
-	// are not left by a test, and go when it has run. Nothing else may take its time.
-	for end := time.Now().Add(testLimit); ; {
-		after, err := descriptors()
-		if err != nil {
-			return err
-		}
-		var left []string
-		pipes := true
-		for _, fd := range slices.Sorted(maps.Keys(after)) {
-			if before[fd] != after[fd] {
-				left = append(left, fmt.Sprintf("%d -> %s", fd, after[fd]))
-				pipes = pipes && strings.HasPrefix(after[fd], "pipe:")
-			}
-		}
-		if left == nil {
-			return nil
-		}
-		if !pipes || time.Now().After(end) {
-			return fmt.Errorf("descriptors left by the tests: %s", strings.Join(left, ", "))
-		}
-		runtime.GC()
-		time.Sleep(time.Millisecond)
-	}
-}
-
-// startRuntimePoller makes the Go runtime open the descriptors that it keeps for good.
-func startRuntimePoller() {
-	if ln, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
-		ln.Close()
-	}
-}
-
-// descriptors lists the open descriptors and what they are.
-func descriptors() (map[int]string, error) {
-	const dir = "/proc/self/fd"
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil // a system without: nothing to compare
-	}
-	if err != nil {
-		return nil, err
-	}
-	fds := make(map[int]string)
-	for _, e := range entries {
-		target, err := os.Readlink(dir + "/" + e.Name())
-		if err != nil {
-			continue // the one that ReadDir itself had open
-		}
-		if fd, err := strconv.Atoi(e.Name()); err == nil {
-			fds[fd] = target
-		}
-	}
-	return fds, nil
-}
+func TestMain(m *testing.M) { testnet.Main(m) }
 
 // tester is what *testing.T and *rapid.T have in common.
 type tester interface {

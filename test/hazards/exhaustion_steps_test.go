@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package hazards
 
 import (
 	"bytes"
@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 const stepsEnv = "TCPIO_TEST_EXHAUSTED_STEPS"
@@ -28,7 +30,7 @@ const stepsEnv = "TCPIO_TEST_EXHAUSTED_STEPS"
 // To see it fail: leave out the Close of f in sysGiveAway, or of the socket in takeListener's caller.
 func TestEveryStepSurvivesExhaustedDescriptors(t *testing.T) {
 	if os.Getenv(stepsEnv) == "" {
-		cmd := exec.CommandContext(contextWithLimit(t), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd := exec.CommandContext(testnet.Context(t), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 		cmd.Env = append(os.Environ(), stepsEnv+"=1", "GOCOVERDIR="+t.TempDir())
 		out, err := cmd.CombinedOutput()
 		if err != nil || !bytes.Contains(out, []byte("\n--- PASS: "+t.Name()+" ")) {
@@ -36,7 +38,7 @@ func TestEveryStepSurvivesExhaustedDescriptors(t *testing.T) {
 		}
 		return
 	}
-	testPKI() // it may read files
+	testnet.ServerTLS() // it may read files
 	for _, step := range []struct {
 		name string
 		run  func(*testing.T)
@@ -64,11 +66,11 @@ func TestEveryStepSurvivesExhaustedDescriptors(t *testing.T) {
 
 func openDescriptors(t *testing.T) int {
 	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
+	fds, err := testnet.Descriptors()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(entries)
+	return len(fds)
 }
 
 // exhaust leaves the process as many descriptors as free says, while f runs.
@@ -133,13 +135,13 @@ func exhaustedListen(t *testing.T) {
 		_, err := tcpio.Listen(&tcpio.ListenerOptions{Listener: ln})
 		wantEMFILE(t, err)
 	})
-	l, events := startManual(t, tcpio.ListenerOptions{Listener: ln}) // it was left alone
-	open(t, l, events)
+	l, events := harness.Manual(t, tcpio.ListenerOptions{Listener: ln}) // it was left alone
+	harness.Open(t, l, events)
 }
 
 func exhaustedServe(t *testing.T) {
 	for free := range 4 { // of two pollers, with two descriptors each
-		l := listen(t, tcpio.ListenerOptions{Loops: 2, Actor: func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(okActor) }})
+		l := harness.Listen(t, tcpio.ListenerOptions{Loops: 2, Actor: func(*tcpio.Conn) tcpio.Actor { return harness.EchoActor }})
 		exhaust(t, free, func() {
 			wantEMFILE(t, l.Serve(t.Context()))
 		})
@@ -149,14 +151,14 @@ func exhaustedServe(t *testing.T) {
 // awaitServing waits until l, which echoes, has all the descriptors that it needs.
 func awaitServing(t *testing.T, l *tcpio.Listener) {
 	t.Helper()
-	peer := dial(t, l)
-	ping(t, peer, []byte("ready?"))
+	peer := testnet.Dial(t, l)
+	testnet.Ping(t, peer, "ready?")
 	peer.Close()
-	waitFor(t, "the end of the connection", func() bool { return l.Len() == 0 })
+	testnet.WaitFor(t, "the end of the connection", func() bool { return l.Len() == 0 })
 }
 
 func exhaustedAdopt(t *testing.T) {
-	l := startStream(t, tcpio.ListenerOptions{}, echo(t))
+	l := harness.Stream(t, tcpio.ListenerOptions{}, harness.Echo(t))
 	awaitServing(t, l)
 	other, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -168,7 +170,7 @@ func exhaustedAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer peer.Close()
-	peer.SetDeadline(time.Now().Add(testLimit))
+	peer.SetDeadline(time.Now().Add(testnet.Limit))
 	nc, err := other.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -180,16 +182,16 @@ func exhaustedAdopt(t *testing.T) {
 			t.Errorf("%d connections", n)
 		}
 	})
-	send(t, nc, []byte("still mine"))
-	expectBytes(t, peer, []byte("still mine"))
+	testnet.Send(t, nc, "still mine")
+	testnet.ExpectBytes(t, peer, "still mine")
 	if _, err := l.Adopt(nc); err != nil {
 		t.Fatal(err)
 	}
-	ping(t, peer, []byte("yours now"))
+	testnet.Ping(t, peer, "yours now")
 }
 
 func exhaustedGetListener(t *testing.T) {
-	l := startStream(t, tcpio.ListenerOptions{}, echo(t))
+	l := harness.Stream(t, tcpio.ListenerOptions{}, harness.Echo(t))
 	awaitServing(t, l)
 	for free := range 2 {
 		exhaust(t, free, func() {
@@ -198,28 +200,28 @@ func exhaustedGetListener(t *testing.T) {
 			}
 		})
 	}
-	ping(t, dial(t, l), []byte("goes on"))
+	testnet.Ping(t, testnet.Dial(t, l), "goes on")
 	if ln := l.GetListener(); ln == nil || ln.Addr().String() != l.Addr().String() {
 		t.Errorf("GetListener is %v", ln)
 	}
 }
 
 func exhaustedHijack(t *testing.T) {
-	l, events := startManual(t, tcpio.ListenerOptions{})
-	c, peer := open(t, l, events)
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
 	for free := range 2 {
 		exhaust(t, free, func() {
 			_, err := c.Hijack()
 			wantEMFILE(t, err)
 			// The connection is what it was.
-			send(t, peer, []byte("question"))
-			if got, err := readStream(t, events, c, 8, 8); err != nil || string(got) != "question" {
+			testnet.Send(t, peer, "question")
+			if got, err := harness.ReadStream(t, events, c, 8, 8); err != nil || string(got) != "question" {
 				t.Errorf("read %q, %v", got, err)
 			}
 			if _, err := c.TryWrite([]byte("answer")); err != nil {
 				t.Error(err)
 			}
-			expectBytes(t, peer, []byte("answer"))
+			testnet.ExpectBytes(t, peer, "answer")
 		})
 	}
 	tc, err := c.Hijack()
@@ -227,20 +229,20 @@ func exhaustedHijack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tc.Close()
-	send(t, tc, []byte("mine"))
-	expectBytes(t, peer, []byte("mine"))
+	testnet.Send(t, tc, "mine")
+	testnet.ExpectBytes(t, peer, "mine")
 	for {
-		if _, ok := receive(t, "Closed", events).(tcpio.Closed); ok {
+		if _, ok := testnet.Await(t, "Closed", events).(tcpio.Closed); ok {
 			return
 		}
 	}
 }
 
 func exhaustedSplice(t *testing.T) {
-	l, events := startManual(t, tcpio.ListenerOptions{})
-	from, fromPeer := open(t, l, events)
-	to, toPeer := open(t, l, events)
-	want := pattern(2 << 20) // bulk
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	from, fromPeer := harness.Open(t, l, events)
+	to, toPeer := harness.Open(t, l, events)
+	want := testnet.Pattern(2 << 20) // bulk
 	go func() {
 		_, _ = fromPeer.Write(want)
 		_ = fromPeer.(*net.TCPConn).CloseWrite()
@@ -251,33 +253,33 @@ func exhaustedSplice(t *testing.T) {
 			_, err := io.Copy(to, from)
 			copied <- err
 		}()
-		expectBytes(t, toPeer, want)
-		if err := receive(t, "the end of Copy", copied); err != nil {
+		testnet.ExpectBytes(t, toPeer, want)
+		if err := testnet.Await(t, "the end of Copy", copied); err != nil {
 			t.Errorf("Copy without a pipe: %v", err)
 		}
 	})
 	if _, err := to.TryWrite([]byte("mine")); err != nil {
 		t.Error(err)
 	}
-	expectBytes(t, toPeer, []byte("mine"))
+	testnet.ExpectBytes(t, toPeer, "mine")
 	l.Close()
 }
 
 // A connection whose peer has ended, and that nobody closes, makes room for another.
 func exhaustedMakesRoom(t *testing.T) {
-	l, events := startManual(t, tcpio.ListenerOptions{})
-	c, peer := open(t, l, events)
-	sendFIN(t, peer)
-	if _, err := readStream(t, events, c, -1, 100); err != io.EOF {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
+	testnet.FIN(t, peer)
+	if _, err := harness.ReadStream(t, events, c, -1, 100); err != io.EOF {
 		t.Fatal(err)
 	}
 	exhaust(t, 1, func() { // for the next peer's own socket
-		next := dial(t, l)
-		if closed := expect[tcpio.Closed](t, events).Conn; closed != c || c.Err() != nil {
+		next := testnet.Dial(t, l)
+		if closed := harness.Expect[tcpio.Closed](t, events).Conn; closed != c || c.Err() != nil {
 			t.Errorf("closed %v, %v", closed.ID(), closed.Err())
 		}
 		for opened := false; !opened; { // a Failed may say that now there is no descriptor for yet another
-			_, opened = receive(t, "Opened", events).(tcpio.Opened)
+			_, opened = testnet.Await(t, "Opened", events).(tcpio.Opened)
 		}
 		next.Close()
 	})
@@ -285,42 +287,42 @@ func exhaustedMakesRoom(t *testing.T) {
 }
 
 func exhaustedHandshake(t *testing.T) {
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
-	warm := tlsDial(t, l, clientTLS())
-	ping(t, warm, []byte("warm"))
-	peer := hookDial(t, l)
-	waitFor(t, "it is accepted", func() bool { return l.Len() == 2 })
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
+	warm := testnet.DialTLS(t, l, testnet.ClientTLS())
+	testnet.Ping(t, warm, "warm")
+	peer := testnet.Dial(t, l)
+	testnet.WaitFor(t, "it is accepted", func() bool { return l.Len() == 2 })
 	exhaust(t, 0, func() {
-		c := tls.Client(peer, clientTLS())
+		c := tls.Client(peer, testnet.ClientTLS())
 		if err := c.Handshake(); err != nil {
 			t.Fatal(err)
 		}
-		ping(t, c, []byte("handshakes need no descriptor"))
-		ping(t, warm, []byte("nor does what goes on"))
+		testnet.Ping(t, c, "handshakes need no descriptor")
+		testnet.Ping(t, warm, "nor does what goes on")
 	})
 }
 
 func exhaustedStartTLS(t *testing.T) {
-	l, events := startManual(t, tcpio.ListenerOptions{})
-	c, peer := open(t, l, events)
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
 	exhaust(t, 0, func() {
-		if err := c.StartTLS(serverTLS()); err != nil {
+		if err := c.StartTLS(testnet.ServerTLS()); err != nil {
 			t.Fatal(err)
 		}
-		tc := tls.Client(peer, clientTLS())
+		tc := tls.Client(peer, testnet.ClientTLS())
 		if err := tc.Handshake(); err != nil {
 			t.Fatal(err)
 		}
-		send(t, tc, []byte("secret"))
-		if got, err := readStream(t, events, c, 6, 100); err != nil || string(got) != "secret" {
+		testnet.Send(t, tc, "secret")
+		if got, err := harness.ReadStream(t, events, c, 6, 100); err != nil || string(got) != "secret" {
 			t.Errorf("read %q, %v", got, err)
 		}
 	})
 }
 
 func exhaustedShutdown(t *testing.T) {
-	l := listen(t, tcpio.ListenerOptions{})
-	handle := echo(t)
+	l := harness.Listen(t, tcpio.ListenerOptions{})
+	handle := harness.Echo(t)
 	events := l.Events()
 	consumed := make(chan struct{})
 	go func() {
@@ -329,22 +331,22 @@ func exhaustedShutdown(t *testing.T) {
 			handle(ev)
 		}
 	}()
-	served := goServe(t.Context(), l)
-	peer := dial(t, l)
-	ping(t, peer, []byte("there"))
+	served := harness.Go(t.Context(), l)
+	peer := testnet.Dial(t, l)
+	testnet.Ping(t, peer, "there")
 	exhaust(t, 0, func() {
-		ctx, cancel := context.WithTimeout(t.Context(), testLimit)
+		ctx, cancel := context.WithTimeout(t.Context(), testnet.Limit)
 		defer cancel()
 		end := make(chan error, 1)
 		go func() { end <- l.Shutdown(ctx) }()
-		expectEOF(t, peer)
+		testnet.ExpectEOF(t, peer)
 		peer.Close()
-		if err := receive(t, "the end of Shutdown", end); err != nil {
+		if err := testnet.Await(t, "the end of Shutdown", end); err != nil {
 			t.Error(err)
 		}
-		if err := receive(t, "the end of Serve", served); err != nil {
+		if err := testnet.Await(t, "the end of Serve", served); err != nil {
 			t.Error(err)
 		}
 	})
-	receive(t, "the end of the consumer", consumed)
+	testnet.Await(t, "the end of the consumer", consumed)
 }

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package hazards
 
 import (
 	"net"
@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // close(2) blocks for as long as SO_LINGER says, on a non-blocking socket too, and with it the loop. The option can come
@@ -20,7 +22,7 @@ func TestALingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
 	check := func(t *testing.T, l *tcpio.Listener, events <-chan tcpio.Event, c *tcpio.Conn) {
 		t.Helper()
 		// Nothing is queued, but much in the kernel's hands: the peer does not read.
-		control(t, c, func(fd int) error {
+		testnet.Control(t, c, func(fd int) error {
 			for {
 				if _, err := unix.Write(fd, make([]byte, 64<<10)); err == unix.EAGAIN {
 					return nil
@@ -29,17 +31,17 @@ func TestALingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
 				}
 			}
 		})
-		otherPeer := dial(t, l)
+		otherPeer := testnet.Dial(t, l)
 		for {
-			if _, ok := receive(t, "Opened", events).(tcpio.Opened); ok {
+			if _, ok := testnet.Await(t, "Opened", events).(tcpio.Opened); ok {
 				break
 			}
 		}
 		start := time.Now()
 		c.Close() // the peer neither reads nor ends, so CloseTimeout does
-		send(t, otherPeer, []byte("x"))
+		testnet.Send(t, otherPeer, "x")
 		for closed, readable := false, false; !closed || !readable; {
-			switch receive(t, "the other's Readable, and Closed", events).(type) {
+			switch testnet.Await(t, "the other's Readable, and Closed", events).(type) {
 			case tcpio.Closed:
 				closed = true
 			case tcpio.Readable:
@@ -69,9 +71,9 @@ func TestALingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
 		if err := nc.(*net.TCPConn).SetLinger(linger); err != nil {
 			t.Fatal(err)
 		}
-		l, events := startManual(t, opts)
-		ping := dial(t, l) // Serve is running
-		expect[tcpio.Opened](t, events)
+		l, events := harness.Manual(t, opts)
+		ping := testnet.Dial(t, l) // Serve is running
+		harness.Expect[tcpio.Opened](t, events)
 		ping.Close()
 		c, err := l.Adopt(nc)
 		if err != nil {
@@ -96,25 +98,25 @@ func TestALingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
 		}
 		o := opts
 		o.Listener = ln
-		l, events := startManual(t, o)
-		c, _ := open(t, l, events)
+		l, events := harness.Manual(t, o)
+		c, _ := harness.Open(t, l, events)
 		check(t, l, events, c)
 	})
 	lingers := func(fd int) error {
 		return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: linger})
 	}
 	t.Run("set by another holder of the listening socket", func(t *testing.T) {
-		l, events := startManual(t, opts)
+		l, events := harness.Manual(t, opts)
 		if err := lingers(otherHolder(t, l)); err != nil {
 			t.Fatal(err)
 		}
-		c, _ := open(t, l, events)
+		c, _ := harness.Open(t, l, events)
 		check(t, l, events, c)
 	})
 	t.Run("set by the user", func(t *testing.T) {
-		l, events := startManual(t, opts)
-		c, _ := open(t, l, events)
-		control(t, c, lingers)
+		l, events := harness.Manual(t, opts)
+		c, _ := harness.Open(t, l, events)
+		testnet.Control(t, c, lingers)
 		check(t, l, events, c)
 	})
 	t.Run("dialled", func(t *testing.T) {
@@ -123,13 +125,13 @@ func TestALingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer ln.Close()
-		l, events := startManual(t, opts)
-		open(t, l, events) // Serve is running
+		l, events := harness.Manual(t, opts)
+		harness.Open(t, l, events) // Serve is running
 		c, err := l.Dial(t.Context(), "tcp", ln.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		control(t, c, lingers)
+		testnet.Control(t, c, lingers)
 		check(t, l, events, c)
 	})
 }

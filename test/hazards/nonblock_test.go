@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package hazards
 
 import (
 	"context"
@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // O_NONBLOCK belongs to the open file description, which others may share and change. To see these tests fail: make
@@ -41,17 +43,6 @@ func sharedSockets(t *testing.T) map[string]tcpio.ListenerOptions {
 	}
 }
 
-// otherHolder is a duplicate of l's listening socket, as a successor has it.
-func otherHolder(t testing.TB, l *tcpio.Listener) int {
-	t.Helper()
-	f, err := l.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	return duplicate(t, int(f.Fd()))
-}
-
 func duplicate(t testing.TB, fd int) int {
 	t.Helper()
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
@@ -62,36 +53,18 @@ func duplicate(t testing.TB, fd int) int {
 	return dup
 }
 
-func setNonblock(t testing.TB, fd int, on bool) {
-	t.Helper()
-	if err := unix.SetNonblock(fd, on); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// collects fails the test if the collector cannot run, because a goroutine is in a raw call that blocks.
-func collects(t testing.TB) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		runtime.GC()
-		close(done)
-	}()
-	receive(t, "a garbage collection", done)
-}
-
 func TestNothingBlocksWhenTheListeningSocketIsMadeBlocking(t *testing.T) {
 	for name, opts := range sharedSockets(t) {
 		t.Run(name, func(t *testing.T) {
-			l := startStream(t, opts, echo(t))
+			l := harness.Stream(t, opts, harness.Echo(t))
 			held := otherHolder(t, l)
-			first := dial(t, l)
-			ping(t, first, []byte("before"))
+			first := testnet.Dial(t, l)
+			testnet.Ping(t, first, "before")
 			setNonblock(t, held, false)
 			for range 20 {
-				peer := dial(t, l)
-				ping(t, peer, []byte("accepted"))
-				ping(t, first, []byte("served"))
+				peer := testnet.Dial(t, l)
+				testnet.Ping(t, peer, "accepted")
+				testnet.Ping(t, first, "served")
 				peer.Close()
 			}
 			collects(t)
@@ -103,13 +76,13 @@ func TestNothingBlocksWhenTheListeningSocketIsMadeBlocking(t *testing.T) {
 			if v, err := unix.FcntlInt(uintptr(again), unix.F_GETFL, 0); err != nil || v&unix.O_NONBLOCK != 0 {
 				t.Errorf("the flag is %#x, %v: the library must get by without it", v, err)
 			}
-			ping(t, dial(t, l), []byte("accepted"))
+			testnet.Ping(t, testnet.Dial(t, l), "accepted")
 			done := make(chan struct{})
 			go func() {
 				l.Close()
 				close(done)
 			}()
-			receive(t, "the end of Close", done)
+			testnet.Await(t, "the end of Close", done)
 		})
 	}
 }
@@ -118,15 +91,15 @@ func TestShutdownsCtxHoldsWhenTheListeningSocketIsMadeBlocking(t *testing.T) {
 	for name, opts := range sharedSockets(t) {
 		t.Run(name, func(t *testing.T) {
 			opts.DrainTimeout = time.Hour
-			l, events := startManual(t, opts)
+			l, events := harness.Manual(t, opts)
 			held := otherHolder(t, l)
-			open(t, l, events)
+			harness.Open(t, l, events)
 			setNonblock(t, held, false)
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			defer cancel()
 			done := make(chan error, 1)
 			go func() { done <- l.Shutdown(ctx) }()
-			if err := receive(t, "the end of Shutdown", done); !errors.Is(err, context.DeadlineExceeded) {
+			if err := testnet.Await(t, "the end of Shutdown", done); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("Shutdown: %v", err)
 			}
 			collects(t)
@@ -138,10 +111,10 @@ func TestShutdownsCtxHoldsWhenTheListeningSocketIsMadeBlocking(t *testing.T) {
 func TestARivalAtTheListeningSocketDoesNotHoldUpTheLoop(t *testing.T) {
 	for name, opts := range sharedSockets(t) {
 		t.Run(name, func(t *testing.T) {
-			l := startStream(t, opts, echo(t))
+			l := harness.Stream(t, opts, harness.Echo(t))
 			held := otherHolder(t, l)
-			peer := dial(t, l)
-			ping(t, peer, []byte("before"))
+			peer := testnet.Dial(t, l)
+			testnet.Ping(t, peer, "before")
 			var stop atomic.Bool
 			defer stop.Store(true)
 			taken := 0
@@ -159,18 +132,18 @@ func TestARivalAtTheListeningSocketDoesNotHoldUpTheLoop(t *testing.T) {
 				}
 			}()
 			for range 200 {
-				nc, err := net.DialTimeout(l.Addr().Network(), l.Addr().String(), testLimit)
+				nc, err := net.DialTimeout(l.Addr().Network(), l.Addr().String(), testnet.Limit)
 				if err != nil {
 					t.Fatal(err)
 				}
-				ping(t, peer, []byte("served"))
+				testnet.Ping(t, peer, "served")
 				nc.Close()
 			}
 			collects(t)
 			// The rival's own call may block where the flag is off for it: multipath, once the loop has set it again.
 			stop.Store(true)
 			l.Close()
-			receive(t, "the end of the rival", rival)
+			testnet.Await(t, "the end of the rival", rival)
 			t.Logf("the rival took %d of 200 connections", taken)
 		})
 	}
@@ -186,14 +159,14 @@ func TestNothingBlocksWhenAConnectionIsMadeBlocking(t *testing.T) {
 			}
 		},
 		"TryWrite": func(t *testing.T, c *tcpio.Conn, peer net.Conn) {
-			expectBytes(t, peer, fill(t, c, 64<<10))
+			testnet.ExpectBytes(t, peer, harness.Fill(t, c, 64<<10))
 		},
 		"TryWritev": func(t *testing.T, c *tcpio.Conn, peer net.Conn) {
-			p := pattern(8 << 20) // more than the sockets take
+			p := testnet.Pattern(8 << 20) // more than the sockets take
 			if n, err := c.TryWritev(net.Buffers{p[:10], p[10:]}); n != int64(len(p)) || err != nil {
 				t.Errorf("TryWritev = %d, %v", n, err)
 			}
-			expectBytes(t, peer, p)
+			testnet.ExpectBytes(t, peer, p)
 		},
 		"Frames": func(t *testing.T, c *tcpio.Conn, _ net.Conn) {
 			for _, err := range c.Frames(func([]byte, bool) (int, []byte, error) { return 0, nil, nil }) {
@@ -207,13 +180,13 @@ func TestNothingBlocksWhenAConnectionIsMadeBlocking(t *testing.T) {
 				got <- err
 			}()
 			collects(t)
-			send(t, peer, []byte("x"))
-			if err := receive(t, "the end of Read", got); err != nil {
+			testnet.Send(t, peer, "x")
+			if err := testnet.Await(t, "the end of Read", got); err != nil {
 				t.Error(err)
 			}
 		},
 		"StartTLS": func(t *testing.T, c *tcpio.Conn, _ net.Conn) {
-			if err := c.StartTLS(serverTLS()); err != nil {
+			if err := c.StartTLS(testnet.ServerTLS()); err != nil {
 				t.Error(err)
 			}
 		},
@@ -223,9 +196,9 @@ func TestNothingBlocksWhenAConnectionIsMadeBlocking(t *testing.T) {
 			}
 		},
 		"Close": func(t *testing.T, c *tcpio.Conn, peer net.Conn) {
-			send(t, peer, pattern(100))
+			testnet.Send(t, peer, testnet.Pattern(100))
 			c.Close()
-			expectEOF(t, peer)
+			testnet.ExpectEOF(t, peer)
 		},
 		"Hijack": func(t *testing.T, c *tcpio.Conn, _ net.Conn) {
 			tc, err := c.Hijack()
@@ -237,12 +210,12 @@ func TestNothingBlocksWhenAConnectionIsMadeBlocking(t *testing.T) {
 	}
 	for name, use := range routes {
 		t.Run(name, func(t *testing.T) {
-			l := listen(t, tcpio.ListenerOptions{CloseTimeout: time.Second})
+			l := harness.Listen(t, tcpio.ListenerOptions{CloseTimeout: time.Second})
 			opened := make(chan *tcpio.Conn, 2)
 			events := l.Events()
-			served := goServe(t.Context(), l)
+			served := harness.Go(t.Context(), l)
 			consumed := make(chan struct{})
-			handle := echo(t)
+			handle := harness.Echo(t)
 			var subject atomic.Pointer[tcpio.Conn]
 			go func() {
 				defer close(consumed)
@@ -257,22 +230,22 @@ func TestNothingBlocksWhenAConnectionIsMadeBlocking(t *testing.T) {
 					}
 				}
 			}()
-			other := dial(t, l)
-			receive(t, "Opened", opened)
-			peer := dial(t, l)
-			c := receive(t, "Opened", opened)
+			other := testnet.Dial(t, l)
+			testnet.Await(t, "Opened", opened)
+			peer := testnet.Dial(t, l)
+			c := testnet.Await(t, "Opened", opened)
 			subject.Store(c)
-			shrinkSendBuffer(t, c)
-			control(t, c, func(fd int) error {
+			testnet.ShrinkSendBuffer(t, c)
+			testnet.Control(t, c, func(fd int) error {
 				setNonblock(t, duplicate(t, fd), false)
 				return nil
 			})
 			use(t, c, peer)
-			ping(t, other, []byte("served"))
+			testnet.Ping(t, other, "served")
 			collects(t)
 			l.Close()
-			receive(t, "the end of Serve", served)
-			receive(t, "the end of the consumer", consumed)
+			testnet.Await(t, "the end of Serve", served)
+			testnet.Await(t, "the end of the consumer", consumed)
 		})
 	}
 }
@@ -297,8 +270,8 @@ func socketTimes(t testing.TB, raw interface {
 }
 
 func TestAHijackedSocketMayBlockAsLongAsItsOwnerLikes(t *testing.T) {
-	l, events := startManual(t, tcpio.ListenerOptions{})
-	c, _ := open(t, l, events)
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, _ := harness.Open(t, l, events)
 	rc, err := c.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -321,7 +294,7 @@ func TestAHijackedSocketMayBlockAsLongAsItsOwnerLikes(t *testing.T) {
 		t.Fatal(err)
 	}
 	close(leave)
-	expect[tcpio.Closed](t, events)
+	harness.Expect[tcpio.Closed](t, events)
 	raw, err := tc.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -337,4 +310,76 @@ func TestAHijackedSocketMayBlockAsLongAsItsOwnerLikes(t *testing.T) {
 		t.Fatal(err)
 	}
 	tc.SetLinger(0)
+}
+
+func TestAdoptionLeavesTheSocketNonBlocking(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Somebody holds the same open file as a socket-activated program's parent does; its mode is everybody's.
+	rc, err := ln.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dup := -1
+	rc.Control(func(fd uintptr) { dup, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(dup)
+	l, events := harness.Manual(t, tcpio.ListenerOptions{Listener: ln})
+	ln = nil
+	for range 5 {
+		c, peer := harness.Open(t, l, events)
+		runtime.GC() // a finalizer must not close, or change, what is ours
+		testnet.Send(t, peer, "x")
+		if _, err := harness.ReadStream(t, events, c, 1, 10); err != nil {
+			t.Fatal(err)
+		}
+		testnet.Control(t, c, func(fd int) error {
+			if status, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || status&unix.O_NONBLOCK == 0 {
+				t.Errorf("flags %#x, %v: blocking", status, err)
+			}
+			return nil
+		})
+		if status, err := unix.FcntlInt(uintptr(dup), unix.F_GETFL, 0); err != nil || status&unix.O_NONBLOCK == 0 {
+			t.Errorf("the listening socket's flags %#x, %v: blocking", status, err)
+		}
+	}
+}
+
+// Whoever holds the same open file may clear O_NONBLOCK; a call that must not block still does not. To see it fail: leave
+// out MSG_DONTWAIT in sysRecv or sysSend.
+func TestCallsDoNotBlockOnADescriptorThatSomebodyMadeBlocking(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{WriteBuffer: 100 << 10})
+	c, peer := harness.Open(t, l, events)
+	testnet.ShrinkSendBuffer(t, c)
+	testnet.Control(t, c, func(fd int) error { return unix.SetNonblock(fd, false) })
+	done := make(chan []byte, 1)
+	go func() {
+		if _, err := c.TryRead(make([]byte, 1)); err != tcpio.ErrWouldBlock {
+			t.Errorf("TryRead with nothing to read: %v", err)
+		}
+		var accepted []byte
+		for p := testnet.Pattern(10 << 10); ; {
+			n, err := c.TryWrite(p)
+			accepted = append(accepted, p[:n]...)
+			if err != nil {
+				if err != tcpio.ErrWouldBlock {
+					t.Errorf("TryWrite: %v", err)
+				}
+				break
+			}
+		}
+		done <- accepted
+	}()
+	accepted := testnet.Await(t, "the calls return", done)
+	testnet.ExpectBytes(t, peer, accepted) // flushed by the loop, which has not blocked either
+	testnet.Send(t, peer, "x")
+	for {
+		if _, ok := testnet.Await(t, "Readable", events).(tcpio.Readable); ok {
+			break
+		}
+	}
 }

@@ -1,15 +1,12 @@
 //go:build linux
 
-package tcpio_test
+package hazards
 
 import (
 	"bufio"
 	"fmt"
-	"io"
 	"net"
 	"os"
-	"os/exec"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -17,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 const exhaustedEnv = "TCPIO_TEST_EXHAUSTED"
@@ -28,8 +27,8 @@ func TestExhaustedChild(t *testing.T) {
 		t.Skip("runs in a process of its own only")
 	}
 	var failed atomic.Int64
-	handle := echo(t)
-	l := startStream(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) {
+	handle := harness.Echo(t)
+	l := harness.Stream(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) {
 		if ev, ok := ev.(tcpio.Failed); ok {
 			if failed.Add(1) == 1 {
 				fmt.Printf("first: %v\n", ev.Err)
@@ -49,53 +48,18 @@ func TestExhaustedChild(t *testing.T) {
 	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
 	fmt.Printf("listening on %s\n", l.Addr())
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-		fmt.Printf("state %d %d %d\n", cpuTime(t), failed.Load(), l.Len())
+		fmt.Printf("state %d %d %d\n", testnet.CPU(t), failed.Load(), l.Len())
 	}
 }
 
 func TestDescriptorsExhausted(t *testing.T) {
 	t.Parallel()
-	cmd := exec.CommandContext(contextWithLimit(t), os.Args[0], "-test.run=^TestExhaustedChild$")
-	cmd.Env = append(os.Environ(), exhaustedEnv+"=1", "GOCOVERDIR="+t.TempDir())
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	out := bufio.NewScanner(stdout)
-	var lines []string
-	line := func(prefix string) string {
-		t.Helper()
-		for out.Scan() {
-			lines = append(lines, out.Text())
-			if rest, ok := strings.CutPrefix(out.Text(), prefix); ok {
-				return rest
-			}
-		}
-		t.Fatalf("the server is gone, its last words: %q", lines)
-		return ""
-	}
-	defer func() {
-		stdin.Close()
-		rest, _ := io.ReadAll(stdout)
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("the server: %v\n%s", err, rest)
-		}
-	}()
-	addr := line("listening on ")
+	child := testnet.StartChild(t, "TestExhaustedChild", exhaustedEnv+"=1")
+	addr := child.Line("listening on ")
 	state := func() (cpu time.Duration, failed, conns int) {
 		t.Helper()
-		if _, err := fmt.Fprintln(stdin); err != nil {
-			t.Fatalf("the server does not listen: %v", err)
-		}
-		if _, err := fmt.Sscan(line("state "), &cpu, &failed, &conns); err != nil {
+		child.Say("")
+		if _, err := fmt.Sscan(child.Line("state "), &cpu, &failed, &conns); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -109,22 +73,22 @@ func TestDescriptorsExhausted(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer peer.Close()
-		peer.SetDeadline(time.Now().Add(2 * testLimit))
-		send(t, peer, []byte{byte(i)})
+		peer.SetDeadline(time.Now().Add(2 * testnet.Limit))
+		testnet.Send(t, peer, []byte{byte(i)})
 		go func() {
 			if n, _ := peer.Read(make([]byte, 1)); n == 1 {
 				answered <- peer
 			}
 		}()
 	}
-	waitFor(t, "Failed", func() bool { _, failed, _ := state(); return failed > 0 })
+	testnet.WaitFor(t, "Failed", func() bool { _, failed, _ := state(); return failed > 0 })
 	_, _, conns := state()
 	if conns < 10 || conns >= 40 {
 		t.Fatalf("%d connections with 40 descriptors", conns)
 	}
 	var served []net.Conn
 	for range conns {
-		served = append(served, receive(t, "an answer to a served client", answered))
+		served = append(served, testnet.Await(t, "an answer to a served client", answered))
 	}
 
 	// It idles meanwhile: neither processor time nor a flood of Failed.
@@ -148,9 +112,9 @@ func TestDescriptorsExhausted(t *testing.T) {
 	start := time.Now()
 	turns := clients - len(served)
 	for left := turns; left > 0; left-- {
-		ping(t, served[len(served)-1], []byte("alive"))
+		testnet.Ping(t, served[len(served)-1], "alive")
 		served[0].Close()
-		served = append(served[1:], receive(t, "the next client's turn", answered))
+		served = append(served[1:], testnet.Await(t, "the next client's turn", answered))
 	}
 	if d := time.Since(start); d > time.Duration(turns)*time.Second/2 { // a busy machine takes its time; the back-off is a second
 		t.Errorf("%d waiting clients were served within %v, want no back-off between them", turns, d)

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package hazards
 
 import (
 	"context"
@@ -9,90 +9,14 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
-	"runtime"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
-
-// A netns is a network namespace without a name. Sockets stay in the one that they were made in.
-type netns struct{ file *os.File }
-
-const threadNS = "/proc/thread-self/ns/net"
-
-// newNetns makes a network namespace that goes with the test, and its sockets. The test is skipped without the right to.
-func newNetns(t *testing.T) netns {
-	t.Helper()
-	var n netns
-	inThread(t, func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
-		}
-		f, err := os.Open(threadNS)
-		n.file = f
-		return err
-	})
-	t.Cleanup(func() { n.file.Close() })
-	return n
-}
-
-// inThread runs f on a thread of its own, whose namespace f may change. EPERM skips the test.
-func inThread(t *testing.T, f func() error) {
-	t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		done <- func() error {
-			home, err := os.Open(threadNS)
-			if err != nil {
-				return err
-			}
-			defer home.Close()
-			err = f()
-			if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
-				return back // the goroutine ends locked, and its thread with it
-			}
-			runtime.UnlockOSThread()
-			return err
-		}()
-	}()
-	switch err := <-done; {
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOSYS):
-		t.Skipf("SKIPPED, network namespaces need root: %v", err)
-	case err != nil:
-		t.Fatal(err)
-	}
-}
-
-// do runs f inside the namespace.
-func (n netns) do(t *testing.T, f func() error) {
-	t.Helper()
-	inThread(t, func() error {
-		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			return err
-		}
-		return f()
-	})
-}
-
-// ip runs ip(8) inside the namespace; in its arguments /peer stands for the other namespace.
-func (n netns) ip(t *testing.T, peer netns, line string) {
-	t.Helper()
-	n.do(t, func() error {
-		cmd := exec.Command("ip", strings.Fields(strings.ReplaceAll(line, "/peer", "/proc/self/fd/3"))...)
-		cmd.ExtraFiles = []*os.File{peer.file}
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("ip %s: %v: %s", line, err, out)
-		}
-		return nil
-	})
-}
 
 // A vanishing is one connection whose peer is about to vanish.
 type vanishing struct {
@@ -106,22 +30,22 @@ type vanishing struct {
 //
 // To see it fail: leave out TCP_USER_TIMEOUT in tuneListener, or the timer in closeLocked.
 func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
-	needProgram(t, "ip") // of iproute2
+	testnet.Program(t, "ip") // of iproute2
 	t.Parallel()
-	server, client := newNetns(t), newNetns(t)
-	server.ip(t, client, "link add tcpio0 address 02:00:00:00:00:01 type veth peer name tcpio1 address 02:00:00:00:00:02")
-	server.ip(t, client, "link set tcpio1 netns /peer")
-	for i, n := range []netns{server, client} {
+	server, client := testnet.NewNetns(t), testnet.NewNetns(t)
+	server.IP(t, client, "link add tcpio0 address 02:00:00:00:00:01 type veth peer name tcpio1 address 02:00:00:00:00:02")
+	server.IP(t, client, "link set tcpio1 netns /peer")
+	for i, n := range []testnet.Netns{server, client} {
 		me, other := i+1, 2-i
-		n.ip(t, n, fmt.Sprintf("address add 10.77.0.%d/24 dev tcpio%d", me, i))
-		n.ip(t, n, fmt.Sprintf("link set tcpio%d up", i))
+		n.IP(t, n, fmt.Sprintf("address add 10.77.0.%d/24 dev tcpio%d", me, i))
+		n.IP(t, n, fmt.Sprintf("link set tcpio%d up", i))
 		// Otherwise the kernel finds out by itself that the neighbour has gone, and the error is another one.
-		n.ip(t, n, fmt.Sprintf("neighbour replace 10.77.0.%d lladdr 02:00:00:00:00:0%d nud permanent dev tcpio%d", other, other, i))
+		n.IP(t, n, fmt.Sprintf("neighbour replace 10.77.0.%d lladdr 02:00:00:00:00:0%d nud permanent dev tcpio%d", other, other, i))
 	}
 
 	begin := func(opts tcpio.ListenerOptions) *vanishing {
 		t.Helper()
-		server.do(t, func() (err error) {
+		server.Do(t, func() (err error) {
 			var lc net.ListenConfig
 			lc.SetMultipathTCP(false) // an MPTCP socket has no TCP_USER_TIMEOUT
 			opts.Listener, err = lc.Listen(t.Context(), "tcp4", "10.77.0.1:0")
@@ -129,7 +53,7 @@ func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
 		})
 		opened := make(chan *tcpio.Conn, 1)
 		v := &vanishing{closed: make(chan time.Time, 1)}
-		v.l = startStream(t, opts, func(ev tcpio.Event) {
+		v.l = harness.Stream(t, opts, func(ev tcpio.Event) {
 			switch ev := ev.(type) {
 			case tcpio.Opened:
 				opened <- ev.Conn
@@ -141,8 +65,8 @@ func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
 				v.closed <- time.Now()
 			}
 		})
-		client.do(t, func() error {
-			peer, err := net.DialTimeout("tcp4", v.l.Addr().String(), testLimit)
+		client.Do(t, func() error {
+			peer, err := net.DialTimeout("tcp4", v.l.Addr().String(), testnet.Limit)
 			if err == nil {
 				t.Cleanup(func() {
 					peer.(*net.TCPConn).SetLinger(0)
@@ -151,7 +75,7 @@ func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
 			}
 			return err
 		})
-		v.c = receive(t, "Opened", opened)
+		v.c = testnet.Await(t, "Opened", opened)
 		return v
 	}
 	off := net.KeepAliveConfig{Idle: -1}
@@ -166,7 +90,7 @@ func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
 	full := begin(tcpio.ListenerOptions{CloseTimeout: closeTimeout, WriteBuffer: 8 << 20, KeepAlive: off})
 	untimed := begin(tcpio.ListenerOptions{KeepAlive: off})
 
-	client.ip(t, client, "link set tcpio1 down")
+	client.IP(t, client, "link set tcpio1 down")
 	down := time.Now()
 	for _, w := range []struct {
 		c    *tcpio.Conn
@@ -187,7 +111,7 @@ func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
 		if d := time.Since(start); d < closeTimeout-10*time.Millisecond || d > closeTimeout+5*time.Second {
 			t.Errorf("%s: Shutdown took %v, CloseTimeout is %v", name, d, closeTimeout)
 		}
-		receive(t, name+" closed", v.closed)
+		testnet.Await(t, name+" closed", v.closed)
 	}
 	stop("nothing queued", closing)
 	if err := closing.c.Err(); err != nil {
@@ -215,7 +139,7 @@ func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
 		{"WriteTimeout", stuck, limitError("write"), 300 * time.Millisecond, 10 * time.Second},
 		{"IdleTimeout", idle, limitError("idle"), 0, 10 * time.Second},
 	} {
-		at := receive(t, w.name+" ends the connection", w.v.closed)
+		at := testnet.Await(t, w.name+" ends the connection", w.v.closed)
 		if d := at.Sub(down); d < w.least || d > w.most {
 			t.Errorf("%s ended the connection after %v, want %v to %v", w.name, d, w.least, w.most)
 		}

@@ -1,0 +1,104 @@
+//go:build linux
+
+package testnet
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// Main is TestMain's body: it runs the tests and fails if they leave a goroutine or a descriptor. To
+// see it fail: start a goroutine that blocks, or open a socket, in any test and leave it.
+func Main(m *testing.M) {
+	// What runs together merely waits, for limits of time and for slow peers: more of it than there
+	// are processors. What measures the whole process is not parallel, and runs before.
+	_ = flag.Set("test.parallel", "8") // and -parallel on the command line says otherwise
+	startRuntimePoller()
+	before, err := Descriptors()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "descriptors before the tests:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	if code == 0 {
+		if err := leaks(before); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func leaks(before map[int]string) error {
+	if err := goleak.Find(); err != nil {
+		return fmt.Errorf("goroutines left by the tests: %w", err)
+	}
+	// The package net keeps the pipes that it splices through until the garbage collector finds that
+	// nothing holds one: no test has left them, and they go when it has run. Nothing else may take
+	// its time.
+	for end := time.Now().Add(Limit); ; {
+		after, err := Descriptors()
+		if err != nil {
+			return err
+		}
+		left, pipes := newDescriptors(before, after)
+		if left == nil {
+			return nil
+		}
+		if !pipes || time.Now().After(end) {
+			return fmt.Errorf("descriptors left by the tests: %s", strings.Join(left, ", "))
+		}
+		runtime.GC()
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// newDescriptors lists what is in after and was not in before, and reports whether all are pipes.
+func newDescriptors(before, after map[int]string) (left []string, pipes bool) {
+	pipes = true
+	for _, fd := range slices.Sorted(maps.Keys(after)) {
+		if before[fd] != after[fd] {
+			left = append(left, fmt.Sprintf("%d -> %s", fd, after[fd]))
+			pipes = pipes && strings.HasPrefix(after[fd], "pipe:")
+		}
+	}
+	return left, pipes
+}
+
+// startRuntimePoller makes the Go runtime open the descriptors that it keeps for good.
+func startRuntimePoller() {
+	if ln, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
+		ln.Close()
+	}
+}
+
+// Descriptors lists the open descriptors and what they are.
+func Descriptors() (map[int]string, error) {
+	const dir = "/proc/self/fd"
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	fds := make(map[int]string)
+	for _, e := range entries {
+		target, err := os.Readlink(dir + "/" + e.Name())
+		if err != nil {
+			continue // the one that ReadDir itself had open
+		}
+		if fd, err := strconv.Atoi(e.Name()); err == nil {
+			fds[fd] = target
+		}
+	}
+	return fds, nil
+}

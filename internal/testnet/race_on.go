@@ -1,0 +1,6 @@
+//go:build race
+
+package testnet
+
+// Race says that the race detector slows everything down: loads and limits are scaled to it.
+const Race = true
