@@ -1,9 +1,6 @@
 package tcpio
 
-import (
-	"net/netip"
-	"sync"
-)
+import "net/netip"
 
 // lingering bounds the refused connections that are kept until their peer has the reply; more are refused without one.
 const lingering = 256
@@ -20,48 +17,6 @@ const (
 	admitted refusal = -1
 )
 
-// peers counts the connections of each address, if MaxConnsPerIP is set.
-type peers struct {
-	mu sync.Mutex
-	// Guarded by mu.
-	conns map[netip.Prefix]int
-}
-
-// network is what counts as one address: an IPv4 address, or the /64 of an IPv6 one, which is what one customer has.
-func (a *sockaddr) network() netip.Prefix {
-	ip := a.addrPort("").Addr()
-	bits := 64
-	if ip.Is4() {
-		bits = 32
-	}
-	p, _ := ip.Prefix(bits)
-	return p
-}
-
-// take counts one more connection of a, unless there are max.
-func (ps *peers) take(a *sockaddr, max int) bool {
-	p := a.network()
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	if ps.conns[p] >= max {
-		return false
-	}
-	if ps.conns == nil {
-		ps.conns = make(map[netip.Prefix]int)
-	}
-	ps.conns[p]++
-	return true
-}
-
-func (ps *peers) give(a *sockaddr) {
-	p := a.network()
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	if ps.conns[p]--; ps.conns[p] <= 0 {
-		delete(ps.conns, p)
-	}
-}
-
 // admission decides about a peer before anything is allocated for it. If the answer is admitted, a place of its address
 // is taken where addresses are counted.
 func (a *accepting) admission() refusal {
@@ -70,7 +25,7 @@ func (a *accepting) admission() refusal {
 	switch {
 	case l.full() && !(l.evictEnded() && !l.full()):
 		return refusedConns
-	case a.counts() && !l.peers.take(&a.peer, o.MaxConnsPerIP):
+	case a.counts() && !l.perAddress.Take(a.peer.addrPort("").Addr(), o.MaxConnsPerIP):
 		return refusedPerIP // before the rate: an address over its bound does not use up what others may have
 	case o.AcceptRate != nil && !a.asks("AcceptRate", o.AcceptRate.Allow, refusedRate):
 		return refusedRate
@@ -97,7 +52,7 @@ func (a *accepting) asks(in string, admits func() bool, no refusal) (ok bool) {
 // refuse ends the connection that has just been accepted, and gives back what admission took.
 func (a *accepting) refuse(why refusal) {
 	if a.counts() && why != refusedConns && why != refusedPerIP {
-		a.lp.l.peers.give(&a.peer)
+		a.lp.l.perAddress.Give(a.peer.addrPort("").Addr())
 	}
 	a.lp.l.refuse(a.target, a.fd, a.peer, why)
 }
@@ -163,6 +118,6 @@ func (c *Conn) refused() bool { return c.id == 0 }
 // dismiss gives back what admission took.
 func (l *Listener) dismiss(c *Conn, f flags) {
 	if f&fCounted != 0 {
-		l.peers.give(&c.peer)
+		l.perAddress.Give(c.peer.addrPort("").Addr())
 	}
 }

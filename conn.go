@@ -104,7 +104,7 @@ const (
 	fDialled   // made by Dial: plain, and with fMute its Opened waits for a route
 	fTimed     // the connection has, or had, a time limit
 	fHeard     // a byte has arrived
-	fCounted   // its address has a place taken, see peers
+	fCounted   // it counts in Listener.perAddress
 	fTLS       // the connection speaks TLS, or is about to
 	fHandshake // the TLS handshake is not done: nothing is read, written or announced
 	fFinSeen   // the peer's FIN was read; with TLS that is not fEOF

@@ -9,11 +9,7 @@ const (
 )
 
 // StarvedOf is the number of connections that wait for room in MaxBuffered.
-func StarvedOf(l *Listener) int {
-	l.starved.mu.Lock()
-	defer l.starved.mu.Unlock()
-	return len(l.starved.conns)
-}
+func StarvedOf(l *Listener) int { return l.budget.Waiting() }
 
 // WaitingHandshakesOf is the number of whole ClientHellos that wait for a goroutine.
 func WaitingHandshakesOf(l *Listener) int {

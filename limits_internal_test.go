@@ -3,7 +3,6 @@
 package tcpio
 
 import (
-	"net/netip"
 	"testing"
 	"time"
 	"unsafe"
@@ -70,35 +69,5 @@ func TestLimitsThatAreDueTogetherLeaveOthersTheirTurn(t *testing.T) {
 	lp.runLimits()
 	if n := len(lp.limits.heap); n != 0 {
 		t.Fatalf("%d connections left behind the last turn", n)
-	}
-}
-
-func TestOneAddressIsAnIPv4AddressOrAnIPv6Network(t *testing.T) {
-	for _, tt := range []struct {
-		a, b string
-		same bool
-	}{
-		{"192.0.2.1", "192.0.2.1", true},
-		{"192.0.2.1", "192.0.2.2", false},
-		{"192.0.2.1", "::ffff:192.0.2.1", true}, // as a dual-stack socket shows it
-		{"::ffff:192.0.2.1", "::ffff:192.0.2.2", false},
-		{"2001:db8:1:2::1", "2001:db8:1:2:ffff::9", true},
-		{"2001:db8:1:2::1", "2001:db8:1:3::1", false},
-		{"::1", "::2", true},
-		{"fe80::1", "fe80::2", true},
-	} {
-		network := func(s string) netip.Prefix {
-			ip := netip.MustParseAddr(s)
-			a := sockaddr{isIP: true, ip: ip.As16(), zone: 1}
-			if ip.Is4() {
-				a = sockaddr{isIP: true, is4: true}
-				v4 := ip.As4()
-				copy(a.ip[:], v4[:])
-			}
-			return a.network()
-		}
-		if same := network(tt.a) == network(tt.b); same != tt.same || !network(tt.a).IsValid() {
-			t.Errorf("%s and %s: one address is %v, want %v", tt.a, tt.b, same, tt.same)
-		}
 	}
 }

@@ -19,8 +19,8 @@ import (
 
 var suppressedAttr = regexp.MustCompile(`suppressed=(\d+)`)
 
-// A thousand failures are a few lines, and the lines say how many more there were. To see it fail: let lineLimit.take
-// always answer true, or leave logRest out of finish.
+// A thousand failures are a few lines, and the lines say how many more there were. To see it fail:
+// let LogLimit.Take always answer true, or leave logRest out of finish.
 func TestAFloodOfFailuresIsAFewLinesThatCountTheRest(t *testing.T) {
 	t.Parallel()
 	const conns = 1000

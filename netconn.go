@@ -90,7 +90,7 @@ func (c *Conn) writeAllLocked(p []byte) (n int, err error) {
 			}
 		}
 		if took < size {
-			room := c.affordLocked(min(limit-c.queuedLocked(), size-took))
+			room := c.shareOfBudgetLocked(min(limit-c.queuedLocked(), size-took))
 			if room > 0 {
 				if err = c.putLocked(p[n+took : n+took+room]); err != nil {
 					return n + took, err

@@ -60,7 +60,7 @@ type counters struct {
 // Stats returns the counters of the moment. It takes no lock that connections or loops wait for, and works after Close.
 func (l *Listener) Stats() Stats {
 	s := Stats{
-		Queued:   l.queued.Load(),
+		Queued:   l.budget.Used(),
 		Blocked:  l.Blocked(),
 		Refusing: int(l.refusing.Load()),
 	}

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rabbit-backend/tcpio/internal/quota"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -25,28 +26,26 @@ type Listener struct {
 	zone      zone // of the network interface that the listening socket is bound to
 
 	// With locks of their own, or atomic.
-	pool     pool
-	socket   listenSocket
-	feeders  atomic.Int64  // streams that have a goroutine; a claimed one may get one at any time
-	fed      chan struct{} // of one: the last feeder has ended
-	timed    atomic.Bool   // there are time limits: the loops keep their coarse clocks
-	lines    lineLimit
-	logging  serial   // lines on their way to Logger
-	errs     callback // OnErrorEvent, where there are no callbacks
-	peers    peers
-	shaking  handshakes
-	refusing atomic.Int64  // refused connections that are still open; no loop's live counts them
-	queued   atomic.Int64  // bytes of output that wait, of all connections
-	starved  starved       // those whose writes are refused for MaxBuffered
-	starving atomic.Bool   // there are any
-	stopping atomic.Bool   // nothing is accepted any more
-	ending   atomic.Int32  // how far the end has come for the connections; see below
-	blocked  atomic.Int64  // goroutines in handlers that lost their loop
-	failedAt atomic.Int64  // when the last Failed was told, on the clock of now
-	routed   chan struct{} // closed when it is known where events go: loops and streams are fixed
-	gone     chan struct{} // closed when stopping, and every descriptor is closed
-	goneAt   int64         // when that was; read after gone is closed
-	giveUp   chan struct{} // closed when undelivered events are dropped
+	pool       pool
+	socket     listenSocket
+	feeders    atomic.Int64  // streams that have a goroutine; a claimed one may get one at any time
+	fed        chan struct{} // of one: the last feeder has ended
+	timed      atomic.Bool   // there are time limits: the loops keep their coarse clocks
+	logLimit   quota.LogLimit
+	logging    serial           // lines on their way to Logger
+	errs       callback         // OnErrorEvent, where there are no callbacks
+	perAddress quota.PerAddress // the connections, if MaxConnsPerIP is set
+	shaking    handshakes
+	refusing   atomic.Int64        // refused connections that are still open; no loop's live counts them
+	budget     quota.Budget[*Conn] // MaxBuffered: the output queues of all connections
+	stopping   atomic.Bool         // nothing is accepted any more
+	ending     atomic.Int32        // how far the end has come for the connections; see below
+	blocked    atomic.Int64        // goroutines in handlers that lost their loop
+	failedAt   atomic.Int64        // when the last Failed was told, on the clock of now
+	routed     chan struct{}       // closed when it is known where events go: loops and streams are fixed
+	gone       chan struct{}       // closed when stopping, and every descriptor is closed
+	goneAt     int64               // when that was; read after gone is closed
+	giveUp     chan struct{}       // closed when undelivered events are dropped
 
 	newPoller func() (poller, error) // epoll; a fake in tests
 
@@ -93,6 +92,7 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	l.errs.onErr = l.opts.OnErrorEvent
 	l.opts.TLSConfig = guardTLS(l.opts.TLSConfig)
 	l.shaking.max = l.opts.MaxHandshakes
+	l.budget.Most = int64(l.opts.MaxBuffered)
 	l.timed.Store(l.opts.IdleTimeout > 0 || l.opts.ReadTimeout > 0 || l.opts.WriteTimeout > 0)
 	if err := l.open(); err != nil {
 		return nil, err

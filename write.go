@@ -398,7 +398,7 @@ func (q *outQueue) len() int {
 // append copies p to the end of the queue.
 func (q *outQueue) append(l *Listener, p []byte) {
 	q.size += len(p)
-	l.queued.Add(int64(len(p)))
+	l.budget.Add(len(p))
 	if n := len(q.segs); n > 0 {
 		if last := &q.segs[n-1]; last.b.refs.Load() == 1 {
 			n := copy(last.b.buf[last.end:], p)
@@ -421,7 +421,7 @@ func (q *outQueue) append(l *Listener, p []byte) {
 // share appends a block without copying; the queue takes over one reference.
 func (q *outQueue) share(l *Listener, b *block, off, end int) {
 	q.size += end - off
-	l.queued.Add(int64(end - off))
+	l.budget.Add(end - off)
 	q.segs = append(q.segs, segment{b, off, end})
 }
 
@@ -440,7 +440,7 @@ func (q *outQueue) fill(v *iovec) {
 // consume drops the first n bytes.
 func (q *outQueue) consume(l *Listener, n int) {
 	q.size -= n
-	l.unqueued(n)
+	wake(l.budget.Free(n))
 	for n > 0 {
 		s := &q.segs[0]
 		left := s.end - s.off
@@ -457,7 +457,7 @@ func (q *outQueue) consume(l *Listener, n int) {
 
 // drop gives everything back.
 func (q *outQueue) drop(l *Listener) {
-	l.unqueued(q.size)
+	wake(l.budget.Free(q.size))
 	for _, s := range q.segs {
 		l.pool.put(s.b)
 	}
