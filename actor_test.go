@@ -15,12 +15,14 @@ import (
 	"testing"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // orderActor checks everything that is promised about the order of one connection's events.
 type orderActor struct {
 	t      *testing.T
-	alone  actAlone
+	alone  harness.Alone
 	opened int
 	bytes  uint32        // the next number that the client sends
 	rest   []byte        // a number cut in two
@@ -30,7 +32,7 @@ type orderActor struct {
 }
 
 func (a *orderActor) Receive(ev tcpio.Event) error {
-	defer a.alone.enter(a.t)()
+	defer a.alone.Enter(a.t)()
 	if _, ok := ev.(tcpio.Opened); ok != (a.opened == 0) {
 		a.t.Errorf("%T after %d Opened", ev, a.opened)
 	}
@@ -71,15 +73,15 @@ func TestAnActorGetsOneEventAtATimeInOrderWithAnyNumberOfLoops(t *testing.T) {
 		t.Run(fmt.Sprint(loops), func(t *testing.T) {
 			closed := make(chan [2]int, 100)
 			conns := 12
-			r := actServe(t, &tcpio.ListenerOptions{Loops: loops, Actor: func(*tcpio.Conn) tcpio.Actor {
+			l := harness.Serve(t, tcpio.ListenerOptions{Loops: loops, Actor: func(*tcpio.Conn) tcpio.Actor {
 				return &orderActor{t: t, last: map[int]int{}, closed: closed}
 			}})
 			clients := make([]*net.TCPConn, conns)
 			for i := range clients {
-				clients[i] = r.dial()
+				clients[i] = testnet.DialTCP(t, l)
 			}
 			var wg sync.WaitGroup
-			for _, c := range r.conns(conns) {
+			for _, c := range harness.Conns(t, l, conns) {
 				for p := range posters {
 					wg.Go(func() { actPostAll(t, c, p, posts) })
 				}
@@ -103,7 +105,7 @@ func TestAnActorGetsOneEventAtATimeInOrderWithAnyNumberOfLoops(t *testing.T) {
 				c.CloseWrite()
 			}
 			for range clients {
-				if got, want := actRecv(t, "Closed", closed), [2]int{numbers, posters * posts}; got != want {
+				if got, want := testnet.Await(t, "Closed", closed), [2]int{numbers, posters * posts}; got != want {
 					t.Errorf("numbers read and messages received: %v, want %v", got, want)
 				}
 			}
@@ -133,14 +135,14 @@ func TestAnActorChangesBehaviourInsideReceiveAndLosesNothing(t *testing.T) {
 		case tcpio.Opened:
 			t.Error("Opened was repeated")
 		case tcpio.Readable:
-			return actEcho(ev.Conn)
+			return harness.EchoConn(ev.Conn)
 		case tcpio.Closed:
 			closed <- ev.Conn.Err()
 		}
 		return nil
 	}
 	const hello = "UPGRADE\n"
-	r := actServeAll(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+	l := harness.Actor(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(func(ev tcpio.Event) error {
 		if ev, ok := ev.(tcpio.Readable); ok {
 			p := make([]byte, len(hello))
 			if n, err := ev.Conn.TryRead(p); err != nil || string(p[:n]) != hello {
@@ -150,13 +152,13 @@ func TestAnActorChangesBehaviourInsideReceiveAndLosesNothing(t *testing.T) {
 		}
 		return nil
 	}))
-	c := r.dial()
-	actWriteString(t, c, hello+"and the rest of the same segment")
-	if got, want := actReadString(t, c, 32), "and the rest of the same segment"; got != want {
+	c := testnet.DialTCP(t, l)
+	testnet.Send(t, c, hello+"and the rest of the same segment")
+	if got, want := testnet.ReadString(t, c, 32), "and the rest of the same segment"; got != want {
 		t.Errorf("the new actor read %q, want %q", got, want)
 	}
 	c.CloseWrite()
-	if err := actRecv(t, "Closed at the new actor", closed); err != nil {
+	if err := testnet.Await(t, "Closed at the new actor", closed); err != nil {
 		t.Error(err)
 	}
 }
@@ -169,7 +171,7 @@ func TestAReturnedErrorFlushesAndThenClosesWithThatError(t *testing.T) {
 	for i := range big {
 		big[i] = byte(i % 251)
 	}
-	r := actServeAll(t, tcpio.ListenerOptions{CloseTimeout: actWait}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+	l := harness.Actor(t, tcpio.ListenerOptions{CloseTimeout: testnet.Limit}, tcpio.ActorFunc(func(ev tcpio.Event) error {
 		switch ev := ev.(type) {
 		case tcpio.Readable:
 			if _, err := ev.Conn.TryWrite(big); err != nil {
@@ -184,14 +186,14 @@ func TestAReturnedErrorFlushesAndThenClosesWithThatError(t *testing.T) {
 		}
 		return nil
 	}))
-	c := r.dial()
-	actWriteString(t, c, "go")
+	c := testnet.DialTCP(t, l)
+	testnet.Send(t, c, "go")
 	got, err := io.ReadAll(c)
 	if err != nil || string(got) != string(big) {
 		t.Errorf("read %d bytes of %d, %v", len(got), len(big), err)
 	}
 	c.Close()
-	if err := actRecv(t, "Closed", closed); err != cause {
+	if err := testnet.Await(t, "Closed", closed); err != cause {
 		t.Errorf("Err: %v, want %v", err, cause)
 	}
 }
@@ -236,18 +238,18 @@ func trouble(closed chan<- *tcpio.Conn) tcpio.Actor {
 func TestAPanicAbortsThatConnectionIsLoggedOnceAndTouchesNobodyElse(t *testing.T) {
 	for how, want := range map[string]string{"p": io.ErrNoProgress.Error(), "g": "runtime.Goexit called in Receive"} {
 		t.Run(how, func(t *testing.T) {
-			log := new(actLog)
+			log := new(testnet.Log)
 			closed := make(chan *tcpio.Conn, 10)
-			r := actServeAll(t, tcpio.ListenerOptions{Loops: 1, Logger: slog.New(log)}, trouble(closed))
-			other := r.dial()
-			actPing(t, other, "x before")
+			l := harness.Actor(t, tcpio.ListenerOptions{Loops: 1, Logger: slog.New(log)}, trouble(closed))
+			other := testnet.DialTCP(t, l)
+			testnet.Ping(t, other, "x before")
 			for i := range 3 {
-				c := r.dial()
-				actWriteString(t, c, how)
+				c := testnet.DialTCP(t, l)
+				testnet.Send(t, c, how)
 				if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF {
 					t.Errorf("the peer of a panic read %v, want a reset", err)
 				}
-				conn := actRecv(t, "Closed", closed)
+				conn := testnet.Await(t, "Closed", closed)
 				var p *tcpio.PanicError
 				if err := conn.Err(); !errors.As(err, &p) || fmt.Sprint(p.Value) != want || len(p.Stack) == 0 {
 					t.Errorf("Err: %v, want a *PanicError with %q and a stack", err, want)
@@ -255,8 +257,8 @@ func TestAPanicAbortsThatConnectionIsLoggedOnceAndTouchesNobodyElse(t *testing.T
 				if how == "p" && !errors.Is(conn.Err(), io.ErrNoProgress) {
 					t.Errorf("%v does not unwrap to the panic's value", conn.Err())
 				}
-				actPing(t, other, "x after")
-				if got := log.count(""); got != i+1 {
+				testnet.Ping(t, other, "x after")
+				if got := log.Count(""); got != i+1 {
 					t.Errorf("%d lines logged after %d panics", got, i+1)
 				}
 			}
@@ -268,7 +270,7 @@ func TestAPanicAbortsThatConnectionIsLoggedOnceAndTouchesNobodyElse(t *testing.T
 func TestAPanicWithNilIsAPanic(t *testing.T) {
 	t.Setenv("GODEBUG", "panicnil=1")
 	closed := make(chan *tcpio.Conn, 1)
-	r := actServeAll(t, tcpio.ListenerOptions{Loops: 1}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+	l := harness.Actor(t, tcpio.ListenerOptions{Loops: 1}, tcpio.ActorFunc(func(ev tcpio.Event) error {
 		switch ev := ev.(type) {
 		case tcpio.Readable:
 			var none any
@@ -278,9 +280,9 @@ func TestAPanicWithNilIsAPanic(t *testing.T) {
 		}
 		return nil
 	}))
-	actWriteString(t, r.dial(), "x")
+	testnet.Send(t, testnet.DialTCP(t, l), "x")
 	var p *tcpio.PanicError
-	if err := actRecv(t, "Closed", closed).Err(); !errors.As(err, &p) || p.Value != nil || len(p.Stack) == 0 {
+	if err := testnet.Await(t, "Closed", closed).Err(); !errors.As(err, &p) || p.Value != nil || len(p.Stack) == 0 {
 		t.Errorf("Err: %v, want a *PanicError with nil and a stack", err)
 	}
 }
@@ -288,24 +290,24 @@ func TestAPanicWithNilIsAPanic(t *testing.T) {
 func TestWhatGoesWrongAtClosedIsOnlyLogged(t *testing.T) {
 	for how, want := range map[string]string{"e": "too late", "p": "too late", "g": "Goexit"} {
 		t.Run(how, func(t *testing.T) {
-			log := new(actLog)
+			log := new(testnet.Log)
 			closed := make(chan *tcpio.Conn, 10)
 			// With a CloseTimeout beyond the test's patience, an end of Serve that waits for the handler shows.
-			o := tcpio.ListenerOptions{Loops: 1, Logger: slog.New(log), CloseTimeout: 2 * actWait}
-			r := actServeAll(t, o, trouble(closed))
-			other := r.dial()
-			c := r.dial()
-			actWriteString(t, c, "c"+how)
+			o := tcpio.ListenerOptions{Loops: 1, Logger: slog.New(log), CloseTimeout: 2 * testnet.Limit}
+			l := harness.Actor(t, o, trouble(closed))
+			other := testnet.DialTCP(t, l)
+			c := testnet.DialTCP(t, l)
+			testnet.Send(t, c, "c"+how)
 			c.CloseWrite()
-			conn := actRecv(t, "Closed", closed)
-			actPing(t, other, "x") // the same loop: it has dealt with the end of Closed
+			conn := testnet.Await(t, "Closed", closed)
+			testnet.Ping(t, other, "x") // the same loop: it has dealt with the end of Closed
 			if err := conn.Err(); err != nil {
 				t.Errorf("Err: %v, want nil: it was an orderly close", err)
 			}
-			if got := log.count(want); got != 1 || log.count("") != 1 {
-				t.Errorf("%d lines with %q of %d, want 1 of 1", got, want, log.count(""))
+			if got := log.Count(want); got != 1 || log.Count("") != 1 {
+				t.Errorf("%d lines with %q of %d, want 1 of 1", got, want, log.Count(""))
 			}
-			r.stop() // Serve returns although the handler of Closed never did
+			l.Close() // Serve returns although the handler of Closed never did
 		})
 	}
 }
@@ -313,10 +315,10 @@ func TestWhatGoesWrongAtClosedIsOnlyLogged(t *testing.T) {
 func TestACloseInsideReceiveDoesNotReenterIt(t *testing.T) {
 	for _, how := range []string{"Close", "Abort"} {
 		t.Run(how, func(t *testing.T) {
-			var alone actAlone
+			var alone harness.Alone
 			closed := make(chan struct{})
-			r := actServeAll(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(func(ev tcpio.Event) error {
-				defer alone.enter(t)()
+			l := harness.Actor(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+				defer alone.Enter(t)()
 				switch ev := ev.(type) {
 				case tcpio.Readable:
 					if how == "Close" {
@@ -329,21 +331,21 @@ func TestACloseInsideReceiveDoesNotReenterIt(t *testing.T) {
 				}
 				return nil
 			}))
-			c := r.dial()
-			actWriteString(t, c, "x")
+			c := testnet.DialTCP(t, l)
+			testnet.Send(t, c, "x")
 			c.CloseWrite()
-			actRecv(t, "Closed", closed)
+			testnet.Await(t, "Closed", closed)
 		})
 	}
 }
 
 func TestAReadableDeliveredToAnActorAllocatesNothing(t *testing.T) {
-	if actRace {
+	if testnet.Race {
 		t.Skip("the race detector allocates")
 	}
 	var count atomic.Int64
 	buf := make([]byte, 64)
-	r := actServeAll(t, tcpio.ListenerOptions{Loops: 1}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+	l := harness.Actor(t, tcpio.ListenerOptions{Loops: 1}, tcpio.ActorFunc(func(ev tcpio.Event) error {
 		if ev, ok := ev.(tcpio.Readable); ok {
 			count.Add(1)
 			if n, err := ev.Conn.TryRead(buf); err == nil {
@@ -353,7 +355,7 @@ func TestAReadableDeliveredToAnActorAllocatesNothing(t *testing.T) {
 		}
 		return nil
 	}))
-	c := r.dial()
+	c := testnet.DialTCP(t, l)
 	p := []byte("0123456789")
 	round := func() {
 		if _, err := c.Write(p); err != nil {

@@ -6,6 +6,8 @@ import (
 	"io"
 	"testing"
 	"unsafe"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // connLimit is what an idle connection may cost in the Conn itself, in bytes.
@@ -33,7 +35,7 @@ func TestEventsAreOnePointer(t *testing.T) {
 
 func skipUnderRace(t *testing.T) {
 	t.Helper()
-	if raceEnabled {
+	if testnet.Race {
 		t.Skip("the race detector allocates")
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // BenchmarkIdleTLS is the memory of an idle TLS 1.3 connection behind its handshake and one round trip, of 2,000, and beside
@@ -37,15 +39,16 @@ func BenchmarkIdleTLS(b *testing.B) {
 			addr, stop := serveTLSEcho(b, server)
 			before, rssBefore := settle(b)
 			goroutines := runtime.NumGoroutine()
-			child := startBenchChild(b, "^TestBenchmarkTLSPeers$", addr, conns)
+			child := testnet.StartChild(b, "TestBenchmarkTLSPeers", fmt.Sprintf("%s=%s %d", benchPeers, addr, conns))
+			child.Line("ready")
 			after, rssAfter := settle(b)
 			inUse[i] += float64(after-before) / conns
 			resident[i] += float64(rssAfter-rssBefore) / conns
 			if n := runtime.NumGoroutine() - goroutines; server == "tcpio" && n > 20 {
 				b.Errorf("%d goroutines more with %d idle connections", n, conns)
 			}
-			child.say("end")
-			child.await("ended")
+			child.Say("end")
+			child.Line("ended")
 			stop()
 		}
 	}
@@ -57,6 +60,9 @@ func BenchmarkIdleTLS(b *testing.B) {
 	b.ReportMetric(resident[1]/n, "net-rss-B/conn")
 	b.ReportMetric(inUse[0]/inUse[1], "ratio")
 }
+
+// benchPeers, in the environment of a child, is the address to connect to and how often.
+const benchPeers = "TCPIO_TEST_PEERS"
 
 // settle collects garbage, of which pools need two rounds, and returns heap and stacks in use, and what is resident.
 func settle(b *testing.B) (inUse, resident int64) {
@@ -79,10 +85,10 @@ func settle(b *testing.B) (inUse, resident int64) {
 // serveTLSEcho answers as tlsEcho does, on a listener of tcpio or with a goroutine for every connection.
 func serveTLSEcho(b *testing.B, server string) (addr string, stop func()) {
 	if server == "tcpio" {
-		l, _ := tlsServe(b, tcpio.ListenerOptions{}, tlsEcho)
+		l, _ := harness.TLS(b, tcpio.ListenerOptions{}, harness.EchoActor)
 		return l.Addr().String(), func() { l.Close() }
 	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", serverTLS())
+	l, err := tls.Listen("tcp", "127.0.0.1:0", testnet.ServerTLS())
 	if err != nil {
 		b.Fatal(err)
 	}

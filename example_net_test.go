@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // An http.Server on tcpio's loops. With DeferAccept a connection that has sent nothing costs no
@@ -61,8 +62,8 @@ func ExampleListener_NetListener() {
 // A protocol that begins in plain text and changes to TLS when the client says so. Afterwards
 // everything works as before.
 func ExampleConn_StartTLS() {
-	cert, trusting := testPKI() // a certificate for localhost, and a client's config that trusts it
-	config := &tls.Config{Certificates: []tls.Certificate{cert}}
+	// Configurations with a certificate for localhost, and with trust in it.
+	config, trusting := testnet.ServerTLS(), testnet.ClientTLS()
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr: "127.0.0.1:0",
 		Actor: func(c *tcpio.Conn) tcpio.Actor {

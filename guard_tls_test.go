@@ -12,14 +12,16 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // A function of the TLS config that does not return ends its handshake and nothing else, with whatever locks
 // of crypto/tls it is called.
 func TestTLSAConfigFunctionThatPanicsOrExitsEndsItsHandshakeOnly(t *testing.T) {
-	cert, _ := testPKI()
+	cert := testnet.ServerTLS().Certificates[0]
 	for _, name := range []string{"GetCertificate", "GetConfigForClient", "VerifyConnection", "KeyLogWriter", "Rand", "Time"} {
-		for how, misdeed := range misdeeds {
+		for how, misdeed := range testnet.Misdeeds {
 			t.Run(name+"/"+how, func(t *testing.T) {
 				var bad atomic.Bool
 				do := func(here string) {
@@ -42,25 +44,25 @@ func TestTLSAConfigFunctionThatPanicsOrExitsEndsItsHandshakeOnly(t *testing.T) {
 				case "Rand":
 					config.Rand = readerFunc(func(p []byte) (int, error) { do("Rand"); return rand.Read(p) })
 				}
-				log := new(actLog)
-				l, _ := tlsServe(t, tcpio.ListenerOptions{TLSConfig: config, MaxHandshakes: 1, Logger: slog.New(log)}, tlsEcho)
-				old := tlsDial(t, l, clientTLS())
+				log := new(testnet.Log)
+				l, _ := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config, MaxHandshakes: 1, Logger: slog.New(log)}, harness.EchoActor)
+				old := testnet.DialTLS(t, l, testnet.ClientTLS())
 				tlsPing(t, old)
 				bad.Store(true)
 				for i := range 3 {
-					c := tls.Client(hookDial(t, l), clientTLS())
+					c := tls.Client(testnet.Dial(t, l), testnet.ClientTLS())
 					if c.Handshake() == nil { // it may be over for the client before the server's last step
 						_, err := c.Read(make([]byte, 1))
 						if err == nil {
 							t.Error("the client got bytes")
 						}
 					}
-					waitFor(t, "it has failed", func() bool { return l.Stats().HandshakesFailed == uint64(i+1) })
+					testnet.WaitFor(t, "it has failed", func() bool { return l.Stats().HandshakesFailed == uint64(i+1) })
 				}
 				bad.Store(false)
 				tlsPing(t, old)
-				tlsPing(t, tlsDial(t, l, clientTLS()))
-				if n := log.count("handler panicked"); n != 3 {
+				tlsPing(t, testnet.DialTLS(t, l, testnet.ClientTLS()))
+				if n := log.Count("handler panicked"); n != 3 {
 					t.Errorf("%d lines for 3 handshakes", n)
 				}
 			})
@@ -70,8 +72,8 @@ func TestTLSAConfigFunctionThatPanicsOrExitsEndsItsHandshakeOnly(t *testing.T) {
 
 // With CBC the source of randomness is part of every write, which a connection makes under its lock.
 func TestTLSAConfigsRandThatPanicsOrExitsFailsTheWrite(t *testing.T) {
-	cert, _ := testPKI()
-	for how, misdeed := range misdeeds {
+	cert := testnet.ServerTLS().Certificates[0]
+	for how, misdeed := range testnet.Misdeeds {
 		t.Run(how, func(t *testing.T) {
 			var bad atomic.Bool
 			config := &tls.Config{
@@ -84,12 +86,12 @@ func TestTLSAConfigsRandThatPanicsOrExitsFailsTheWrite(t *testing.T) {
 					return rand.Read(p)
 				}),
 			}
-			l, events := startManual(t, tcpio.ListenerOptions{Loops: 1, TLSConfig: config})
-			client := tls.Client(dial(t, l), clientTLS())
+			l, events := harness.Manual(t, tcpio.ListenerOptions{Loops: 1, TLSConfig: config})
+			client := tls.Client(testnet.Dial(t, l), testnet.ClientTLS())
 			shaken := make(chan error, 1)
 			go func() { shaken <- client.Handshake() }()
-			c := expect[tcpio.Opened](t, events).Conn
-			if err := receive(t, "the handshake", shaken); err != nil {
+			c := harness.Expect[tcpio.Opened](t, events).Conn
+			if err := testnet.Await(t, "the handshake", shaken); err != nil {
 				t.Fatal(err)
 			}
 			bad.Store(true)
@@ -103,7 +105,7 @@ func TestTLSAConfigsRandThatPanicsOrExitsFailsTheWrite(t *testing.T) {
 			c.Close()
 			client.NetConn().Close()
 			for closed := false; !closed; {
-				_, closed = receive(t, "Closed", events).(tcpio.Closed)
+				_, closed = testnet.Await(t, "Closed", events).(tcpio.Closed)
 			}
 		})
 	}

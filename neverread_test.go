@@ -19,6 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 const (
@@ -31,7 +33,7 @@ const (
 
 // neverReaders is how many clients there are. Each has a descriptor in this process and one in the server's.
 func neverReaders() int {
-	if longTests && !actRace {
+	if testnet.Long && !testnet.Race {
 		return 10000
 	}
 	return 1000
@@ -48,7 +50,7 @@ func TestNeverReadChild(t *testing.T) {
 		t.Skip("runs in a process of its own only")
 	}
 	var stalled atomic.Int64
-	l := listen(t, tcpio.ListenerOptions{
+	l := harness.Listen(t, tcpio.ListenerOptions{
 		WriteBuffer: neverReadBuffer,
 		Actor:       func(*tcpio.Conn) tcpio.Actor { return &neverReadActor{stalled: &stalled} },
 	})
@@ -61,17 +63,17 @@ func TestNeverReadChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	served := goServe(t.Context(), l)
+	served := harness.Go(t.Context(), l)
 	fmt.Printf("listening on %s\n", l.Addr())
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		// What GOMEMLIMIT counts; a page that was never touched is not resident, but may be any time.
 		memory := m.Sys - m.HeapReleased
-		fmt.Printf("state %d %d %d %d %d %d\n", cpuTime(t), peakRSS(t), memory, stalled.Load(), l.Len(), l.Stats().Queued)
+		fmt.Printf("state %d %d %d %d %d %d\n", testnet.CPU(t), peakRSS(t), memory, stalled.Load(), l.Len(), l.Stats().Queued)
 	}
 	l.Close()
-	if err := receive(t, "the end of Serve", served); err != nil {
+	if err := testnet.Await(t, "the end of Serve", served); err != nil {
 		t.Error(err)
 	}
 }
@@ -146,7 +148,7 @@ func peakRSS(t *testing.T) int {
 // ErrWouldBlock.
 func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
 	t.Parallel()
-	cmd := exec.CommandContext(contextWithLimit(t), os.Args[0], "-test.run=^TestNeverReadChild$")
+	cmd := exec.CommandContext(testnet.Context(t), os.Args[0], "-test.run=^TestNeverReadChild$")
 	limit := neverReadLimit()
 	cmd.Env = append(os.Environ(), neverReadEnv+"=1", fmt.Sprintf("GOMEMLIMIT=%d", limit), "GOCOVERDIR="+t.TempDir())
 	cmd.Stderr = os.Stderr
@@ -198,14 +200,14 @@ func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer honest.Close()
-	honest.SetDeadline(time.Now().Add(testLimit))
+	honest.SetDeadline(time.Now().Add(testnet.Limit))
 	const asks = 50
 	ask := func() {
 		t.Helper()
 		start := time.Now()
 		for range asks {
-			send(t, honest, []byte{1})
-			expectBytes(t, honest, neverReadAnswer)
+			testnet.Send(t, honest, []byte{1})
+			testnet.ExpectBytes(t, honest, neverReadAnswer)
 		}
 		if d := time.Since(start); d > 5*time.Second {
 			t.Errorf("%d answers took %v", asks, d)
@@ -222,7 +224,7 @@ func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
 	}
 	defer closeAll()
 	var u usage
-	waitFor(t, "every client is held back", func() bool { u = state(); return u.stalled == total })
+	testnet.WaitFor(t, "every client is held back", func() bool { u = state(); return u.stalled == total })
 	ask()
 	before := state()
 	const window = time.Second
@@ -242,11 +244,11 @@ func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
 	if u.memory > limit {
 		t.Errorf("%d MiB in Go's hands, want %d", u.memory>>20, limit>>20)
 	}
-	if !actRace && u.peak > limit { // the race detector has memory of its own
+	if !testnet.Race && u.peak > limit { // the race detector has memory of its own
 		t.Errorf("%d MiB resident at most, want %d", u.peak>>20, limit>>20)
 	}
 	closeAll()
-	waitFor(t, "they are all gone", func() bool { u = state(); return u.conns == 1 && u.queued == 0 })
+	testnet.WaitFor(t, "they are all gone", func() bool { u = state(); return u.conns == 1 && u.queued == 0 })
 	ask()
 }
 

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // The server in README echoes all that a half-closing client sends, however slowly that reads, and Ctrl-C ends it in order.
@@ -47,12 +49,12 @@ func TestTheServerInREADMELosesNothing(t *testing.T) {
 	go func() { ended <- server.Wait() }()
 	t.Cleanup(func() { _ = server.Process.Kill() })
 	var peer net.Conn
-	waitFor(t, "the server", func() bool {
+	testnet.WaitFor(t, "the server", func() bool {
 		peer, err = net.Dial("unix", socket)
 		return err == nil
 	})
 	defer peer.Close()
-	sent := pattern(30 << 20)
+	sent := testnet.Pattern(30 << 20)
 	go func() {
 		_, _ = peer.Write(sent)
 		_ = peer.(*net.UnixConn).CloseWrite()
@@ -64,7 +66,7 @@ func TestTheServerInREADMELosesNothing(t *testing.T) {
 	if err := server.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
-	if err := receive(t, "the end of the server", ended); err != nil {
+	if err := testnet.Await(t, "the end of the server", ended); err != nil {
 		t.Error(err)
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // A soakKind is a sort of client.
@@ -78,7 +80,7 @@ func (c *soakClient) secured(nc *net.TCPConn) (duplex, error) {
 }
 
 func (c *soakClient) handshake(nc net.Conn) (duplex, error) {
-	tc := tls.Client(nc, clientTLS())
+	tc := tls.Client(nc, testnet.ClientTLS())
 	if err := tc.Handshake(); err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
@@ -134,7 +136,7 @@ func (s pace) read(c *soakClient, r io.Reader, want []byte, rng *rand.Rand) erro
 	buf := make([]byte, s.most)
 	for i, got := 1, 0; got < len(want); i++ {
 		n, err := r.Read(buf[:min(1+rng.IntN(s.most), len(want)-got)])
-		if j := firstDifference(buf[:n], want[got:got+n]); j >= 0 {
+		if j := testnet.FirstDifference(buf[:n], want[got:got+n]); j >= 0 {
 			return fmt.Errorf("byte %d of %d is not what was sent", got+j, len(want))
 		}
 		got += n
@@ -306,7 +308,7 @@ func (c *soakClient) plainText(nc *net.TCPConn) error {
 // handshakeQuitter goes in the middle of its handshake.
 func (c *soakClient) handshakeQuitter(nc *net.TCPConn) error {
 	cut := &cutConn{TCPConn: nc, left: 1 + c.rng.IntN(600)}
-	_ = tls.Client(cut, clientTLS()).Handshake() // it may have done with less
+	_ = tls.Client(cut, testnet.ClientTLS()).Handshake() // it may have done with less
 	if c.rng.IntN(2) == 0 {
 		nc.SetLinger(0)
 	}

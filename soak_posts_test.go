@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // What the soak's connections are told by others: posted values, questions, and what is written to groups.
@@ -41,7 +42,7 @@ func (srv *soakServer) post(ctx context.Context) {
 			switch err := c.Post(v); {
 			case err == nil:
 				srv.soak.posts.Add(1)
-			case !errors.Is(err, tcpio.ErrMailboxFull) && !benign(err):
+			case !errors.Is(err, tcpio.ErrMailboxFull) && !testnet.Benign(err):
 				t.Errorf("%s: Post: %v", srv.name, err)
 			}
 			if asked {
@@ -53,7 +54,7 @@ func (srv *soakServer) post(ctx context.Context) {
 			switch got, err := c.Ask(short, v); {
 			case err == nil && got != any(v):
 				t.Errorf("%s: the answer to %v is %v", srv.name, v, got)
-			case err != nil && !errors.Is(err, tcpio.ErrMailboxFull) && !benign(err) && short.Err() == nil:
+			case err != nil && !errors.Is(err, tcpio.ErrMailboxFull) && !testnet.Benign(err) && short.Err() == nil:
 				t.Errorf("%s: Ask: %v", srv.name, err)
 			}
 			cancel()

@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // A soakServer is a listener of one route. What it serves is an echo, but for the group's.
@@ -54,9 +56,9 @@ func (s *soak) listen() {
 	s.add("legacy", plain, false, func(o *tcpio.ListenerOptions) { o.ConcurrentCallbacks = true }, (*soakServer).callbacks)
 	s.add("netlistener", plain, false, nil, (*soakServer).netListener)
 	s.add("deferred", plain, false, func(o *tcpio.ListenerOptions) { o.DeferAccept = true }, (*soakServer).netListener)
-	s.add("tls", secure, true, func(o *tcpio.ListenerOptions) { o.TLSConfig = serverTLS() }, (*soakServer).actors)
-	s.add("tls stream", secure, false, func(o *tcpio.ListenerOptions) { o.TLSConfig = serverTLS() }, (*soakServer).streamOnly)
-	s.add("tls netlistener", secure, false, func(o *tcpio.ListenerOptions) { o.TLSConfig = serverTLS() },
+	s.add("tls", secure, true, func(o *tcpio.ListenerOptions) { o.TLSConfig = testnet.ServerTLS() }, (*soakServer).actors)
+	s.add("tls stream", secure, false, func(o *tcpio.ListenerOptions) { o.TLSConfig = testnet.ServerTLS() }, (*soakServer).streamOnly)
+	s.add("tls netlistener", secure, false, func(o *tcpio.ListenerOptions) { o.TLSConfig = testnet.ServerTLS() },
 		(*soakServer).netListener)
 	s.add("lines", append(slices.Clone(echoes), kindStartTLS, kindStartTLS), true, nil, (*soakServer).frames)
 	s.add("few", []*soakKind{kindRefused}, false, func(o *tcpio.ListenerOptions) {
@@ -78,7 +80,7 @@ func (s *soak) add(name string, kinds []*soakKind, posted bool, change func(*tcp
 	}
 	srv.tls = opts.TLSConfig != nil
 	consume := start(srv, &opts)
-	srv.l = listen(s.t, opts)
+	srv.l = harness.Listen(s.t, opts)
 	// Little room in the kernel, so that output is queued and peers are held back. Accepted sockets inherit it.
 	rc, err := srv.l.GetListener().SyscallConn()
 	if err != nil {
@@ -91,7 +93,7 @@ func (s *soak) add(name string, kinds []*soakKind, posted bool, change func(*tcp
 	if consume != nil {
 		consume(srv.l)
 	}
-	srv.served = goServe(s.t.Context(), srv.l)
+	srv.served = harness.Go(s.t.Context(), srv.l)
 	s.servers = append(s.servers, srv)
 }
 
@@ -394,7 +396,7 @@ func (srv *soakServer) frames(o *tcpio.ListenerOptions) func(*tcpio.Listener) {
 					if _, err := r.Conn.TryWrite([]byte(startTLSReply)); err != nil {
 						return r.Conn.Data().(*soakConn).over(r.Conn, err)
 					}
-					if err := r.Conn.StartTLS(serverTLS()); err != nil && !harmless(err) {
+					if err := r.Conn.StartTLS(testnet.ServerTLS()); err != nil && !harmless(err) {
 						srv.soak.t.Errorf("%s: StartTLS: %v", srv.name, err)
 					}
 					return nil

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 var (
@@ -151,7 +153,7 @@ func (s *soak) kinds() string {
 // quiet waits until every server has let go of every connection, and checks that its books balance.
 func (s *soak) quiet() {
 	for _, srv := range s.servers {
-		waitFor(s.t, srv.name+" has no connection left", func() bool {
+		testnet.WaitFor(s.t, srv.name+" has no connection left", func() bool {
 			st := srv.l.Stats()
 			return st.Open == 0 && st.Closed == st.Accepted && srv.balanced()
 		})
@@ -175,7 +177,7 @@ func (s *soak) stop() {
 			s.t.Errorf("%s: Shutdown: %v", srv.name, err)
 		}
 		cancel()
-		if err := receive(s.t, "the end of Serve", srv.served); err != nil {
+		if err := testnet.Await(s.t, "the end of Serve", srv.served); err != nil {
 			s.t.Errorf("%s: Serve: %v", srv.name, err)
 		}
 	}
@@ -220,7 +222,7 @@ func measure(t *testing.T) usage {
 
 // harmless reports an error with which a connection ends that either side has cut off.
 func harmless(err error) bool {
-	return benign(err) || errors.Is(err, tcpio.ErrHijacked) || err != nil && strings.Contains(err.Error(), "use of closed")
+	return testnet.Benign(err) || errors.Is(err, tcpio.ErrHijacked) || err != nil && strings.Contains(err.Error(), "use of closed")
 }
 
 // Epoll's data holds no pointer, so nothing of a connection may hang on it alone: collections all the time take nothing
@@ -239,24 +241,24 @@ func TestGarbageCollectionsAllTheTimeTakeNothingAway(t *testing.T) {
 	defer wg.Wait()
 	defer stop.Store(true)
 
-	l := startStream(t, tcpio.ListenerOptions{}, echo(t))
+	l := harness.Stream(t, tcpio.ListenerOptions{}, harness.Echo(t))
 	var idle []net.Conn
 	for i := range 50 {
-		peer := dial(t, l)
-		ping(t, peer, []byte{byte(i)})
+		peer := testnet.Dial(t, l)
+		testnet.Ping(t, peer, []byte{byte(i)})
 		idle = append(idle, peer)
 	}
 	s := &soak{t: t, seed: rand.Uint64(), done: make(map[string]int)}
 	s.listen()
 	d := 200 * time.Millisecond
-	if longTests {
+	if testnet.Long {
 		d = time.Second
 	}
 	s.run(d, 0)
 	s.quiet()
 	s.stop()
 	for i, peer := range idle {
-		ping(t, peer, []byte{byte(i), 1})
+		testnet.Ping(t, peer, []byte{byte(i), 1})
 	}
 	if n := l.Len(); n != len(idle) {
 		t.Errorf("%d connections of %d", n, len(idle))

@@ -16,13 +16,15 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // Thousands of connections, each sending its own token and expecting nothing but it, are closed at random from both
 // ends, in order or by reset, with descriptors and slots reused all the time.
 func TestEveryConnectionSeesItsOwnBytesOnly(t *testing.T) {
 	total := 1000
-	if longTests {
+	if testnet.Long {
 		total = 4000
 	}
 	for _, opts := range []tcpio.ListenerOptions{
@@ -39,7 +41,7 @@ func stressTokens(t *testing.T, opts tcpio.ListenerOptions, total int) {
 	var opened, closed atomic.Int64
 	buf := make([]byte, 4096)
 	rng := rand.New(rand.NewPCG(1, 2)) // the server's side, on the consumer's goroutine
-	l := startStream(t, opts, func(ev tcpio.Event) {
+	l := harness.Stream(t, opts, func(ev tcpio.Event) {
 		switch ev := ev.(type) {
 		case tcpio.Opened:
 			opened.Add(1)
@@ -53,7 +55,7 @@ func stressTokens(t *testing.T, opts tcpio.ListenerOptions, total int) {
 			if err != nil {
 				return
 			}
-			if _, err := ev.Conn.TryWrite(buf[:n]); err != nil && !benign(err) {
+			if _, err := ev.Conn.TryWrite(buf[:n]); err != nil && !testnet.Benign(err) {
 				t.Errorf("TryWrite: %v", err)
 			}
 			switch rng.IntN(40) {
@@ -100,7 +102,7 @@ func stressTokens(t *testing.T, opts tcpio.ListenerOptions, total int) {
 		return
 	}
 	// Some never came out of the backlog before their peer was gone; whoever was opened is closed in the end.
-	waitFor(t, "Closed of every connection opened", func() bool { return l.Len() == 0 && closed.Load() == opened.Load() })
+	testnet.WaitFor(t, "Closed of every connection opened", func() bool { return l.Len() == 0 && closed.Load() == opened.Load() })
 	if n := opened.Load(); n == 0 || n > int64(total) {
 		t.Errorf("%d Opened for %d clients", n, total)
 	}
@@ -113,7 +115,7 @@ func tokenClient(l *tcpio.Listener, n uint64, rng *rand.Rand) error {
 		return err
 	}
 	defer peer.Close()
-	peer.SetDeadline(time.Now().Add(testLimit))
+	peer.SetDeadline(time.Now().Add(testnet.Limit))
 	token := binary.BigEndian.AppendUint64(nil, n*0x9E3779B97F4A7C15)
 	msg := bytes.Repeat(token, 1+rng.IntN(100))
 	got := make([]byte, len(msg))

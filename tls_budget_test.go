@@ -15,11 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // unread is what waits in c's socket, in bytes.
 func unread(t testing.TB, c *tcpio.Conn) (n int) {
-	control(t, c, func(fd int) (err error) {
+	testnet.Control(t, c, func(fd int) (err error) {
 		n, err = unix.IoctlGetInt(fd, unix.SIOCINQ)
 		return err
 	})
@@ -29,19 +31,19 @@ func unread(t testing.TB, c *tcpio.Conn) (n int) {
 // nextReadable is the connection of the next Readable.
 func nextReadable(t testing.TB, events <-chan tcpio.Event) *tcpio.Conn {
 	t.Helper()
-	return expect[tcpio.Readable](t, events).Conn
+	return harness.Expect[tcpio.Readable](t, events).Conn
 }
 
 // One TryRead takes in 64 records, whatever is in them and however large its buffer is. A Readable announces the rest.
 func TestTLSReadTakesInABoundedNumberOfRecords(t *testing.T) {
-	l, events := startManual(t, tcpio.ListenerOptions{TLSConfig: serverTLS()})
+	l, events := harness.Manual(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS()})
 	dialled := make(chan *recordWriter, 1)
 	go func() {
 		w, _ := dialRecords(t, l)
 		dialled <- w
 	}()
-	c := expect[tcpio.Opened](t, events).Conn
-	w := receive(t, "the client", dialled)
+	c := harness.Expect[tcpio.Opened](t, events).Conn
+	w := testnet.Await(t, "the client", dialled)
 	if _, err := nextReadable(t, events).TryRead(make([]byte, 10)); err != tcpio.ErrWouldBlock {
 		t.Fatalf("TryRead behind the handshake: %v", err)
 	}
@@ -73,7 +75,7 @@ func TestTLSReadTakesInABoundedNumberOfRecords(t *testing.T) {
 			}
 			got, calls := 0, 0
 			w.send(sealed)
-			waitFor(t, "the records", func() bool { return unread(t, c) == len(sealed) })
+			testnet.WaitFor(t, "the records", func() bool { return unread(t, c) == len(sealed) })
 			for p := make([]byte, 64<<10); got < bytes; {
 				n, err := nextReadable(t, events).TryRead(p)
 				if err != nil && err != tcpio.ErrWouldBlock {
@@ -105,7 +107,7 @@ func TestTLSReadTakesInABoundedNumberOfRecords(t *testing.T) {
 func TestTLSUnfinishedMessageEndsTheConnection(t *testing.T) {
 	for _, blocked := range []bool{false, true} {
 		t.Run(map[bool]string{false: "TryRead", true: "Read"}[blocked], func(t *testing.T) {
-			l, ended := tlsServe(t, tcpio.ListenerOptions{CloseTimeout: 50 * time.Millisecond}, func(ev tcpio.Event) error {
+			l, ended := harness.TLS(t, tcpio.ListenerOptions{CloseTimeout: 50 * time.Millisecond}, func(ev tcpio.Event) error {
 				switch ev := ev.(type) {
 				case tcpio.Opened:
 					if blocked {
@@ -129,7 +131,7 @@ func TestTLSUnfinishedMessageEndsTheConnection(t *testing.T) {
 				}
 				_, err = w.raw.Write(b)
 			}
-			if err := receive(t, "Closed", ended).Err(); err == nil {
+			if err := testnet.Await(t, "Closed", ended).Err(); err == nil {
 				t.Error("the connection ended without an error")
 			}
 			if n := l.Stats().BytesIn; n > 64<<10 {
@@ -165,17 +167,17 @@ func TestTLSKeyUpdateFloodsHoldUpNobodyElse(t *testing.T) {
 					return
 				default:
 				}
-				_ = w.raw.SetDeadline(time.Now().Add(testLimit))
+				_ = w.raw.SetDeadline(time.Now().Add(testnet.Limit))
 				if _, err := w.raw.Write(b); err != nil {
 					return
 				}
 			}
 		}()
-		waitFor(t, "the flood", func() bool { return l.Stats().BytesIn > 256<<10 })
-		honest := tlsDial(t, l, clientTLS())
+		testnet.WaitFor(t, "the flood", func() bool { return l.Stats().BytesIn > 256<<10 })
+		honest := testnet.DialTLS(t, l, testnet.ClientTLS())
 		var took []time.Duration
 		for range 200 {
-			_ = honest.SetDeadline(time.Now().Add(testLimit))
+			_ = honest.SetDeadline(time.Now().Add(testnet.Limit))
 			begin := time.Now()
 			tlsPing(t, honest)
 			took = append(took, time.Since(begin))
@@ -190,7 +192,7 @@ func TestTLSKeyUpdateFloodsHoldUpNobodyElse(t *testing.T) {
 		}
 	}
 	t.Run("actor", func(t *testing.T) {
-		l, _ := tlsServe(t, tcpio.ListenerOptions{Loops: 1}, func(ev tcpio.Event) error {
+		l, _ := harness.TLS(t, tcpio.ListenerOptions{Loops: 1}, func(ev tcpio.Event) error {
 			r, ok := ev.(tcpio.Readable)
 			if !ok {
 				return nil
@@ -207,7 +209,7 @@ func TestTLSKeyUpdateFloodsHoldUpNobodyElse(t *testing.T) {
 	})
 	t.Run("stream", func(t *testing.T) {
 		p := make([]byte, 64<<10)
-		l := startStream(t, tcpio.ListenerOptions{TLSConfig: serverTLS()}, func(ev tcpio.Event) {
+		l := harness.Stream(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS()}, func(ev tcpio.Event) {
 			if r, ok := ev.(tcpio.Readable); ok {
 				if n, err := r.Conn.TryRead(p); err == nil {
 					_, _ = r.Conn.TryWrite(p[:n])
@@ -245,31 +247,31 @@ func (c chopped) Write(p []byte) (int, error) {
 
 // A ClientHello is taken in as it comes, each byte once, and the handshake succeeds however it and the rest are cut.
 func TestTLSClientHelloIsReadOnce(t *testing.T) {
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	hello := clientHello()
-	raw := hookDial(t, l)
+	raw := testnet.Dial(t, l)
 	for i, b := range hello[:len(hello)-1] {
 		if _, err := raw.Write([]byte{b}); err != nil {
 			t.Fatal(err)
 		}
 		if i%50 == 0 {
-			waitFor(t, "the bytes so far", func() bool { return l.Stats().BytesIn == uint64(i+1) })
+			testnet.WaitFor(t, "the bytes so far", func() bool { return l.Stats().BytesIn == uint64(i+1) })
 		}
 	}
-	waitFor(t, "all of the bytes", func() bool { return l.Stats().BytesIn == uint64(len(hello)-1) })
+	testnet.WaitFor(t, "all of the bytes", func() bool { return l.Stats().BytesIn == uint64(len(hello)-1) })
 	if l.Len() != 1 {
 		t.Fatal("the connection was closed within its ClientHello")
 	}
-	c := tls.Client(chopped{hookDial(t, l), t}, clientTLS())
+	c := tls.Client(chopped{testnet.Dial(t, l), t}, testnet.ClientTLS())
 	tlsPing(t, c)
 }
 
 // A ClientHello in many records is one.
 func TestTLSClientHelloInManyRecords(t *testing.T) {
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	for _, size := range []int{1, 7, 200} {
-		split := &splitHello{Conn: hookDial(t, l), size: size}
-		tlsPing(t, tls.Client(split, clientTLS()))
+		split := &splitHello{Conn: testnet.Dial(t, l), size: size}
+		tlsPing(t, tls.Client(split, testnet.ClientTLS()))
 	}
 }
 
@@ -298,9 +300,9 @@ func (c *splitHello) Write(p []byte) (int, error) {
 // A record that comes in pieces is read whole, whatever the pieces and wherever the next begins.
 func TestTLSRecordsInPieces(t *testing.T) {
 	for _, piece := range []int{1, 3, 500, 600, 4095, 4097, 17000} {
-		l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+		l, ended := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 		w, c := dialRecords(t, l)
-		want := pattern(3*16000 + 100)
+		want := testnet.Pattern(3*16000 + 100)
 		if piece < 100 {
 			want = want[:2000]
 		}
@@ -317,7 +319,7 @@ func TestTLSRecordsInPieces(t *testing.T) {
 		<-done
 		_, _ = w.raw.Write(w.record(recData, want[:1000])[:300])
 		w.raw.Close()
-		if err := receive(t, "Closed", ended).Err(); !errors.Is(err, io.ErrUnexpectedEOF) {
+		if err := testnet.Await(t, "Closed", ended).Err(); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("behind half a record Err is %v", err)
 		}
 	}

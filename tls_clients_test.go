@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // Clients that are not Go's.
@@ -28,7 +30,7 @@ import (
 // run returns what a client has printed until it ended, whatever its exit status. program is what needProgram returned.
 func run(t *testing.T, program string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), testnet.Limit)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
 	if ctx.Err() != nil {
@@ -40,7 +42,7 @@ func run(t *testing.T, program string, args ...string) string {
 // pemFiles writes the certificate and key that the tests use.
 func pemFiles(t *testing.T) (certFile, keyFile string) {
 	t.Helper()
-	cert, _ := testPKI()
+	cert := testnet.ServerTLS().Certificates[0]
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +66,7 @@ var sClientSays = map[string]string{"k": "KEYUPDATE", "K": "KEYUPDATE", "R": "RE
 // was printed until the last one's answer, or with "Q" last until the end.
 func sClient(t *testing.T, openssl string, l *tcpio.Listener, args []string, lines ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), testnet.Limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, openssl, append([]string{"s_client", "-connect", l.Addr().String()}, args...)...)
 	in, err := cmd.StdinPipe()
@@ -119,15 +121,15 @@ func wantIn(t *testing.T, out string, wants ...string) {
 }
 
 func TestOpenSSLSpeaksBothVersions(t *testing.T) {
-	openssl := needProgram(t, "openssl")
+	openssl := testnet.Program(t, "openssl")
 	certFile, _ := pemFiles(t)
 	for flag, says := range map[string]string{"-tls1_2": "New, TLSv1.2", "-tls1_3": "New, TLSv1.3"} {
 		t.Run(flag, func(t *testing.T) {
-			l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+			l, ended := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 			out := sClient(t, openssl, l, []string{flag, "-alpn", "echo", "-servername", "localhost", "-CAfile", certFile},
 				"hello", "again", "Q")
 			wantIn(t, out, says, "ALPN protocol: echo", "Verify return code: 0 (ok)")
-			if err := receive(t, "Closed", ended).Err(); err != nil {
+			if err := testnet.Await(t, "Closed", ended).Err(); err != nil {
 				t.Errorf("Err is %v behind s_client's close_notify", err)
 			}
 		})
@@ -135,23 +137,23 @@ func TestOpenSSLSpeaksBothVersions(t *testing.T) {
 }
 
 func TestOpenSSLResumesSessions(t *testing.T) {
-	openssl := needProgram(t, "openssl")
+	openssl := testnet.Program(t, "openssl")
 	t.Parallel()
 	for _, flag := range []string{"-tls1_2", "-tls1_3"} {
 		t.Run(flag, func(t *testing.T) {
-			l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+			l, ended := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 			session := filepath.Join(t.TempDir(), "session")
 			wantIn(t, sClient(t, openssl, l, []string{flag, "-sess_out", session}, "one", "Q"), "New, TLS")
 			wantIn(t, sClient(t, openssl, l, []string{flag, "-sess_in", session}, "two", "Q"), "Reused, TLS")
 			for i, resumed := range []bool{false, true} {
-				if st := receive(t, "Closed", ended).TLS(); st == nil || st.DidResume != resumed {
+				if st := testnet.Await(t, "Closed", ended).TLS(); st == nil || st.DidResume != resumed {
 					t.Errorf("connection %d: %+v", i, st)
 				}
 			}
 		})
 	}
 	t.Run("-reconnect", func(t *testing.T) {
-		l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+		l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 		out := sClient(t, openssl, l, []string{"-tls1_2", "-reconnect"}, "last", "Q")
 		if n := strings.Count(out, "Reused, TLS"); n != 5 {
 			t.Errorf("%d of 5 connections were resumed:\n%s", n, out)
@@ -160,59 +162,58 @@ func TestOpenSSLResumesSessions(t *testing.T) {
 }
 
 func TestOpenSSLShowsItsCertificate(t *testing.T) {
-	openssl := needProgram(t, "openssl")
+	openssl := testnet.Program(t, "openssl")
 	t.Parallel()
 	certFile, keyFile := pemFiles(t)
-	_, trust := testPKI()
-	config := serverTLS()
-	config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, trust.RootCAs
+	config := testnet.ServerTLS()
+	config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, testnet.ClientTLS().RootCAs
 	for _, flag := range []string{"-tls1_2", "-tls1_3"} {
 		t.Run(flag, func(t *testing.T) {
-			l, ended := tlsServe(t, tcpio.ListenerOptions{TLSConfig: config}, tlsEcho)
+			l, ended := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config}, harness.EchoActor)
 			sClient(t, openssl, l, []string{flag, "-cert", certFile, "-key", keyFile}, "it is me", "Q")
-			if st := receive(t, "Closed", ended).TLS(); st == nil || len(st.PeerCertificates) != 1 {
+			if st := testnet.Await(t, "Closed", ended).TLS(); st == nil || len(st.PeerCertificates) != 1 {
 				t.Errorf("the server has seen %+v", st)
 			}
 			out := run(t, openssl, "s_client", "-connect", l.Addr().String(), flag, "-ign_eof")
 			wantIn(t, out, map[string]string{"-tls1_2": "alert handshake failure", "-tls1_3": "certificate required"}[flag])
-			waitFor(t, "the refusal to be counted", func() bool { return l.Stats().HandshakesFailed == 1 })
+			testnet.WaitFor(t, "the refusal to be counted", func() bool { return l.Stats().HandshakesFailed == 1 })
 		})
 	}
 }
 
 func TestOpenSSLUpdatesKeys(t *testing.T) {
-	openssl := needProgram(t, "openssl")
-	l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	openssl := testnet.Program(t, "openssl")
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	sClient(t, openssl, l, []string{"-tls1_3"}, "before", "K", "after", "k", "behind", "K", "K", "k", "last", "Q")
-	if err := receive(t, "Closed", ended).Err(); err != nil {
+	if err := testnet.Await(t, "Closed", ended).Err(); err != nil {
 		t.Errorf("Err is %v", err)
 	}
 }
 
 // A client that wants to renegotiate is told no and ends; crypto/tls's server does not.
 func TestOpenSSLMayNotRenegotiate(t *testing.T) {
-	openssl := needProgram(t, "openssl")
-	l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	openssl := testnet.Program(t, "openssl")
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	sClient(t, openssl, l, []string{"-tls1_2"}, "before", "R")
 	var op *net.OpError
-	if err := receive(t, "Closed", ended).Err(); !errors.As(err, &op) {
+	if err := testnet.Await(t, "Closed", ended).Err(); !errors.As(err, &op) {
 		t.Errorf("Err is %v", err)
 	}
 	sClient(t, openssl, l, []string{"-tls1_2"}, "the next", "Q")
 }
 
 func TestCurlSpeaksTLS(t *testing.T) {
-	program := needProgram(t, "curl")
+	program := testnet.Program(t, "curl")
 	t.Parallel()
 	certFile, _ := pemFiles(t)
-	config := serverTLS()
+	config := testnet.ServerTLS()
 	config.NextProtos = []string{"http/1.1"}
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: config, DeferAccept: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ln := l.NetListener()
-	content := pattern(5 << 20)
+	content := testnet.Pattern(5 << 20)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(content) })
 	mux.HandleFunc("PUT /", func(w http.ResponseWriter, r *http.Request) {
@@ -257,20 +258,20 @@ func TestCurlSpeaksTLS(t *testing.T) {
 
 // sslscan tries every version and cipher, and what other servers are vulnerable to.
 func TestSSLScanFindsNothingOld(t *testing.T) {
-	sslscan := needProgram(t, "sslscan")
+	sslscan := testnet.Program(t, "sslscan")
 	t.Parallel()
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	out := run(t, sslscan, "--no-colour", l.Addr().String())
 	wantIn(t, out, "SSLv2     disabled", "SSLv3     disabled", "TLSv1.0   disabled", "TLSv1.1   disabled",
 		"TLSv1.2   enabled", "TLSv1.3   enabled", "Session renegotiation not supported", "TLSv1.2 not vulnerable to heartbleed",
 		"TLSv1.3 not vulnerable to heartbleed", "Server supports TLS Fallback SCSV")
-	tlsPing(t, tlsDial(t, l, clientTLS()))
+	tlsPing(t, testnet.DialTLS(t, l, testnet.ClientTLS()))
 }
 
 // slowhttptest opens connections that send a line of a header every ten seconds (slowloris), over TLS: ReadTimeout ends
 // all of them, and the server answers others meanwhile.
 func TestSlowHTTPTestIsCutOverTLS(t *testing.T) {
-	slowhttptest := needProgram(t, "slowhttptest")
+	slowhttptest := testnet.Program(t, "slowhttptest")
 	t.Parallel()
 	blank := []byte("\r\n\r\n")
 	header := func(data []byte, _ bool) (int, []byte, error) {
@@ -279,7 +280,7 @@ func TestSlowHTTPTestIsCutOverTLS(t *testing.T) {
 		}
 		return 0, nil, nil
 	}
-	l, _ := tlsServe(t, tcpio.ListenerOptions{ReadTimeout: 300 * time.Millisecond}, func(ev tcpio.Event) error {
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 300 * time.Millisecond}, func(ev tcpio.Event) error {
 		if r, ok := ev.(tcpio.Readable); ok {
 			for _, err := range r.Conn.Frames(header) {
 				if err != nil {

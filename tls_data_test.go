@@ -20,14 +20,16 @@ import (
 	"golang.org/x/net/nettest"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // What crypto/tls has decrypted and the user has not read is announced, although the socket has no more edges.
 func TestTLSSmallReadsKeepBeingAnnounced(t *testing.T) {
 	var got bytes.Buffer
 	done := make(chan struct{})
-	want := pattern(40000)
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+	want := testnet.Pattern(40000)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 		if r, ok := ev.(tcpio.Readable); ok {
 			var p [7]byte
 			n, err := r.Conn.TryRead(p[:]) // one read for each Readable
@@ -40,9 +42,9 @@ func TestTLSSmallReadsKeepBeingAnnounced(t *testing.T) {
 		}
 		return nil
 	})
-	c := tlsDial(t, l, clientTLS())
-	send(t, c, want)
-	receive(t, "the last byte", done)
+	c := testnet.DialTLS(t, l, testnet.ClientTLS())
+	testnet.Send(t, c, want)
+	testnet.Await(t, "the last byte", done)
 	if !bytes.Equal(got.Bytes(), want) {
 		t.Error("other bytes arrived")
 	}
@@ -50,16 +52,16 @@ func TestTLSSmallReadsKeepBeingAnnounced(t *testing.T) {
 
 // A Write larger than WriteBuffer ends also while the socket takes everything: there is no edge to wait for then.
 func TestTLSWriteBeyondWriteBufferDoesNotHang(t *testing.T) {
-	l, _ := tlsServe(t, tcpio.ListenerOptions{WriteBuffer: 1000}, func(ev tcpio.Event) error {
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{WriteBuffer: 1000}, func(ev tcpio.Event) error {
 		if o, ok := ev.(tcpio.Opened); ok {
 			_ = o.Conn.SetWriteDeadline(time.Now().Add(10 * time.Second))
-			if n, err := o.Conn.Write(pattern(50000)); err != nil {
+			if n, err := o.Conn.Write(testnet.Pattern(50000)); err != nil {
 				t.Errorf("Write took %d bytes: %v", n, err)
 			}
 		}
 		return nil
 	})
-	wantRead(t, tlsDial(t, l, clientTLS()), string(pattern(50000)))
+	wantRead(t, testnet.DialTLS(t, l, testnet.ClientTLS()), string(testnet.Pattern(50000)))
 }
 
 // The limit on the queue holds for large writes also when tiny ones, of which a record is many times the size, went before
@@ -67,16 +69,16 @@ func TestTLSWriteBeyondWriteBufferDoesNotHang(t *testing.T) {
 func TestTLSQueueIsCountedWhateverWentBefore(t *testing.T) {
 	const buffer = 16 << 10
 	// A unix socket's buffer is small, and has no window that opens slowly.
-	l, events := startManual(t, tcpio.ListenerOptions{
-		Network: "unix", Addr: filepath.Join(t.TempDir(), "s"), WriteBuffer: buffer, TLSConfig: serverTLS(),
+	l, events := harness.Manual(t, tcpio.ListenerOptions{
+		Network: "unix", Addr: filepath.Join(t.TempDir(), "s"), WriteBuffer: buffer, TLSConfig: testnet.ServerTLS(),
 	})
-	raw := dial(t, l)
-	c := tls.Client(raw, clientTLS())
+	raw := testnet.Dial(t, l)
+	c := tls.Client(raw, testnet.ClientTLS())
 	if err := c.Handshake(); err != nil {
 		t.Fatal(err)
 	}
-	sc := expect[tcpio.Opened](t, events).Conn
-	shrinkSendBuffer(t, sc)
+	sc := harness.Expect[tcpio.Opened](t, events).Conn
+	testnet.ShrinkSendBuffer(t, sc)
 	taken, read := 0, 0
 	try := func(size int) bool {
 		n, err := sc.TryWrite(make([]byte, size))
@@ -114,12 +116,12 @@ func TestTLSQueueIsCountedWhateverWentBefore(t *testing.T) {
 
 // A reset is told as it is without TLS.
 func TestTLSResetIsToldOnce(t *testing.T) {
-	l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
-	raw := hookDial(t, l)
-	c := tls.Client(raw, clientTLS())
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
+	raw := testnet.Dial(t, l)
+	c := tls.Client(raw, testnet.ClientTLS())
 	tlsPing(t, c)
-	sendRST(t, raw)
-	err := receive(t, "Closed", ended).Err()
+	testnet.RST(t, raw)
+	err := testnet.Await(t, "Closed", ended).Err()
 	var op *net.OpError
 	if !errors.Is(err, syscall.ECONNRESET) || !errors.As(err, &op) || op.Op != "read" || strings.Count(err.Error(), "->") != 1 {
 		t.Errorf("Err is %v", err)
@@ -129,26 +131,26 @@ func TestTLSResetIsToldOnce(t *testing.T) {
 // Hijack says at once that it cannot, whatever is queued and before the handshake.
 func TestTLSHijackIsRefused(t *testing.T) {
 	refused := make(chan error, 1)
-	l := hookServe(t, tcpio.ListenerOptions{TLSConfig: serverTLS(), Actor: func(c *tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), Actor: func(c *tcpio.Conn) tcpio.Actor {
 		_, err := c.Hijack()
 		refused <- err
-		return tcpio.ActorFunc(tlsEcho)
+		return tcpio.ActorFunc(harness.EchoActor)
 	}})
-	raw := hookDial(t, l)
-	if err := receive(t, "Hijack", refused); err == nil || errors.Is(err, net.ErrClosed) {
+	raw := testnet.Dial(t, l)
+	if err := testnet.Await(t, "Hijack", refused); err == nil || errors.Is(err, net.ErrClosed) {
 		t.Errorf("Hijack says %v", err)
 	}
-	c := tls.Client(raw, clientTLS())
+	c := tls.Client(raw, testnet.ClientTLS())
 	tlsPing(t, c)
 }
 
 // ReadTimeout waits for the user's first byte: a handshake is none. A client that has sent one is left alone.
 func TestTLSReadTimeoutCountsFromTheHandshake(t *testing.T) {
-	l, ended := tlsServe(t, tcpio.ListenerOptions{ReadTimeout: 200 * time.Millisecond, CloseTimeout: 50 * time.Millisecond}, tlsEcho)
-	talks := tlsDial(t, l, clientTLS())
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 200 * time.Millisecond, CloseTimeout: 50 * time.Millisecond}, harness.EchoActor)
+	talks := testnet.DialTLS(t, l, testnet.ClientTLS())
 	tlsPing(t, talks)
-	tlsDial(t, l, clientTLS())
-	err := receive(t, "Closed", ended).Err()
+	testnet.DialTLS(t, l, testnet.ClientTLS())
+	err := testnet.Await(t, "Closed", ended).Err()
 	var limit *tcpio.LimitError
 	if !errors.As(err, &limit) || limit.Limit != "read" {
 		t.Errorf("Err is %v", err)
@@ -168,14 +170,14 @@ func TestTLSTimeLimits(t *testing.T) {
 		{"write", tcpio.ListenerOptions{WriteTimeout: 100 * time.Millisecond}, 16 << 20},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			l, ended := tlsServe(t, tt.opts, func(ev tcpio.Event) error {
+			l, ended := harness.TLS(t, tt.opts, func(ev tcpio.Event) error {
 				if o, ok := ev.(tcpio.Opened); ok {
 					_, err := o.Conn.TryWrite(make([]byte, tt.write))
 					return err
 				}
 				return nil
 			})
-			c := tlsDial(t, l, clientTLS())
+			c := testnet.DialTLS(t, l, testnet.ClientTLS())
 			if tt.name == "idle" {
 				if got, err := io.ReadAll(c); err != nil || len(got) != tt.write {
 					t.Errorf("the client read %d bytes, %v; want close_notify", len(got), err)
@@ -183,7 +185,7 @@ func TestTLSTimeLimits(t *testing.T) {
 				c.Close()
 			}
 			var limit *tcpio.LimitError
-			if err := receive(t, "Closed", ended).Err(); !errors.As(err, &limit) || limit.Limit != tt.name {
+			if err := testnet.Await(t, "Closed", ended).Err(); !errors.As(err, &limit) || limit.Limit != tt.name {
 				t.Errorf("Err is %v", err)
 			}
 		})
@@ -192,7 +194,7 @@ func TestTLSTimeLimits(t *testing.T) {
 
 // A peer that has said close_notify still gets its answer, and ours behind it.
 func TestTLSHalfClose(t *testing.T) {
-	l, ended := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 		r, ok := ev.(tcpio.Readable)
 		if !ok {
 			return nil
@@ -219,8 +221,8 @@ func TestTLSHalfClose(t *testing.T) {
 			}
 		}
 	})
-	c := tlsDial(t, l, clientTLS())
-	send(t, c, []byte("question"))
+	c := testnet.DialTLS(t, l, testnet.ClientTLS())
+	testnet.Send(t, c, "question")
 	if err := c.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
@@ -229,19 +231,19 @@ func TestTLSHalfClose(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 	c.Close()
-	if err := receive(t, "Closed", ended).Err(); err != nil {
+	if err := testnet.Await(t, "Closed", ended).Err(); err != nil {
 		t.Errorf("Err is %v", err)
 	}
 }
 
 // io.Copy from a file, and between a plain connection and one with TLS, encrypts.
 func TestTLSCopies(t *testing.T) {
-	want := pattern(300000)
+	want := testnet.Pattern(300000)
 	path := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(path, want, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 		if o, ok := ev.(tcpio.Opened); ok {
 			f, err := os.Open(path)
 			if err != nil {
@@ -255,13 +257,13 @@ func TestTLSCopies(t *testing.T) {
 		}
 		return nil
 	})
-	if got, err := io.ReadAll(tlsDial(t, l, clientTLS())); err != nil || !bytes.Equal(got, want) {
+	if got, err := io.ReadAll(testnet.DialTLS(t, l, testnet.ClientTLS())); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
-	proxy := hookServe(t, tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor {
+	proxy := harness.Serve(t, tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if o, ok := ev.(tcpio.Opened); ok {
-				from, err := tls.Dial("tcp", l.Addr().String(), clientTLS())
+				from, err := tls.Dial("tcp", l.Addr().String(), testnet.ClientTLS())
 				if err != nil {
 					return err
 				}
@@ -273,7 +275,7 @@ func TestTLSCopies(t *testing.T) {
 			return nil
 		})
 	}})
-	if got, err := io.ReadAll(hookDial(t, proxy)); err != nil || !bytes.Equal(got, want) {
+	if got, err := io.ReadAll(testnet.Dial(t, proxy)); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }
@@ -281,9 +283,9 @@ func TestTLSCopies(t *testing.T) {
 // With DeferAccept a connection is handed out when the first bytes of the user's have arrived, not those of the handshake,
 // also when they came together with its end.
 func TestTLSDeferAcceptWaitsForTheUsersBytes(t *testing.T) {
-	l := listen(t, tcpio.ListenerOptions{TLSConfig: serverTLS(), DeferAccept: true})
+	l := harness.Listen(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), DeferAccept: true})
 	ln := l.NetListener()
-	served := goServe(t.Context(), l)
+	served := harness.Go(t.Context(), l)
 	accepted := make(chan net.Conn, 10)
 	go func() {
 		defer close(accepted)
@@ -299,12 +301,12 @@ func TestTLSDeferAcceptWaitsForTheUsersBytes(t *testing.T) {
 		l.Close()
 		for range accepted {
 		}
-		if err := receive(t, "the end of Serve", served); err != nil {
+		if err := testnet.Await(t, "the end of Serve", served); err != nil {
 			t.Error(err)
 		}
 	}()
-	quiet := tlsDial(t, l, clientTLS())
-	waitFor(t, "the handshake", func() bool {
+	quiet := testnet.DialTLS(t, l, testnet.ClientTLS())
+	testnet.WaitFor(t, "the handshake", func() bool {
 		for sc := range l.Conns() {
 			return sc.TLS() != nil
 		}
@@ -312,22 +314,22 @@ func TestTLSDeferAcceptWaitsForTheUsersBytes(t *testing.T) {
 	})
 	for i := range 10 {
 		// The Finished message and the data in one segment, or in two.
-		held := &corked{Conn: hookDial(t, l), off: i%2 == 1}
-		c := tls.Client(held, clientTLS())
+		held := &corked{Conn: testnet.Dial(t, l), off: i%2 == 1}
+		c := tls.Client(held, testnet.ClientTLS())
 		if err := c.Handshake(); err != nil {
 			t.Fatal(err)
 		}
 		held.off = true
-		send(t, c, []byte("data"))
-		sc := receive(t, "Accept", accepted)
+		testnet.Send(t, c, "data")
+		sc := testnet.Await(t, "Accept", accepted)
 		if sc.RemoteAddr().String() != c.LocalAddr().String() {
 			t.Fatal("a connection was handed out whose client has said nothing")
 		}
 		wantRead(t, sc, "data")
 		sc.Close()
 	}
-	send(t, quiet, []byte("late"))
-	sc := receive(t, "Accept", accepted)
+	testnet.Send(t, quiet, "late")
+	sc := testnet.Await(t, "Accept", accepted)
 	wantRead(t, sc, "late")
 	sc.Close()
 }
@@ -355,14 +357,14 @@ func (c *corked) Write(p []byte) (int, error) {
 func TestStartTLSCountsWhatIsQueued(t *testing.T) {
 	const size = 4 << 20
 	conns := make(chan *tcpio.Conn, 1)
-	l := hookServe(t, tcpio.ListenerOptions{Actor: func(c *tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{Actor: func(c *tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if _, ok := ev.(tcpio.Opened); ok {
-				shrinkSendBuffer(t, c)
+				testnet.ShrinkSendBuffer(t, c)
 				if _, err := c.TryWrite(make([]byte, size)); err != nil {
 					return err
 				}
-				if err := c.StartTLS(serverTLS()); err != nil {
+				if err := c.StartTLS(testnet.ServerTLS()); err != nil {
 					return err
 				}
 				conns <- c
@@ -370,11 +372,11 @@ func TestStartTLSCountsWhatIsQueued(t *testing.T) {
 			return nil
 		})
 	}})
-	raw := hookDial(t, l)
-	sc := receive(t, "StartTLS", conns)
+	raw := testnet.Dial(t, l)
+	sc := testnet.Await(t, "StartTLS", conns)
 	_, _ = raw.Write(clientHello()) // its answer waits behind the plain text
 	looks := 0
-	waitFor(t, "the ClientHello", func() bool {
+	testnet.WaitFor(t, "the ClientHello", func() bool {
 		if n := sc.Buffered(); n < size/2 { // the kernel has the rest
 			t.Fatalf("%d bytes of %d are queued", n, size)
 		}
@@ -385,7 +387,7 @@ func TestStartTLSCountsWhatIsQueued(t *testing.T) {
 
 // A connection that is adopted begins with its handshake too.
 func TestTLSOfAnAdoptedConnection(t *testing.T) {
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -400,20 +402,20 @@ func TestTLSOfAnAdoptedConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "Adopt", func() bool { _, err := l.Adopt(nc); return err == nil })
-	tlsPing(t, tls.Client(raw, clientTLS()))
+	testnet.WaitFor(t, "Adopt", func() bool { _, err := l.Adopt(nc); return err == nil })
+	tlsPing(t, tls.Client(raw, testnet.ClientTLS()))
 }
 
 // tlsPipe is pipe with TLS in between: the client's end is a net.Pipe, since a tls.Conn itself does not survive deadlines.
 func tlsPipe(t *testing.T) nettest.MakePipe {
 	return func() (c1, c2 net.Conn, stop func(), err error) {
-		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: serverTLS(), WriteBuffer: 64 << 10})
+		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: testnet.ServerTLS(), WriteBuffer: 64 << 10})
 		if err != nil {
 			return nil, nil, nil, err
 		}
 		ln := l.NetListener()
-		served := goServe(context.Background(), l)
-		client, err := tls.Dial("tcp", l.Addr().String(), clientTLS())
+		served := harness.Go(context.Background(), l)
+		client, err := tls.Dial("tcp", l.Addr().String(), testnet.ClientTLS())
 		if err != nil {
 			return nil, nil, nil, err
 		}
@@ -446,5 +448,5 @@ func tlsPipe(t *testing.T) nettest.MakePipe {
 func TestTLSConnIsANetConn(t *testing.T) {
 	t.Parallel()
 	nettest.TestConn(t, tlsPipe(t))
-	t.Run("peer", func(t *testing.T) { nettest.TestConn(t, swapped(tlsPipe(t))) })
+	t.Run("peer", func(t *testing.T) { nettest.TestConn(t, testnet.Swapped(tlsPipe(t))) })
 }

@@ -14,19 +14,21 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // A client may disappear behind any byte of its handshake: nothing is told, nothing is left, the next one is served.
 func TestTLSDisconnectAtEveryByteOfTheHello(t *testing.T) {
 	hello := new(bytes.Buffer)
-	client := tls.Client(recorder{hello}, clientTLS())
+	client := tls.Client(recorder{hello}, testnet.ClientTLS())
 	_ = client.Handshake()
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 		t.Errorf("an event for a failed handshake: %T", ev)
 		return nil
 	})
 	for i := 0; i <= hello.Len(); i++ {
-		c := hookDial(t, l)
+		c := testnet.Dial(t, l)
 		if _, err := c.Write(hello.Bytes()[:i]); err != nil {
 			t.Fatal(err)
 		}
@@ -119,23 +121,23 @@ func TestTLSDisconnectAtEveryByteOfTheHandshake(t *testing.T) {
 
 func disconnects(t *testing.T, version uint16, reads, reset bool) {
 	var opened, closed atomic.Int64
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 		switch ev.(type) {
 		case tcpio.Opened:
 			opened.Add(1)
 		case tcpio.Closed:
 			closed.Add(1)
 		}
-		return tlsEcho(ev)
+		return harness.EchoActor(ev)
 	})
-	first := tlsDial(t, l, clientTLS())
+	first := testnet.DialTLS(t, l, testnet.ClientTLS())
 	tlsPing(t, first)
 	first.Close()
-	waitFor(t, "the end of the first one", func() bool { return closed.Load() == 1 })
+	testnet.WaitFor(t, "the end of the first one", func() bool { return closed.Load() == 1 })
 	opened.Store(0)
 	closed.Store(0)
 	before := runtime.NumGoroutine() // the loops have theirs by now
-	config := clientTLS()
+	config := testnet.ClientTLS()
 	config.MinVersion, config.MaxVersion = version, version
 	config.CurvePreferences = []tls.CurveID{tls.X25519} // short, and cheap
 	attempt := func(i int) (finished bool) {
@@ -156,7 +158,7 @@ func disconnects(t *testing.T, version uint16, reads, reset bool) {
 		}
 		n++
 	}
-	waitFor(t, "the ends", func() bool {
+	testnet.WaitFor(t, "the ends", func() bool {
 		return l.Len() == 0 && int(l.Stats().HandshakesFailed+uint64(opened.Load())) == n-1 && opened.Load() == closed.Load()
 	})
 	// A cut behind the last byte is one that the client takes for a failure and the server does not. In TLS 1.2 the server is
@@ -164,8 +166,8 @@ func disconnects(t *testing.T, version uint16, reads, reset bool) {
 	if o := opened.Load(); (!reads || version == tls.VersionTLS13) && o > int64(finished)+1 {
 		t.Errorf("%d connections were opened; %d handshakes were complete", o, finished)
 	}
-	waitFor(t, "the goroutines", func() bool { return runtime.NumGoroutine() <= before+2 })
-	raw := hookDial(t, l)
+	testnet.WaitFor(t, "the goroutines", func() bool { return runtime.NumGoroutine() <= before+2 })
+	raw := testnet.Dial(t, l)
 	c := tls.Client(raw, config)
 	tlsPing(t, c)
 	t.Logf("%d byte counts, %d opened, %d goroutines before and %d after", n-1, opened.Load(), before, runtime.NumGoroutine())

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // FuzzTLSHello sends any bytes to a TLS listener, in pieces of any size, and FIN: the connection ends and counts as a failed
@@ -23,8 +25,8 @@ func FuzzTLSHello(f *testing.F) {
 	f.Add([]byte{22, 3, 1, 0, 0, 22, 3, 1, 0xff, 0xff}, uint16(3))
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"), uint16(1))
 	f.Add([]byte{}, uint16(1))
-	opts := tcpio.ListenerOptions{TLSConfig: serverTLS()}
-	l := startStream(f, opts, func(ev tcpio.Event) {
+	opts := tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS()}
+	l := harness.Stream(f, opts, func(ev tcpio.Event) {
 		if _, failed := ev.(tcpio.Failed); !failed {
 			f.Errorf("%T", ev)
 		}
@@ -36,7 +38,7 @@ func FuzzTLSHello(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer peer.Close()
-		peer.SetDeadline(time.Now().Add(testLimit))
+		peer.SetDeadline(time.Now().Add(testnet.Limit))
 		go func() { // the server may end first, so a failure is no news
 			for rest := in; len(rest) > 0; {
 				n := min(len(rest), int(size)+1)
@@ -61,7 +63,7 @@ func FuzzTLSHello(f *testing.F) {
 			rest = rest[5+int(binary.BigEndian.Uint16(rest[3:])):]
 		}
 		peer.Close()
-		waitFor(t, "the connection is counted", func() bool { return l.Stats().Closed == before.Closed+1 })
+		testnet.WaitFor(t, "the connection is counted", func() bool { return l.Stats().Closed == before.Closed+1 })
 		if n := l.Stats().HandshakesFailed - before.HandshakesFailed; n != 1 {
 			t.Errorf("%d failed handshakes are counted", n)
 		}

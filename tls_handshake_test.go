@@ -20,12 +20,14 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // clientHello is what a client sends first.
 func clientHello() []byte {
 	hello := new(bytes.Buffer)
-	_ = tls.Client(recorder{hello}, clientTLS()).Handshake()
+	_ = tls.Client(recorder{hello}, testnet.ClientTLS()).Handshake()
 	return hello.Bytes()
 }
 
@@ -55,7 +57,7 @@ func unfinished(t testing.TB, l *tcpio.Listener, n int) []net.Conn {
 	hello := clientHello()
 	conns := make([]net.Conn, n)
 	for i := range conns {
-		conns[i] = hookDial(t, l)
+		conns[i] = testnet.Dial(t, l)
 		if _, err := conns[i].Write(hello[:len(hello)*(i%3)/2]); err != nil {
 			t.Fatal(err)
 		}
@@ -66,13 +68,13 @@ func unfinished(t testing.TB, l *tcpio.Listener, n int) []net.Conn {
 // An honest client is served within 100 ms beside 1,000 that never finish. The bound here is for slow machines; the time is
 // logged.
 func TestTLSUnfinishedHandshakesDoNotHoldUpOthers(t *testing.T) {
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	const n = 1000
 	unfinished(t, l, n)
 	var took []time.Duration
 	for range 20 {
 		begin := time.Now()
-		c := tlsDial(t, l, clientTLS())
+		c := testnet.DialTLS(t, l, testnet.ClientTLS())
 		tlsPing(t, c)
 		took = append(took, time.Since(begin))
 		c.Close()
@@ -91,7 +93,7 @@ func TestTLSUnfinishedHandshakesDoNotHoldUpOthers(t *testing.T) {
 func TestTLSHandshakeTimeoutAtEachStage(t *testing.T) {
 	t.Parallel()
 	hello := clientHello()
-	stuck := serverTLS()
+	stuck := testnet.ServerTLS()
 	stuck.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		<-hello.Context().Done()
 		return nil, hello.Context().Err()
@@ -114,19 +116,19 @@ func TestTLSHandshakeTimeoutAtEachStage(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			log := make(chan error, 10)
-			l, _ := tlsServe(t, tcpio.ListenerOptions{
+			l, _ := harness.TLS(t, tcpio.ListenerOptions{
 				HandshakeTimeout: 20 * time.Millisecond, CloseTimeout: 20 * time.Millisecond, MaxHandshakes: 1,
 				TLSConfig: tt.config, OnErrorEvent: func(err error) { log <- err },
 			}, silent(t))
 			want := uint64(1)
 			for _, part := range [][]byte{tt.first, tt.send} {
-				if _, err := hookDial(t, l).Write(part); err != nil {
+				if _, err := testnet.Dial(t, l).Write(part); err != nil {
 					t.Fatal(err)
 				}
 			}
 			want++
-			waitFor(t, "the limit", func() bool { return l.Stats().Timeouts.Handshake == want && l.Len() == 0 })
-			err := receive(t, "Failed", log)
+			testnet.WaitFor(t, "the limit", func() bool { return l.Stats().Timeouts.Handshake == want && l.Len() == 0 })
+			err := testnet.Await(t, "Failed", log)
 			var limit *tcpio.LimitError
 			if !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &limit) || limit.Limit != "handshake" {
 				t.Errorf("Failed says %v", err)
@@ -141,11 +143,11 @@ func TestTLSHandshakeTimeoutAtEachStage(t *testing.T) {
 // Clients that stop within their handshakes do not keep the places that others wait for, whatever HandshakeTimeout is.
 func TestTLSStalledHandshakesMakeRoom(t *testing.T) {
 	t.Parallel()
-	l, _ := tlsServe(t, tcpio.ListenerOptions{MaxHandshakes: 2, HandshakeTimeout: time.Hour, CloseTimeout: 10 * time.Millisecond}, tlsEcho)
-	tlsPing(t, tlsDial(t, l, clientTLS()))
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{MaxHandshakes: 2, HandshakeTimeout: time.Hour, CloseTimeout: 10 * time.Millisecond}, harness.EchoActor)
+	tlsPing(t, testnet.DialTLS(t, l, testnet.ClientTLS()))
 	unfinished(t, l, 6) // two of them with a whole ClientHello
-	waitFor(t, "the two to wait in their places", func() bool { return tcpio.StalledHandshakesOf(l) == 2 })
-	tlsPing(t, tlsDial(t, l, clientTLS()))
+	testnet.WaitFor(t, "the two to wait in their places", func() bool { return tcpio.StalledHandshakesOf(l) == 2 })
+	tlsPing(t, testnet.DialTLS(t, l, testnet.ClientTLS()))
 	if n := l.Stats().Timeouts.Handshake; n < 1 || n > 2 {
 		t.Errorf("%d handshakes were ended by time", n)
 	}
@@ -154,7 +156,7 @@ func TestTLSStalledHandshakesMakeRoom(t *testing.T) {
 // A function of the config that waits holds up its own connection alone, also on a machine with one processor.
 func TestTLSWaitingConfigFunctionHoldsUpNobodyElse(t *testing.T) {
 	t.Parallel()
-	cert, _ := testPKI()
+	cert := testnet.ServerTLS().Certificates[0]
 	held := make(chan struct{})
 	config := &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		if hello.ServerName == "slow" {
@@ -162,17 +164,17 @@ func TestTLSWaitingConfigFunctionHoldsUpNobodyElse(t *testing.T) {
 		}
 		return &cert, nil
 	}}
-	l, _ := tlsServe(t, tcpio.ListenerOptions{TLSConfig: config}, tlsEcho)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config}, harness.EchoActor)
 	done := make(chan error, 20)
 	for range cap(done) {
-		c := tls.Client(hookDial(t, l), &tls.Config{InsecureSkipVerify: true, ServerName: "slow"})
+		c := tls.Client(testnet.Dial(t, l), &tls.Config{InsecureSkipVerify: true, ServerName: "slow"})
 		go func() { done <- c.Handshake() }()
 	}
-	c := tlsDial(t, l, clientTLS())
+	c := testnet.DialTLS(t, l, testnet.ClientTLS())
 	tlsPing(t, c)
 	close(held)
 	for range cap(done) {
-		if err := receive(t, "a handshake", done); err != nil {
+		if err := testnet.Await(t, "a handshake", done); err != nil {
 			t.Error(err)
 		}
 	}
@@ -180,7 +182,7 @@ func TestTLSWaitingConfigFunctionHoldsUpNobodyElse(t *testing.T) {
 
 // A function of the config that panics, or ends its goroutine, ends its connection and takes nothing along.
 func TestTLSPanicInAConfigFunctionEndsItsConnection(t *testing.T) {
-	cert, _ := testPKI()
+	cert := testnet.ServerTLS().Certificates[0]
 	config := &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		switch hello.ServerName {
 		case "panic":
@@ -193,16 +195,16 @@ func TestTLSPanicInAConfigFunctionEndsItsConnection(t *testing.T) {
 	log := make(chan error, 10)
 	// With one place a handshake that took it along would be the last.
 	opts := tcpio.ListenerOptions{TLSConfig: config, MaxHandshakes: 1, OnErrorEvent: func(err error) { log <- err }}
-	l, _ := tlsServe(t, opts, tlsEcho)
+	l, _ := harness.TLS(t, opts, harness.EchoActor)
 	for _, name := range []string{"panic", "goexit", "panic", "goexit"} {
-		c := tls.Client(hookDial(t, l), &tls.Config{InsecureSkipVerify: true, ServerName: name})
+		c := tls.Client(testnet.Dial(t, l), &tls.Config{InsecureSkipVerify: true, ServerName: name})
 		if err := c.Handshake(); !errors.Is(err, io.EOF) {
 			t.Errorf("%s: the client sees %v", name, err)
 		}
 	}
-	tlsPing(t, tlsDial(t, l, clientTLS()))
+	tlsPing(t, testnet.DialTLS(t, l, testnet.ClientTLS()))
 	var p *tcpio.PanicError
-	if err := receive(t, "Failed", log); !errors.As(err, &p) || p.Value != "no certificate today" {
+	if err := testnet.Await(t, "Failed", log); !errors.As(err, &p) || p.Value != "no certificate today" {
 		t.Errorf("Failed says %v", err)
 	}
 	if n := l.Stats().HandshakesFailed; n != 4 {
@@ -212,7 +214,7 @@ func TestTLSPanicInAConfigFunctionEndsItsConnection(t *testing.T) {
 
 // Close and Shutdown end handshakes wherever they are, also the wait of a config function that looks at its context.
 func TestTLSHandshakesEndWithTheListener(t *testing.T) {
-	cert, _ := testPKI()
+	cert := testnet.ServerTLS().Certificates[0]
 	for _, tt := range []struct {
 		name string
 		stop func(l *tcpio.Listener) error
@@ -231,21 +233,21 @@ func TestTLSHandshakesEndWithTheListener(t *testing.T) {
 				return &cert, nil
 			}}
 			opts := tcpio.ListenerOptions{TLSConfig: config, MaxHandshakes: 10, CloseTimeout: 50 * time.Millisecond, HandshakeTimeout: time.Hour}
-			l, _ := tlsServe(t, opts, silent(t))
-			slow := tls.Client(hookDial(t, l), &tls.Config{InsecureSkipVerify: true, ServerName: "slow"})
+			l, _ := harness.TLS(t, opts, silent(t))
+			slow := tls.Client(testnet.Dial(t, l), &tls.Config{InsecureSkipVerify: true, ServerName: "slow"})
 			ended := make(chan error, 1)
 			go func() { ended <- slow.Handshake() }()
-			receive(t, "GetCertificate", waiting)
+			testnet.Await(t, "GetCertificate", waiting)
 			unfinished(t, l, 60) // of whom 20 want the nine places that are left
-			waitFor(t, "the connections", func() bool { return l.Len() == 61 })
+			testnet.WaitFor(t, "the connections", func() bool { return l.Len() == 61 })
 			if err := tt.stop(l); err != nil {
 				t.Error(err)
 			}
 			if l.Len() != 0 {
 				t.Errorf("%d connections are left", l.Len())
 			}
-			receive(t, "the end of GetCertificate", over)
-			if err := receive(t, "the slow client's end", ended); err == nil {
+			testnet.Await(t, "the end of GetCertificate", over)
+			if err := testnet.Await(t, "the slow client's end", ended); err == nil {
 				t.Error("the handshake has succeeded")
 			}
 		})
@@ -256,16 +258,16 @@ func TestTLSHandshakesEndWithTheListener(t *testing.T) {
 // for ever. Nothing comes on it.
 func TestTLSClaimedChannelEndsWhenTheHandshakeFails(t *testing.T) {
 	chans := make(chan (<-chan tcpio.Event), 1)
-	l := hookServe(t, tcpio.ListenerOptions{TLSConfig: serverTLS(), Actor: func(c *tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), Actor: func(c *tcpio.Conn) tcpio.Actor {
 		chans <- c.Events()
 		return nil
 	}})
 	for _, send := range []string{"", "\x16", "plain text"} {
-		c := hookDial(t, l)
+		c := testnet.Dial(t, l)
 		if _, err := io.WriteString(c, send); err != nil {
 			t.Fatal(err)
 		}
-		events := receive(t, "the hook", chans)
+		events := testnet.Await(t, "the hook", chans)
 		c.Close()
 		select {
 		case ev, ok := <-events:
@@ -276,9 +278,9 @@ func TestTLSClaimedChannelEndsWhenTheHandshakeFails(t *testing.T) {
 			t.Fatalf("%q: the claimed channel is still open", send)
 		}
 	}
-	c := hookDial(t, l)
-	events := receive(t, "the hook", chans)
-	client := tls.Client(c, clientTLS())
+	c := testnet.Dial(t, l)
+	events := testnet.Await(t, "the hook", chans)
+	client := tls.Client(c, testnet.ClientTLS())
 	if err := client.Handshake(); err != nil {
 		t.Fatal(err)
 	}
@@ -322,16 +324,16 @@ func TestTLSPostsComeBehindOpened(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := hookServe(t, tcpio.ListenerOptions{TLSConfig: serverTLS(), Actor: hook})
-			raw := hookDial(t, l)
-			waitFor(t, "the connection", func() bool { return l.Stats().Posted == 1 })
-			c := tls.Client(raw, clientTLS())
+			l := harness.Serve(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), Actor: hook})
+			raw := testnet.Dial(t, l)
+			testnet.WaitFor(t, "the connection", func() bool { return l.Stats().Posted == 1 })
+			c := tls.Client(raw, testnet.ClientTLS())
 			if err := c.Handshake(); err != nil {
 				t.Fatal(err)
 			}
-			expect[tcpio.Opened](t, events)
+			harness.Expect[tcpio.Opened](t, events)
 			for {
-				ev := receive(t, "the message", events)
+				ev := testnet.Await(t, "the message", events)
 				if m, ok := ev.(tcpio.Message); ok {
 					if m.Value != 1 {
 						t.Errorf("posted 1, got %v", m.Value)
@@ -355,12 +357,12 @@ func TestTLSGroupPassesOverHandshakes(t *testing.T) {
 	t.Parallel()
 	g := tcpio.Group{Slow: tcpio.CloseSlow, Notice: []byte("too slow")}
 	joined := make(chan struct{}, 1)
-	l := hookServe(t, tcpio.ListenerOptions{Actor: func(c *tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{Actor: func(c *tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if _, ok := ev.(tcpio.Opened); ok {
-				shrinkSendBuffer(t, c)
+				testnet.ShrinkSendBuffer(t, c)
 				_, _ = c.TryWrite(make([]byte, 1<<20)) // so that something is queued
-				if err := c.StartTLS(serverTLS()); err != nil {
+				if err := c.StartTLS(testnet.ServerTLS()); err != nil {
 					return err
 				}
 				g.Join(c)
@@ -369,23 +371,23 @@ func TestTLSGroupPassesOverHandshakes(t *testing.T) {
 			return nil
 		})
 	}})
-	raw := hookDial(t, l)
-	receive(t, "the member", joined)
-	groupWrite(t, &g, []byte("lost")) // before the ClientHello
+	raw := testnet.Dial(t, l)
+	testnet.Await(t, "the member", joined)
+	testnet.Send(t, &g, "lost") // before the ClientHello
 	if _, err := io.ReadFull(raw, make([]byte, 1<<20)); err != nil {
 		t.Fatal(err)
 	}
-	c := tls.Client(raw, clientTLS())
+	c := tls.Client(raw, testnet.ClientTLS())
 	if err := c.Handshake(); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the handshake", func() bool {
+	testnet.WaitFor(t, "the handshake", func() bool {
 		for sc := range l.Conns() {
 			return sc.TLS() != nil
 		}
 		return false
 	})
-	groupWrite(t, &g, []byte("found"))
+	testnet.Send(t, &g, "found")
 	got := make([]byte, 5)
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != "found" {
 		t.Errorf("the member got %q, %v", got, err)
@@ -394,8 +396,8 @@ func TestTLSGroupPassesOverHandshakes(t *testing.T) {
 
 // A first record that claims to be longer than any is refused at once, not when HandshakeTimeout is over.
 func TestTLSOversizeHelloIsRefusedAtOnce(t *testing.T) {
-	l, _ := tlsServe(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour}, silent(t))
-	c := hookDial(t, l)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour}, silent(t))
+	c := testnet.Dial(t, l)
 	if _, err := c.Write(append([]byte{22, 3, 1, 255, 255}, make([]byte, 32<<10)...)); err != nil {
 		t.Fatal(err)
 	}
@@ -407,25 +409,25 @@ func TestTLSOversizeHelloIsRefusedAtOnce(t *testing.T) {
 
 // Handshakes that fail give back the place of their address, whichever way they fail.
 func TestTLSFailedHandshakesGiveTheirPlaceBack(t *testing.T) {
-	l, ended := tlsServe(t, tcpio.ListenerOptions{MaxConnsPerIP: 1}, tlsEcho)
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{MaxConnsPerIP: 1}, harness.EchoActor)
 	for i, send := range []string{"", "plain text", "\x16\x03", string(clientHello())} {
-		c := hookDial(t, l)
+		c := testnet.Dial(t, l)
 		if _, err := io.WriteString(c, send); err != nil {
 			t.Fatal(err)
 		}
 		c.Close()
-		waitFor(t, "the end of the failed one", func() bool { return l.Stats().Closed == uint64(i+1) && l.Len() == 0 })
+		testnet.WaitFor(t, "the end of the failed one", func() bool { return l.Stats().Closed == uint64(i+1) && l.Len() == 0 })
 	}
-	c := tlsDial(t, l, clientTLS())
+	c := testnet.DialTLS(t, l, testnet.ClientTLS())
 	tlsPing(t, c)
 	c.Close()
-	receive(t, "Closed", ended)
+	testnet.Await(t, "Closed", ended)
 }
 
 // A flood of handshakes leaves established connections their share of the processor.
 func TestTLSHandshakeFloodDoesNotStarveEstablishedConnections(t *testing.T) {
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
-	c := tlsDial(t, l, clientTLS())
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
+	c := testnet.DialTLS(t, l, testnet.ClientTLS())
 	tlsPing(t, c)
 	stop := make(chan struct{})
 	var flood sync.WaitGroup
@@ -455,10 +457,10 @@ func TestTLSHandshakeFloodDoesNotStarveEstablishedConnections(t *testing.T) {
 			}
 		})
 	}
-	waitFor(t, "the flood", func() bool { return done.Load() > 100 })
+	testnet.WaitFor(t, "the flood", func() bool { return done.Load() > 100 })
 	var took []time.Duration
 	for range 60 {
-		_ = c.SetDeadline(time.Now().Add(testLimit))
+		_ = c.SetDeadline(time.Now().Add(testnet.Limit))
 		begin := time.Now()
 		tlsPing(t, c)
 		took = append(took, time.Since(begin))
@@ -474,16 +476,16 @@ func TestTLSHandshakeFloodDoesNotStarveEstablishedConnections(t *testing.T) {
 
 // Who reads ServerName gets the certificate for it.
 func TestTLSGetCertificateSeesTheServerName(t *testing.T) {
-	cert, _ := testPKI()
+	cert := testnet.ServerTLS().Certificates[0]
 	names := make(chan string, 1)
 	config := &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		names <- hello.ServerName + " " + hello.Conn.RemoteAddr().String()
 		return &cert, nil
 	}}
-	l, _ := tlsServe(t, tcpio.ListenerOptions{TLSConfig: config}, tlsEcho)
-	c := tlsDial(t, l, clientTLS())
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config}, harness.EchoActor)
+	c := testnet.DialTLS(t, l, testnet.ClientTLS())
 	tlsPing(t, c)
-	if got, want := receive(t, "GetCertificate", names), "localhost "+c.LocalAddr().String(); got != want {
+	if got, want := testnet.Await(t, "GetCertificate", names), "localhost "+c.LocalAddr().String(); got != want {
 		t.Errorf("GetCertificate saw %q, want %q", got, want)
 	}
 	if !strings.Contains(c.ConnectionState().PeerCertificates[0].Subject.String(), "localhost") {

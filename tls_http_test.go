@@ -10,15 +10,17 @@ import (
 	"testing"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // httpTLS serves TLS over a NetListener, by the server's own ServeTLS or by the listener's TLSConfig, and asks it once.
 func httpTLS(t *testing.T, opts tcpio.ListenerOptions, serveTLS bool) (r *http.Request) {
-	l := listen(t, opts)
+	l := harness.Listen(t, opts)
 	ln := l.NetListener()
-	served := goServe(t.Context(), l)
+	served := harness.Go(t.Context(), l)
 	requests := make(chan *http.Request, 1)
-	srv := &http.Server{TLSConfig: serverTLS(), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := &http.Server{TLSConfig: testnet.ServerTLS(), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		requests <- r
 		body, _ := io.ReadAll(r.Body) // HTTP/1.1 is not full duplex
 		_, _ = w.Write(body)
@@ -32,9 +34,9 @@ func httpTLS(t *testing.T, opts tcpio.ListenerOptions, serveTLS bool) (r *http.R
 			stopped <- srv.Serve(ln)
 		}
 	}()
-	transport := &http.Transport{TLSClientConfig: clientTLS(), ForceAttemptHTTP2: true}
-	client := &http.Client{Transport: transport, Timeout: testLimit}
-	body := pattern(200000)
+	transport := &http.Transport{TLSClientConfig: testnet.ClientTLS(), ForceAttemptHTTP2: true}
+	client := &http.Client{Transport: transport, Timeout: testnet.Limit}
+	body := testnet.Pattern(200000)
 	resp, err := client.Post("https://"+l.Addr().String()+"/", "", bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
@@ -46,14 +48,14 @@ func httpTLS(t *testing.T, opts tcpio.ListenerOptions, serveTLS bool) (r *http.R
 	resp.Body.Close()
 	transport.CloseIdleConnections()
 	srv.Close()
-	if err := receive(t, "the end of the http.Server", stopped); err != http.ErrServerClosed {
+	if err := testnet.Await(t, "the end of the http.Server", stopped); err != http.ErrServerClosed {
 		t.Error(err)
 	}
 	l.Close()
-	if err := receive(t, "the end of Serve", served); err != nil {
+	if err := testnet.Await(t, "the end of Serve", served); err != nil {
 		t.Error(err)
 	}
-	return receive(t, "the request", requests)
+	return testnet.Await(t, "the request", requests)
 }
 
 // http.Server.ServeTLS on a plain NetListener has all that it has on the package net's: the state of TLS, and HTTP/2.
@@ -70,7 +72,7 @@ func TestNetListenerServeTLSHasTheStateAndHTTP2(t *testing.T) {
 // With TLSConfig the listener does TLS by itself: net/http, which asks for a *tls.Conn, sees plain HTTP/1.1.
 func TestNetListenerTLSConfigServesHTTPWithoutTheState(t *testing.T) {
 	r := httpTLS(t, tcpio.ListenerOptions{TLSConfig: func() *tls.Config {
-		c := serverTLS()
+		c := testnet.ServerTLS()
 		c.NextProtos = []string{"http/1.1"}
 		return c
 	}()}, false)

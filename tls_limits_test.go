@@ -14,13 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // endedBy fails the test unless the next connection that ended was ended by the named limit.
 func endedBy(t *testing.T, ended <-chan *tcpio.Conn, want string) {
 	t.Helper()
 	var limit *tcpio.LimitError
-	if err := receive(t, "Closed", ended).Err(); !errors.As(err, &limit) || limit.Limit != want {
+	if err := testnet.Await(t, "Closed", ended).Err(); !errors.As(err, &limit) || limit.Limit != want {
 		t.Errorf("Err is %v, want the %s limit", err, want)
 	}
 }
@@ -76,9 +78,9 @@ func TestTLSLimitsCountPlainText(t *testing.T) {
 					} else {
 						opts.IdleTimeout = 60 * time.Millisecond
 					}
-					l, ended := tlsServe(t, opts, func(ev tcpio.Event) error {
+					l, ended := harness.TLS(t, opts, func(ev tcpio.Event) error {
 						if route == "actor" {
-							return tlsEcho(ev)
+							return harness.EchoActor(ev)
 						}
 						return nil
 					})
@@ -107,18 +109,18 @@ func TestTLSLimitsCountPlainText(t *testing.T) {
 // Data that waits for its reader holds ReadTimeout up, and is activity to IdleTimeout once; nothing of it is lost.
 func TestTLSPlainTextThatWaitsHoldsUpReadTimeout(t *testing.T) {
 	conns := make(chan *tcpio.Conn, 1)
-	l, ended := tlsServe(t, tcpio.ListenerOptions{ReadTimeout: 40 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 40 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
 		func(ev tcpio.Event) error {
 			if o, ok := ev.(tcpio.Opened); ok {
 				conns <- o.Conn
 			}
 			return nil
 		})
-	c := tlsDial(t, l, clientTLS())
-	sc := receive(t, "Opened", conns)
-	want := pattern(50000)
-	send(t, c, want)
-	quiet := tlsDial(t, l, clientTLS()) // whose limit passes later
+	c := testnet.DialTLS(t, l, testnet.ClientTLS())
+	sc := testnet.Await(t, "Opened", conns)
+	want := testnet.Pattern(50000)
+	testnet.Send(t, c, want)
+	quiet := testnet.DialTLS(t, l, testnet.ClientTLS()) // whose limit passes later
 	endedBy(t, ended, "read")
 	quiet.Close()
 	wantRead(t, sc, string(want))
@@ -126,23 +128,23 @@ func TestTLSPlainTextThatWaitsHoldsUpReadTimeout(t *testing.T) {
 }
 
 func TestTLSUnreadPlainTextDoesNotKeepAnIdleConnection(t *testing.T) {
-	l, ended := tlsServe(t, tcpio.ListenerOptions{IdleTimeout: 40 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{IdleTimeout: 40 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
 		func(tcpio.Event) error { return nil })
-	c := tlsDial(t, l, clientTLS())
-	send(t, c, pattern(50000))
+	c := testnet.DialTLS(t, l, testnet.ClientTLS())
+	testnet.Send(t, c, testnet.Pattern(50000))
 	endedBy(t, ended, "idle")
 }
 
 // Within its handshake a connection has HandshakeTimeout alone; the other limits begin behind it.
 func TestTLSLimitsBeginBehindTheHandshake(t *testing.T) {
-	cert, _ := testPKI()
+	cert := testnet.ServerTLS().Certificates[0]
 	config := &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		time.Sleep(100 * time.Millisecond)
 		return &cert, nil
 	}}
-	l, ended := tlsServe(t, tcpio.ListenerOptions{TLSConfig: config, IdleTimeout: 50 * time.Millisecond, ReadTimeout: 50 * time.Millisecond,
-		CloseTimeout: 20 * time.Millisecond}, tlsEcho)
-	c := tlsDial(t, l, clientTLS())
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config, IdleTimeout: 50 * time.Millisecond, ReadTimeout: 50 * time.Millisecond,
+		CloseTimeout: 20 * time.Millisecond}, harness.EchoActor)
+	c := testnet.DialTLS(t, l, testnet.ClientTLS())
 	tlsPing(t, c)
 	endedBy(t, ended, "idle")
 }
@@ -163,11 +165,11 @@ func TestLimitsDoNotCountUrgentData(t *testing.T) {
 					if c, ok := ev.(tcpio.Closed); ok {
 						ended <- c.Conn
 					}
-					return tlsEcho(ev)
+					return harness.EchoActor(ev)
 				})
 			}
-			l := hookServe(t, opts)
-			c := hookDial(t, l)
+			l := harness.Serve(t, opts)
+			c := testnet.Dial(t, l)
 			rc, err := c.(*net.TCPConn).SyscallConn()
 			if err != nil {
 				t.Fatal(err)
@@ -188,7 +190,7 @@ func TestLimitsDoNotCountUrgentData(t *testing.T) {
 // do not complete it.
 func TestTLSReadTimeoutOfAFrame(t *testing.T) {
 	frames := make(chan string, 10)
-	l, ended := tlsServe(t, tcpio.ListenerOptions{ReadTimeout: 60 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 60 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
 		func(ev tcpio.Event) error {
 			if r, ok := ev.(tcpio.Readable); ok {
 				for line, err := range r.Conn.Frames(bufio.ScanLines) {
@@ -202,11 +204,11 @@ func TestTLSReadTimeoutOfAFrame(t *testing.T) {
 		})
 	w, _ := dialRecords(t, l)
 	w.send(w.record(recData, []byte("first\nbeg")))
-	if got := receive(t, "a frame", frames); got != "first" {
+	if got := testnet.Await(t, "a frame", frames); got != "first" {
 		t.Errorf("got %q", got)
 	}
 	w.send(w.record(recData, nil), w.keyUpdate(1, 1), w.record(recData, []byte("in\nunfinished")))
-	if got := receive(t, "a frame", frames); got != "begin" {
+	if got := testnet.Await(t, "a frame", frames); got != "begin" {
 		t.Errorf("got %q", got)
 	}
 	repeat(t, 40*time.Millisecond, func() error {

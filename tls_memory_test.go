@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // heapInUse is the live heap behind a collection that empties pools too.
@@ -44,37 +46,37 @@ func TestTLSMemoryOfAnIdleConnectionIsBounded(t *testing.T) {
 					t.Skip()
 				}
 				p := make([]byte, 64<<10)
-				l := startStream(t, tcpio.ListenerOptions{TLSConfig: serverTLS()}, func(ev tcpio.Event) {
+				l := harness.Stream(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS()}, func(ev tcpio.Event) {
 					if r, ok := ev.(tcpio.Readable); ok {
 						if _, err := r.Conn.TryRead(p); err != nil && err != tcpio.ErrWouldBlock {
 							r.Conn.Close()
 						}
 					}
 				})
-				config := clientTLS()
+				config := testnet.ClientTLS()
 				config.MinVersion, config.MaxVersion = version, version
 				// The ends of a connection are in one process, so that only what comes on top is told apart.
 				var clients []*tls.Conn
 				upload := make([]byte, tt.data)
 				for range conns {
-					c := tlsDial(t, l, config)
-					send(t, c, []byte("x"))
+					c := testnet.DialTLS(t, l, config)
+					testnet.Send(t, c, "x")
 					clients = append(clients, c)
 				}
 				served := func(n int) func() bool {
 					return func() bool { return l.Stats().BytesIn >= uint64(n) }
 				}
 				base := l.Stats().BytesIn
-				waitFor(t, "the first bytes", served(int(base)))
+				testnet.WaitFor(t, "the first bytes", served(int(base)))
 				before := heapInUse()
 				base = l.Stats().BytesIn
 				for _, c := range clients {
 					if tt.data > 0 {
-						send(t, c, upload)
+						testnet.Send(t, c, upload)
 					}
-					send(t, c.NetConn(), tt.raw)
+					testnet.Send(t, c.NetConn(), tt.raw)
 				}
-				waitFor(t, "the bytes", served(int(base)+conns*(tt.data+len(tt.raw))))
+				testnet.WaitFor(t, "the bytes", served(int(base)+conns*(tt.data+len(tt.raw))))
 				got := (heapInUse() - before) / conns
 				t.Logf("%d bytes more a connection", got)
 				if got > tt.bound {
@@ -90,7 +92,7 @@ func TestTLSMemoryOfAnIdleConnectionIsBounded(t *testing.T) {
 // An unfinished message costs what it is long, up to two records of the largest size; a third ends the connection.
 func TestTLSMemoryOfAnUnfinishedMessageIsBounded(t *testing.T) {
 	const conns = 20
-	l, _ := tlsServe(t, tcpio.ListenerOptions{CloseTimeout: 20 * time.Millisecond}, tlsEcho)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{CloseTimeout: 20 * time.Millisecond}, harness.EchoActor)
 	var writers []*recordWriter
 	for range conns {
 		w, c := dialRecords(t, l)
@@ -107,7 +109,7 @@ func TestTLSMemoryOfAnUnfinishedMessageIsBounded(t *testing.T) {
 		sent += len(b)
 		w.send(b)
 	}
-	waitFor(t, "the records", func() bool { return l.Stats().BytesIn == in+uint64(sent) })
+	testnet.WaitFor(t, "the records", func() bool { return l.Stats().BytesIn == in+uint64(sent) })
 	got := (heapInUse() - before) / conns
 	t.Logf("%d bytes more a connection", got)
 	if got > 66<<10 {
@@ -119,5 +121,5 @@ func TestTLSMemoryOfAnUnfinishedMessageIsBounded(t *testing.T) {
 	for _, w := range writers {
 		w.send(w.record(recHandshake, []byte{0}))
 	}
-	waitFor(t, "the ends of all of them", func() bool { return l.Len() == 0 })
+	testnet.WaitFor(t, "the ends of all of them", func() bool { return l.Len() == 0 })
 }

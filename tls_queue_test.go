@@ -15,11 +15,13 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // asking is a server's config that says whose handshake begins, and waits until it may go on.
 func asking(began chan<- string, goOn <-chan struct{}) *tls.Config {
-	cert, _ := testPKI()
+	cert := testnet.ServerTLS().Certificates[0]
 	return &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		began <- hello.ServerName
 		<-goOn
@@ -32,26 +34,26 @@ func TestTLSNothingIsComputedForClientsThatHaveGone(t *testing.T) {
 	for _, reset := range []bool{false, true} {
 		t.Run(map[bool]string{false: "FIN", true: "reset"}[reset], func(t *testing.T) {
 			var begun atomic.Int64
-			config := serverTLS()
+			config := testnet.ServerTLS()
 			config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
 				begun.Add(1)
 				return nil, nil
 			}
-			l := listen(t, tcpio.ListenerOptions{TLSConfig: config, HandshakeTimeout: time.Hour,
+			l := harness.Listen(t, tcpio.ListenerOptions{TLSConfig: config, HandshakeTimeout: time.Hour,
 				Actor: func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(silent(t)) }})
 			const n = 50
 			for range n {
-				c := hookDial(t, l)
-				send(t, c, clientHello())
+				c := testnet.Dial(t, l)
+				testnet.Send(t, c, clientHello())
 				if reset {
-					sendRST(t, c)
+					testnet.RST(t, c)
 				} else {
-					sendFIN(t, c)
+					testnet.FIN(t, c)
 				}
 			}
-			served := goServe(t.Context(), l)
+			served := harness.Go(t.Context(), l)
 			// The kernel does not hand out those that were reset within the backlog, or does; both are right.
-			waitFor(t, "the ends of all of them", func() bool {
+			testnet.WaitFor(t, "the ends of all of them", func() bool {
 				s := l.Stats()
 				return s.Open == 0 && (s.HandshakesFailed == n || reset && s.HandshakesFailed == s.Accepted && s.Accepted > 0)
 			})
@@ -59,7 +61,7 @@ func TestTLSNothingIsComputedForClientsThatHaveGone(t *testing.T) {
 				t.Errorf("%d handshakes were begun for clients that had gone", begun.Load())
 			}
 			l.Close()
-			if err := receive(t, "the end of Serve", served); err != nil {
+			if err := testnet.Await(t, "the end of Serve", served); err != nil {
 				t.Error(err)
 			}
 		})
@@ -69,26 +71,26 @@ func TestTLSNothingIsComputedForClientsThatHaveGone(t *testing.T) {
 // Of the ClientHellos that wait, the newest is served first.
 func TestTLSNewestClientHelloIsServedFirst(t *testing.T) {
 	began, goOn := make(chan string, 10), make(chan struct{})
-	l, _ := tlsServe(t, tcpio.ListenerOptions{MaxHandshakes: 1, HandshakeTimeout: time.Hour, TLSConfig: asking(began, goOn)}, tlsEcho)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{MaxHandshakes: 1, HandshakeTimeout: time.Hour, TLSConfig: asking(began, goOn)}, harness.EchoActor)
 	names := []string{"first", "second", "third", "fourth"}
 	for i, name := range names {
-		config := clientTLS()
+		config := testnet.ClientTLS()
 		config.ServerName, config.InsecureSkipVerify = name, true
-		c := tls.Client(hookDial(t, l), config)
+		c := tls.Client(testnet.Dial(t, l), config)
 		done := make(chan struct{})
 		go func() { defer close(done); _ = c.Handshake() }()
 		t.Cleanup(func() { c.NetConn().Close(); <-done })
 		if i == 0 {
-			if got := receive(t, "the first handshake", began); got != name {
+			if got := testnet.Await(t, "the first handshake", began); got != name {
 				t.Fatalf("%q began", got)
 			}
 		} else {
-			waitFor(t, "the place in the queue", func() bool { return tcpio.WaitingHandshakesOf(l) == i })
+			testnet.WaitFor(t, "the place in the queue", func() bool { return tcpio.WaitingHandshakesOf(l) == i })
 		}
 	}
 	close(goOn)
 	for _, want := range []string{"fourth", "third", "second"} {
-		if got := receive(t, "a handshake", began); got != want {
+		if got := testnet.Await(t, "a handshake", began); got != want {
 			t.Errorf("%q began, want %q", got, want)
 		}
 	}
@@ -97,26 +99,26 @@ func TestTLSNewestClientHelloIsServedFirst(t *testing.T) {
 // A connection that closes leaves the queue of handshakes at once, however long the one in front takes.
 func TestTLSClosedConnectionsLeaveTheQueueOfHandshakes(t *testing.T) {
 	began, goOn := make(chan string, 10), make(chan struct{})
-	l, _ := tlsServe(t, tcpio.ListenerOptions{MaxHandshakes: 1, HandshakeTimeout: time.Hour, TLSConfig: asking(began, goOn)}, tlsEcho)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{MaxHandshakes: 1, HandshakeTimeout: time.Hour, TLSConfig: asking(began, goOn)}, harness.EchoActor)
 	defer close(goOn)
-	send(t, hookDial(t, l), clientHello())
-	receive(t, "the first handshake", began)
+	testnet.Send(t, testnet.Dial(t, l), clientHello())
+	testnet.Await(t, "the first handshake", began)
 	var waiting []net.Conn
 	for range 100 {
-		c := hookDial(t, l)
-		send(t, c, clientHello())
+		c := testnet.Dial(t, l)
+		testnet.Send(t, c, clientHello())
 		waiting = append(waiting, c)
 	}
-	waitFor(t, "the queue", func() bool { return tcpio.WaitingHandshakesOf(l) == 100 })
+	testnet.WaitFor(t, "the queue", func() bool { return tcpio.WaitingHandshakesOf(l) == 100 })
 	for i, c := range waiting {
 		switch i % 2 {
 		case 0:
 			c.Close()
 		case 1:
-			sendRST(t, c)
+			testnet.RST(t, c)
 		}
 	}
-	waitFor(t, "the queue to be empty", func() bool { return tcpio.WaitingHandshakesOf(l) == 0 && l.Len() == 1 })
+	testnet.WaitFor(t, "the queue to be empty", func() bool { return tcpio.WaitingHandshakesOf(l) == 0 && l.Len() == 1 })
 }
 
 // StartTLS behind a hang-up ends the connection at once, whatever has come before it, and HandshakeTimeout is not waited for.
@@ -130,23 +132,23 @@ func TestStartTLSBehindAHangUpFailsAtOnce(t *testing.T) {
 			for _, before := range []bool{true, false} {
 				name := tt.name + map[bool]string{false: ", FIN", true: ", reset"}[reset] + map[bool]string{false: " after", true: " before"}[before]
 				t.Run(name, func(t *testing.T) {
-					l, events := startManual(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour})
-					c, peer := open(t, l, events)
+					l, events := harness.Manual(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour})
+					c, peer := harness.Open(t, l, events)
 					hangUp := func() {
-						send(t, peer, tt.send)
+						testnet.Send(t, peer, tt.send)
 						if reset {
-							waitFor(t, "the bytes", func() bool { return !before || unread(t, c) == len(tt.send) })
-							sendRST(t, peer)
+							testnet.WaitFor(t, "the bytes", func() bool { return !before || unread(t, c) == len(tt.send) })
+							testnet.RST(t, peer)
 						} else {
-							sendFIN(t, peer)
+							testnet.FIN(t, peer)
 						}
 					}
 					if before {
 						hangUp()
 						// The loop has seen it: a Readable, which nobody answers.
-						expect[tcpio.Readable](t, events)
+						harness.Expect[tcpio.Readable](t, events)
 					}
-					if err := c.StartTLS(serverTLS()); err != nil {
+					if err := c.StartTLS(testnet.ServerTLS()); err != nil {
 						t.Logf("StartTLS: %v", err)
 						c.Close()
 					}
@@ -171,7 +173,7 @@ func TestStartTLSBehindAHangUpFailsAtOnce(t *testing.T) {
 
 // Beside thousands of clients that send a ClientHello and hang up an honest one is served.
 func TestTLSHonestClientsAreServedBesideHangUps(t *testing.T) {
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	hello := clientHello()
 	stop, done := make(chan struct{}), make(chan struct{})
 	var sent atomic.Int64
@@ -193,11 +195,11 @@ func TestTLSHonestClientsAreServedBesideHangUps(t *testing.T) {
 			sent.Add(1)
 		}
 	}()
-	waitFor(t, "the flood", func() bool { return sent.Load() > 200 })
+	testnet.WaitFor(t, "the flood", func() bool { return sent.Load() > 200 })
 	var worst time.Duration
 	for range 20 {
 		begin := time.Now()
-		c := tlsDial(t, l, clientTLS())
+		c := testnet.DialTLS(t, l, testnet.ClientTLS())
 		tlsPing(t, c)
 		worst = max(worst, time.Since(begin))
 		c.Close()
@@ -209,25 +211,25 @@ func TestTLSHonestClientsAreServedBesideHangUps(t *testing.T) {
 
 // What was sent in plain text and a hang-up behind it: the command is answered, the connection ends at once.
 func TestStartTLSFromAHandlerBehindAHangUp(t *testing.T) {
-	l := hookServe(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour, Actor: func(*tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour, Actor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if r, ok := ev.(tcpio.Readable); ok {
 				if _, err := r.Conn.TryRead(make([]byte, 9)); err == nil {
 					_, _ = r.Conn.TryWrite([]byte("go ahead\n"))
-					return r.Conn.StartTLS(serverTLS())
+					return r.Conn.StartTLS(testnet.ServerTLS())
 				}
 			}
 			return nil
 		})
 	}})
-	peer := hookDial(t, l)
-	send(t, peer, append([]byte("STARTTLS\n"), clientHello()[:50]...))
-	sendFIN(t, peer)
+	peer := testnet.Dial(t, l)
+	testnet.Send(t, peer, append([]byte("STARTTLS\n"), clientHello()[:50]...))
+	testnet.FIN(t, peer)
 	if line, err := bufio.NewReader(peer).ReadString('\n'); err != nil || !strings.HasPrefix(line, "go ahead") {
 		t.Errorf("%q, %v", line, err)
 	}
 	if _, err := io.ReadAll(peer); err != nil && !errors.Is(err, syscall.ECONNRESET) {
 		t.Error(err)
 	}
-	waitFor(t, "the end", func() bool { return l.Len() == 0 })
+	testnet.WaitFor(t, "the end", func() bool { return l.Len() == 0 })
 }

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // Types of records and messages; RFC 8446, 4 and 5.1.
@@ -44,9 +46,9 @@ type recordWriter struct {
 func dialRecords(t testing.TB, l *tcpio.Listener) (*recordWriter, *tls.Conn) {
 	t.Helper()
 	var log bytes.Buffer
-	config := clientTLS()
+	config := testnet.ClientTLS()
 	config.MinVersion, config.KeyLogWriter = tls.VersionTLS13, &log
-	raw := hookDial(t, l)
+	raw := testnet.Dial(t, l)
 	c := tls.Client(raw, config)
 	if err := c.Handshake(); err != nil {
 		t.Fatal(err)
@@ -134,7 +136,7 @@ func wantRead(t testing.TB, r io.Reader, want string) {
 // A key update that asks for one of the server's is answered in its place among what the server sends, alone, between
 // data, in two records, and after the connection was idle.
 func TestTLSKeyUpdateKeepsTheOrder(t *testing.T) {
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	w, c := dialRecords(t, l)
 	w.send(w.record(recData, []byte("one")))
 	wantRead(t, c, "one")
@@ -156,12 +158,12 @@ func TestTLSKeyUpdateKeepsTheOrder(t *testing.T) {
 
 // A key update in the middle of a large write: the writer waits for room, the answer goes out between two of its records.
 func TestTLSKeyUpdateWithinABlockedWrite(t *testing.T) {
-	want := pattern(800 << 10)
+	want := testnet.Pattern(800 << 10)
 	wrote := make(chan error, 1)
-	l, _ := tlsServe(t, tcpio.ListenerOptions{WriteBuffer: 64 << 10}, func(ev tcpio.Event) error {
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{WriteBuffer: 64 << 10}, func(ev tcpio.Event) error {
 		switch ev := ev.(type) {
 		case tcpio.Opened:
-			shrinkSendBuffer(t, ev.Conn)
+			testnet.ShrinkSendBuffer(t, ev.Conn)
 			go func() {
 				_, err := ev.Conn.Write(want)
 				wrote <- err
@@ -176,17 +178,17 @@ func TestTLSKeyUpdateWithinABlockedWrite(t *testing.T) {
 		w.send(w.record(recData, []byte("x")), w.keyUpdate(1, 1))
 		wantRead(t, c, string(want[off:off+len(want)/8]))
 	}
-	if err := receive(t, "Write", wrote); err != nil {
+	if err := testnet.Await(t, "Write", wrote); err != nil {
 		t.Error(err)
 	}
 }
 
 // A peer that asks for answers and reads none is ended: what is queued for it stays bounded.
 func TestTLSKeyUpdatesThatNobodyReadsEndTheConnection(t *testing.T) {
-	l, ended := tlsServe(t, tcpio.ListenerOptions{CloseTimeout: 50 * time.Millisecond}, func(ev tcpio.Event) error {
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{CloseTimeout: 50 * time.Millisecond}, func(ev tcpio.Event) error {
 		switch ev := ev.(type) {
 		case tcpio.Opened:
-			shrinkSendBuffer(t, ev.Conn)
+			testnet.ShrinkSendBuffer(t, ev.Conn)
 			_, err := ev.Conn.TryWrite(make([]byte, 8<<20)) // from now on something is queued
 			return err
 		case tcpio.Readable:
@@ -213,7 +215,7 @@ func TestTLSKeyUpdatesThatNobodyReadsEndTheConnection(t *testing.T) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("key updates were taken without end")
 	}
-	if err := receive(t, "Closed", ended).Err(); err == nil || !strings.Contains(err.Error(), "key updates") {
+	if err := testnet.Await(t, "Closed", ended).Err(); err == nil || !strings.Contains(err.Error(), "key updates") {
 		t.Errorf("Err is %v", err)
 	}
 }
@@ -223,7 +225,7 @@ func l8(c *tcpio.Conn) int { return c.Buffered() - 8<<20 }
 
 // Records without data are passed over: no end of stream, no event that lies, and a flood of them ends the connection.
 func TestTLSEmptyRecords(t *testing.T) {
-	l, ended := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	w, c := dialRecords(t, l)
 	w.send(w.record(recData, nil))
 	w.send(w.record(recData, nil), w.record(recData, []byte("data")), w.record(recData, nil))
@@ -233,7 +235,7 @@ func TestTLSEmptyRecords(t *testing.T) {
 	for range 40 {
 		_, _ = w.raw.Write(w.record(recData, nil))
 	}
-	if err := receive(t, "Closed", ended).Err(); err == nil {
+	if err := testnet.Await(t, "Closed", ended).Err(); err == nil {
 		t.Error("forty empty records in a row were taken")
 	}
 }
@@ -241,7 +243,7 @@ func TestTLSEmptyRecords(t *testing.T) {
 // Frames sees the same frames whatever records they come in, and the truncation behind a partial one.
 func TestTLSFrames(t *testing.T) {
 	lines := make(chan string, 100)
-	l, ended := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 		if r, ok := ev.(tcpio.Readable); ok {
 			for line, err := range r.Conn.Frames(bufio.ScanLines) {
 				if err != nil {
@@ -262,15 +264,15 @@ func TestTLSFrames(t *testing.T) {
 		data = data[n:]
 	}
 	for _, want := range []string{"one", "two", long, "three"} {
-		if got := receive(t, "a line", lines); got != want {
+		if got := testnet.Await(t, "a line", lines); got != want {
 			t.Errorf("a line of %d bytes, want %d", len(got), len(want))
 		}
 	}
 	w.raw.Close()
-	if got := receive(t, "the error", lines); !strings.Contains(got, "close_notify") {
+	if got := testnet.Await(t, "the error", lines); !strings.Contains(got, "close_notify") {
 		t.Errorf("Frames ends with %q", got)
 	}
-	if err := receive(t, "Closed", ended).Err(); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err := testnet.Await(t, "Closed", ended).Err(); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("Err is %v", err)
 	}
 }

@@ -6,16 +6,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"runtime"
 	"strings"
@@ -24,99 +19,17 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
-
-// testPKI is a certificate for localhost, made for the test run, and a client's configuration that trusts it.
-var testPKI = sync.OnceValues(func() (cert tls.Certificate, client *tls.Config) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		panic(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true,
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		panic(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		panic(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(leaf)
-	cert = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-	return cert, &tls.Config{RootCAs: pool, ServerName: "localhost"}
-})
-
-func serverTLS() *tls.Config {
-	cert, _ := testPKI()
-	return &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"echo"}}
-}
-
-func clientTLS() *tls.Config {
-	_, c := testPKI()
-	return c.Clone()
-}
-
-// tlsServe runs a TLS listener whose connections are answered by receive, with what they end with on ended.
-func tlsServe(t testing.TB, opts tcpio.ListenerOptions, receive func(tcpio.Event) error) (l *tcpio.Listener, ended chan *tcpio.Conn) {
-	t.Helper()
-	if opts.TLSConfig == nil {
-		opts.TLSConfig = serverTLS()
-	}
-	ended = make(chan *tcpio.Conn, 10000)
-	opts.Actor = func(*tcpio.Conn) tcpio.Actor {
-		return tcpio.ActorFunc(func(ev tcpio.Event) error {
-			if c, ok := ev.(tcpio.Closed); ok {
-				ended <- c.Conn
-			}
-			return receive(ev)
-		})
-	}
-	return hookServe(t, opts), ended
-}
-
-// tlsEcho answers with what it reads, on any route.
-//
-// The listener may be closed before the last Readable is looked at.
-func tlsEcho(ev tcpio.Event) error {
-	r, ok := ev.(tcpio.Readable)
-	if !ok {
-		return nil
-	}
-	buf := make([]byte, 20000)
-	n, err := r.Conn.TryRead(buf)
-	switch {
-	case errors.Is(err, tcpio.ErrWouldBlock), errors.Is(err, net.ErrClosed):
-		return nil
-	case err != nil:
-		return err
-	}
-	_, err = r.Conn.Write(buf[:n])
-	return err
-}
-
-func tlsDial(t testing.TB, l *tcpio.Listener, config *tls.Config) *tls.Conn {
-	t.Helper()
-	c := tls.Client(hookDial(t, l), config)
-	if err := c.Handshake(); err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
 
 func TestTLSEchoesInEveryVersion(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		t.Run(tls.VersionName(version), func(t *testing.T) {
-			l, ended := tlsServe(t, tcpio.ListenerOptions{WriteBuffer: 100000}, tlsEcho)
-			config := clientTLS()
+			l, ended := harness.TLS(t, tcpio.ListenerOptions{WriteBuffer: 100000}, harness.EchoActor)
+			config := testnet.ClientTLS()
 			config.MinVersion, config.MaxVersion, config.NextProtos = version, version, []string{"echo"}
-			c := tlsDial(t, l, config)
+			c := testnet.DialTLS(t, l, config)
 			if p := c.ConnectionState().NegotiatedProtocol; p != "echo" {
 				t.Errorf("ALPN chose %q", p)
 			}
@@ -143,11 +56,11 @@ func TestTLSEchoesInEveryVersion(t *testing.T) {
 }
 
 func TestTLSSessionsResume(t *testing.T) {
-	l, _ := tlsServe(t, tcpio.ListenerOptions{}, tlsEcho)
-	config := clientTLS()
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
+	config := testnet.ClientTLS()
 	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	for i := range 2 {
-		c := tlsDial(t, l, config)
+		c := testnet.DialTLS(t, l, config)
 		if _, err := c.Write([]byte("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -162,13 +75,13 @@ func TestTLSSessionsResume(t *testing.T) {
 }
 
 func TestTLSClientCertificatesAreSeen(t *testing.T) {
-	cert, trust := testPKI()
-	config := serverTLS()
-	config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, trust.RootCAs
-	l, ended := tlsServe(t, tcpio.ListenerOptions{TLSConfig: config}, tlsEcho)
-	withCert := clientTLS()
+	config := testnet.ServerTLS()
+	cert := config.Certificates[0]
+	config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, testnet.ClientTLS().RootCAs
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config}, harness.EchoActor)
+	withCert := testnet.ClientTLS()
 	withCert.Certificates = []tls.Certificate{cert}
-	c := tlsDial(t, l, withCert)
+	c := testnet.DialTLS(t, l, withCert)
 	if _, err := c.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +92,7 @@ func TestTLSClientCertificatesAreSeen(t *testing.T) {
 	if st := (<-ended).TLS(); len(st.PeerCertificates) != 1 {
 		t.Errorf("%d certificates of the client", len(st.PeerCertificates))
 	}
-	bare := tls.Client(hookDial(t, l), clientTLS())
+	bare := tls.Client(testnet.Dial(t, l), testnet.ClientTLS())
 	_ = bare.Handshake() // in TLS 1.3 the client learns of it by its first read
 	if _, err := bare.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "certificate required") {
 		t.Errorf("a client without a certificate sees %v", err)
@@ -189,7 +102,7 @@ func TestTLSClientCertificatesAreSeen(t *testing.T) {
 // A missing close_notify cannot pass as an end.
 func TestTLSTruncationIsUnexpectedEOF(t *testing.T) {
 	reads := make(chan error, 10)
-	l, ended := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 		if r, ok := ev.(tcpio.Readable); ok {
 			_, err := r.Conn.TryRead(make([]byte, 100))
 			if err != nil && !errors.Is(err, tcpio.ErrWouldBlock) {
@@ -198,8 +111,8 @@ func TestTLSTruncationIsUnexpectedEOF(t *testing.T) {
 		}
 		return nil
 	})
-	raw := hookDial(t, l)
-	c := tls.Client(raw, clientTLS())
+	raw := testnet.Dial(t, l)
+	c := tls.Client(raw, testnet.ClientTLS())
 	if _, err := c.Write([]byte("half a story")); err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +127,7 @@ func TestTLSTruncationIsUnexpectedEOF(t *testing.T) {
 
 func TestTLSCloseSendsCloseNotifyBehindEverything(t *testing.T) {
 	want := bytes.Repeat([]byte("all of it"), 200000)
-	l, ended := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 		if o, ok := ev.(tcpio.Opened); ok {
 			if _, err := o.Conn.TryWrite(want); err != nil {
 				return err
@@ -223,7 +136,7 @@ func TestTLSCloseSendsCloseNotifyBehindEverything(t *testing.T) {
 		}
 		return nil
 	})
-	c := tlsDial(t, l, clientTLS())
+	c := testnet.DialTLS(t, l, testnet.ClientTLS())
 	got, err := io.ReadAll(c)
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, %v; want %d and close_notify", len(got), err, len(want))
@@ -237,11 +150,11 @@ func TestTLSCloseSendsCloseNotifyBehindEverything(t *testing.T) {
 func TestTLSPlainTextClientGetsAnAlert(t *testing.T) {
 	log := make(chan error, 10)
 	opts := tcpio.ListenerOptions{OnErrorEvent: func(err error) { log <- err }}
-	l, _ := tlsServe(t, opts, func(ev tcpio.Event) error {
+	l, _ := harness.TLS(t, opts, func(ev tcpio.Event) error {
 		t.Errorf("an event for a failed handshake: %T", ev)
 		return nil
 	})
-	c := hookDial(t, l)
+	c := testnet.Dial(t, l)
 	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -260,20 +173,20 @@ func TestTLSPlainTextClientGetsAnAlert(t *testing.T) {
 // 5,000 idle connections, 500 under the race detector, leave the number of goroutines where it was.
 func TestTLSIdleConnectionsHaveNoGoroutine(t *testing.T) {
 	n := 500
-	if longTests && !actRace {
+	if testnet.Long && !testnet.Race {
 		n = 5000
 	}
-	l, _ := tlsServe(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour}, tlsEcho) // the last one waits for all others
-	first := tlsDial(t, l, clientTLS())
-	ping(t, first, []byte("x")) // the loops have their goroutines by now
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour}, harness.EchoActor) // the last one waits for all others
+	first := testnet.DialTLS(t, l, testnet.ClientTLS())
+	testnet.Ping(t, first, "x") // the loops have their goroutines by now
 	before := runtime.NumGoroutine()
 	// One in ten makes a whole handshake. The others resume a session of TLS 1.2, which costs next to nothing.
-	resume := clientTLS()
+	resume := testnet.ClientTLS()
 	resume.MaxVersion, resume.ClientSessionCache = tls.VersionTLS12, tls.NewLRUClientSessionCache(1)
-	tlsPing(t, tlsDial(t, l, resume))
+	tlsPing(t, testnet.DialTLS(t, l, resume))
 	conns := make(chan net.Conn, n)
 	for range n {
-		conns <- hookDial(t, l)
+		conns <- testnet.Dial(t, l)
 	}
 	close(conns)
 	var clients sync.WaitGroup
@@ -283,7 +196,7 @@ func TestTLSIdleConnectionsHaveNoGoroutine(t *testing.T) {
 			for raw := range conns {
 				config := resume
 				if i++; i%10 == 0 {
-					config = clientTLS()
+					config = testnet.ClientTLS()
 				}
 				c := tls.Client(raw, config)
 				if _, err := c.Write([]byte("x")); err != nil {
@@ -296,7 +209,7 @@ func TestTLSIdleConnectionsHaveNoGoroutine(t *testing.T) {
 		})
 	}
 	clients.Wait()
-	waitFor(t, "the goroutines of the handshakes", func() bool { return runtime.NumGoroutine() <= before+5 })
+	testnet.WaitFor(t, "the goroutines of the handshakes", func() bool { return runtime.NumGoroutine() <= before+5 })
 	t.Logf("%d goroutines before, %d with %d idle connections", before, runtime.NumGoroutine(), n)
 }
 
@@ -320,7 +233,7 @@ func TestStartTLSUpgradesAPlainConnection(t *testing.T) {
 				if _, err := r.Conn.TryWrite([]byte("go ahead\n")); err != nil {
 					return err
 				}
-				err := r.Conn.StartTLS(serverTLS())
+				err := r.Conn.StartTLS(testnet.ServerTLS())
 				upgraded <- err
 				if err == nil {
 					if _, err := r.Conn.TryWrite([]byte("x")); !errors.Is(err, tcpio.ErrWouldBlock) {
@@ -332,8 +245,8 @@ func TestStartTLSUpgradesAPlainConnection(t *testing.T) {
 			return nil
 		})
 	}
-	l := hookServe(t, opts)
-	raw := hookDial(t, l)
+	l := harness.Serve(t, opts)
+	raw := testnet.Dial(t, l)
 	r := bufio.NewReader(raw)
 	expect := func(r *bufio.Reader, want string) {
 		t.Helper()
@@ -348,14 +261,14 @@ func TestStartTLSUpgradesAPlainConnection(t *testing.T) {
 	if err := <-upgraded; err != nil {
 		t.Fatal(err)
 	}
-	c := tls.Client(raw, clientTLS())
+	c := tls.Client(raw, testnet.ClientTLS())
 	if _, err := io.WriteString(c, "again\n"); err != nil {
 		t.Fatal(err)
 	}
 	expect(bufio.NewReader(c), "again, secure true\n")
 
 	// A command that came with STARTTLS is not taken for one that came encrypted.
-	raw = hookDial(t, l)
+	raw = testnet.Dial(t, l)
 	_, _ = io.WriteString(raw, "STARTTLS\nINJECTED\n")
 	expect(bufio.NewReader(raw), "go ahead\n")
 	if err := <-upgraded; err == nil {
@@ -366,7 +279,7 @@ func TestStartTLSUpgradesAPlainConnection(t *testing.T) {
 func TestTLSOnTheOtherRoutes(t *testing.T) {
 	roundTrip := func(t *testing.T, l *tcpio.Listener) {
 		t.Helper()
-		c := tlsDial(t, l, clientTLS())
+		c := testnet.DialTLS(t, l, testnet.ClientTLS())
 		want := bytes.Repeat([]byte("0123456789"), 30000)
 		go func() { _, _ = c.Write(want) }()
 		got := make([]byte, len(want))
@@ -376,7 +289,7 @@ func TestTLSOnTheOtherRoutes(t *testing.T) {
 		c.Close()
 	}
 	t.Run("stream", func(t *testing.T) {
-		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: serverTLS()})
+		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: testnet.ServerTLS()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -385,7 +298,7 @@ func TestTLSOnTheOtherRoutes(t *testing.T) {
 		go func() { done <- l.Serve(context.Background()) }()
 		go func() {
 			for ev := range events {
-				if err := tlsEcho(ev); err == io.EOF {
+				if err := harness.EchoActor(ev); err == io.EOF {
 					ev.(tcpio.Readable).Conn.Close()
 				} else if err != nil {
 					t.Error(err)
@@ -399,7 +312,7 @@ func TestTLSOnTheOtherRoutes(t *testing.T) {
 		<-done
 	})
 	t.Run("callback", func(t *testing.T) {
-		roundTrip(t, hookServe(t, tcpio.ListenerOptions{TLSConfig: serverTLS(), OnConnEvent: func(c net.Conn) error {
+		roundTrip(t, harness.Serve(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), OnConnEvent: func(c net.Conn) error {
 			buf := make([]byte, 1000)
 			n, err := c.Read(buf)
 			if err != nil {
@@ -410,7 +323,7 @@ func TestTLSOnTheOtherRoutes(t *testing.T) {
 		}}))
 	})
 	t.Run("net.Listener", func(t *testing.T) {
-		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: serverTLS(), DeferAccept: true})
+		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: testnet.ServerTLS(), DeferAccept: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -434,13 +347,13 @@ func TestTLSOnTheOtherRoutes(t *testing.T) {
 	})
 	t.Run("group", func(t *testing.T) {
 		var g tcpio.Group
-		l, _ := tlsServe(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+		l, _ := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 			if o, ok := ev.(tcpio.Opened); ok {
 				g.Join(o.Conn)
 			}
 			return nil
 		})
-		a, b := tlsDial(t, l, clientTLS()), tlsDial(t, l, clientTLS())
+		a, b := testnet.DialTLS(t, l, testnet.ClientTLS()), testnet.DialTLS(t, l, testnet.ClientTLS())
 		for limit := time.Now().Add(30 * time.Second); g.Len() < 2 && time.Now().Before(limit); time.Sleep(time.Millisecond) {
 		}
 		if _, err := g.Write([]byte("to all")); err != nil {
@@ -460,9 +373,9 @@ func TestTLSWriteBufferIsOfPlainText(t *testing.T) {
 	t.Parallel()
 	const buffer = 64 << 10
 	took := make(chan int, 1)
-	l, _ := tlsServe(t, tcpio.ListenerOptions{WriteBuffer: buffer}, func(ev tcpio.Event) error {
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{WriteBuffer: buffer}, func(ev tcpio.Event) error {
 		if o, ok := ev.(tcpio.Opened); ok {
-			shrinkSendBuffer(t, o.Conn)
+			testnet.ShrinkSendBuffer(t, o.Conn)
 			total := 0
 			for {
 				n, err := o.Conn.TryWrite(make([]byte, 100)) // a record each, a quarter larger
@@ -482,11 +395,11 @@ func TestTLSWriteBufferIsOfPlainText(t *testing.T) {
 		}
 		return nil
 	})
-	raw := hookDial(t, l)
+	raw := testnet.Dial(t, l)
 	if err := raw.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
 		t.Fatal(err)
 	}
-	c := tls.Client(raw, clientTLS())
+	c := tls.Client(raw, testnet.ClientTLS())
 	if err := c.Handshake(); err != nil {
 		t.Fatal(err)
 	}

@@ -62,6 +62,14 @@ func TCPPair(t testing.TB) (*net.TCPConn, *net.TCPConn) {
 	return a, b.(*net.TCPConn)
 }
 
+// Swapped makes the connections of pipe, a nettest.MakePipe, with their ends exchanged.
+func Swapped(pipe func() (c1, c2 net.Conn, stop func(), err error)) func() (c1, c2 net.Conn, stop func(), err error) {
+	return func() (net.Conn, net.Conn, func(), error) {
+		c1, c2, stop, err := pipe()
+		return c2, c1, stop, err
+	}
+}
+
 // Upstream listens, and hands over what it accepts.
 func Upstream(t testing.TB, network, addr string) (string, <-chan net.Conn) {
 	t.Helper()

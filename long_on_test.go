@@ -1,5 +1,0 @@
-//go:build long
-
-package tcpio
-
-const longTests = true

@@ -1,5 +1,0 @@
-//go:build race
-
-package tcpio
-
-const raceEnabled = true

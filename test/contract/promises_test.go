@@ -1,0 +1,320 @@
+//go:build linux
+
+package contract
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
+)
+
+func TestOpenedComesFirstAndClosedLastEachOnce(t *testing.T) {
+	var opened, closed atomic.Int64
+	var order harness.Order // of this consumer; startStream checks the same, but the counts are wanted here
+	handle := harness.Echo(t)
+	l := harness.Stream(t, tcpio.ListenerOptions{EventBuffer: 2}, func(ev tcpio.Event) {
+		if err := order.Check(ev); err != nil {
+			t.Error(err)
+		}
+		switch ev.(type) {
+		case tcpio.Opened:
+			opened.Add(1)
+		case tcpio.Closed:
+			closed.Add(1)
+		}
+		handle(ev)
+	})
+	const rounds, workers = 40, 4
+	worker := func() {
+		for i := range rounds {
+			peer := testnet.Dial(t, l)
+			switch i % 4 {
+			case 0:
+				testnet.Ping(t, peer, testnet.Pattern(100))
+			case 1:
+				testnet.Send(t, peer, testnet.Pattern(100))
+				testnet.FIN(t, peer)
+				testnet.ExpectBytes(t, peer, testnet.Pattern(100))
+				testnet.ExpectEOF(t, peer)
+			case 2:
+				testnet.Send(t, peer, testnet.Pattern(10))
+				testnet.RST(t, peer)
+			}
+			peer.Close()
+		}
+	}
+	testnet.Together(worker, worker, worker, worker)
+	testnet.WaitFor(t, "Closed of every connection", func() bool { return closed.Load() == rounds*workers })
+	if n := opened.Load(); n != rounds*workers {
+		t.Errorf("%d Opened for %d connections", n, rounds*workers)
+	}
+}
+
+func TestAtMostOneReadableIsOutstanding(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
+	other, otherPeer := harness.Open(t, l, events)
+	buf := make([]byte, 100)
+
+	testnet.Send(t, peer, "a")
+	if ev := harness.Expect[tcpio.Readable](t, events); ev.Conn != c {
+		t.Fatal("Readable of the wrong connection")
+	}
+	// A second packet is an edge of its own for epoll, yet no second event: the loop sees it before the byte that
+	// the other connection gets afterwards.
+	for range 3 {
+		testnet.Send(t, peer, "b")
+		testnet.Send(t, otherPeer, "x")
+		if ev := harness.Expect[tcpio.Readable](t, events); ev.Conn != other {
+			t.Fatal("a second Readable while one is outstanding")
+		}
+		if n, err := other.TryRead(buf); n != 1 || err != nil {
+			t.Fatalf("TryRead = %d, %v", n, err)
+		}
+	}
+	if n, err := c.TryRead(buf); n != 4 || err != nil {
+		t.Fatalf("TryRead = %d, %v, want all 4 bytes", n, err)
+	}
+	harness.ExpectSilence(t, events, 20*time.Millisecond)
+	if n, err := c.TryRead(buf); n != 0 || err != tcpio.ErrWouldBlock {
+		t.Fatalf("TryRead = %d, %v, want ErrWouldBlock", n, err)
+	}
+	testnet.Send(t, peer, "c")
+	if ev := harness.Expect[tcpio.Readable](t, events); ev.Conn != c {
+		t.Fatal("Readable of the wrong connection")
+	}
+}
+
+func TestAFullReadIsFollowedByAReadable(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
+	want := testnet.Pattern(1000)
+	testnet.Send(t, peer, want)
+	got, err := harness.ReadStream(t, events, c, len(want), 7)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("read %d bytes, %v; they differ at %d", len(got), err, testnet.FirstDifference(got, want))
+	}
+}
+
+func TestATryReadAtOpenedArmsTheConnection(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
+	if n, err := c.TryRead(make([]byte, 10)); n != 0 || err != tcpio.ErrWouldBlock {
+		t.Fatalf("TryRead = %d, %v, want ErrWouldBlock", n, err)
+	}
+	testnet.Send(t, peer, "x")
+	harness.Expect[tcpio.Readable](t, events)
+}
+
+func TestNotReadingHoldsThePeerBack(t *testing.T) {
+	t.Parallel()
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
+	chunk := testnet.Pattern(64 << 10)
+	sent := 0
+	for { // until the peer gets nothing off for a while: TCP holds it back
+		peer.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+		n, err := peer.Write(chunk)
+		sent += n
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sent > 64<<20 {
+			t.Fatalf("the peer sent %d bytes to a connection that nobody reads", sent)
+		}
+	}
+	harness.Expect[tcpio.Readable](t, events)
+	harness.ExpectSilence(t, events, 20*time.Millisecond)
+	got := 0
+	buf := make([]byte, 64<<10)
+	for first := true; got < sent; first = false {
+		if !first {
+			harness.Expect[tcpio.Readable](t, events)
+		}
+		n, err := c.TryRead(buf)
+		if err != nil && err != tcpio.ErrWouldBlock {
+			t.Fatalf("after %d of %d bytes: %v", got, sent, err)
+		}
+		for i, b := range buf[:n] {
+			if b != chunk[(got+i)%len(chunk)] {
+				t.Fatalf("byte %d of %d differs", got+i, sent)
+			}
+		}
+		got += n
+	}
+}
+
+func TestTryWriteTakesAllOrNothing(t *testing.T) {
+	const limit = 100_000
+	l, events := harness.Manual(t, tcpio.ListenerOptions{WriteBuffer: limit})
+	c, peer := harness.Open(t, l, events)
+	accepted := harness.Fill(t, c, 30_000)
+	if n := c.Buffered(); n > limit || n <= limit-30_000 {
+		t.Errorf("refused with %d bytes queued of %d", n, limit)
+	}
+	for range 100 { // what fits goes on being taken, what does not is refused whole
+		room := limit - c.Buffered()
+		if n, err := c.TryWrite(testnet.Pattern(room + 1)); n != 0 || err != tcpio.ErrWouldBlock {
+			t.Fatalf("TryWrite of one byte too many = %d, %v", n, err)
+		}
+		if room == 0 {
+			break
+		}
+		p := testnet.Pattern(min(room, 1000))
+		if n, err := c.TryWrite(p); n != len(p) || err != nil {
+			t.Fatalf("TryWrite of %d with room for %d = %d, %v", len(p), room, n, err)
+		}
+		accepted = append(accepted, p...)
+	}
+	c.Close()
+	testnet.ExpectBytes(t, peer, accepted)
+	testnet.ExpectEOF(t, peer)
+}
+
+func TestWritableComesWhenHalfOfTheQueueIsFree(t *testing.T) {
+	const limit = 256 << 10
+	l, events := harness.Manual(t, tcpio.ListenerOptions{WriteBuffer: limit})
+	c, peer := harness.Open(t, l, events)
+	accepted := harness.Fill(t, c, 16<<10)
+	harness.ExpectSilence(t, events, 20*time.Millisecond)
+	go io.Copy(io.Discard, io.LimitReader(peer, int64(len(accepted))))
+	harness.Expect[tcpio.Writable](t, events)
+	if n := c.Buffered(); n > limit/2 {
+		t.Errorf("Writable with %d bytes of %d queued", n, limit)
+	}
+	if n, err := c.TryWrite(make([]byte, limit/2)); err != nil || n != limit/2 {
+		t.Errorf("TryWrite of half the limit = %d, %v", n, err)
+	}
+}
+
+func TestNoWritableUnlessAWriteWasRefused(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
+	p := testnet.Pattern(8 << 20)
+	if n, err := c.TryWrite(p); n != len(p) || err != nil {
+		t.Fatalf("TryWrite = %d, %v", n, err)
+	}
+	testnet.ExpectBytes(t, peer, p)
+	testnet.WaitFor(t, "an empty queue", func() bool { return c.Buffered() == 0 })
+	harness.ExpectSilence(t, events, 20*time.Millisecond)
+}
+
+func TestAWriteLargerThanTheLimitIsTakenWhenNothingIsQueued(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{WriteBuffer: 4096})
+	c, peer := harness.Open(t, l, events)
+	p := testnet.Pattern(16 << 20)
+	if n, err := c.TryWrite(p); n != len(p) || err != nil {
+		t.Fatalf("TryWrite = %d, %v", n, err)
+	}
+	if n, err := c.TryWrite([]byte("x")); n != 0 || err != tcpio.ErrWouldBlock {
+		t.Fatalf("TryWrite behind it = %d, %v, want ErrWouldBlock", n, err)
+	}
+	if n, err := c.TryWritev(net.Buffers{[]byte("x"), []byte("y")}); n != 0 || err != tcpio.ErrWouldBlock {
+		t.Fatalf("TryWritev behind it = %d, %v, want ErrWouldBlock", n, err)
+	}
+	clear(p) // it is the caller's again
+	testnet.ExpectBytes(t, peer, testnet.Pattern(16<<20))
+	harness.Expect[tcpio.Writable](t, events)
+	if n, err := c.TryWrite([]byte("x")); n != 1 || err != nil {
+		t.Fatalf("TryWrite at Writable = %d, %v", n, err)
+	}
+	testnet.ExpectBytes(t, peer, "x")
+}
+
+func TestEmptyReadsAndWritesDoNothing(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
+	nothing := func(want error) {
+		t.Helper()
+		for _, p := range [][]byte{nil, {}} {
+			if n, err := c.TryRead(p); n != 0 || !errors.Is(err, want) {
+				t.Errorf("TryRead = %d, %v, want 0, %v", n, err, want)
+			}
+			if n, err := c.TryWrite(p); n != 0 || !errors.Is(err, want) {
+				t.Errorf("TryWrite = %d, %v, want 0, %v", n, err, want)
+			}
+			if n, err := c.TryWritev(net.Buffers{p, p}); n != 0 || !errors.Is(err, want) {
+				t.Errorf("TryWritev = %d, %v, want 0, %v", n, err, want)
+			}
+		}
+		if n, err := c.TryWritev(nil); n != 0 || !errors.Is(err, want) {
+			t.Errorf("TryWritev = %d, %v, want 0, %v", n, err, want)
+		}
+	}
+	nothing(nil) // with nothing to read
+	testnet.Send(t, peer, "x")
+	harness.Expect[tcpio.Readable](t, events)
+	nothing(nil) // with something
+	buf := make([]byte, 10)
+	if n, err := c.TryRead(buf); n != 1 || err != nil {
+		t.Fatalf("TryRead = %d, %v", n, err)
+	}
+	testnet.FIN(t, peer)
+	harness.Expect[tcpio.Readable](t, events)
+	nothing(nil) // at the end of the stream, which is for a read that asks
+	if n, err := c.TryRead(buf); n != 0 || err != io.EOF {
+		t.Fatalf("TryRead = %d, %v, want io.EOF", n, err)
+	}
+	nothing(nil)
+	c.Close()
+	nothing(net.ErrClosed)
+}
+
+func TestPostedValuesArriveInOrderBetweenOpenedAndClosed(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{EventBuffer: 3})
+	testnet.Dial(t, l)
+	c := testnet.Await(t, "Opened", events).(tcpio.Opened).Conn
+	const n = 100
+	for i := range n {
+		if err := c.Post(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Abort()
+	if err := c.Post(n); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Post after Abort: %v", err)
+	}
+	for i := range n {
+		if ev := harness.Expect[tcpio.Message](t, events); ev.Conn != c || ev.Value != i {
+			t.Fatalf("Message %v, want %d", ev.Value, i)
+		}
+	}
+	harness.Expect[tcpio.Closed](t, events)
+}
+
+func TestAFullMailboxIsThePostersError(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{EventBuffer: 1, MailboxSize: 5})
+	c, _ := harness.Open(t, l, events)
+	accepted := 0
+	for ; ; accepted++ {
+		if err := c.Post(accepted); err == tcpio.ErrMailboxFull {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if accepted > 100 {
+			t.Fatal("no bound")
+		}
+	}
+	for i := range accepted {
+		if ev := harness.Expect[tcpio.Message](t, events); ev.Value != i {
+			t.Fatalf("Message %v, want %d", ev.Value, i)
+		}
+	}
+	if err := c.Post("again"); err != nil {
+		t.Error(err)
+	}
+	harness.Expect[tcpio.Message](t, events)
+}
