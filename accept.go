@@ -123,9 +123,6 @@ func (l *Listener) retryAccept() {
 	l.loops[0].kick()
 }
 
-// roomAgain is called when a stream that was full has been emptied.
-func (l *Listener) roomAgain() { l.retryAccept() }
-
 // An accepting is one turn of accepting. There is one at a time, begun by the first loop's role, and so the
 // hooks of a listener never run together. A hook that blocks loses that role, as Receive does, and keeps the
 // accepting: the loops go on, the backlog waits.
@@ -276,7 +273,7 @@ func (l *Listener) acceptFailed(err error, starved bool) acceptState {
 	again := &l.socket.again // one, however often a connection that ends makes us look in between
 	first.timers.stop(again)
 	again.kind = timerAccept
-	first.timers.add(first, again, l.socket.backoff)
+	first.timers.add(&first.shard, again, l.socket.backoff)
 	return acceptPause
 }
 
@@ -296,7 +293,7 @@ func (l *Listener) leastBusy(all bool) *loop {
 
 // newConn makes a connection of fd, on lp.
 func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
-	c := &Conn{lp: lp, id: lastID.Add(1), peer: peer, fd: fd, stream: l.streamFor(lp)}
+	c := &Conn{sh: &lp.shard, id: lastID.Add(1), peer: peer, fd: fd, stream: l.streamFor(lp)}
 	if !peer.isIP {
 		c.flags |= fUnix | fDistrust
 	} else if l.multipath && sysMultipath(fd) {
@@ -320,10 +317,10 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
 // may have no edge until its peer moves, so it is announced here. On an error the descriptor is closed. If c is to get its
 // actor from the user's hook, it has no turn before employ.
 func (l *Listener) register(c *Conn, accepted bool) error {
-	lp := c.lp
+	sh := c.sh
 	served := !c.refused()
 	if served {
-		lp.live.Add(1)
+		sh.live.Add(1)
 	} else {
 		l.refusing.Add(1)
 	}
@@ -358,13 +355,13 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 		c.beginLimitsLocked() // before anybody can set others
 		c.mu.Unlock()
 	}
-	t := lp.conns.add(c)
-	err := lp.p.add(int(c.fd), t, pollConn)
+	t := sh.conns.add(c)
+	err := sh.p.add(int(c.fd), t, pollConn)
 	c.mu.Lock()
 	defer c.unlock()
 	c.refs--
 	if served {
-		lp.count.accepted.Add(1)
+		sh.count.accepted.Add(1)
 	}
 	if !accepted && err == nil && c.flags&(fOpened|fHandshake|fReleased) == 0 {
 		c.emitLocked(pendOpened)
@@ -404,7 +401,7 @@ func (l *Listener) asksForActor(c *Conn) bool {
 // askForActor asks it. Nil refuses c, and so do a panic and runtime.Goexit, which are logged.
 func (a *accepting) askForActor(c *Conn) {
 	var actor Actor
-	if !a.hook("Actor", "handler", c.peer.addrPort(""), func() { actor = c.lp.l.opts.Actor(c) }, func() { c.employ(nil) }) {
+	if !a.hook("Actor", "handler", c.peer.addrPort(""), func() { actor = c.sh.opts.Actor(c) }, func() { c.employ(nil) }) {
 		actor = nil
 	}
 	c.employ(actor)
@@ -463,7 +460,7 @@ func (l *Listener) connGone(c *Conn) {
 	if c.refused() {
 		n = l.refusing.Add(-1)
 	} else {
-		n = c.lp.live.Add(-1)
+		n = c.sh.live.Add(-1)
 	}
 	if l.socket.starved.Load() {
 		l.retryAccept()

@@ -68,7 +68,7 @@ func (c *Conn) post(m mail) error {
 	if c.flags&(fClosing|fReleased) != 0 {
 		return c.endedLocked("post")
 	}
-	if c.ext != nil && c.ext.posted >= c.lp.l.opts.MailboxSize {
+	if c.ext != nil && c.ext.posted >= c.sh.opts.MailboxSize {
 		return ErrMailboxFull
 	}
 	c.deliverLocked(m)
@@ -81,8 +81,8 @@ func (c *Conn) deliverLocked(m mail) {
 	if c.flags&(fOpened|fDefer|fHandshake) == 0 {
 		c.emitLocked(pendOpened)
 	}
-	c.lp.count.events.Add(1)
-	c.lp.count.posted.Add(1)
+	c.sh.count.events.Add(1)
+	c.sh.count.posted.Add(1)
 	if s := c.stream; s != nil && !early && c.flags&(fQueued|fMute) == 0 {
 		if _, ok := s.trySend(Message{c, m.value, m.ask}); ok {
 			return
@@ -170,7 +170,7 @@ func (c *Conn) After(d time.Duration, v any) (stop func() bool) {
 		tm.next.prev = tm
 	}
 	x.timers = tm
-	c.lp.timers.add(c.lp, tm, d)
+	c.sh.timers.add(c.sh, tm, d)
 	return tm.cancel
 }
 
@@ -178,7 +178,7 @@ func (tm *timer) cancel() bool {
 	c := tm.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.lp.timers.stop(tm) {
+	if !c.sh.timers.stop(tm) {
 		return false
 	}
 	c.unlinkTimerLocked(tm)
@@ -218,7 +218,7 @@ func (c *Conn) Attach(a Actor) error {
 	}
 	c.mu.Lock()
 	defer c.unlock()
-	if c.toldLocked() || c.stream != nil && c.flags&pendClosed != 0 && !c.lp.expect() {
+	if c.toldLocked() || c.stream != nil && c.flags&pendClosed != 0 && !c.sh.expect() {
 		return c.endedLocked("attach")
 	}
 	c.moveLocked(nil, a)
@@ -238,7 +238,7 @@ func (c *Conn) Events() <-chan Event {
 	if c.stream != nil && c.stream.private {
 		return c.stream.ch
 	}
-	s := newStream(c.lp.l, claimBuffer, true)
+	s := newStream(c.sh.shared, claimBuffer, true)
 	if c.toldLocked() {
 		close(s.ch)
 		return s.ch
@@ -263,8 +263,8 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 		c.flags &^= fQueued // and so does the loop
 	}
 	if c.flags&pendClosed != 0 && c.stream == nil && s != nil {
-		c.lp.untold.Add(-1) // the other way round Attach has counted it
-		c.lp.kick()         // it may be the last one that the end waits for
+		c.sh.untold.Add(-1) // the other way round Attach has counted it
+		c.sh.kick()         // it may be the last one that the end waits for
 	}
 	c.stream, c.actor, c.sentAt = s, a, 0
 	plain := c.flags&fMute != 0
@@ -289,19 +289,6 @@ func (c *Conn) hasActor() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.actor != nil
-}
-
-// expect counts one more actor that is to be told of Closed. It reports false when the loop has ended.
-func (lp *loop) expect() bool {
-	for {
-		n := lp.untold.Load()
-		if n < 0 {
-			return false
-		}
-		if lp.untold.CompareAndSwap(n, n+1) {
-			return true
-		}
-	}
 }
 
 // actorBudget is how many events one turn of an actor handles before others have theirs.
@@ -352,7 +339,7 @@ func (c *Conn) endTurnLocked() {
 
 // endDrainLocked closes a connection whose actor was told of the Shutdown and has nothing more to do.
 func (c *Conn) endDrainLocked() {
-	if c.flags&(fDrained|fRunning|fCall) == fDrained && c.stream == nil && c.lp.l.opts.DrainTimeout == 0 {
+	if c.flags&(fDrained|fRunning|fCall) == fDrained && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
 		c.closeLocked(nil)
 	}
 }
@@ -398,7 +385,7 @@ func (lp *loop) abandon(c *Conn, ev Event, kept bool) {
 // actorFailed ends a connection whose actor returned err.
 func (c *Conn) actorFailed(ev Event, err error) {
 	if _, last := ev.(Closed); last {
-		c.lp.l.log("tcpio: actor failed at Closed", "conn", c.id, "peer", c.RemoteAddr().String(), "err", err)
+		c.sh.log("tcpio: actor failed at Closed", "conn", c.id, "peer", c.RemoteAddr().String(), "err", err)
 		return
 	}
 	if err == io.EOF { // not errors.Is: an error of the user's has methods of the user's
@@ -426,13 +413,12 @@ func (c *Conn) actorPanicked(ev Event, p *PanicError) {
 }
 
 func (c *Conn) logPanic(p *PanicError) {
-	c.lp.l.log("tcpio: handler panicked", "conn", c.id, "peer", c.RemoteAddr().String(), "panic", p.Value, "stack", string(p.Stack))
+	c.sh.log("tcpio: handler panicked", "conn", c.id, "peer", c.RemoteAddr().String(), "panic", p.Value, "stack", string(p.Stack))
 }
 
 // willBlock is called before a blocking call on c. If c's own handler has the loop, the loop goes on without waiting for
 // the watchdog to notice.
-func (c *Conn) willBlock() {
-	lp := c.lp
+func (lp *loop) willBlock(c *Conn) {
 	w := lp.state.Load()
 	if role(w&roleMask) == handler && lp.holder.Load() == c && lp.state.Load() == w {
 		lp.takeOver(w, true)

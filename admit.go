@@ -66,7 +66,7 @@ func (l *Listener) refuse(lp *loop, fd int32, peer sockaddr, why refusal) {
 		return
 	}
 	peer.zone = 0 // nobody is shown its address
-	c := &Conn{lp: lp, peer: peer, fd: fd, flags: fMute}
+	c := &Conn{sh: &lp.shard, peer: peer, fd: fd, flags: fMute}
 	if !peer.isIP {
 		c.flags |= fUnix | fDistrust
 	}
@@ -116,8 +116,8 @@ func (a *accepting) welcome() error {
 func (c *Conn) refused() bool { return c.id == 0 }
 
 // dismiss gives back what admission took.
-func (l *Listener) dismiss(c *Conn, f flags) {
+func (sh *shared) dismiss(c *Conn, f flags) {
 	if f&fCounted != 0 {
-		l.perAddress.Give(c.peer.addrPort("").Addr())
+		sh.perAddress.Give(c.peer.addrPort("").Addr())
 	}
 }

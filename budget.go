@@ -8,7 +8,7 @@ package tcpio
 // calls roomLocked when half of MaxBuffered is free. A connection that has nothing queued may write
 // a small block in any case, so that peers that read are served.
 func (c *Conn) mayQueueLocked(size int) bool {
-	b := &c.lp.l.budget
+	b := &c.sh.budget
 	if size <= blockSmall && c.out == nil || b.Fits(size) {
 		return true
 	}
@@ -21,7 +21,7 @@ func (c *Conn) mayQueueLocked(size int) bool {
 // not take theirs.
 func wake(conns map[*Conn]struct{}) {
 	for c := range conns {
-		c.lp.schedule(c)
+		c.sh.schedule(c)
 	}
 }
 
@@ -29,7 +29,7 @@ func wake(conns map[*Conn]struct{}) {
 // once: a large block at most, since others queue at the same time. If it returns 0 the queue is
 // not empty, so a later flush calls roomLocked and the writer tries again.
 func (c *Conn) shareOfBudgetLocked(size int) int {
-	b := &c.lp.l.budget
+	b := &c.sh.budget
 	if b.Most == 0 {
 		return size
 	}
@@ -44,6 +44,6 @@ func (c *Conn) shareOfBudgetLocked(size int) int {
 func (c *Conn) unstarveLocked() {
 	if c.flags&fStarved != 0 {
 		c.flags &^= fStarved
-		c.lp.l.budget.Leave(c)
+		c.sh.budget.Leave(c)
 	}
 }

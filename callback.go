@@ -121,11 +121,11 @@ func (cb *callback) call(c *Conn) {
 		c.closeLocked(nil) // the end is all there is, and the callback does not want it
 	default:
 		// Unread bytes remain, so it is called again, though not in a spin.
-		c.lp.timers.add(c.lp, &timer{kind: timerReadable, c: c}, spinPause)
+		c.sh.timers.add(c.sh, &timer{kind: timerReadable, c: c}, spinPause)
 	}
 	c.unlock()
 	if err != nil {
-		cb.tell(c.lp.l, err)
+		cb.tell(c.sh.shared, err)
 	}
 }
 
@@ -137,7 +137,7 @@ func (cb *callback) panicked(c *Conn, p *PanicError) {
 	c.abortLocked(p)
 	c.unlock()
 	c.logPanic(p)
-	cb.tell(c.lp.l, p)
+	cb.tell(c.sh.shared, p)
 }
 
 // exitedCallback reports whether err is why a connection ended whose callback called runtime.Goexit. The
@@ -148,9 +148,9 @@ func exitedCallback(err error) bool {
 }
 
 // tell gives err to onErr, in its turn. That is behind a callback that is running, and never on a loop.
-func (cb *callback) tell(l *Listener, err error) {
+func (cb *callback) tell(sh *shared, err error) {
 	if cb.onErr != nil {
-		cb.errors().post(func() { cb.tellNow(l, err) })
+		cb.errors().post(func() { cb.tellNow(sh, err) })
 	}
 }
 
@@ -161,17 +161,17 @@ func (cb *callback) errors() *serial {
 	return &cb.errs
 }
 
-func (cb *callback) tellNow(l *Listener, err error) {
+func (cb *callback) tellNow(sh *shared, err error) {
 	guard("OnErrorEvent", func() { cb.onErr(err) }, func(p *PanicError, _ bool) {
-		l.log("tcpio: OnErrorEvent panicked", "panic", p.Value, "stack", string(p.Stack))
+		sh.log("tcpio: OnErrorEvent panicked", "panic", p.Value, "stack", string(p.Stack))
 	})
 }
 
 // listenerFailed tells onErr of trouble that concerns no connection. While one is waiting for its turn, a
 // later one takes its place.
-func (cb *callback) listenerFailed(l *Listener, err error) {
+func (cb *callback) listenerFailed(sh *shared, err error) {
 	if cb.trouble.Swap(&err) == nil {
-		cb.errors().post(func() { cb.tellNow(l, *cb.trouble.Swap(nil)) })
+		cb.errors().post(func() { cb.tellNow(sh, *cb.trouble.Swap(nil)) })
 	}
 }
 
@@ -200,8 +200,8 @@ func (c *Conn) peekLocked() (ready, end bool) {
 
 // discard reads and throws away one block of input.
 func (c *Conn) discard() error {
-	b := c.lp.l.pool.get(blockLarge)
-	defer c.lp.l.pool.put(b)
+	b := c.sh.pool.get(blockLarge)
+	defer c.sh.pool.put(b)
 	if _, err := c.TryRead(b.buf); err != nil && err != ErrWouldBlock {
 		return err
 	}
@@ -220,7 +220,7 @@ func (l *Listener) Start() {
 	cb := l.errorsTo()
 	l.mu.Unlock()
 	if err := l.Serve(context.Background()); err != nil && cb.onErr != nil {
-		cb.errors().run(func() { cb.tellNow(l, err) })
+		cb.errors().run(func() { cb.tellNow(&l.shared, err) })
 	}
 }
 

@@ -70,14 +70,14 @@ func TestShutdownWaitsForACallbackThatWaitsForItsTurn(t *testing.T) {
 
 // It takes along what it has not yet read.
 func TestAConnectionMayLeaveACallbackThatWaitsForItsTurn(t *testing.T) {
-	_, release, c, peer := queuedCallback(t)
+	l, release, c, peer := queuedCallback(t)
 	events := c.Events()
 	if _, ok := receive(t, "Readable", events).(Readable); !ok {
 		t.Fatal("no Readable")
 	}
 	// The queue goes on, over the call: the calls behind it are made.
 	over := make(chan struct{}, 1)
-	c.lp.l.legacy.calls.post(func() { over <- struct{}{} })
+	l.legacy.calls.post(func() { over <- struct{}{} })
 	close(release)
 	receive(t, "the turn behind the call", over)
 	var b [2]byte

@@ -80,7 +80,7 @@ func (c *Conn) closeLocked(cause error) {
 	if c.flags&fReleased == 0 {
 		t := &timer{kind: timerClose, c: c}
 		c.extLocked().timer = t
-		c.lp.timers.add(c.lp, t, c.lp.l.opts.CloseTimeout)
+		c.sh.timers.add(c.sh, t, c.sh.opts.CloseTimeout)
 	}
 }
 
@@ -138,8 +138,8 @@ func (c *Conn) tellDrainingLocked() {
 
 // drainLocked throws input away until there is none for the moment, or no more for ever.
 func (c *Conn) drainLocked() {
-	scratch := c.lp.l.pool.get(blockLarge)
-	defer c.lp.l.pool.put(scratch)
+	scratch := c.sh.pool.get(blockLarge)
+	defer c.sh.pool.put(scratch)
 	for read := 0; read < drainBudget; {
 		n, err := c.recvLocked(scratch.buf)
 		read += n
@@ -154,7 +154,7 @@ func (c *Conn) drainLocked() {
 			return
 		}
 	}
-	c.lp.schedule(c) // more of it, but others first
+	c.sh.schedule(c) // more of it, but others first
 }
 
 // abortLocked releases with a reset.
@@ -175,18 +175,18 @@ func (c *Conn) releaseLocked(cause error) {
 	if cause != nil && (c.ext == nil || c.ext.err == nil) {
 		c.extLocked().err = cause
 	}
-	if c.lp.l.anyAddr {
+	if c.sh.anyAddr {
 		c.extLocked().local = c.localLocked()
 	}
 	if c.out != nil {
-		c.out.drop(c.lp.l)
+		c.out.drop(c.sh.shared)
 		c.out = nil
 	}
 	c.unreadableLocked()
 	c.flags &^= fWantRoom | pendWritable
 	if c.ext != nil {
 		if c.ext.timer != nil {
-			c.lp.timers.stop(c.ext.timer)
+			c.sh.timers.stop(c.ext.timer)
 			c.ext.timer = nil
 		}
 	}
@@ -201,7 +201,7 @@ func (c *Conn) leaveAllLocked() {
 	if x == nil {
 		return
 	}
-	x.frames.drop(c.lp.l)
+	x.frames.drop(c.sh.shared)
 	if x.tls != nil {
 		c.endTLSLocked()
 	}
@@ -225,7 +225,7 @@ func (c *Conn) leaveSomeLocked() bool {
 		if tm == nil {
 			break
 		}
-		c.lp.timers.stop(tm)
+		c.sh.timers.stop(tm)
 		c.unlinkTimerLocked(tm)
 	}
 	for range leaveMost {
@@ -256,8 +256,8 @@ func (c *Conn) expireLocked(tm *timer) {
 	switch tm.kind {
 	case timerHandshake:
 		if c.flags&(fClosing|fReleased|fHandshake) == fHandshake {
-			c.lp.count.timeouts[limitHandshake].Add(1)
-			c.handshakeFailedLocked(&LimitError{limitNames[limitHandshake], c.lp.l.opts.HandshakeTimeout})
+			c.sh.count.timeouts[limitHandshake].Add(1)
+			c.handshakeFailedLocked(&LimitError{limitNames[limitHandshake], c.sh.opts.HandshakeTimeout})
 		}
 	case timerReadable:
 		if c.flags&(fClosing|fReleased|fTold) == 0 {
@@ -275,7 +275,7 @@ func (c *Conn) cutLocked() {
 	if c.flags&fReleased != 0 {
 		return
 	}
-	c.lp.count.timeouts[limitClose].Add(1)
+	c.sh.count.timeouts[limitClose].Add(1)
 	if c.out != nil {
 		c.abortLocked(ErrCloseTimeout)
 		return

@@ -15,7 +15,7 @@ import (
 // changes it then fails with an error that matches [net.ErrClosed]. No method waits for the listener's loops.
 type Conn struct {
 	// Immutable.
-	lp   *loop
+	sh   *shard
 	id   uint64 // 0: refused
 	peer sockaddr
 	gen  uint32 // with slot, names the connection in epoll's data: a descriptor number is no identity
@@ -142,15 +142,15 @@ func (c *Conn) unlock() {
 		c.finish(fd, f)
 	}
 	if f&fHelp != 0 {
-		c.lp.help()
+		c.sh.help()
 	}
 }
 
 // finish closes the descriptor: out of the table and out of epoll first, so that no event of this connection is
 // delivered to a later one of the same number, and a duplicate held elsewhere keeps nothing alive in epoll.
 func (c *Conn) finish(fd int32, f flags) {
-	c.lp.conns.remove(c)
-	_ = c.lp.p.remove(int(fd))
+	c.sh.conns.remove(c)
+	_ = c.sh.p.remove(int(fd))
 	if f&fGiven != 0 {
 		sysCloseFD(fd)
 	} else {
@@ -163,11 +163,11 @@ func (c *Conn) finish(fd int32, f flags) {
 		c.ext.gone.open()
 	}
 	c.unlock()
-	c.lp.l.dismiss(c, f)
+	c.sh.dismiss(c, f)
 	if !c.refused() {
-		c.lp.count.closed.Add(1)
+		c.sh.count.closed.Add(1)
 	}
-	c.lp.l.connGone(c)
+	c.sh.onGone(c)
 }
 
 func (c *Conn) extLocked() *connExt {
@@ -246,7 +246,7 @@ func (c *Conn) String() string {
 // LogValue is the connection as a group of attributes for log/slog: id, peer and local, the addresses as
 // RemoteAddr and LocalAddr return them. It works after the connection closed.
 func (c *Conn) LogValue() slog.Value {
-	if c == nil || c.lp == nil {
+	if c == nil || c.sh == nil {
 		return slog.StringValue(c.String())
 	}
 	return slog.GroupValue(slog.Uint64("id", c.id),
@@ -266,11 +266,11 @@ func (c *Conn) localLocked() net.Addr {
 		return c.ext.local
 	}
 	if c.fd >= 0 {
-		if a := sysLocalAddr(c.fd, c.lp.l.zone); a != nil {
+		if a := sysLocalAddr(c.fd, c.sh.zone); a != nil {
 			return a
 		}
 	}
-	return c.lp.l.addr
+	return c.sh.addr
 }
 
 // SetNoDelay sets whether small writes are sent at once (true, the default) or gathered by Nagle's algorithm
@@ -314,7 +314,7 @@ func (c *Conn) emitLocked(kind flags) {
 			c.emitLocked(pendOpened)
 		}
 	}
-	c.lp.count.events.Add(1)
+	c.sh.count.events.Add(1)
 	if s := c.stream; s != nil && c.flags&fQueued == 0 {
 		if at, ok := s.trySend(c.event(kind)); ok {
 			switch kind {
@@ -328,7 +328,7 @@ func (c *Conn) emitLocked(kind flags) {
 	}
 	c.flags |= kind
 	if kind == pendClosed && c.stream == nil {
-		c.lp.untold.Add(1)
+		c.sh.untold.Add(1)
 	}
 	c.queueLocked()
 }
@@ -342,7 +342,7 @@ func (c *Conn) queueLocked() {
 		c.stream.enqueue(c)
 	case c.flags&fRunning == 0: // a running turn looks again before it ends
 		c.flags |= fQueued
-		c.lp.schedule(c)
+		c.sh.schedule(c)
 	}
 }
 

@@ -28,8 +28,8 @@ func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
 	}
 	c.noteCopy(1)
 	defer c.noteCopy(-1)
-	b := c.lp.l.pool.get(blockLarge)
-	defer c.lp.l.pool.put(b)
+	b := c.sh.pool.get(blockLarge)
+	defer c.sh.pool.put(b)
 	for {
 		got, rerr := r.Read(b.buf)
 		if got > 0 {
@@ -79,13 +79,13 @@ func (c *Conn) noteCopy(n int32) {
 	defer c.mu.Unlock()
 	c.extLocked().copies += n
 	if c.flags&fEnded != 0 {
-		c.limit.lastOut = c.lp.coarse()
+		c.limit.lastOut = c.sh.coarse()
 	}
 }
 
 // copyTo copies the connection by write; to, if not nil, is the connection that write writes to.
 func (c *Conn) copyTo(write func([]byte) (int, error), to *Conn) (n int64, err error) {
-	pool := &c.lp.l.pool
+	pool := &c.sh.pool
 	for {
 		var b *block
 		got, rerr := c.awaitRead(func() (int, error) {
@@ -215,8 +215,8 @@ func (c *Conn) spliceOutLocked(pipe, size int) (n int, whole bool, err error) {
 	if n == size {
 		return n, true, nil
 	}
-	b := c.lp.l.pool.get(size - n)
-	defer c.lp.l.pool.put(b)
+	b := c.sh.pool.get(size - n)
+	defer c.sh.pool.put(b)
 	for n < size {
 		got, err := sysReadPipe(pipe, b.buf[:size-n])
 		if err == nil && got == 0 {

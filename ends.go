@@ -83,7 +83,7 @@ func (c *Conn) sendFailLocked(errno syscall.Errno) error {
 		c.flags |= fSendErr | fDistrust
 	}
 	if c.out != nil {
-		c.out.drop(c.lp.l)
+		c.out.drop(c.sh.shared)
 		c.out = nil
 	}
 	c.roomLocked()

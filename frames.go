@@ -21,23 +21,23 @@ type frameBuffer struct {
 }
 
 // read moves buffered bytes to p.
-func (f *frameBuffer) read(l *Listener, p []byte) int {
+func (f *frameBuffer) read(sh *shared, p []byte) int {
 	if f.b == nil {
 		return 0
 	}
 	n := copy(p, f.b.buf[f.off:f.end])
 	if f.off += n; f.off == f.end {
-		f.drop(l)
+		f.drop(sh)
 	}
 	return n
 }
 
 // drop gives the memory back, unless an iterator still shows it to somebody; that one calls drop again.
-func (f *frameBuffer) drop(l *Listener) {
+func (f *frameBuffer) drop(sh *shared) {
 	if f.b == nil || f.busy {
 		return
 	}
-	l.pool.put(f.b)
+	sh.pool.put(f.b)
 	*f = frameBuffer{}
 }
 
@@ -114,7 +114,7 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 				if advance < 0 {
 					err = bufio.ErrNegativeAdvance
 				}
-			case err == nil && token != nil && advance > c.lp.l.opts.MaxFrame:
+			case err == nil && token != nil && advance > c.sh.opts.MaxFrame:
 				err = bufio.ErrTooLong
 			}
 			if err != nil {
@@ -198,7 +198,7 @@ func (c *Conn) endFrames() {
 	f.busy, f.split = false, false
 	more := f.more
 	if c.flags&(fClosing|fReleased) != 0 || f.off == f.end {
-		f.drop(c.lp.l)
+		f.drop(c.sh.shared)
 	}
 	if c.flags&(fClosing|fReleased) != 0 {
 		return
@@ -209,7 +209,7 @@ func (c *Conn) endFrames() {
 	if more || f.b != nil && !f.partial || c.flags&(fEOF|fTold) == fEOF {
 		c.moreLocked()
 	}
-	f.shrink(c.lp.l)
+	f.shrink(c.sh.shared)
 }
 
 // leaveFrames reports whether an iteration that has had its share is to end: not where no Readable would begin the next one.
@@ -282,7 +282,7 @@ func (c *Conn) fillFrames() (more bool, err error) {
 		return false, err
 	}
 	f := &c.ext.frames
-	limit := c.lp.l.opts.MaxFrame
+	limit := c.sh.opts.MaxFrame
 	have := f.end - f.off
 	if have > limit {
 		c.unlock()
@@ -333,10 +333,10 @@ func (c *Conn) fillFrames() (more bool, err error) {
 // is too long is seen. What moves may be as large as that, so mu is given up meanwhile; split keeps others out.
 func (c *Conn) makeRoomLocked(limit int) error {
 	f := &c.ext.frames
-	l := c.lp.l
+	pool := &c.sh.pool
 	switch {
 	case f.b == nil:
-		f.b, f.off, f.end = l.pool.get(blockLarge), 0, 0
+		f.b, f.off, f.end = pool.get(blockLarge), 0, 0
 		return nil
 	case f.end < len(f.b.buf):
 		return nil
@@ -350,14 +350,14 @@ func (c *Conn) makeRoomLocked(limit int) error {
 		if len(old.buf) <= limit/2 {
 			size = 2 * len(old.buf)
 		}
-		b = l.pool.get(max(size, len(unread)+1))
+		b = pool.get(max(size, len(unread)+1))
 	}
 	copyPieces(b.buf, unread)
 	c.mu.Lock()
 	f.split = false
 	f.b, f.off, f.end = b, 0, len(unread)
 	if b != old {
-		l.pool.put(old)
+		pool.put(old)
 	}
 	if c.flags&(fClosing|fReleased) != 0 {
 		return c.endedLocked("read")
@@ -387,12 +387,12 @@ func (f *frameBuffer) makeSomeRoom(pool *pool) bool {
 }
 
 // shrink keeps a small rest in a small block: the connection may be idle for long.
-func (f *frameBuffer) shrink(l *Listener) {
+func (f *frameBuffer) shrink(sh *shared) {
 	if f.b == nil || len(f.b.buf) == blockSmall || f.end-f.off > blockSmall {
 		return
 	}
-	b := l.pool.get(blockSmall)
+	b := sh.pool.get(blockSmall)
 	have := copy(b.buf, f.b.buf[f.off:f.end])
-	l.pool.put(f.b)
+	sh.pool.put(f.b)
 	f.b, f.off, f.end = b, 0, have
 }

@@ -84,7 +84,7 @@ func TestCutFrameAtTheEndDoesNotSpin(t *testing.T) {
 	}
 	// The consumer goes on. A Readable that was on its way already may bring the same end once more.
 	for turns := 0; ; turns++ {
-		asleep(t, c.lp.l)
+		waitFor(t, "the loop sleeps", func() bool { return role(c.sh.state.Load()&roleMask) == sleeping })
 		if len(events) == 0 {
 			break
 		}

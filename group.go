@@ -93,15 +93,15 @@ func (g *Group) Write(p []byte) (int, error) {
 		return 0, nil
 	}
 	var b *block // the shared copy, made when the first member needs one
-	var l *Listener
+	var sh *shared
 	for _, c := range g.snapshot() {
 		c.mu.Lock()
 		waiting := c.flags & fWantRoom
 		err := c.mayWriteLocked(len(p))
 		if err == nil && b == nil && len(p) > holdMax && c.flags&fTLS == 0 {
 			c.unlock() // the copy takes as long as p is, and no socket will take all of p
-			l = c.lp.l
-			b = l.shareable(p)
+			sh = c.sh.shared
+			b = sh.shareable(p)
 			c.mu.Lock()
 			waiting = c.flags & fWantRoom
 			err = c.mayWriteLocked(len(p))
@@ -120,28 +120,28 @@ func (g *Group) Write(p []byte) (int, error) {
 			switch {
 			case err != nil || sent == len(p):
 			case len(p) <= shareMin:
-				c.queueOutLocked().append(c.lp.l, p[sent:])
+				c.queueOutLocked().append(c.sh.shared, p[sent:])
 			default:
 				if b == nil {
-					l = c.lp.l
-					b = l.shareable(p)
+					sh = c.sh.shared
+					b = sh.shareable(p)
 				}
 				b.refs.Add(1)
-				c.queueOutLocked().share(c.lp.l, b, sent, len(p))
+				c.queueOutLocked().share(c.sh.shared, b, sent, len(p))
 				if sent == holdMax {
 					c.flushSoonLocked() // a socket that has not refused shows no edge
 				}
 			}
 		case ErrWouldBlock:
 			c.flags = c.flags&^fWantRoom | waiting // nobody asked for a Writable here
-			if c.out != nil && len(p) > c.lp.l.opts.WriteBuffer-c.queuedLocked() {
+			if c.out != nil && len(p) > c.sh.opts.WriteBuffer-c.queuedLocked() {
 				g.slowLocked(c)
 			} // else a write or a copy is under way, or others' output has taken the room, and it is only skipped
 		}
 		c.unlock()
 	}
 	if b != nil {
-		l.pool.put(b)
+		sh.pool.put(b)
 	}
 	return len(p), nil
 }
@@ -151,14 +151,14 @@ func (g *Group) Write(p []byte) (int, error) {
 const shareMin = 1 << 10
 
 // shareable returns a block with a copy of p and not much more room than that.
-func (l *Listener) shareable(p []byte) *block {
+func (sh *shared) shareable(p []byte) *block {
 	if len(p) > blockSmall && len(p) < blockLarge/2 {
 		b := &block{buf: make([]byte, len(p))}
 		b.refs.Store(1)
 		copy(b.buf, p)
 		return b
 	}
-	b := l.pool.get(len(p))
+	b := sh.pool.get(len(p))
 	copyPieces(b.buf, p)
 	return b
 }

@@ -76,7 +76,7 @@ func (c *Conn) handshakeReadyLocked(bits uint32) {
 	case err != nil:
 		c.handshakeFailedLocked(err)
 	case st.place == nil:
-		st.place = c.lp.l.shaking.enqueue(c)
+		st.place = c.sh.shaking.enqueue(c)
 	}
 }
 
@@ -198,8 +198,8 @@ func (s *handshakes) goOn(e *list.Element) {
 // shorten brings the end of a stalled handshake forward to stallMax. One that goes on and ends at this moment may leave its
 // timer behind, which finds nothing to do. The caller holds the handshakes' mu.
 func (s *stall) shorten() {
-	if ts := &s.c.lp.timers; ts.stop(s.timer) {
-		ts.add(s.c.lp, s.timer, time.Duration(min(s.timer.when, s.since+int64(stallMax))-now()))
+	if ts := &s.c.sh.timers; ts.stop(s.timer) {
+		ts.add(s.c.sh, s.timer, time.Duration(min(s.timer.when, s.since+int64(stallMax))-now()))
 	}
 }
 
@@ -311,13 +311,13 @@ func (t *turn) giveBack() {
 
 func (c *Conn) handshakeDoneLocked() {
 	st := c.ext.tls
-	c.lp.timers.stop(st.timer)
+	c.sh.timers.stop(st.timer)
 	st.timer, st.config = nil, nil
 	st.link.silent = 0
 	c.flags &^= fHandshake
 	c.ext.canSend.open()
 	if c.flags&fTimed != 0 {
-		c.limit.lastIn = c.lp.coarse() // the other limits begin here
+		c.limit.lastIn = c.sh.coarse() // the other limits begin here
 		c.armLimitLocked()
 	}
 	if c.flags&fOpened == 0 {
@@ -340,10 +340,10 @@ func (c *Conn) handshakeFailedLocked(err error) {
 	if _, plain := err.(tls.RecordHeaderError); plain || err == errNotTLS {
 		_ = c.rawWriteLocked(plainTextAlert)
 	}
-	c.lp.count.handshakes.Add(1)
+	c.sh.count.handshakes.Add(1)
 	opErr := c.opErrorLocked("handshake", err)
 	if c.flags&fOpened == 0 {
-		c.lp.failLater(opErr)
+		c.sh.failLater(opErr)
 	}
 	c.closeLocked(opErr)
 }

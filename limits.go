@@ -88,25 +88,6 @@ func (e *LimitError) Temporary() bool { return false }
 // Is reports whether target is os.ErrDeadlineExceeded.
 func (e *LimitError) Is(target error) bool { return target == os.ErrDeadlineExceeded }
 
-// tickClock keeps the coarse clock going, if anybody looks at it. It is called whenever the loop has polled and by the
-// watchdog, so that while the loop is awake the clock is a millisecond late at most.
-func (lp *loop) tickClock() {
-	if lp.l.timed.Load() {
-		lp.tick()
-	}
-}
-
-func (lp *loop) tick() { lp.clock.Store(uint32(now() / int64(time.Millisecond))) }
-
-// coarse is the time for a note. A sleeping loop has stopped its clock, and so has one whose listener has no time limits, which
-// only connections have that EOFTimeout runs for.
-func (lp *loop) coarse() ticks {
-	if !lp.l.timed.Load() || role(lp.state.Load()&roleMask) == sleeping {
-		lp.tick()
-	}
-	return ticks(lp.clock.Load())
-}
-
 // SetIdleTimeout replaces [ListenerOptions.IdleTimeout] for this connection, from its last activity on; 0 means none. It
 // fails on a negative or too long (20 days) limit and, after Close, with net.ErrClosed.
 func (c *Conn) SetIdleTimeout(d time.Duration) error {
@@ -118,8 +99,8 @@ func (c *Conn) SetIdleTimeout(d time.Duration) error {
 	if c.flags&(fClosing|fReleased) != 0 {
 		return c.endedLocked("set")
 	}
-	c.lp.l.timed.Store(true)
-	c.lp.tick() // it may have stood still so far
+	c.sh.timed.Store(true)
+	c.sh.tick() // it may have stood still so far
 	c.beginNotesLocked()
 	c.limit.idle = ticks((d + time.Millisecond - 1) / time.Millisecond)
 	c.armLimitLocked()
@@ -128,11 +109,11 @@ func (c *Conn) SetIdleTimeout(d time.Duration) error {
 
 // beginLimitsLocked starts the limits of a new connection.
 func (c *Conn) beginLimitsLocked() {
-	o := &c.lp.l.opts
-	if !c.lp.l.timed.Load() {
+	o := &c.sh.opts
+	if !c.sh.timed.Load() {
 		return
 	}
-	c.lp.tick()
+	c.sh.tick()
 	c.beginNotesLocked()
 	c.limit.idle = ticks((o.IdleTimeout + time.Millisecond - 1) / time.Millisecond)
 	c.armLimitLocked()
@@ -142,7 +123,7 @@ func (c *Conn) beginLimitsLocked() {
 func (c *Conn) beginNotesLocked() {
 	if c.flags&fTimed == 0 {
 		c.flags |= fTimed
-		c.limit.lastIn = c.lp.coarse()
+		c.limit.lastIn = c.sh.coarse()
 		c.limit.lastOut = c.limit.lastIn
 	}
 }
@@ -155,7 +136,7 @@ func (c *Conn) awaitUserLocked() {
 	}
 	c.endLimitsLocked()
 	c.beginNotesLocked()
-	c.limit.lastIn = c.lp.coarse()
+	c.limit.lastIn = c.sh.coarse()
 	c.flags |= fEnded
 	c.armLimitLocked()
 }
@@ -168,7 +149,7 @@ func (c *Conn) busyLocked() bool {
 // outputWaitsLocked notes that output begins to wait for the socket.
 func (c *Conn) outputWaitsLocked() {
 	if c.flags&fTimed != 0 {
-		c.limit.lastOut = c.lp.coarse()
+		c.limit.lastOut = c.sh.coarse()
 		c.armLimitLocked()
 	}
 }
@@ -176,14 +157,14 @@ func (c *Conn) outputWaitsLocked() {
 // limitsLocked is where the connection's limits are.
 func (c *Conn) limitsLocked() *limits {
 	if c.flags&fEnded != 0 {
-		return &c.lp.eofs
+		return &c.sh.eofs
 	}
-	return &c.lp.limits
+	return &c.sh.limits
 }
 
 // nextLimitLocked says which limit comes first, and how long it takes from now; a limit of 0 means none.
 func (c *Conn) nextLimitLocked(t ticks) (kind limitKind, limit, wait time.Duration) {
-	o := &c.lp.l.opts
+	o := &c.sh.opts
 	consider := func(k limitKind, d, quiet time.Duration) {
 		if left := d - quiet; d > 0 && (limit == 0 || left < wait) {
 			kind, limit, wait = k, d, left
@@ -219,7 +200,7 @@ func (c *Conn) armLimitLocked() {
 	if c.flags&fTimed == 0 || c.flags&(fClosing|fReleased) != 0 {
 		return
 	}
-	_, limit, wait := c.nextLimitLocked(c.lp.coarse())
+	_, limit, wait := c.nextLimitLocked(c.sh.coarse())
 	if limit == 0 {
 		return
 	}
@@ -238,7 +219,7 @@ func (c *Conn) armLimitLocked() {
 	lim.first.Store(lim.heap.first())
 	lim.mu.Unlock()
 	if earlier {
-		c.lp.kick()
+		c.sh.kick()
 	}
 }
 
@@ -298,12 +279,12 @@ func (c *Conn) limitDueLocked() {
 	if c.flags&(fClosing|fReleased) != 0 {
 		return
 	}
-	kind, limit, wait := c.nextLimitLocked(c.lp.coarse())
+	kind, limit, wait := c.nextLimitLocked(c.sh.coarse())
 	if limit != 0 && wait <= 0 && kind != limitWrite {
 		if c.arrivedLocked() {
 			c.heardLocked()
 		}
-		kind, limit, wait = c.nextLimitLocked(c.lp.coarse())
+		kind, limit, wait = c.nextLimitLocked(c.sh.coarse())
 	}
 	switch {
 	case c.flags&(fClosing|fReleased) != 0: // by what TLS had to answer
@@ -313,7 +294,7 @@ func (c *Conn) limitDueLocked() {
 	case kind == limitEOF:
 		c.endWaitLocked()
 	default:
-		c.lp.count.timeouts[kind].Add(1)
+		c.sh.count.timeouts[kind].Add(1)
 		err := &LimitError{limitNames[kind], limit}
 		if kind == limitWrite {
 			c.abortLocked(err) // there is no point in waiting for what does not move
@@ -337,7 +318,7 @@ func (c *Conn) arrivedLocked() bool {
 
 // endWaitLocked closes a connection whose user has had the time to close it.
 func (c *Conn) endWaitLocked() {
-	c.lp.count.timeouts[limitEOF].Add(1)
+	c.sh.count.timeouts[limitEOF].Add(1)
 	c.closeLocked(nil)
 }
 
@@ -363,7 +344,7 @@ func (l *Listener) evictEnded() bool {
 		if closed {
 			c.endWaitLocked()
 		} else {
-			c.limit.lastIn = c.lp.coarse() // its wait begins anew
+			c.limit.lastIn = c.sh.coarse() // its wait begins anew
 			c.armLimitLocked()
 		}
 		c.unlock()
@@ -389,6 +370,6 @@ func (c *Conn) noteEdgeLocked(bits uint32) {
 func (c *Conn) heardLocked() {
 	if c.flags&fTimed != 0 {
 		c.flags |= fHeard
-		c.limit.lastIn = c.lp.coarse()
+		c.limit.lastIn = c.sh.coarse()
 	}
 }

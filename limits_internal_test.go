@@ -37,7 +37,7 @@ func TestTicksTellAgesOverTheirWrap(t *testing.T) {
 
 // A connection that has only been read from for 30 days is idle when that ends.
 func TestAnOldLastWriteDoesNotPutTheIdleTimeoutOff(t *testing.T) {
-	c := &Conn{lp: &loop{l: &Listener{}}, flags: fTimed | fHeard}
+	c := &Conn{sh: &shard{shared: new(shared)}, flags: fTimed | fHeard}
 	now := ticks(1000)
 	day := ticks(24 * time.Hour / time.Millisecond)
 	c.limit.idle = 500
@@ -48,10 +48,10 @@ func TestAnOldLastWriteDoesNotPutTheIdleTimeoutOff(t *testing.T) {
 }
 
 func TestLimitsThatAreDueTogetherLeaveOthersTheirTurn(t *testing.T) {
-	lp := &loop{l: &Listener{}}
+	lp := newLoop(&Listener{}, 0)
 	const all = 2*limitBudget + 1
 	for range all {
-		c := &Conn{lp: lp, flags: fClosing}
+		c := &Conn{sh: &lp.shard, flags: fClosing}
 		c.limit.at = 1
 		lp.limits.heap.push(c)
 	}

@@ -6,25 +6,6 @@ import (
 	"time"
 )
 
-// A poller reports readiness; epoll in production, a fake in tests.
-type poller interface {
-	add(fd int, t token, mask uint32) error
-	remove(fd int) error
-	wait(events []readyEvent, timeout time.Duration) (int, error) // negative: until something happens
-	wake()                                                        // ends a wait that blocks, or the next one
-	close()
-}
-
-// A token names a registration in the poller's data: a place in the loop's table and a generation. No Go pointer goes
-// there, the collector could not see it.
-type token struct{ slot, gen uint32 }
-
-// Tokens of what is not a connection; their generation is zero, which no connection has.
-var (
-	wakeToken   = token{slot: 0}
-	listenToken = token{slot: 1}
-)
-
 // The role of a loop is to poll and to dispatch what is ready. One goroutine has it at a time:
 //
 //	running   a goroutine polls or dispatches
@@ -57,32 +38,19 @@ const (
 
 // A loop serves the connections of one poller.
 type loop struct {
+	shard
+
 	// Immutable.
 	l      *Listener
 	index  int
-	p      poller        // set by Serve
-	wakeup chan struct{} // hands the role to the loop's own goroutine, which is parked
 	done   chan struct{} // closed when the loop has ended
 	err    error         // why it had to; read after done is closed
 	stream *stream       // of this loop's connections, when Streams was called; guarded by Listener.mu where these have an actor
 
-	// Atomic, or with locks of their own.
-	state    atomic.Uint64         // a role
-	kicked   atomic.Bool           // there is something in queue, timers or the listener's state to look at
-	watching atomic.Bool           // the watchdog is running
-	live     atomic.Int64          // connections that have a descriptor
-	untold   atomic.Int64          // actors that are to be told of Closed; negative once the loop has ended
-	helped   atomic.Uint32         // polls made by consumers
-	trouble  atomic.Pointer[error] // for Failed
-	holder   atomic.Pointer[Conn]  // whose handler runs, while the state is handler
-	demand   demand
-	conns    table
-	timers   timers
-	limits   limits        // of connections that are open
-	eofs     limits        // of those whose peer has ended, and whose user was told
-	clock    atomic.Uint32 // the coarse one, in ticks
-	count    counters
-	queue    workQueue
+	// Atomic.
+	watching atomic.Bool          // the watchdog is running
+	helped   atomic.Uint32        // polls made by consumers
+	holder   atomic.Pointer[Conn] // whose handler runs, while the state is handler
 
 	// Owned by the role.
 	events  []readyEvent
@@ -103,13 +71,14 @@ type loop struct {
 
 func newLoop(l *Listener, index int) *loop {
 	lp := &loop{
+		shard:  shard{shared: &l.shared, wakeup: make(chan struct{}, 1)},
 		l:      l,
 		index:  index,
-		wakeup: make(chan struct{}, 1),
 		done:   make(chan struct{}),
 		events: make([]readyEvent, batchSize),
 		batch:  make([]*Conn, batchSize),
 	}
+	lp.shard.help, lp.shard.blocks = lp.help, lp.willBlock
 	lp.dog = time.AfterFunc(time.Hour, lp.bark)
 	lp.dog.Stop()
 	return lp
@@ -359,36 +328,6 @@ func (lp *loop) enter(r role) uint64 {
 	w := uint64(lp.visits<<roleBits | r)
 	lp.state.Store(w)
 	return w
-}
-
-// schedule puts c into the loop's work queue. It may be called from anywhere.
-func (lp *loop) schedule(c *Conn) {
-	lp.queue.push(c)
-	lp.kick()
-}
-
-// failLater has the loop tell Failed, unless one was told within the last second. It may be called under any lock.
-func (lp *loop) failLater(err error) {
-	if last := lp.l.failedAt.Load(); last == 0 || now()-last >= int64(time.Second) {
-		lp.trouble.Store(&err)
-		lp.kick()
-	}
-}
-
-// kick makes the loop look at its queue, its timers and the listener's state soon. Many kicks before the loop has
-// looked are one wake-up, and none while it is awake.
-func (lp *loop) kick() {
-	if lp.kicked.Swap(true) {
-		return
-	}
-	switch w := lp.state.Load(); role(w & roleMask) {
-	case sleeping:
-		lp.p.wake()
-	case parked:
-		if lp.state.CompareAndSwap(w, w&^roleMask) {
-			lp.wakeup <- struct{}{}
-		}
-	}
 }
 
 // watch makes sure that the watchdog runs while the loop is awake. An idle loop has none.

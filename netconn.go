@@ -44,7 +44,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 		opened, late := x.canRead.enter(), x.readLimit.channel()
 		c.askHelpLocked()
 		c.unlock()
-		c.willBlock()
+		c.sh.blocks(c)
 		select {
 		case <-opened:
 			woken = true
@@ -79,7 +79,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 
 // writeAllLocked writes p, and waits for room as often as it must. The caller has begun a write.
 func (c *Conn) writeAllLocked(p []byte) (n int, err error) {
-	limit := c.lp.l.opts.WriteBuffer
+	limit := c.sh.opts.WriteBuffer
 	for {
 		size := min(len(p)-n, holdMax)
 		took := 0
@@ -144,7 +144,7 @@ func (c *Conn) waitRoomLocked() error {
 	x := c.extLocked()
 	opened, late := x.canSend.enter(), x.sendLimit.channel()
 	c.unlock()
-	c.willBlock()
+	c.sh.blocks(c)
 	select {
 	case <-opened:
 	case <-late:

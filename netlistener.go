@@ -31,7 +31,7 @@ func (l *Listener) NetListener() net.Listener {
 		if l.decided() && !l.stopping.Load() {
 			panic("tcpio: Listener.NetListener called after Events or Streams, or with an actor")
 		}
-		l.handOut = &netListener{l: l, accepted: newStream(l, l.opts.EventBuffer, false), closed: make(chan struct{})}
+		l.handOut = &netListener{l: l, accepted: newStream(&l.shared, l.opts.EventBuffer, false), closed: make(chan struct{})}
 		if l.finished {
 			close(l.handOut.accepted.ch)
 		}

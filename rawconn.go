@@ -108,7 +108,7 @@ func (c *Conn) tryFD(op string, g *gate, opened chan struct{}, late <-chan struc
 	if err := c.withFD(op, func(fd uintptr) { done = f(fd) }); err != nil || done {
 		return false, err
 	}
-	c.willBlock()
+	c.sh.blocks(c)
 	select {
 	case <-opened:
 	case <-late:

@@ -25,7 +25,7 @@ func (c *Conn) readableLocked() {
 		return // noted for the route that may come
 	}
 	if c.stream != nil {
-		c.stamp = c.lp.demand.add()
+		c.stamp = c.sh.demand.add()
 	}
 	c.emitLocked(pendReadable)
 }
@@ -38,7 +38,7 @@ func (c *Conn) unreadableLocked() {
 	c.flags &^= fReadable | pendReadable
 	if c.stream == nil {
 		c.stamp++ // counts reads; see callback
-	} else if c.flags&fMute == 0 && c.lp.demand.done(c.stamp) {
+	} else if c.flags&fMute == 0 && c.sh.demand.done(c.stamp) {
 		c.flags |= fHelp
 	}
 }
@@ -107,7 +107,7 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 		if c.ext.frames.split {
 			return 0, ErrWouldBlock
 		}
-		n = c.ext.frames.read(c.lp.l, p[:min(len(p), recvMax)])
+		n = c.ext.frames.read(c.sh.shared, p[:min(len(p), recvMax)])
 	}
 	for round := 1; ; round++ {
 		if n == len(p) || n > 0 && c.flags&fEOF != 0 || round > readRounds || n >= recvMax {
@@ -196,7 +196,7 @@ func (c *Conn) lookLocked(p []byte) (int, error) {
 
 // countInLocked accounts for n bytes of input.
 func (c *Conn) countInLocked(n int) {
-	c.lp.count.bytesIn.Add(uint64(n))
+	c.sh.count.bytesIn.Add(uint64(n))
 	if c.flags&fTLS == 0 {
 		c.heardLocked() // of TLS plain text counts, see tlsReadLocked
 	}

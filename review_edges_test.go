@@ -135,7 +135,7 @@ func TestTheLongestTimerIsNotDueAtOnce(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1})
 	r.Events()
 	lp := r.loops[0]
-	lp.timers.add(lp, &timer{kind: timerWake}, math.MaxInt64)
+	lp.timers.add(&lp.shard, &timer{kind: timerWake}, math.MaxInt64)
 	if tm := lp.timers.due(); tm != nil || lp.untilDue() <= 0 {
 		t.Errorf("due: %v, wait %v", tm, lp.untilDue())
 	}

@@ -224,7 +224,7 @@ func (l *Listener) checkGone() {
 	l.goneAt = now()
 	close(l.gone)
 	for _, lp := range l.loops {
-		lp.timers.add(lp, &timer{kind: timerWake}, l.opts.CloseTimeout)
+		lp.timers.add(&lp.shard, &timer{kind: timerWake}, l.opts.CloseTimeout)
 		lp.kick()
 	}
 }

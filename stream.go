@@ -17,7 +17,7 @@ import (
 type stream struct {
 	// Immutable.
 	ch      chan Event
-	l       *Listener
+	sh      *shared
 	private bool // one connection's claimed channel: closed behind its Closed
 
 	// Atomic, and set under mu. True from the first connection in the queue until the feeder has sent the last one's events.
@@ -31,8 +31,8 @@ type stream struct {
 	sent   uint32  // the number of the last event; the feeder counts one before it waits for room
 }
 
-func newStream(l *Listener, size int, private bool) *stream {
-	return &stream{ch: make(chan Event, size), l: l, private: private}
+func newStream(sh *shared, size int, private bool) *stream {
+	return &stream{ch: make(chan Event, size), sh: sh, private: private}
 }
 
 // trySend reports whether ev went into the channel, and its number there. The caller holds the connection's mu.
@@ -110,7 +110,7 @@ func (s *stream) startFeederLocked() {
 		return
 	}
 	s.blocked.Store(true)
-	s.l.feeders.Add(1) // a WaitGroup forbids that beside a Wait, and a connection may be claimed when all is over
+	s.sh.feeders.Add(1) // a WaitGroup forbids that beside a Wait, and a connection may be claimed when all is over
 	go s.feed()
 }
 
@@ -140,12 +140,12 @@ func (s *stream) leave() {
 
 // feed ends when the queue is empty or the listener has given up on undelivered events.
 func (s *stream) feed() {
-	defer s.l.feederEnded()
+	defer s.sh.feederEnded()
 	var buf [feedChunk + 4]Event
 	for {
 		c, failed, done := s.next()
 		if done {
-			s.l.roomAgain()
+			s.sh.roomAgain()
 			return
 		}
 		evs := buf[:0]
@@ -162,7 +162,7 @@ func (s *stream) feed() {
 			}
 			select {
 			case s.ch <- ev:
-			case <-s.l.giveUp:
+			case <-s.sh.giveUp:
 				// Nobody will receive any more; what is left is dropped by contract, the rest of the queue too.
 			}
 		}
@@ -182,10 +182,10 @@ func (s *stream) sendFed(ev Event) bool {
 	}
 }
 
-func (l *Listener) feederEnded() {
-	if l.feeders.Add(-1) == 0 {
+func (sh *shared) feederEnded() {
+	if sh.feeders.Add(-1) == 0 {
 		select {
-		case l.fed <- struct{}{}:
+		case sh.fed <- struct{}{}:
 		default:
 		}
 	}

@@ -22,7 +22,7 @@ func unserved(t *testing.T, buffer int) (*rig, *stream) {
 
 // socketless is a connection that only has events.
 func socketless(r *rig, s *stream) *Conn {
-	return &Conn{lp: r.loops[0], id: lastID.Add(1), fd: -1, stream: s}
+	return &Conn{sh: &r.loops[0].shard, id: lastID.Add(1), fd: -1, stream: s}
 }
 
 func emit(c *Conn, kind flags) {

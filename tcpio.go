@@ -11,41 +11,24 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/rabbit-backend/tcpio/internal/quota"
 	"golang.org/x/sync/errgroup"
 )
 
 // A Listener accepts connections and turns their readiness into events. Its methods may be called
 // from any goroutine.
 type Listener struct {
-	// Immutable after Listen.
-	opts      ListenerOptions // with the defaults filled in
-	addr      net.Addr
-	anyAddr   bool // bound to a wildcard: each connection has a local address of its own
-	multipath bool // a given listener, as net.Listen makes it, speaks multipath TCP with clients that do
-	zone      zone // of the network interface that the listening socket is bound to
+	shared
 
-	// With locks of their own, or atomic.
-	pool       pool
-	socket     listenSocket
-	feeders    atomic.Int64  // streams that have a goroutine; a claimed one may get one at any time
-	fed        chan struct{} // of one: the last feeder has ended
-	timed      atomic.Bool   // there are time limits: the loops keep their coarse clocks
-	logLimit   quota.LogLimit
-	logging    serial           // lines on their way to Logger
-	errs       callback         // OnErrorEvent, where there are no callbacks
-	perAddress quota.PerAddress // the connections, if MaxConnsPerIP is set
-	shaking    handshakes
-	refusing   atomic.Int64        // refused connections that are still open; no loop's live counts them
-	budget     quota.Budget[*Conn] // MaxBuffered: the output queues of all connections
-	stopping   atomic.Bool         // nothing is accepted any more
-	ending     atomic.Int32        // how far the end has come for the connections; see below
-	blocked    atomic.Int64        // goroutines in handlers that lost their loop
-	failedAt   atomic.Int64        // when the last Failed was told, on the clock of now
-	routed     chan struct{}       // closed when it is known where events go: loops and streams are fixed
-	gone       chan struct{}       // closed when stopping, and every descriptor is closed
-	goneAt     int64               // when that was; read after gone is closed
-	giveUp     chan struct{}       // closed when undelivered events are dropped
+	// Atomic, or with locks of their own.
+	socket   listenSocket
+	errs     callback      // OnErrorEvent, where there are no callbacks
+	refusing atomic.Int64  // refused connections that are still open; no loop's live counts them
+	stopping atomic.Bool   // nothing is accepted any more
+	ending   atomic.Int32  // how far the end has come for the connections; see below
+	blocked  atomic.Int64  // goroutines in handlers that lost their loop
+	routed   chan struct{} // closed when it is known where events go: loops and streams are fixed
+	gone     chan struct{} // closed when stopping, and every descriptor is closed
+	goneAt   int64         // when that was; read after gone is closed
 
 	newPoller func() (poller, error) // epoll; a fake in tests
 
@@ -77,15 +60,18 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 		return nil, fmt.Errorf("tcpio: Listen: %w", errors.ErrUnsupported)
 	}
 	l := &Listener{
-		opts:   *opts,
-		fed:    make(chan struct{}, 1),
+		shared: shared{
+			opts:    *opts,
+			fed:     make(chan struct{}, 1),
+			giveUp:  make(chan struct{}),
+			shaking: handshakes{turns: max(1, runtime.GOMAXPROCS(0)/2)},
+		},
 		routed: make(chan struct{}),
 		gone:   make(chan struct{}),
-		giveUp: make(chan struct{}),
 
 		newPoller: newPoller,
-		shaking:   handshakes{turns: max(1, runtime.GOMAXPROCS(0)/2)},
 	}
+	l.roomAgain, l.onGone = l.retryAccept, l.connGone
 	if err := l.opts.check(); err != nil {
 		return nil, err
 	}
@@ -165,7 +151,7 @@ func (l *Listener) decideLocked(n int, perLoop bool) {
 	for i := range n {
 		lp := newLoop(l, i)
 		if perLoop {
-			lp.stream = newStream(l, l.opts.EventBuffer, false)
+			lp.stream = newStream(&l.shared, l.opts.EventBuffer, false)
 		}
 		l.loops = append(l.loops, lp)
 	}
@@ -204,7 +190,7 @@ func (l *Listener) Events() <-chan Event {
 		panic("tcpio: Listener.Events called after Streams")
 	}
 	if l.events == nil {
-		l.events = newStream(l, l.opts.EventBuffer, false)
+		l.events = newStream(&l.shared, l.opts.EventBuffer, false)
 		if l.finished {
 			close(l.events.ch)
 		}
@@ -232,7 +218,7 @@ func (l *Listener) Streams() []<-chan Event {
 		l.decideLocked(defaultLoops(), true)
 	case !l.perLoop: // with an actor or callbacks for the connections; or it was stopped before it had any loop
 		for _, lp := range l.loops {
-			lp.stream = newStream(l, l.opts.EventBuffer, false)
+			lp.stream = newStream(&l.shared, l.opts.EventBuffer, false)
 			if l.finished {
 				close(lp.stream.ch)
 			}
@@ -388,8 +374,8 @@ func (l *Listener) failed(err error) {
 	case s != nil:
 		s.fail(err)
 	case l.opts.OnErrorEvent != nil:
-		l.errorsTo().listenerFailed(l, err)
+		l.errorsTo().listenerFailed(&l.shared, err)
 	default:
-		l.write("tcpio: listener", "addr", l.addr.String(), "err", err)
+		l.writeLine("tcpio: listener", "addr", l.addr.String(), "err", err)
 	}
 }

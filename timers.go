@@ -52,8 +52,8 @@ func now() int64 { return int64(time.Since(epoch)) }
 func (tm *timer) dueAt() int64   { return tm.when }
 func (tm *timer) setPlace(i int) { tm.index = i }
 
-// add starts tm, due d from now, and makes sure that lp wakes up in time for it.
-func (ts *timers) add(lp *loop, tm *timer, d time.Duration) {
+// add starts tm, due d from now, and makes sure that the loop wakes up in time for it.
+func (ts *timers) add(sh *shard, tm *timer, d time.Duration) {
 	ts.mu.Lock()
 	tm.when = now() + max(int64(d), 0)
 	if tm.when < 0 {
@@ -64,7 +64,7 @@ func (ts *timers) add(lp *loop, tm *timer, d time.Duration) {
 	ts.first.Store(ts.heap.first())
 	ts.mu.Unlock()
 	if earlier {
-		lp.kick()
+		sh.kick()
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 // times are moved into the past, which keeps their order.
 func TestTimersAreDueInOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		lp := &loop{l: &Listener{}}
+		lp := newLoop(&Listener{}, 0)
 		ts := &lp.timers
 		var model []*timer // by when
 		insert := func(tm *timer) {
@@ -48,7 +48,7 @@ func TestTimersAreDueInOrder(t *testing.T) {
 				tm := &timer{kind: timerMessage}
 				d := time.Duration(rapid.SampledFrom([]int{-5, 0, 1, 2, 3, 5, 9}).Draw(t, "hours")) * time.Hour
 				kicked := lp.kicked.Swap(false)
-				ts.add(lp, tm, d)
+				ts.add(&lp.shard, tm, d)
 				insert(tm)
 				if ts.heap[0] == tm && !lp.kicked.Load() {
 					t.Fatalf("a timer that is due first did not wake the loop")
@@ -137,10 +137,10 @@ func TestWaitIsRoundedUpToMilliseconds(t *testing.T) {
 }
 
 func TestTimersThatAreDueTogetherLeaveOthersTheirTurn(t *testing.T) {
-	lp := &loop{l: &Listener{}}
+	lp := newLoop(&Listener{}, 0)
 	const all = 2*timerBudget + 1
 	for range all {
-		lp.timers.add(lp, &timer{kind: timerWake}, 0)
+		lp.timers.add(&lp.shard, &timer{kind: timerWake}, 0)
 	}
 	for left := all - timerBudget; left > 0; left -= timerBudget {
 		lp.kicked.Store(false)

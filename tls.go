@@ -114,7 +114,7 @@ func (c *Conn) beginTLSLocked(config *tls.Config) {
 	c.flags |= fTLS | fHandshake | fDistrust
 	tm := &timer{kind: timerHandshake, c: c}
 	c.extLocked().tls = &tlsState{config: config, timer: tm, link: tlsLink{c: c}}
-	c.lp.timers.add(c.lp, tm, c.lp.l.opts.HandshakeTimeout)
+	c.sh.timers.add(c.sh, tm, c.sh.opts.HandshakeTimeout)
 }
 
 // tlsReadLocked reads what has been decrypted, or can be, until p is full or recordBudget is spent. With 0, ErrWouldBlock
@@ -151,7 +151,7 @@ func (c *Conn) tlsReadLocked(p []byte) (n int, err error) {
 		return n, nil
 	case errAgain:
 		if st.more = st.link.records == 0; st.more && n == 0 {
-			c.lp.timers.add(c.lp, &timer{kind: timerReadable, c: c}, 0)
+			c.sh.timers.add(c.sh, &timer{kind: timerReadable, c: c}, 0)
 		}
 		err = ErrWouldBlock
 	case io.EOF: // close_notify; crypto/tls says so again
@@ -184,8 +184,8 @@ func (c *Conn) sealLocked(p []byte) error {
 
 // sealvLocked is sealLocked for several pieces, gathered into whole records.
 func (c *Conn) sealvLocked(bufs net.Buffers) error {
-	b := c.lp.l.pool.get(blockLarge)
-	defer c.lp.l.pool.put(b)
+	b := c.sh.pool.get(blockLarge)
+	defer c.sh.pool.put(b)
 	n := 0
 	for _, p := range bufs {
 		for len(p) > 0 {
@@ -254,13 +254,13 @@ func (c *Conn) sayGoodbyeLocked() {
 func (c *Conn) endTLSLocked() {
 	st := c.ext.tls
 	if st.timer != nil {
-		c.lp.timers.stop(st.timer)
+		c.sh.timers.stop(st.timer)
 		st.timer = nil
 	}
 	if st.cancel != nil {
 		st.cancel()
 	}
-	c.lp.l.shaking.leave(st.place)
+	c.sh.shaking.leave(st.place)
 	st.link.dropLocked()
 }
 
@@ -282,7 +282,7 @@ func (c *Conn) peekTLSLocked() (ready, end bool) {
 func (c *Conn) decryptLocked() (int, error) {
 	f := &c.ext.frames
 	fresh := f.b == nil
-	if !f.makeSomeRoom(&c.lp.l.pool) {
+	if !f.makeSomeRoom(&c.sh.pool) {
 		return 0, nil // it cannot be seen; the sealed bytes count
 	}
 	f.busy = true // what has to be answered may end the connection, which drops the buffer
@@ -292,7 +292,7 @@ func (c *Conn) decryptLocked() (int, error) {
 		f.partial = false
 	}
 	if c.flags&(fClosing|fReleased) != 0 || n == 0 && fresh {
-		f.drop(c.lp.l)
+		f.drop(c.sh.shared)
 	}
 	return n, err
 }
@@ -307,7 +307,7 @@ func (c *Conn) spokenLocked() bool {
 	case x.frames.busy, x.frames.b != nil && !x.frames.partial:
 		st.waits = true // it was heard when it was decrypted
 		return false
-	case x.frames.partial && x.frames.end-x.frames.off > c.lp.l.opts.MaxFrame:
+	case x.frames.partial && x.frames.end-x.frames.off > c.sh.opts.MaxFrame:
 		return false
 	}
 	n, err := c.decryptLocked()

@@ -43,11 +43,11 @@ func (t *tlsLink) Read(p []byte) (int, error) {
 		}
 		t.restLocked()
 		opened := c.ext.canRead.enter()
-		stalled := c.lp.l.shaking.stall(c)
+		stalled := c.sh.shaking.stall(c)
 		c.unlock()
 		t.turn.end() // who waits for a client leaves the processor to others' handshakes
 		<-opened     // bytes, the end, or HandshakeTimeout
-		c.lp.l.shaking.goOn(stalled)
+		c.sh.shaking.goOn(stalled)
 		t.turn.begin()
 	}
 }
@@ -104,15 +104,15 @@ func (t *tlsLink) fillLocked() error {
 	have := t.end - t.off
 	switch {
 	case t.b == nil:
-		t.b = c.lp.l.pool.get(blockRecord)
+		t.b = c.sh.pool.get(blockRecord)
 	case t.end == len(t.b.buf):
 		b := t.b
 		if len(b.buf) < blockRecord {
-			b = c.lp.l.pool.get(blockRecord)
+			b = c.sh.pool.get(blockRecord)
 		}
 		copy(b.buf, t.b.buf[t.off:t.end])
 		if b != t.b {
-			c.lp.l.pool.put(t.b)
+			c.sh.pool.put(t.b)
 			t.b = b
 		}
 		t.off, t.end = 0, have
@@ -128,7 +128,7 @@ func (t *tlsLink) restLocked() {
 	if t.b == nil {
 		return
 	}
-	have, pool := t.end-t.off, &t.c.lp.l.pool
+	have, pool := t.end-t.off, &t.c.sh.pool
 	var b *block
 	switch size := len(t.b.buf); {
 	case have == 0:

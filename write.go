@@ -63,7 +63,7 @@ func (c *Conn) mayWriteLocked(size int) error {
 	switch {
 	case size == 0:
 		return nil
-	case c.flags&(fWriting|fHandshake) != 0, c.out != nil && size > c.lp.l.opts.WriteBuffer-c.queuedLocked():
+	case c.flags&(fWriting|fHandshake) != 0, c.out != nil && size > c.sh.opts.WriteBuffer-c.queuedLocked():
 		c.flags |= fWantRoom
 		return ErrWouldBlock
 	case !c.mayQueueLocked(size):
@@ -117,7 +117,7 @@ func (c *Conn) putRawLocked(p []byte) error {
 		}
 	}
 	if sent < len(p) {
-		c.queueOutLocked().append(c.lp.l, p[sent:])
+		c.queueOutLocked().append(c.sh.shared, p[sent:])
 	}
 	return nil
 }
@@ -139,7 +139,7 @@ func (c *Conn) putvLocked(bufs net.Buffers) error {
 			sent -= len(b)
 			continue
 		}
-		c.queueOutLocked().append(c.lp.l, b[sent:])
+		c.queueOutLocked().append(c.sh.shared, b[sent:])
 		sent = 0
 	}
 	return nil
@@ -326,9 +326,9 @@ func (c *Conn) flushLocked() {
 		}
 		sent += n
 		c.sentLocked(n)
-		c.out.consume(c.lp.l, n)
+		c.out.consume(c.sh.shared, n)
 		if c.out.size == 0 {
-			c.out.drop(c.lp.l)
+			c.out.drop(c.sh.shared)
 			c.out = nil
 			c.roomLocked()
 			c.lastBytesLocked()
@@ -341,13 +341,13 @@ func (c *Conn) flushLocked() {
 func (c *Conn) flushSoonLocked() {
 	if c.flags&fFlush == 0 {
 		c.flags |= fFlush
-		c.lp.schedule(c)
+		c.sh.schedule(c)
 	}
 }
 
 // roomLocked tells those who were refused once half of the limit is free.
 func (c *Conn) roomLocked() {
-	if c.flags&fHandshake != 0 || c.queuedLocked() > c.lp.l.opts.WriteBuffer/2 {
+	if c.flags&fHandshake != 0 || c.queuedLocked() > c.sh.opts.WriteBuffer/2 {
 		return
 	}
 	if c.ext != nil {
@@ -369,9 +369,9 @@ func (c *Conn) queueOutLocked() *outQueue {
 
 // sentLocked accounts for n bytes that the socket took.
 func (c *Conn) sentLocked(n int) {
-	c.lp.count.bytesOut.Add(uint64(n))
+	c.sh.count.bytesOut.Add(uint64(n))
 	if c.flags&fTimed != 0 && (c.flags&fTLS == 0 || !c.ext.tls.reading) { // an answer to a key update is no activity
-		c.limit.lastOut = c.lp.coarse()
+		c.limit.lastOut = c.sh.coarse()
 	}
 }
 
@@ -396,9 +396,9 @@ func (q *outQueue) len() int {
 }
 
 // append copies p to the end of the queue.
-func (q *outQueue) append(l *Listener, p []byte) {
+func (q *outQueue) append(sh *shared, p []byte) {
 	q.size += len(p)
-	l.budget.Add(len(p))
+	sh.budget.Add(len(p))
 	if n := len(q.segs); n > 0 {
 		if last := &q.segs[n-1]; last.b.refs.Load() == 1 {
 			n := copy(last.b.buf[last.end:], p)
@@ -411,7 +411,7 @@ func (q *outQueue) append(l *Listener, p []byte) {
 		if len(p) > blockLarge/2 {
 			size = blockLarge // at least half full: a peer that never reads costs what is queued for it, and not a block's size
 		}
-		b := l.pool.get(size)
+		b := sh.pool.get(size)
 		n := copy(b.buf, p)
 		q.segs = append(q.segs, segment{b, 0, n})
 		p = p[n:]
@@ -419,9 +419,9 @@ func (q *outQueue) append(l *Listener, p []byte) {
 }
 
 // share appends a block without copying; the queue takes over one reference.
-func (q *outQueue) share(l *Listener, b *block, off, end int) {
+func (q *outQueue) share(sh *shared, b *block, off, end int) {
 	q.size += end - off
-	l.budget.Add(end - off)
+	sh.budget.Add(end - off)
 	q.segs = append(q.segs, segment{b, off, end})
 }
 
@@ -438,9 +438,9 @@ func (q *outQueue) fill(v *iovec) {
 }
 
 // consume drops the first n bytes.
-func (q *outQueue) consume(l *Listener, n int) {
+func (q *outQueue) consume(sh *shared, n int) {
 	q.size -= n
-	wake(l.budget.Free(n))
+	wake(sh.budget.Free(n))
 	for n > 0 {
 		s := &q.segs[0]
 		left := s.end - s.off
@@ -449,17 +449,17 @@ func (q *outQueue) consume(l *Listener, n int) {
 			return
 		}
 		n -= left
-		l.pool.put(s.b)
+		sh.pool.put(s.b)
 		*s = segment{}
 		q.segs = q.segs[1:]
 	}
 }
 
 // drop gives everything back.
-func (q *outQueue) drop(l *Listener) {
-	wake(l.budget.Free(q.size))
+func (q *outQueue) drop(sh *shared) {
+	wake(sh.budget.Free(q.size))
 	for _, s := range q.segs {
-		l.pool.put(s.b)
+		sh.pool.put(s.b)
 	}
 	*q = outQueue{}
 }

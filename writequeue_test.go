@@ -43,7 +43,7 @@ var queueSizes = rapid.SampledFrom([]int{1, 2, 3, 100, blockSmall - 1, blockSmal
 func TestOutQueueIsBytesJoin(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		l := &Listener{}
+		sh := new(shared)
 		var q outQueue
 		var want []byte
 		var shared []*block
@@ -55,19 +55,19 @@ func TestOutQueueIsBytesJoin(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"append": func(t *rapid.T) {
 				p := next(queueSizes.Draw(t, "size"))
-				q.append(l, p)
+				q.append(sh, p)
 				want = append(want, p...)
 				clear(p) // it is the caller's again
 			},
-			"appendNothing": func(*rapid.T) { q.append(l, nil) },
+			"appendNothing": func(*rapid.T) { q.append(sh, nil) },
 			"share": func(t *rapid.T) {
 				p := next(queueSizes.Draw(t, "size"))
 				from := rapid.IntRange(0, len(p)-1).Draw(t, "from")
-				b := l.pool.get(len(p))
+				b := sh.pool.get(len(p))
 				copy(b.buf, p)
 				b.refs.Add(1)
 				shared = append(shared, b)
-				q.share(l, b, from, len(p))
+				q.share(sh, b, from, len(p))
 				want = append(want, p[from:]...)
 			},
 			"consume": func(t *rapid.T) {
@@ -77,11 +77,11 @@ func TestOutQueueIsBytesJoin(t *testing.T) {
 					q.fill(&v)
 					n = len(v.bytes())
 				}
-				q.consume(l, n)
+				q.consume(sh, n)
 				want = want[n:]
 			},
 			"drop": func(*rapid.T) {
-				q.drop(l)
+				q.drop(sh)
 				want = nil
 			},
 			"": func(t *rapid.T) {
@@ -99,7 +99,7 @@ func TestOutQueueIsBytesJoin(t *testing.T) {
 				}
 			},
 		})
-		q.drop(l)
+		q.drop(sh)
 		for _, b := range shared {
 			if n := b.refs.Load(); n != 1 {
 				t.Fatalf("a shared block has %d references, want the test's own", n)
@@ -110,15 +110,15 @@ func TestOutQueueIsBytesJoin(t *testing.T) {
 
 // A block that other connections queue too is never appended to.
 func TestSharedBlockIsNeverWrittenTo(t *testing.T) {
-	l := &Listener{}
-	b := l.pool.get(10)
+	sh := new(shared)
+	b := sh.pool.get(10)
 	copy(b.buf, "sharedshared")
 	b.refs.Add(2)
 	var q1, q2 outQueue
-	q1.share(l, b, 0, 6)
-	q2.share(l, b, 0, 6)
-	q1.append(l, []byte("one"))
-	q2.append(l, []byte("two"))
+	q1.share(sh, b, 0, 6)
+	q2.share(sh, b, 0, 6)
+	q1.append(sh, []byte("one"))
+	q2.append(sh, []byte("two"))
 	if got := string(b.buf[:12]); got != "sharedshared" {
 		t.Errorf("the shared block is now %q", got)
 	}
@@ -129,8 +129,8 @@ func TestSharedBlockIsNeverWrittenTo(t *testing.T) {
 			t.Errorf("queue holds %q, want %q", got, want)
 		}
 	}
-	q1.drop(l)
-	q2.drop(l)
+	q1.drop(sh)
+	q2.drop(sh)
 	if n := b.refs.Load(); n != 1 {
 		t.Errorf("%d references are left, want the one of the test", n)
 	}

@@ -1,0 +1,141 @@
+package tcpio
+
+import (
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/quota"
+)
+
+// A poller reports readiness; epoll in production, a fake in tests.
+type poller interface {
+	add(fd int, t token, mask uint32) error
+	remove(fd int) error
+	wait(events []readyEvent, timeout time.Duration) (int, error) // negative: until something happens
+	wake()                                                        // ends a wait that blocks, or the next one
+	close()
+}
+
+// A token names a registration in the poller's data: a place in the loop's table and a generation. No Go pointer goes
+// there, the collector could not see it.
+type token struct{ slot, gen uint32 }
+
+// Tokens of what is not a connection; their generation is zero, which no connection has.
+var (
+	wakeToken   = token{slot: 0}
+	listenToken = token{slot: 1}
+)
+
+// shared is what all connections of a listener share, and all its loops.
+type shared struct {
+	// Immutable after Listen.
+	opts      ListenerOptions // with the defaults filled in
+	addr      net.Addr
+	anyAddr   bool          // bound to a wildcard: each connection has a local address of its own
+	multipath bool          // a given listener, as net.Listen makes it, speaks multipath TCP with clients that do
+	zone      zone          // of the network interface that the listening socket is bound to
+	roomAgain func()        // is called when a stream that was full has been emptied
+	onGone    func(c *Conn) // see Listener.connGone
+
+	// With locks of their own, or atomic.
+	pool       pool
+	timed      atomic.Bool         // there are time limits: the loops keep their coarse clocks
+	feeders    atomic.Int64        // streams that have a goroutine; a claimed one may get one at any time
+	fed        chan struct{}       // of one: the last feeder has ended
+	giveUp     chan struct{}       // closed when undelivered events are dropped
+	budget     quota.Budget[*Conn] // MaxBuffered: the output queues of all connections
+	perAddress quota.PerAddress    // the connections, if MaxConnsPerIP is set
+	shaking    handshakes
+	logLimit   quota.LogLimit
+	logging    serial       // lines on their way to Logger
+	failedAt   atomic.Int64 // when the last Failed was told, on the clock of now
+}
+
+// A shard is what connections need of their loop. The loop has it, and the connections have nothing else of the loop.
+type shard struct {
+	*shared
+
+	// Immutable.
+	p      poller        // set by Serve
+	wakeup chan struct{} // hands the role to the loop's own goroutine, which is parked
+	help   func()        // see loop.help
+	blocks func(c *Conn) // see loop.willBlock
+
+	// Atomic, or with locks of their own.
+	state   atomic.Uint64         // a role
+	kicked  atomic.Bool           // there is something in queue, timers or the listener's state to look at
+	live    atomic.Int64          // connections that have a descriptor
+	untold  atomic.Int64          // actors that are to be told of Closed; negative once the loop has ended
+	trouble atomic.Pointer[error] // for Failed
+	demand  demand
+	conns   table
+	timers  timers
+	limits  limits        // of connections that are open
+	eofs    limits        // of those whose peer has ended, and whose user was told
+	clock   atomic.Uint32 // the coarse one, in ticks
+	count   counters
+	queue   workQueue
+}
+
+// schedule puts c into the loop's work queue. It may be called from anywhere.
+func (sh *shard) schedule(c *Conn) {
+	sh.queue.push(c)
+	sh.kick()
+}
+
+// failLater has the loop tell Failed, unless one was told within the last second. It may be called under any lock.
+func (sh *shard) failLater(err error) {
+	if last := sh.failedAt.Load(); last == 0 || now()-last >= int64(time.Second) {
+		sh.trouble.Store(&err)
+		sh.kick()
+	}
+}
+
+// kick makes the loop look at its queue, its timers and the listener's state soon. Many kicks before the loop has
+// looked are one wake-up, and none while it is awake.
+func (sh *shard) kick() {
+	if sh.kicked.Swap(true) {
+		return
+	}
+	switch w := sh.state.Load(); role(w & roleMask) {
+	case sleeping:
+		sh.p.wake()
+	case parked:
+		if sh.state.CompareAndSwap(w, w&^roleMask) {
+			sh.wakeup <- struct{}{}
+		}
+	}
+}
+
+// expect counts one more actor that is to be told of Closed. It reports false when the loop has ended.
+func (sh *shard) expect() bool {
+	for {
+		n := sh.untold.Load()
+		if n < 0 {
+			return false
+		}
+		if sh.untold.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// tickClock keeps the coarse clock going, if anybody looks at it. It is called whenever the loop has polled and by the
+// watchdog, so that while the loop is awake the clock is a millisecond late at most.
+func (sh *shard) tickClock() {
+	if sh.timed.Load() {
+		sh.tick()
+	}
+}
+
+func (sh *shard) tick() { sh.clock.Store(uint32(now() / int64(time.Millisecond))) }
+
+// coarse is the time for a note. A sleeping loop has stopped its clock, and so has one whose listener has no time limits, which
+// only connections have that EOFTimeout runs for.
+func (sh *shard) coarse() ticks {
+	if !sh.timed.Load() || role(sh.state.Load()&roleMask) == sleeping {
+		sh.tick()
+	}
+	return ticks(sh.clock.Load())
+}
