@@ -1,0 +1,143 @@
+package tcpio_test
+
+import (
+	"go/ast"
+	"go/build"
+	"go/importer"
+	"go/parser"
+	"go/token"
+	"go/types"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// fileOrder is the package's files from the bottom to the top. A file uses what is defined in
+// itself and in the files before it.
+var fileOrder = strings.Fields(`
+	errors.go options.go stats.go
+	sys_linux.go addr.go copy_linux.go listen_linux.go dueheap.go poison.go pool.go wait.go guard.go
+	events.go actor.go epoll_linux.go timers.go table.go shard.go log.go conn.go
+	stream.go limits.go ends.go budget.go read.go write.go tlslink.go tls.go handshake.go
+	close.go group.go frames.go netconn.go rawconn.go copy.go
+	loop.go admit.go accept.go shutdown.go tcpio.go
+	callback.go netlistener.go dial.go
+`)
+
+// upward has the exceptions: behind a file's name those that come after it, and that it uses all the
+// same. The list only ever gets shorter.
+const upward = `
+	errors.go: limits.go
+	options.go: actor.go conn.go limits.go
+	stats.go: actor.go admit.go limits.go shard.go tcpio.go
+	sys_linux.go: addr.go
+	addr.go: conn.go
+	copy_linux.go: copy.go
+	pool.go: handshake.go write.go
+	guard.go: actor.go
+	events.go: actor.go conn.go
+	actor.go: callback.go close.go conn.go ends.go limits.go log.go loop.go read.go shard.go
+	actor.go: shutdown.go stream.go tcpio.go timers.go write.go
+	epoll_linux.go: shard.go
+	timers.go: conn.go shard.go
+	table.go: conn.go shard.go
+	shard.go: conn.go handshake.go limits.go loop.go
+	conn.go: admit.go callback.go close.go ends.go frames.go group.go handshake.go limits.go
+	conn.go: netconn.go read.go stream.go tls.go write.go
+	limits.go: close.go ends.go frames.go loop.go tcpio.go tls.go
+	ends.go: write.go
+	read.go: close.go frames.go loop.go tls.go
+	write.go: close.go tls.go
+	tlslink.go: handshake.go tls.go
+	tls.go: frames.go handshake.go
+	handshake.go: callback.go close.go
+	close.go: frames.go group.go netconn.go
+	rawconn.go: callback.go
+	loop.go: accept.go shutdown.go tcpio.go
+	admit.go: accept.go tcpio.go
+	accept.go: shutdown.go tcpio.go
+	shutdown.go: netlistener.go tcpio.go
+	tcpio.go: callback.go netlistener.go
+	netlistener.go: dial.go
+`
+
+// To see it fail: use Listener in conn.go.
+func TestOrderOfFiles(t *testing.T) {
+	place := map[string]int{}
+	for i, name := range fileOrder {
+		place[name] = i
+	}
+	excepted := map[[2]string]bool{}
+	for line := range strings.Lines(upward) {
+		if names := strings.Fields(line); len(names) > 0 {
+			for _, name := range names[1:] {
+				excepted[[2]string{strings.TrimSuffix(names[0], ":"), name}] = true
+			}
+		}
+	}
+	arrows := fileArrows(t)
+	up, mutual := 0, 0
+	for _, a := range slices.SortedFunc(maps.Keys(arrows), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
+		from, to := a[0], a[1]
+		for _, name := range a {
+			if _, ok := place[name]; !ok {
+				t.Fatalf("%s has no place in fileOrder: put it behind the files that it uses", name)
+			}
+		}
+		if from < to && arrows[[2]string{to, from}] != "" {
+			mutual++
+		}
+		if place[from] > place[to] {
+			continue
+		}
+		up++
+		if !excepted[a] {
+			t.Errorf("%s is below %s and uses its %s", from, to, arrows[a])
+		}
+		delete(excepted, a)
+	}
+	for a := range excepted {
+		t.Logf("%s no longer uses %s: delete the exception", a[0], a[1])
+	}
+	t.Logf("%d files, %d arrows, %d of them upward, %d mutual pairs", len(place), len(arrows), up, mutual)
+}
+
+// fileArrows returns which file uses a definition of which other, with an example of what it uses.
+func fileArrows(t *testing.T) map[[2]string]string {
+	dir, err := build.ImportDir(".", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fset := token.NewFileSet()
+	var files []*ast.File
+	for _, name := range dir.GoFiles {
+		f, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	info := &types.Info{Uses: map[*ast.Ident]types.Object{}}
+	conf := types.Config{Importer: importer.ForCompiler(fset, "source", nil)}
+	pkg, err := conf.Check(dir.ImportPath, fset, files, info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	arrows := map[[2]string]string{}
+	for id, obj := range info.Uses {
+		if v, ok := obj.(*types.Var); ok {
+			obj = v.Origin()
+		}
+		if obj.Pkg() != pkg || !obj.Pos().IsValid() {
+			continue
+		}
+		from, to := filepath.Base(fset.Position(id.Pos()).Filename), filepath.Base(fset.Position(obj.Pos()).Filename)
+		if from != to {
+			a := [2]string{from, to}
+			arrows[a] = max(arrows[a], obj.Name()) // any, but always the same
+		}
+	}
+	return arrows
+}
