@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // acceptState is what the first loop, which accepts for all, knows of the backlog. It is owned by that loop's role.
@@ -28,13 +30,13 @@ const (
 // A listenSocket is the listening descriptor. It is registered edge-triggered, once: pausing is simply not accepting.
 type listenSocket struct {
 	// Immutable after Listen.
-	call func(fd int) (int, sockaddr, syscall.Errno) // accept4; another one in tests
+	call sys.AcceptFunc // another one in tests
 
 	mu sync.Mutex
 	// Guarded by mu.
 	path     string           // of a unix socket that we made, removed at close
-	file     fileID           // what we made there
-	fd       int              // -1 once closed
+	file     sys.FileID       // what we made there
+	fd       int32            // -1 once closed
 	arriving int32            // the descriptor that is accepted and not yet counted by a loop; -1: none
 	adopted  []*Conn          // adopted connections that have no actor yet
 	std      *net.TCPListener // what GetListener made
@@ -56,17 +58,17 @@ type listenSocket struct {
 	late    []*Conn // those that were: Shutdown may have missed them
 }
 
-// accept takes a connection from the backlog. It keeps mu for a tick of the kernel's clock at the longest, see accepter, and
-// nobody who wants mu waits for longer.
-func (s *listenSocket) accept() (int, sockaddr, syscall.Errno) {
+// accept takes a connection from the backlog. It holds mu for a tick of the kernel's clock at most;
+// see sys.Accepter.
+func (s *listenSocket) accept() (int32, sys.Addr, syscall.Errno) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fd < 0 {
-		return -1, sockaddr{}, syscall.EAGAIN
+		return -1, sys.Addr{}, syscall.EAGAIN
 	}
 	fd, peer, errno := s.call(s.fd)
 	if errno == 0 {
-		s.arriving = int32(fd)
+		s.arriving = fd
 	}
 	return fd, peer, errno
 }
@@ -85,7 +87,7 @@ func (s *listenSocket) turnAway() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.arriving >= 0 {
-		sysClose(s.arriving, false)
+		sys.Close(s.arriving, false)
 		s.arriving = -1
 	}
 }
@@ -100,15 +102,15 @@ func (s *listenSocket) close(p poller) {
 		return
 	}
 	if p != nil {
-		_ = p.remove(s.fd)
+		_ = p.remove(int(s.fd))
 	}
 	if s.path != "" {
-		sysRemoveOwn(s.path, s.file)
+		sys.RemoveFile(s.path, s.file)
 	}
-	sysCloseFD(int32(s.fd))
+	sys.CloseFD(s.fd)
 	s.fd = -1
 	if s.arriving >= 0 {
-		sysClose(s.arriving, false)
+		sys.Close(s.arriving, false)
 		s.arriving = -1
 	}
 	close(s.over)
@@ -133,8 +135,8 @@ type accepting struct {
 	// The connection that has just been accepted.
 	target *loop
 	fd     int32
-	peer   sockaddr
-	zone   zone // the name of its zone
+	peer   sys.Addr
+	zone   sys.Zone
 }
 
 // runAccept accepts, while there is anybody to accept and room for what they will say. It reports false when
@@ -223,12 +225,12 @@ func (a *accepting) one(target *loop) acceptState {
 	case errno == 0:
 	case errno == syscall.EAGAIN:
 		return acceptIdle
-	case retryable(errno), exhausted(errno) && l.evictEnded():
+	case sys.Retryable(errno), sys.Exhausted(errno) && l.evictEnded():
 		return acceptMore
 	default:
-		return l.acceptFailed(os.NewSyscallError("accept", errno), exhausted(errno))
+		return l.acceptFailed(os.NewSyscallError("accept", errno), sys.Exhausted(errno))
 	}
-	a.target, a.fd, a.peer = target, int32(fd), peer
+	a.target, a.fd, a.peer = target, fd, peer
 	switch err := a.welcome(); err {
 	case nil:
 		l.socket.backoff = 0
@@ -292,11 +294,11 @@ func (l *Listener) leastBusy(all bool) *loop {
 }
 
 // newConn makes a connection of fd, on lp.
-func (l *Listener) newConn(lp *loop, fd int32, peer sockaddr) *Conn {
+func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr) *Conn {
 	c := &Conn{sh: &lp.shard, id: lastID.Add(1), peer: peer, fd: fd, stream: l.streamFor(lp)}
-	if !peer.isIP {
+	if !peer.IsIP {
 		c.flags |= fUnix | fDistrust
-	} else if l.multipath && sysMultipath(fd) {
+	} else if l.multipath && sys.Multipath(fd) {
 		c.flags |= fDistrust
 	}
 	switch {
@@ -332,9 +334,9 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	if l.stopping.Load() && (!accepted || l.ending.Load() == endCut) {
 		// The loops may have ended; for one that was accepted they wait, see checkGone.
 		if accepted {
-			sysClose(c.fd, false)
+			sys.Close(c.fd, false)
 		} else {
-			sysCloseFD(c.fd) // whoever brought it keeps it
+			sys.CloseFD(c.fd) // whoever brought it keeps it
 		}
 		l.dismiss(c, c.flags)
 		l.connGone(c)
@@ -401,7 +403,7 @@ func (l *Listener) asksForActor(c *Conn) bool {
 // askForActor asks it. Nil refuses c, and so do a panic and runtime.Goexit, which are logged.
 func (a *accepting) askForActor(c *Conn) {
 	var actor Actor
-	if !a.hook("Actor", "handler", c.peer.addrPort(""), func() { actor = c.sh.opts.Actor(c) }, func() { c.employ(nil) }) {
+	if !a.hook("Actor", "handler", c.peer.AddrPort(""), func() { actor = c.sh.opts.Actor(c) }, func() { c.employ(nil) }) {
 		actor = nil
 	}
 	c.employ(actor)

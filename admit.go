@@ -1,6 +1,10 @@
 package tcpio
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
+)
 
 // lingering bounds the refused connections that are kept until their peer has the reply; more are refused without one.
 const lingering = 256
@@ -25,7 +29,7 @@ func (a *accepting) admission() refusal {
 	switch {
 	case l.full() && !(l.evictEnded() && !l.full()):
 		return refusedConns
-	case a.counts() && !l.perAddress.Take(a.peer.addrPort("").Addr(), o.MaxConnsPerIP):
+	case a.counts() && !l.perAddress.Take(a.peer.AddrPort("").Addr(), o.MaxConnsPerIP):
 		return refusedPerIP // before the rate: an address over its bound does not use up what others may have
 	case o.AcceptRate != nil && !a.asks("AcceptRate", o.AcceptRate.Allow, refusedRate):
 		return refusedRate
@@ -39,10 +43,10 @@ func (a *accepting) admission() refusal {
 func (l *Listener) full() bool { return l.opts.MaxConns > 0 && l.Len() >= l.opts.MaxConns }
 
 // counts says whether the peer takes a place of its address.
-func (a *accepting) counts() bool { return a.lp.l.opts.MaxConnsPerIP > 0 && a.peer.isIP }
+func (a *accepting) counts() bool { return a.lp.l.opts.MaxConnsPerIP > 0 && a.peer.IsIP }
 
 // addrPort is the peer's address.
-func (a *accepting) addrPort() netip.AddrPort { return a.peer.addrPort(a.zone.name) }
+func (a *accepting) addrPort() netip.AddrPort { return a.peer.AddrPort(a.zone.Name()) }
 
 // asks asks a hook of the user's. A panic refuses the peer, and so does runtime.Goexit; both are logged.
 func (a *accepting) asks(in string, admits func() bool, no refusal) (ok bool) {
@@ -52,22 +56,21 @@ func (a *accepting) asks(in string, admits func() bool, no refusal) (ok bool) {
 // refuse ends the connection that has just been accepted, and gives back what admission took.
 func (a *accepting) refuse(why refusal) {
 	if a.counts() && why != refusedConns && why != refusedPerIP {
-		a.lp.l.perAddress.Give(a.peer.addrPort("").Addr())
+		a.lp.l.perAddress.Give(a.peer.AddrPort("").Addr())
 	}
 	a.lp.l.refuse(a.target, a.fd, a.peer, why)
 }
 
 // refuse ends a connection that is not to be served, with the reply if there is one: as a connection without events, so
 // that input does not turn the reply into a reset.
-func (l *Listener) refuse(lp *loop, fd int32, peer sockaddr, why refusal) {
+func (l *Listener) refuse(lp *loop, fd int32, peer sys.Addr, why refusal) {
 	lp.count.refused[why].Add(1)
 	if len(l.opts.RefuseReply) == 0 || l.opts.TLSConfig != nil || l.refusing.Load() >= lingering {
 		l.socket.turnAway()
 		return
 	}
-	peer.zone = 0 // nobody is shown its address
-	c := &Conn{sh: &lp.shard, peer: peer, fd: fd, flags: fMute}
-	if !peer.isIP {
+	c := &Conn{sh: &lp.shard, peer: peer.Unnamed(), fd: fd, flags: fMute}
+	if !peer.IsIP {
 		c.flags |= fUnix | fDistrust
 	}
 	if l.register(c, true) != nil {
@@ -85,17 +88,15 @@ const longestBacklog = 4096
 // welcome serves the connection that has just been accepted, or refuses it.
 func (a *accepting) welcome() error {
 	l := a.lp.l
-	a.zone = zone{}
-	if a.peer.isIP && a.peer.named() {
-		a.zone = sysZone(int(a.fd), a.peer.zone)
-	}
+	a.zone = a.peer.Zone(a.fd)
 	if why := a.admission(); why != admitted {
 		a.refuse(why)
 		return nil
 	}
 	c := l.newConn(a.target, a.fd, a.peer)
-	if a.peer.named() {
-		c.ext = a.peer.names(a.fd, a.zone)
+	if a.peer.Named() {
+		remote, local := a.peer.Names(a.fd, a.zone)
+		c.ext = &connExt{remote: remote, local: local}
 	}
 	if a.counts() {
 		c.flags |= fCounted
@@ -118,6 +119,6 @@ func (c *Conn) refused() bool { return c.id == 0 }
 // dismiss gives back what admission took.
 func (sh *shared) dismiss(c *Conn, f flags) {
 	if f&fCounted != 0 {
-		sh.perAddress.Give(c.peer.addrPort("").Addr())
+		sh.perAddress.Give(c.peer.AddrPort("").Addr())
 	}
 }

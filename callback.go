@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // The callback API is the compatibility surface: what programs written for the first tcpio use. It is an actor like any
@@ -243,7 +245,7 @@ func (l *Listener) GetListener() *net.TCPListener {
 		return nil
 	}
 	if l.socket.std == nil {
-		l.socket.std, _ = sysListenerCopy(l.socket.fd)
+		l.socket.std, _ = sys.DupListener(l.socket.fd)
 	}
 	return l.socket.std
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io"
 	"net"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // drainBudget is how many bytes of unwanted input one turn of a closing connection reads before others have theirs.
@@ -111,7 +113,7 @@ func (c *Conn) sendFinLocked() {
 		return
 	}
 	c.flags |= fFinSent
-	_ = sysShutdownWrite(c.fd) // ENOTCONN after a reset: the read that follows says so
+	_ = sys.ShutdownWrite(c.fd) // ENOTCONN after a reset: the read that follows says so
 }
 
 // drain tells the connection's handler of the Shutdown.
@@ -129,7 +131,7 @@ func (c *Conn) tellDrainingLocked() {
 		c.closeLocked(nil) // nobody has heard of it yet
 	default:
 		c.flags |= fTellsEnd
-		if c.flags&(fReadable|fEOF|fMute|fHandshake) == 0 && sysUnread(c.fd) > 0 {
+		if c.flags&(fReadable|fEOF|fMute|fHandshake) == 0 && sys.Unread(c.fd) > 0 {
 			c.readableLocked() // it came first, though the loop has not come to it yet
 		}
 		c.emitLocked(pendDraining)

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // A Conn is one connection. It costs no goroutine and, while idle, no buffer.
@@ -17,7 +19,7 @@ type Conn struct {
 	// Immutable.
 	sh   *shard
 	id   uint64 // 0: refused
-	peer sockaddr
+	peer sys.Addr
 	gen  uint32 // with slot, names the connection in epoll's data: a descriptor number is no identity
 	slot uint32 // set once, by the table, before anybody else sees the Conn
 
@@ -152,9 +154,9 @@ func (c *Conn) finish(fd int32, f flags) {
 	c.sh.conns.remove(c)
 	_ = c.sh.p.remove(int(fd))
 	if f&fGiven != 0 {
-		sysCloseFD(fd)
+		sys.CloseFD(fd)
 	} else {
-		sysClose(fd, f&fReset != 0)
+		sys.Close(fd, f&fReset != 0)
 	}
 	c.mu.Lock()
 	c.flags |= fGone
@@ -222,12 +224,12 @@ func (c *Conn) Buffered() int {
 // begins with @, and is that alone for a unix peer without a name. It works after the connection closed.
 func (c *Conn) RemoteAddr() net.Addr {
 	switch {
-	case c.peer.named():
+	case c.peer.Named():
 		return c.ext.remote // the pointer to ext does not change either, once it is there
-	case !c.peer.isIP:
+	case !c.peer.IsIP:
 		return &net.UnixAddr{Name: "@", Net: "unix"}
 	}
-	return net.TCPAddrFromAddrPort(c.peer.addrPort(""))
+	return net.TCPAddrFromAddrPort(c.peer.AddrPort(""))
 }
 
 // String names the connection in a log, by its ID and its peer: "conn 12, 127.0.0.1:5555", or "conn 12, unix".
@@ -237,7 +239,7 @@ func (c *Conn) String() string {
 		return "no conn"
 	}
 	peer := "unix" // not its name, which the peer chooses
-	if c.peer.isIP {
+	if c.peer.IsIP {
 		peer = c.RemoteAddr().String()
 	}
 	return "conn " + strconv.FormatUint(c.id, 10) + ", " + peer
@@ -266,7 +268,7 @@ func (c *Conn) localLocked() net.Addr {
 		return c.ext.local
 	}
 	if c.fd >= 0 {
-		if a := sysLocalAddr(c.fd, c.sh.zone); a != nil {
+		if a := sys.LocalAddr(c.fd, c.sh.zone); a != nil {
 			return a
 		}
 	}
@@ -284,7 +286,7 @@ func (c *Conn) SetNoDelay(on bool) error {
 	if c.flags&fUnix != 0 {
 		return nil
 	}
-	if err := sysSetNoDelay(c.fd, on); err != nil {
+	if err := sys.SetNoDelay(c.fd, on); err != nil {
 		return c.opErrorLocked("set", err)
 	}
 	return nil

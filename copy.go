@@ -4,6 +4,8 @@ import (
 	"io"
 	"os"
 	"syscall"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // Copies. Every byte goes through the same reads and writes as any other, which decide what may be done and how it ended. Between
@@ -140,27 +142,27 @@ func (c *Conn) writeAll(p []byte) (int, error) {
 // spliceTo moves what there is to read to a connection on which a write was begun, until there is no more for the moment, or an
 // end, which the next read finds. An error is the write's.
 func (c *Conn) spliceTo(to *Conn) (n int64, err error) {
-	pipe, err := sysPipe()
+	pipe, err := sys.NewPipe(copyChunk)
 	if err != nil {
 		return 0, nil // no descriptor free
 	}
-	defer sysClosePipe(pipe)
+	defer pipe.Close()
 	for _, end := range [...]*Conn{c, to} {
 		end.mu.Lock()
 		if end.flags&fReleased == 0 {
-			sysBoundSplice(end.fd)
+			_ = sys.LimitCalls(end.fd)
 		}
 		end.mu.Unlock()
 	}
 	for {
 		c.mu.Lock()
-		got := c.spliceInLocked(pipe[1])
+		got := c.spliceInLocked(pipe)
 		c.unlock()
 		if got == 0 {
 			return n, nil
 		}
 		to.mu.Lock()
-		put, whole, err := to.spliceOutLocked(pipe[0], got)
+		put, whole, err := to.spliceOutLocked(pipe, got)
 		to.unlock()
 		if n += int64(put); err != nil || !whole {
 			return n, err
@@ -169,13 +171,13 @@ func (c *Conn) spliceTo(to *Conn) (n int64, err error) {
 }
 
 // spliceInLocked moves input into the pipe. It returns 0 when there is nothing that it can move.
-func (c *Conn) spliceInLocked(pipe int) int {
+func (c *Conn) spliceInLocked(pipe sys.Pipe) int {
 	if c.flags&(fClosing|fReleased|fTLS|fEOF) != 0 || c.ext != nil && (c.ext.frames.b != nil || c.ext.readLimit.passed()) ||
 		c.readErrLocked() != nil {
 		return 0
 	}
-	n, errno := sysSplice(int(c.fd), pipe, copyChunk)
-	if unspliceable(errno) {
+	n, errno := pipe.SpliceFrom(c.fd, copyChunk)
+	if sys.Unspliceable(errno) {
 		return 0
 	}
 	n, err := c.receivedLocked(n, errno)
@@ -188,7 +190,7 @@ func (c *Conn) spliceInLocked(pipe int) int {
 
 // spliceOutLocked moves size bytes from the pipe to the socket, as Write does with bytes of the user's. whole is false when the
 // kernel would not do it: the bytes have gone out by a plain write then.
-func (c *Conn) spliceOutLocked(pipe, size int) (n int, whole bool, err error) {
+func (c *Conn) spliceOutLocked(pipe sys.Pipe, size int) (n int, whole bool, err error) {
 	for n < size {
 		if err := c.waitFlushedLocked(); err != nil {
 			return n, false, err
@@ -196,7 +198,7 @@ func (c *Conn) spliceOutLocked(pipe, size int) (n int, whole bool, err error) {
 		if c.flags&fTLS != 0 {
 			break
 		}
-		put, errno := sysSpliceOut(pipe, c.fd, size-n)
+		put, errno := pipe.SpliceTo(c.fd, size-n)
 		switch {
 		case put > 0:
 			n += put
@@ -207,7 +209,7 @@ func (c *Conn) spliceOutLocked(pipe, size int) (n int, whole bool, err error) {
 				return n, false, err
 			}
 			continue
-		case errno != 0 && !unspliceable(errno):
+		case errno != 0 && !sys.Unspliceable(errno):
 			return n, false, c.failSendLocked(errno)
 		}
 		break
@@ -218,7 +220,7 @@ func (c *Conn) spliceOutLocked(pipe, size int) (n int, whole bool, err error) {
 	b := c.sh.pool.get(size - n)
 	defer c.sh.pool.put(b)
 	for n < size {
-		got, err := sysReadPipe(pipe, b.buf[:size-n])
+		got, err := pipe.Read(b.buf[:size-n])
 		if err == nil && got == 0 {
 			err = io.ErrUnexpectedEOF
 		}
@@ -231,15 +233,6 @@ func (c *Conn) spliceOutLocked(pipe, size int) (n int, whole bool, err error) {
 		}
 	}
 	return n, false, nil
-}
-
-// unspliceable reports an error that is the splice's and not the connection's.
-func unspliceable(errno syscall.Errno) bool {
-	switch errno {
-	case syscall.EINVAL, syscall.ENOSYS, syscall.EOPNOTSUPP, syscall.ENOMEM, syscall.EBADF, syscall.EPERM:
-		return true
-	}
-	return false
 }
 
 // waitSocketLocked waits until the socket, which has refused bytes that are not queued, has room. It counts as output that waits.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net"
 	"syscall"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // Dial is DialWith with the zero net.Dialer, and never multipath TCP.
@@ -107,7 +109,9 @@ func (l *Listener) tuned(d *net.Dialer) *net.Dialer {
 		if network == "unix" {
 			return nil
 		}
-		ctlErr := raw.Control(func(fd uintptr) { err = tuneDialled(int(fd), ours, multipath, &l.opts) })
+		ctlErr := raw.Control(func(fd uintptr) {
+			err = sys.TuneDialled(int32(fd), ours, multipath, l.opts.KeepAlive, l.opts.UserTimeout)
+		})
 		return errors.Join(ctlErr, err)
 	}
 	return &own
@@ -132,18 +136,18 @@ func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
 		return nil, err
 	}
 	local, remote := nc.LocalAddr(), nc.RemoteAddr()
-	fd, peer, err := sysTake(nc)
+	fd, peer, err := sys.Take(nc)
 	if err != nil {
 		return nil, err
 	}
 	c := l.newConn(l.leastBusy(true), fd, peer)
 	if local == nil {
-		local = sysLocalAddr(fd, zone{}) // reset before somebody asked
+		local = sys.LocalAddr(fd, sys.Zone{}) // reset before somebody asked
 	}
 	c.ext = &connExt{local: local, remote: remote}
 	c.flags |= f
 	c.flags &^= fDefer // it is no news: who made it may have read its first bytes
-	if _, ok := nc.(*net.TCPConn); ok && sysMultipath(fd) {
+	if _, ok := nc.(*net.TCPConn); ok && sys.Multipath(fd) {
 		c.flags |= fDistrust // a short read of it proves nothing
 	}
 	if f&fDialled != 0 && (c.stream == nil || l.handOut != nil) {
@@ -152,7 +156,7 @@ func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
 	}
 	asks := l.asksForActor(c)
 	if err := l.register(c, false); err != nil {
-		sysDisown(nc)
+		sys.Disown(nc)
 		return nil, err
 	}
 	if asks {

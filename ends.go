@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"syscall"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // How the two directions of a connection end. The kernel reports an error once, to whichever call meets it first: a recv, a
@@ -61,7 +63,7 @@ func (c *Conn) cutOffLocked() error {
 		}
 		return nil
 	}
-	if c.flags&(fUnix|fFinSent) != 0 || !sysDisconnected(c.fd) || sysErrorPending(c.fd) {
+	if c.flags&(fUnix|fFinSent) != 0 || !sys.Disconnected(c.fd) || sys.HasError(c.fd) {
 		return nil // an error that is still pending comes behind a FIN, or recv had returned it
 	}
 	return c.opErrorLocked("read", syscall.ECONNRESET) // someone with the descriptor was told: see SyscallConn
@@ -69,7 +71,7 @@ func (c *Conn) cutOffLocked() error {
 
 // socketErrorLocked takes the socket's pending error, nil if there is none.
 func (c *Conn) socketErrorLocked() error {
-	errno := sysSockError(c.fd)
+	errno := sys.TakeError(c.fd)
 	if errno == 0 {
 		return nil
 	}

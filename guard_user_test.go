@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/rabbit-backend/tcpio/internal/sys"
 	"golang.org/x/sys/unix"
 )
 
@@ -303,11 +304,11 @@ func TestOnErrorEventThatPanicsOrExitsForTheListenerIsOnlyLogged(t *testing.T) {
 				}
 				r := listen(t, o)
 				var exhausted atomic.Bool
-				r.socket.call = func(fd int) (int, sockaddr, syscall.Errno) {
+				r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
 					if exhausted.Load() {
-						return -1, sockaddr{}, unix.EMFILE
+						return -1, sys.Addr{}, unix.EMFILE
 					}
-					return sysAccept(fd)
+					return sys.Accept(fd)
 				}
 				r.serve()
 				old := r.dial()

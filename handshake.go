@@ -8,6 +8,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // TLS handshakes. One has a goroutine from its whole ClientHello on, of which there are MaxHandshakes, and computes when it
@@ -206,7 +208,7 @@ func (s *stall) shorten() {
 // handshake is one connection's.
 func (c *Conn) handshake(t *turn) {
 	c.mu.Lock()
-	if c.flags&(fClosing|fReleased) == 0 && sysHungUp(c.fd) { // the loop may not have come to it yet
+	if c.flags&(fClosing|fReleased) == 0 && sys.HungUp(c.fd) { // the loop may not have come to it yet
 		c.handshakeFailedLocked(c.hungUpLocked())
 	}
 	if c.flags&(fClosing|fReleased) != 0 {

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // Time limits. A connection notes when it last read and wrote, on a coarse clock: that is all that activity costs. It is
@@ -313,7 +315,7 @@ func (c *Conn) arrivedLocked() bool {
 	case c.flags&(fReadable|fEOF) != 0:
 		return false // the loop has seen them
 	}
-	return sysUnread(c.fd) > 0
+	return sys.Unread(c.fd) > 0
 }
 
 // endWaitLocked closes a connection whose user has had the time to close it.
@@ -361,7 +363,7 @@ func (c *Conn) noteEdgeLocked(bits uint32) {
 	if c.flags&(fTimed|fTLS) != fTimed || bits&pollIn == 0 {
 		return // a limit must not come between the bytes and who will read them; without a limit it cannot
 	}
-	if bits&(pollHup|pollErr|pollRdHup|pollPri) == 0 || sysUnread(c.fd) > 0 {
+	if bits&(pollHup|pollErr|pollRdHup|pollPri) == 0 || sys.Unread(c.fd) > 0 {
 		c.heardLocked()
 	}
 }

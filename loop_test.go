@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rabbit-backend/tcpio/internal/sys"
 	"golang.org/x/sys/unix"
 )
 
@@ -251,19 +252,19 @@ func TestAcceptErrorsOfOneConnectionAreSkipped(t *testing.T) {
 		unix.EOPNOTSUPP, unix.ENETUNREACH, unix.ECONNABORTED, unix.EPERM,
 	}
 	left := slices.Clone(errnos)
-	r.socket.call = func(fd int) (int, sockaddr, syscall.Errno) {
+	r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
 		if len(left) > 0 {
 			errno := left[0]
 			left = left[1:]
-			return -1, sockaddr{}, errno
+			return -1, sys.Addr{}, errno
 		}
-		return sysAccept(fd)
+		return sys.Accept(fd)
 	}
 	r.serve()
 	r.dial()
 	receiveAs[Opened](t, events) // and no Failed before it
 	for _, errno := range errnos {
-		if exhausted(errno) {
+		if sys.Exhausted(errno) {
 			t.Errorf("%v is taken for exhaustion", errno)
 		}
 	}
@@ -272,19 +273,19 @@ func TestAcceptErrorsOfOneConnectionAreSkipped(t *testing.T) {
 // A storm of such errors must not keep the loop from its connections.
 func TestEndlessAcceptErrorsStarveNobody(t *testing.T) {
 	r, _ := fakeOne(t, ListenerOptions{Actor: echoActor})
-	r.socket.call = sysAccept
+	r.socket.call = sys.Accept
 	r.serve()
 	peer := r.dial()
 	echo(t, peer, []byte("before"))
 	r.socket.mu.Lock()
-	r.socket.call = func(int) (int, sockaddr, syscall.Errno) { return -1, sockaddr{}, unix.ECONNABORTED }
+	r.socket.call = func(int32) (int32, sys.Addr, syscall.Errno) { return -1, sys.Addr{}, unix.ECONNABORTED }
 	r.socket.mu.Unlock()
 	r.dial()
 	for range 50 {
 		echo(t, peer, []byte("during"))
 	}
 	r.socket.mu.Lock()
-	r.socket.call = sysAccept
+	r.socket.call = sys.Accept
 	r.socket.mu.Unlock()
 	waitFor(t, "the second connection is accepted", func() bool { return r.Len() == 2 })
 }
@@ -298,9 +299,9 @@ func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
 
 	calls := make(chan time.Time, 1000)
 	r.socket.mu.Lock()
-	r.socket.call = func(fd int) (int, sockaddr, syscall.Errno) {
+	r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
 		calls <- time.Now()
-		return -1, sockaddr{}, unix.EMFILE
+		return -1, sys.Addr{}, unix.EMFILE
 	}
 	r.socket.mu.Unlock()
 	peer := r.dial()
@@ -319,7 +320,7 @@ func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
 		t.Errorf("%d more events in little more than a second: Failed comes once a second", n)
 	}
 	r.socket.mu.Lock()
-	r.socket.call = sysAccept
+	r.socket.call = sys.Accept
 	r.socket.mu.Unlock()
 	// A descriptor that comes free is used at once, and not when the back-off, of a second now, is over.
 	first.Abort()
@@ -365,9 +366,9 @@ func TestALastingFailureIsOneLineOfLogASecond(t *testing.T) {
 	waitFor(t, "all are accepted", func() bool { conns = slices.Collect(r.loops[0].conns.all()); return len(conns) == 200 })
 	var failures atomic.Int64
 	r.socket.mu.Lock()
-	r.socket.call = func(int) (int, sockaddr, syscall.Errno) {
+	r.socket.call = func(int32) (int32, sys.Addr, syscall.Errno) {
 		failures.Add(1)
-		return -1, sockaddr{}, unix.EMFILE
+		return -1, sys.Addr{}, unix.EMFILE
 	}
 	r.socket.mu.Unlock()
 	start := time.Now()

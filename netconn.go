@@ -5,6 +5,8 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // Conn as a net.Conn. A blocked caller costs its goroutine and no thread, on loops that go on meanwhile.
@@ -303,7 +305,7 @@ func (c *Conn) Hijack() (*net.TCPConn, error) {
 	case c.ext != nil && c.ext.frames.b != nil:
 		return nil, c.opErrorLocked("hijack", errors.New("bytes that were read are still buffered"))
 	}
-	tc, err := sysGiveAway(c.fd)
+	tc, err := sys.GiveAway(c.fd)
 	if err != nil {
 		return nil, c.opErrorLocked("hijack", err)
 	}

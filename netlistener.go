@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"sync"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // NetListener returns the listener as a net.Listener, the same on every call: Accept hands out connections
@@ -114,7 +116,7 @@ func (l *Listener) File() (*os.File, error) {
 	err := net.ErrClosed
 	if l.socket.fd >= 0 {
 		var f *os.File
-		if f, err = sysListenerFile(l.socket.fd); err == nil {
+		if f, err = sys.DupFile(l.socket.fd); err == nil {
 			l.socket.path = ""
 			return f, nil
 		}

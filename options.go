@@ -311,15 +311,3 @@ const (
 	keepAliveMost  = 32767 * time.Second // MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL
 	keepAliveCount = 127                 // MAX_TCP_KEEPCNT
 )
-
-// seconds is a keep-alive time, keepAliveMost at most, in whole seconds, as the package net rounds
-// it; 0 is the default, negative leaves the system's value.
-func seconds(d time.Duration, def int) int {
-	switch {
-	case d < 0:
-		return -1
-	case d == 0:
-		return def
-	}
-	return int((d + time.Second - 1) / time.Second)
-}

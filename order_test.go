@@ -18,7 +18,7 @@ import (
 // itself and in the files before it.
 var fileOrder = strings.Fields(`
 	errors.go options.go stats.go
-	sys_linux.go addr.go copy_linux.go listen_linux.go dueheap.go poison.go pool.go wait.go guard.go
+	dueheap.go poison.go pool.go wait.go guard.go
 	events.go actor.go epoll_linux.go timers.go table.go shard.go log.go conn.go
 	stream.go limits.go ends.go budget.go read.go write.go tlslink.go tls.go handshake.go
 	close.go group.go frames.go netconn.go rawconn.go copy.go
@@ -32,9 +32,6 @@ const upward = `
 	errors.go: limits.go
 	options.go: actor.go conn.go limits.go
 	stats.go: actor.go admit.go limits.go shard.go tcpio.go
-	sys_linux.go: addr.go
-	addr.go: conn.go
-	copy_linux.go: copy.go
 	pool.go: handshake.go write.go
 	guard.go: actor.go
 	events.go: actor.go conn.go

@@ -2,6 +2,8 @@ package tcpio
 
 import (
 	"io"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 const (
@@ -179,7 +181,7 @@ func (c *Conn) recvLocked(p []byte) (int, error) {
 	if err := c.readErrLocked(); err != nil {
 		return 0, err
 	}
-	n, err := c.receivedLocked(sysRecv(c.fd, p))
+	n, err := c.receivedLocked(sys.Recv(c.fd, p))
 	if n > 0 {
 		c.countInLocked(n)
 	}
@@ -191,7 +193,7 @@ func (c *Conn) lookLocked(p []byte) (int, error) {
 	if err := c.readErrLocked(); err != nil {
 		return 0, err
 	}
-	return c.receivedLocked(sysPeekAt(c.fd, p))
+	return c.receivedLocked(sys.Peek(c.fd, p))
 }
 
 // countInLocked accounts for n bytes of input.

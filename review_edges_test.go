@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // To see it fail: let register begin the limits behind the hook.
@@ -146,9 +148,9 @@ func TestShutdownEndsThoughPeersKeepComing(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1})
 	var forever atomic.Bool
 	accept := r.socket.call
-	r.socket.call = func(fd int) (int, sockaddr, syscall.Errno) {
+	r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
 		if forever.Load() {
-			return -1, sockaddr{}, syscall.ECONNABORTED
+			return -1, sys.Addr{}, syscall.ECONNABORTED
 		}
 		return accept(fd)
 	}

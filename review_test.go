@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // revActors serves n connections with one loop and receive as their actor, which Opened does not reach.
@@ -101,7 +103,7 @@ func TestInputBehindAnOutstandingReadableOutlivesABreak(t *testing.T) {
 	write(t, peer, []byte("frm1frm2"))
 	one() // frm2 is kept, and announced
 	write(t, peer, []byte("frm3"))
-	waitFor(t, "the bytes to arrive", func() bool { var b [1]byte; n, _ := sysPeekAt(c.fd, b[:]); return n > 0 })
+	waitFor(t, "the bytes to arrive", func() bool { var b [1]byte; n, _ := sys.Peek(c.fd, b[:]); return n > 0 })
 	asleep(t, r.Listener) // the edge has been merged into the Readable that is outstanding
 	one()                 // frm2
 	one()                 // frm3
@@ -282,9 +284,9 @@ func TestAcceptingTriesOneTimerLongWhileDescriptorsAreExhausted(t *testing.T) {
 	var exhausted atomic.Bool
 	r := listen(t, ListenerOptions{Loops: 1})
 	accept := r.socket.call
-	r.socket.call = func(fd int) (int, sockaddr, syscall.Errno) {
+	r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
 		if exhausted.Load() {
-			return -1, sockaddr{}, syscall.EMFILE
+			return -1, sys.Addr{}, syscall.EMFILE
 		}
 		return accept(fd)
 	}

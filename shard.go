@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio/internal/quota"
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // A poller reports readiness; epoll in production, a fake in tests.
@@ -34,7 +35,7 @@ type shared struct {
 	addr      net.Addr
 	anyAddr   bool          // bound to a wildcard: each connection has a local address of its own
 	multipath bool          // a given listener, as net.Listen makes it, speaks multipath TCP with clients that do
-	zone      zone          // of the network interface that the listening socket is bound to
+	zone      sys.Zone      // of the network interface that the listening socket is bound to
 	roomAgain func()        // is called when a stream that was full has been emptied
 	onGone    func(c *Conn) // see Listener.connGone
 

@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"testing"
 
+	"github.com/rabbit-backend/tcpio/internal/sys"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,7 +19,7 @@ func hasMore(t *testing.T, c *Conn) {
 	waitFor(t, "more input", func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.fd < 0 || sysUnread(c.fd) > 0 && (c.flags&fReadable != 0 || !c.ext.frames.drained)
+		return c.fd < 0 || sys.Unread(c.fd) > 0 && (c.flags&fReadable != 0 || !c.ext.frames.drained)
 	})
 }
 

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // A Listener accepts connections and turns their readiness into events. Its methods may be called
@@ -56,7 +58,7 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	if opts == nil {
 		return nil, errors.New("tcpio: Listen: options are nil")
 	}
-	if !supported {
+	if !sys.Supported {
 		return nil, fmt.Errorf("tcpio: Listen: %w", errors.ErrUnsupported)
 	}
 	l := &Listener{
@@ -112,18 +114,18 @@ func (l *Listener) open() error {
 		}
 		if u, ok := ln.Addr().(*net.UnixAddr); ok && u.Name != "" && u.Name[0] != '@' {
 			l.socket.path = u.Name
-			l.socket.file, _ = sysFileID(u.Name)
+			l.socket.file, _ = sys.FileAt(u.Name)
 		}
 	}
 	l.addr = ln.Addr()
-	fd, err := takeListener(ln)
+	fd, err := sys.TakeListener(ln)
 	if err == nil {
 		if a, ok := l.addr.(*net.TCPAddr); ok {
 			l.anyAddr = a.IP.IsUnspecified()
-			l.zone = sysDevice(fd)
-			l.multipath = sysMultipath(int32(fd))
-			if err = tuneListener(fd, l.opts.KeepAlive, l.opts.UserTimeout); err != nil {
-				sysCloseFD(int32(fd))
+			l.zone = sys.Device(fd)
+			l.multipath = sys.Multipath(fd)
+			if err = sys.TuneListener(fd, l.opts.KeepAlive, l.opts.UserTimeout); err != nil {
+				sys.CloseFD(fd)
 			}
 		}
 	}
@@ -136,7 +138,7 @@ func (l *Listener) open() error {
 	l.opts.Listener = nil
 	l.socket.fd, l.socket.arriving, l.socket.left = fd, -1, longestBacklog
 	l.socket.over = make(chan struct{})
-	l.socket.call = accepter(fd)
+	l.socket.call = sys.Accepter(fd)
 	return nil
 }
 
@@ -345,7 +347,7 @@ func (l *Listener) startLoops() (started bool, err error) {
 		}
 	}
 	if err == nil {
-		err = pollers[0].add(l.socket.fd, listenToken, pollEdge)
+		err = pollers[0].add(int(l.socket.fd), listenToken, pollEdge)
 	}
 	for i, p := range pollers {
 		if err == nil {

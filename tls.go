@@ -10,6 +10,8 @@ import (
 	"math/bits"
 	"net"
 	"syscall"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // TLS on the standard crypto/tls. A handshake runs on a goroutine of its own, which begins when a whole ClientHello has
@@ -312,7 +314,7 @@ func (c *Conn) spokenLocked() bool {
 	}
 	n, err := c.decryptLocked()
 	if n == 0 && err == nil {
-		return st.link.b != nil || sysUnread(c.fd) > 0
+		return st.link.b != nil || sys.Unread(c.fd) > 0
 	}
 	if n == 0 && err == ErrWouldBlock || c.flags&(fClosing|fReleased) != 0 {
 		return false

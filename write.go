@@ -4,6 +4,8 @@ import (
 	"math"
 	"net"
 	"syscall"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // TryWrite writes all of p or nothing, without blocking. What the socket does not take at once is copied and queued, and
@@ -176,7 +178,7 @@ func (c *Conn) putBulkLocked(p []byte) error {
 func (c *Conn) putvBulkLocked(bufs net.Buffers) error {
 	c.flags |= fWriting | fBulk
 	defer c.endBulkLocked()
-	var part [iovMax][]byte
+	var part [sys.VecMax][]byte
 	for off := 0; len(bufs) > 0; {
 		n, room := 0, holdMax
 		for looked := 0; len(bufs) > 0 && n < len(part) && room > 0 && looked < holdPieces; looked++ {
@@ -241,7 +243,7 @@ const (
 func (c *Conn) sendLocked(p []byte) (int, error) {
 	sent := 0
 	for sent < len(p) {
-		n, errno := sysSend(c.fd, p[sent:min(len(p), sent+sendChunk)])
+		n, errno := sys.Send(c.fd, p[sent:min(len(p), sent+sendChunk)])
 		switch errno {
 		case 0:
 			sent += n
@@ -259,19 +261,19 @@ func (c *Conn) sendLocked(p []byte) (int, error) {
 func (c *Conn) sendvLocked(bufs net.Buffers) (int, error) {
 	sent, i, off := 0, 0, 0
 	for {
-		var v iovec
+		var v sys.Vec
 		for j, o, room := i, off, sendChunk; j < len(bufs) && room > 0; j, o = j+1, 0 {
 			p := bufs[j][o:]
 			p = p[:min(len(p), room)]
-			if !v.add(p) {
+			if !v.Add(p) {
 				break
 			}
 			room -= len(p)
 		}
-		if v.n == 0 {
+		if v.N == 0 {
 			return sent, nil
 		}
-		n, errno := sysSendv(c.fd, &v)
+		n, errno := sys.Sendv(c.fd, &v)
 		switch errno {
 		case 0:
 		case syscall.EAGAIN:
@@ -313,9 +315,9 @@ func (c *Conn) flushLocked() {
 			c.roomLocked()
 			return
 		}
-		var v iovec
+		var v sys.Vec
 		c.out.fill(&v)
-		n, errno := sysSendv(c.fd, &v)
+		n, errno := sys.Sendv(c.fd, &v)
 		switch {
 		case errno == syscall.EAGAIN:
 			c.roomLocked()
@@ -426,11 +428,11 @@ func (q *outQueue) share(sh *shared, b *block, off, end int) {
 }
 
 // fill points v at the front of the queue.
-func (q *outQueue) fill(v *iovec) {
+func (q *outQueue) fill(v *sys.Vec) {
 	room := sendChunk
 	for _, s := range q.segs {
 		n := min(s.end-s.off, room)
-		if n == 0 || !v.add(s.b.buf[s.off:s.off+n]) {
+		if n == 0 || !v.Add(s.b.buf[s.off:s.off+n]) {
 			return
 		}
 		room -= n

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/rabbit-backend/tcpio/internal/sys"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
@@ -25,9 +26,9 @@ func numbered(off, n int) []byte {
 	return p
 }
 
-func (v *iovec) bytes() []byte {
+func vecBytes(v *sys.Vec) []byte {
 	var all []byte
-	for _, s := range v.segs[:v.n] {
+	for _, s := range v.Segs[:v.N] {
 		if s.Len == 0 {
 			panic("an empty segment")
 		}
@@ -73,9 +74,9 @@ func TestOutQueueIsBytesJoin(t *testing.T) {
 			"consume": func(t *rapid.T) {
 				n := min(queueSizes.Draw(t, "size"), len(want))
 				if rapid.Bool().Draw(t, "all of a vector") {
-					var v iovec
+					var v sys.Vec
 					q.fill(&v)
-					n = len(v.bytes())
+					n = len(vecBytes(&v))
 				}
 				q.consume(sh, n)
 				want = want[n:]
@@ -88,11 +89,11 @@ func TestOutQueueIsBytesJoin(t *testing.T) {
 				if q.len() != len(want) {
 					t.Fatalf("%d bytes, want %d", q.len(), len(want))
 				}
-				var v iovec
+				var v sys.Vec
 				q.fill(&v)
-				got := v.bytes()
-				if v.n < min(iovMax, len(q.segs)) {
-					t.Fatalf("%d of %d segments filled in", v.n, len(q.segs))
+				got := vecBytes(&v)
+				if v.N < min(sys.VecMax, len(q.segs)) {
+					t.Fatalf("%d of %d segments filled in", v.N, len(q.segs))
 				}
 				if !bytes.Equal(got, want[:min(len(got), len(want))]) {
 					t.Fatalf("the front of the queue is not what was put in")
@@ -123,9 +124,9 @@ func TestSharedBlockIsNeverWrittenTo(t *testing.T) {
 		t.Errorf("the shared block is now %q", got)
 	}
 	for q, want := range map[*outQueue]string{&q1: "sharedone", &q2: "sharedtwo"} {
-		var v iovec
+		var v sys.Vec
 		q.fill(&v)
-		if got := string(v.bytes()); got != want {
+		if got := string(vecBytes(&v)); got != want {
 			t.Errorf("queue holds %q, want %q", got, want)
 		}
 	}

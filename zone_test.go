@@ -25,11 +25,12 @@ import (
 // made by this package, so none is made under a lock.
 func TestNobodyAsksNetlinkForTheNameOfAZone(t *testing.T) {
 	files, err := filepath.Glob("*.go")
-	if err != nil || len(files) == 0 {
-		t.Fatal(files, err)
+	inside, err2 := filepath.Glob("internal/*/*.go")
+	if err != nil || err2 != nil || len(files) == 0 || len(inside) == 0 {
+		t.Fatal(files, inside, err, err2)
 	}
 	fset := gotoken.NewFileSet()
-	for _, name := range files {
+	for _, name := range append(files, inside...) {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
@@ -48,35 +49,6 @@ func TestNobodyAsksNetlinkForTheNameOfAZone(t *testing.T) {
 			}
 			return true
 		})
-	}
-}
-
-func TestAZoneHasItsInterfacesName(t *testing.T) {
-	ifs, err := net.Interfaces()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6, unix.AF_UNIX} {
-		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			continue // no such family here
-		}
-		defer unix.Close(fd)
-		for _, i := range ifs {
-			z := sysZone(fd, uint32(i.Index))
-			if got := z.nameOf(uint32(i.Index)); got != i.Name {
-				t.Errorf("family %d, index %d: %q, want %q", family, i.Index, got, i.Name)
-			}
-			if got := z.nameOf(1 << 30); got != "1073741824" {
-				t.Errorf("another zone: %q", got)
-			}
-			if got := z.nameOf(0); got != "" {
-				t.Errorf("no zone: %q", got)
-			}
-		}
-		if got := sysZone(fd, 1<<30).name; got != "1073741824" {
-			t.Errorf("family %d, no such interface: %q, want its index", family, got)
-		}
 	}
 }
 
@@ -117,7 +89,7 @@ func linkLocal(t *testing.T, f func(t *testing.T)) {
 	}
 }
 
-// To see it fail: leave the zone's name to sysLocalAddr without one.
+// To see it fail: leave the zone's name to sys.LocalAddr without one.
 func TestLinkLocalAddressesAreThePackageNets(t *testing.T) {
 	for _, listenAt := range []string{"[fe80::1%tcpio0]:0", "[::]:0"} {
 		t.Run(listenAt, func(t *testing.T) {

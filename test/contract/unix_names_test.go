@@ -40,7 +40,7 @@ func sameAddr(t *testing.T, what string, got, want net.Addr) {
 	}
 }
 
-// To see it fail: forget the name in parseSockaddr.
+// To see it fail: forget the name in parseAddr.
 func TestUnixAddressesAreThePackageNets(t *testing.T) {
 	for server, serverName := range unixNames {
 		if server == "none" {

@@ -15,7 +15,7 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// To see it fail: leave out F_DUPFD_CLOEXEC in sysGiveAway, sysTake or sysListenerCopy.
+// To see it fail: leave out F_DUPFD_CLOEXEC in dup of internal/sys.
 func TestAnExecutedChildInheritsNoDuplicate(t *testing.T) {
 	before := inherited(t) // what this process has got itself
 	l, events := harness.Manual(t, tcpio.ListenerOptions{Loops: 2})

@@ -20,7 +20,7 @@ import (
 )
 
 // O_NONBLOCK belongs to the open file description, which others may share and change. To see these tests fail: make
-// sysAccept call accept4 at once, raw or not, or leave out a MSG_DONTWAIT.
+// sys.Accept call accept4 at once, raw or not, or leave out a MSG_DONTWAIT.
 
 // sharedSockets are listening sockets of every kind and origin.
 func sharedSockets(t *testing.T) map[string]tcpio.ListenerOptions {
@@ -350,7 +350,7 @@ func TestAdoptionLeavesTheSocketNonBlocking(t *testing.T) {
 }
 
 // Whoever holds the same open file may clear O_NONBLOCK; a call that must not block still does not. To see it fail: leave
-// out MSG_DONTWAIT in sysRecv or sysSend.
+// out MSG_DONTWAIT in sys.Recv or sys.Send.
 func TestCallsDoNotBlockOnADescriptorThatSomebodyMadeBlocking(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{WriteBuffer: 100 << 10})
 	c, peer := harness.Open(t, l, events)
