@@ -230,18 +230,7 @@ func (c *Conn) leaveSomeLocked() bool {
 		c.sh.timers.stop(tm)
 		c.unlinkTimerLocked(tm)
 	}
-	for range leaveMost {
-		n := len(x.groups)
-		if n == 0 {
-			x.groups = nil
-			break
-		}
-		g := x.groups[n-1]
-		x.groups[n-1] = nil
-		x.groups = x.groups[:n-1]
-		g.remove(c)
-	}
-	return x.timers == nil && x.groups == nil
+	return c.leaveGroupsLocked() && x.timers == nil
 }
 
 // leaveRest goes on until all are gone.

@@ -65,6 +65,10 @@
 // that [Conn.TryWrite] takes nothing and returns [ErrWouldBlock]; a Writable follows when the queue
 // has fallen to half. MaxBuffered bounds all queues together.
 //
+// A [Group] waits for no member. One without room for a Write is closed with [ErrSlow] ([CloseSlow]),
+// or misses that Write as a whole ([SkipSlow]): then [Group.Skipped] and [Stats] count it, and a
+// Writable says when it has room, so that its handler can send what it missed.
+//
 // When the consumer of the stream does not receive, the channel fills up. Reading and accepting
 // then pause, while queued output still goes out, timers run and connections close. Nothing grows
 // meanwhile, and the loops sleep. At most MailboxSize posted values wait for a connection; Post

@@ -2,16 +2,18 @@ package tcpio
 
 import (
 	"errors"
+	"iter"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 )
 
 // SlowPolicy says what a Group does with a member that does not keep up: one whose queue has no room for a Write.
 type SlowPolicy int
 
 const (
-	// SkipSlow leaves the member out of that Write. It is the default.
+	// SkipSlow leaves the member out of that Write, and counts it; a Writable follows when it has room. It is the default.
 	SkipSlow SlowPolicy = iota
 	// CloseSlow closes the member with ErrSlow: what is queued goes out within CloseTimeout, then Group.Notice.
 	CloseSlow
@@ -32,14 +34,22 @@ func (p SlowPolicy) String() string {
 var ErrSlow = errors.New("tcpio: connection did not keep up with its group")
 
 // A Group is a set of connections that are written to together, a chat room say. The zero value is an empty one. Its
-// methods may be called from any goroutine; its fields must not be changed after the first use.
+// methods may be called from any goroutine; its fields must not be changed after the first use. [Groups] is a map of
+// them by a key.
+//
+// A group never waits for a member. One that does not keep up misses what it has no room for, or is closed with
+// SlowPolicy CloseSlow. What it misses is counted, by [Group.Skipped] and in [Stats], and a Writable says when it has room
+// again, so that its handler can bring it up to date.
 type Group struct {
 	// Slow is what happens to a member that does not keep up.
 	Slow SlowPolicy
 	// Notice is sent to a member that CloseSlow closes, as its last bytes, whatever is queued already.
 	Notice []byte
 
-	writing sync.Mutex // held by Write: all members see the same order. Taken before a Conn's mu.
+	home    groupHome     // immutable; nil unless the group is one of a Groups
+	skipped atomic.Uint64 // see Skipped
+
+	writing sync.Mutex // held by Write and Post: all members see the same order. Taken before a Conn's mu.
 
 	mu sync.Mutex
 	// Guarded by mu, which is taken under a Conn's mu.
@@ -48,18 +58,29 @@ type Group struct {
 	shared  bool
 }
 
+// A groupHome is the map that a group is in. Its methods are called with the Conn's mu held.
+type groupHome interface {
+	join(c *Conn) *Group     // joins the group that is under the key now; nil if c is a member already
+	leave(g *Group, c *Conn) // removes c from g
+}
+
 // Join makes c a member. Joining twice, or a connection that is closing, does nothing. A member leaves by itself when it
-// closes.
+// closes. Join does not block.
 func (g *Group) Join(c *Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.flags&(fClosing|fReleased) != 0 {
 		return
 	}
-	if g.insert(c) {
-		x := c.extLocked()
-		x.groups = append(x.groups, g)
+	if g.home != nil {
+		if g = g.home.join(c); g == nil {
+			return
+		}
+	} else if !g.insert(c) {
+		return
 	}
+	x := c.extLocked()
+	x.groups = append(x.groups, g)
 }
 
 // Leave ends c's membership. On a connection that is no member it does nothing. A Write that is running may still reach c.
@@ -71,8 +92,44 @@ func (g *Group) Leave(c *Conn) {
 	}
 	if i := slices.Index(c.ext.groups, g); i >= 0 {
 		c.ext.groups = slices.Delete(c.ext.groups, i, i+1)
+		g.letGo(c)
+	}
+}
+
+// letGo removes c, whose mu the caller holds.
+func (g *Group) letGo(c *Conn) {
+	if g.home != nil {
+		g.home.leave(g, c)
+	} else {
 		g.remove(c)
 	}
+}
+
+// LeaveGroups ends c's membership in every group at once, as Group.Leave does. It does not block. After Close it does
+// nothing: the connection has left them all.
+func (c *Conn) LeaveGroups() {
+	for all := false; !all; {
+		c.mu.Lock()
+		all = c.ext == nil || c.leaveGroupsLocked()
+		c.mu.Unlock()
+	}
+}
+
+// leaveGroupsLocked leaves groups, as many as one hold of mu may. It reports whether that was all.
+func (c *Conn) leaveGroupsLocked() bool {
+	x := c.ext
+	for range leaveMost {
+		n := len(x.groups)
+		if n == 0 {
+			x.groups = nil
+			break
+		}
+		g := x.groups[n-1]
+		x.groups[n-1] = nil
+		x.groups = x.groups[:n-1]
+		g.letGo(c)
+	}
+	return x.groups == nil
 }
 
 // Len returns the number of members.
@@ -82,11 +139,51 @@ func (g *Group) Len() int {
 	return len(g.members)
 }
 
+// All iterates over the members of the moment at which the iteration begins. No lock is held while the body runs, so a
+// member may have left or closed by then; the body may call any method of the group.
+func (g *Group) All() iter.Seq[*Conn] {
+	return func(yield func(*Conn) bool) {
+		for _, c := range g.snapshot() {
+			if !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// Skipped returns how often a member missed a Write for which it had no room, or a Post for which its mailbox had none.
+// Members that CloseSlow closed do not count, nor do those that have failed. [Stats] has the sum over all groups.
+func (g *Group) Skipped() uint64 { return g.skipped.Load() }
+
+// skip counts a member that misses something.
+func (g *Group) skip(c *Conn) {
+	g.skipped.Add(1)
+	c.sh.count.skipped.Add(1)
+}
+
+// Post posts v to every member as Conn.Post does, without waiting for any, and returns how many members missed it since
+// their mailbox was full; Skipped counts these. Concurrent Posts and Writes are made one after the other, so that all
+// members get the values in the same order.
+func (g *Group) Post(v any) (missed int) {
+	g.writing.Lock()
+	defer g.writing.Unlock()
+	for _, c := range g.snapshot() {
+		if c.Post(v) == ErrMailboxFull {
+			g.skip(c)
+			missed++
+		}
+	}
+	return missed
+}
+
 // Write writes p to every member as TryWrite does, without waiting for any, and returns len(p), nil. What sockets do not
 // take at once is queued as one shared copy. A member without room is dealt with as Slow says, one that has failed is
-// passed over. Concurrent Writes are made one after the other, so that all members see them in the same order. p is the
-// caller's again afterwards.
-func (g *Group) Write(p []byte) (int, error) {
+// passed over. A member that was left out gets a Writable when it has room. Concurrent Writes are made one after the
+// other, so that all members see them in the same order. p is the caller's again afterwards.
+func (g *Group) Write(p []byte) (int, error) { return g.WriteExcept(nil, p) }
+
+// WriteExcept is Write to every member but c, from which p came, say. c need not be a member.
+func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 	g.writing.Lock()
 	defer g.writing.Unlock()
 	if len(p) == 0 {
@@ -95,15 +192,16 @@ func (g *Group) Write(p []byte) (int, error) {
 	var b *block // the shared copy, made when the first member needs one
 	var sh *shared
 	for _, c := range g.snapshot() {
+		if c == except {
+			continue
+		}
 		c.mu.Lock()
-		waiting := c.flags & fWantRoom
 		err := c.mayWriteLocked(len(p))
 		if err == nil && b == nil && len(p) > holdMax && c.flags&fTLS == 0 {
 			c.unlock() // the copy takes as long as p is, and no socket will take all of p
 			sh = c.sh.shared
 			b = sh.shareable(p)
 			c.mu.Lock()
-			waiting = c.flags & fWantRoom
 			err = c.mayWriteLocked(len(p))
 		}
 		switch err {
@@ -133,10 +231,13 @@ func (g *Group) Write(p []byte) (int, error) {
 				}
 			}
 		case ErrWouldBlock:
-			c.flags = c.flags&^fWantRoom | waiting // nobody asked for a Writable here
-			if c.out != nil && len(p) > c.sh.opts.WriteBuffer-c.queuedLocked() {
-				g.slowLocked(c)
-			} // else a write or a copy is under way, or others' output has taken the room, and it is only skipped
+			// Otherwise a write or a copy is under way, or others' output has taken the room, and it is only skipped.
+			full := c.out != nil && len(p) > c.sh.opts.WriteBuffer-c.queuedLocked()
+			if g.Slow == CloseSlow && full && c.flags&fHandshake == 0 { // in which nobody can take anything
+				g.closeSlowLocked(c)
+			} else {
+				g.skip(c)
+			}
 		}
 		c.unlock()
 	}
@@ -163,11 +264,8 @@ func (sh *shared) shareable(p []byte) *block {
 	return b
 }
 
-// slowLocked deals with a member that has no room.
-func (g *Group) slowLocked(c *Conn) {
-	if g.Slow != CloseSlow || c.flags&fHandshake != 0 {
-		return // in a TLS handshake nobody can take anything
-	}
+// closeSlowLocked closes a member that has no room.
+func (g *Group) closeSlowLocked(c *Conn) {
 	if len(g.Notice) > 0 && c.flags&fWriting == 0 { // it does not come between a write's bytes
 		_ = c.putBulkLocked(g.Notice)
 	}

@@ -21,7 +21,7 @@ var fileOrder = strings.Fields(`
 	dueheap.go poison.go pool.go wait.go guard.go
 	events.go actor.go epoll_linux.go timers.go table.go shard.go log.go conn.go
 	stream.go limits.go ends.go budget.go read.go write.go tlslink.go tls.go handshake.go
-	close.go group.go frames.go netconn.go rawconn.go copy.go
+	close.go group.go groups.go frames.go netconn.go rawconn.go copy.go
 	loop.go admit.go accept.go shutdown.go tcpio.go
 	callback.go netlistener.go dial.go
 `)

@@ -22,6 +22,8 @@ type LoopStats struct {
 	Events   uint64 // delivered, or noted until their route has room; without Failed
 	Posted   uint64 // values that came from Post, Ask and After, part of Events
 
+	GroupSkips uint64 // writes and posts that a member of a Group missed since it had no room
+
 	HandshakesFailed uint64 // TLS handshakes, those that took too long too
 
 	Refused  RefusedStats
@@ -53,6 +55,7 @@ type counters struct {
 	bytesIn, bytesOut atomic.Uint64
 	events, posted    atomic.Uint64
 	handshakes        atomic.Uint64 // failed
+	skipped           atomic.Uint64 // see GroupSkips
 	refused           [refusals]atomic.Uint64
 	timeouts          [limitKinds]atomic.Uint64
 }
@@ -77,6 +80,7 @@ func (l *Listener) Stats() Stats {
 			BytesOut:         n.bytesOut.Load(),
 			Events:           n.events.Load(),
 			Posted:           n.posted.Load(),
+			GroupSkips:       n.skipped.Load(),
 			HandshakesFailed: n.handshakes.Load(),
 			Refused: RefusedStats{
 				Conns: n.refused[refusedConns].Load(),
@@ -107,6 +111,7 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.BytesOut += o.BytesOut
 	s.Events += o.Events
 	s.Posted += o.Posted
+	s.GroupSkips += o.GroupSkips
 	s.HandshakesFailed += o.HandshakesFailed
 	s.Refused.Conns += o.Refused.Conns
 	s.Refused.PerIP += o.Refused.PerIP

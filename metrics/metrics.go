@@ -83,6 +83,8 @@ func newCollector(stats func() tcpio.Stats, labels prometheus.Labels) *collector
 	perLoop(prometheus.CounterValue, "connections_timed_out_total", "Connections that a time limit ended, by kind.", "kind", timeouts)
 	counter("tls_handshakes_failed_total", "TLS handshakes that failed, those that took too long too.",
 		func(s *tcpio.LoopStats) uint64 { return s.HandshakesFailed })
+	counter("group_skips_total", "Writes and posts that a member of a group missed since it had no room.",
+		func(s *tcpio.LoopStats) uint64 { return s.GroupSkips })
 	counter("received_bytes_total", "Bytes read from sockets.",
 		func(s *tcpio.LoopStats) uint64 { return s.BytesIn })
 	counter("sent_bytes_total", "Bytes taken by sockets.",

@@ -109,6 +109,8 @@ func writeMetrics(w io.Writer, s tcpio.Stats) {
 	})
 	counter("tls_handshakes_failed_total", "TLS handshakes that failed, those that took too long too.",
 		func(s *tcpio.LoopStats) uint64 { return s.HandshakesFailed })
+	counter("group_skips_total", "Writes and posts that a member of a group missed since it had no room.",
+		func(s *tcpio.LoopStats) uint64 { return s.GroupSkips })
 	counter("received_bytes_total", "Bytes read from sockets.",
 		func(s *tcpio.LoopStats) uint64 { return s.BytesIn })
 	counter("sent_bytes_total", "Bytes taken by sockets.",

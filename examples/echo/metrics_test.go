@@ -105,7 +105,7 @@ func TestAMetricsAddressInUseIsAnError(t *testing.T) {
 func TestEveryNumberHasItsName(t *testing.T) {
 	var b strings.Builder
 	writeMetrics(&b, tcpio.Stats{Queued: 18, Blocked: 19, Refusing: 20, Loops: []tcpio.LoopStats{{
-		Open: 1, Accepted: 2, Closed: 3, BytesIn: 4, BytesOut: 5, Events: 6, Posted: 7, HandshakesFailed: 8,
+		Open: 1, Accepted: 2, Closed: 3, BytesIn: 4, BytesOut: 5, Events: 6, Posted: 7, HandshakesFailed: 8, GroupSkips: 22,
 		Refused:  tcpio.RefusedStats{Conns: 9, PerIP: 10, Rate: 11, Admit: 12},
 		Timeouts: tcpio.TimeoutStats{Idle: 13, Read: 14, Write: 15, Handshake: 16, Close: 17, EOF: 21},
 	}}})
@@ -130,6 +130,7 @@ func TestEveryNumberHasItsName(t *testing.T) {
 		`tcpio_connections_timed_out_total{kind="close",loop="0"} 17`,
 		`tcpio_connections_timed_out_total{kind="eof",loop="0"} 21`,
 		`tcpio_tls_handshakes_failed_total{loop="0"} 8`,
+		`tcpio_group_skips_total{loop="0"} 22`,
 		`tcpio_received_bytes_total{loop="0"} 4`,
 		`tcpio_sent_bytes_total{loop="0"} 5`,
 		`tcpio_events_total{loop="0"} 6`,
