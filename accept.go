@@ -294,10 +294,10 @@ func (l *Listener) leastBusy(all bool) *loop {
 }
 
 // newConn makes a connection of fd, on lp.
-func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr) *Conn {
-	c := &Conn{sh: &lp.shard, id: lastID.Add(1), peer: peer, fd: fd, stream: l.streamFor(lp)}
+func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr, from origin) *Conn {
+	c := &Conn{sh: &lp.shard, id: lastID.Add(1), peer: peer, origin: from, fd: fd, stream: l.streamFor(lp)}
 	if !peer.IsIP {
-		c.flags |= fUnix | fDistrust
+		c.flags |= fDistrust
 	} else if l.multipath && sys.Multipath(fd) {
 		c.flags |= fDistrust
 	}
@@ -318,40 +318,41 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr) *Conn {
 // there is one, since nothing was sent on it yet: it is writable. That saves the wake-up of its loop. What else is served
 // may have no edge until its peer moves, so it is announced here. On an error the descriptor is closed. If c is to get its
 // actor from the user's hook, it has no turn before employ.
-func (l *Listener) register(c *Conn, accepted bool) error {
+func (l *Listener) register(c *Conn) error {
 	sh := c.sh
-	served := !c.refused()
+	served := c.origin != refused
+	arrived := c.origin == accepted || !served
 	if served {
 		sh.live.Add(1)
 	} else {
 		l.refusing.Add(1)
 	}
-	if accepted && !l.socket.arrived() {
-		l.dismiss(c, c.flags)
+	if arrived && !l.socket.arrived() {
+		l.dismiss(c)
 		l.connGone(c)
 		return net.ErrClosed
 	}
-	if l.stopping.Load() && (!accepted || l.ending.Load() == endCut) {
+	if l.stopping.Load() && (!arrived || l.ending.Load() == endCut) {
 		// The loops may have ended; for one that was accepted they wait, see checkGone.
-		if accepted {
+		if arrived {
 			sys.Close(c.fd, false)
 		} else {
 			sys.CloseFD(c.fd) // whoever brought it keeps it
 		}
-		l.dismiss(c, c.flags)
+		l.dismiss(c)
 		l.connGone(c)
 		return net.ErrClosed
 	}
-	// From add on others see c, and it may end at any moment. The reference keeps the descriptor until the registration
+	// From add on others see c, and it may end at any moment. fNew keeps the descriptor until the registration
 	// is over, fRunning its events until the actor is there.
-	c.refs = 1
+	c.flags |= fNew
 	asks := l.asksForActor(c)
 	if asks {
 		c.flags |= fRunning
 	}
 	if served {
 		c.mu.Lock()
-		if l.opts.TLSConfig != nil && c.flags&fDialled == 0 {
+		if l.opts.TLSConfig != nil && c.origin != dialled {
 			c.beginTLSLocked(l.opts.TLSConfig)
 		}
 		c.beginLimitsLocked() // before anybody can set others
@@ -361,19 +362,19 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	err := sh.p.add(int(c.fd), t, pollConn)
 	c.mu.Lock()
 	defer c.unlock()
-	c.refs--
+	c.flags &^= fNew
 	if served {
 		sh.count.accepted.Add(1)
 	}
-	if !accepted && err == nil && c.flags&(fOpened|fHandshake|fReleased) == 0 {
+	if !arrived && err == nil && c.flags&(fOpened|fHandshake|fReleased) == 0 {
 		c.emitLocked(pendOpened)
 	}
 	if err != nil {
 		if c.flags&fOpened == 0 {
 			c.flags |= fMute // nobody has heard of it
 		}
-		if !accepted {
-			c.flags |= fGiven // whoever brought it keeps it
+		if !arrived {
+			c.extLocked().given = true // whoever brought it keeps it
 		}
 		if asks {
 			c.endTurnLocked()
@@ -384,7 +385,7 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 	// Shutdown and Close look at the connections after they have set ending: this one they may have missed.
 	switch l.ending.Load() {
 	case endTold:
-		if !accepted { // else see late
+		if !arrived { // else see late
 			c.tellDrainingLocked()
 		}
 	case endClosed:
@@ -397,7 +398,7 @@ func (l *Listener) register(c *Conn, accepted bool) error {
 
 // asksForActor says whether the user's hook makes c's actor. c is not registered yet.
 func (l *Listener) asksForActor(c *Conn) bool {
-	return l.opts.Actor != nil && !c.refused() && c.flags&fDialled == 0
+	return l.opts.Actor != nil && (c.origin == accepted || c.origin == adopted)
 }
 
 // askForActor asks it. Nil refuses c, and so do a panic and runtime.Goexit, which are logged.
@@ -459,7 +460,7 @@ var lastID atomic.Uint64
 // connGone is called when a connection's descriptor is closed and Closed emitted.
 func (l *Listener) connGone(c *Conn) {
 	n := int64(0)
-	if c.refused() {
+	if c.origin == refused {
 		n = l.refusing.Add(-1)
 	} else {
 		n = c.sh.live.Add(-1)

@@ -268,10 +268,10 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	}
 	c.stream, c.actor, c.sentAt = s, a, 0
 	plain := c.flags&fMute != 0
-	if c.flags&fCall != 0 {
+	if c.ext != nil {
 		c.ext.late = 0
 	}
-	c.flags &^= fMute | fDefer | fCall
+	c.flags &^= fMute | fDefer
 	if plain && c.flags&(fHandshake|pendOpened) == 0 {
 		c.emitLocked(pendOpened) // it was handed out as a net.Conn
 	}
@@ -339,7 +339,7 @@ func (c *Conn) endTurnLocked() {
 
 // endDrainLocked closes a connection whose actor was told of the Shutdown and has nothing more to do.
 func (c *Conn) endDrainLocked() {
-	if c.flags&(fDrained|fRunning|fCall) == fDrained && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
+	if c.flags&(fDrained|fRunning) == fDrained && !c.callWaitsLocked() && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
 		c.closeLocked(nil)
 	}
 }

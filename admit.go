@@ -69,11 +69,11 @@ func (l *Listener) refuse(lp *loop, fd int32, peer sys.Addr, why refusal) {
 		l.socket.turnAway()
 		return
 	}
-	c := &Conn{sh: &lp.shard, peer: peer.Unnamed(), fd: fd, flags: fMute}
+	c := &Conn{sh: &lp.shard, peer: peer.Unnamed(), origin: refused, fd: fd, flags: fMute}
 	if !peer.IsIP {
-		c.flags |= fUnix | fDistrust
+		c.flags |= fDistrust
 	}
-	if l.register(c, true) != nil {
+	if l.register(c) != nil {
 		return
 	}
 	c.mu.Lock()
@@ -93,15 +93,12 @@ func (a *accepting) welcome() error {
 		a.refuse(why)
 		return nil
 	}
-	c := l.newConn(a.target, a.fd, a.peer)
+	c := l.newConn(a.target, a.fd, a.peer, accepted)
 	if a.peer.Named() {
 		remote, local := a.peer.Names(a.fd, a.zone)
 		c.ext = &connExt{remote: remote, local: local}
 	}
-	if a.counts() {
-		c.flags |= fCounted
-	}
-	if err := l.register(c, true); err != nil {
+	if err := l.register(c); err != nil {
 		return err
 	}
 	if s := &l.socket; s.last.Load() {
@@ -113,12 +110,9 @@ func (a *accepting) welcome() error {
 	return nil
 }
 
-// refused says whether the connection is only kept until its peer has the reply. Such a one has no ID: nobody sees it.
-func (c *Conn) refused() bool { return c.id == 0 }
-
 // dismiss gives back what admission took.
-func (sh *shared) dismiss(c *Conn, f flags) {
-	if f&fCounted != 0 {
+func (sh *shared) dismiss(c *Conn) {
+	if c.origin == accepted && sh.opts.MaxConnsPerIP > 0 && c.peer.IsIP {
 		sh.perAddress.Give(c.peer.AddrPort("").Addr())
 	}
 }

@@ -54,7 +54,6 @@ func (cb *callback) Receive(ev Event) error {
 	default:
 		c := r.Conn
 		c.mu.Lock()
-		c.flags |= fCall
 		c.extLocked().late++
 		c.mu.Unlock()
 		cb.calls.post(func() { cb.lateCall(c) })
@@ -66,7 +65,7 @@ func (cb *callback) Receive(ev Event) error {
 // route meanwhile, what there was to read has been announced there.
 func (cb *callback) lateCall(c *Conn) {
 	c.mu.Lock()
-	waited := c.flags&fCall != 0
+	waited := c.callWaitsLocked()
 	c.mu.Unlock()
 	if !waited {
 		return
@@ -74,13 +73,12 @@ func (cb *callback) lateCall(c *Conn) {
 	defer func() {
 		c.mu.Lock()
 		defer c.unlock()
-		if c.flags&fCall == 0 {
+		if !c.callWaitsLocked() {
 			return // it has moved to another route
 		}
 		if c.ext.late--; c.ext.late > 0 {
 			return // more has come meanwhile, for another call
 		}
-		c.flags &^= fCall
 		c.endDrainLocked()
 		c.awaitUserLocked()
 	}()

@@ -35,7 +35,7 @@ func queuedCallback(t *testing.T) (l *Listener, release chan struct{}, c *Conn, 
 	waitFor(t, "the call that waits", func() bool {
 		for other := range r.Conns() {
 			other.mu.Lock()
-			waits := other != first && other.flags&fCall != 0
+			waits := other != first && other.callWaitsLocked()
 			other.mu.Unlock()
 			if waits {
 				c = other

@@ -17,19 +17,19 @@ import (
 // changes it then fails with an error that matches [net.ErrClosed]. No method waits for the listener's loops.
 type Conn struct {
 	// Immutable.
-	sh   *shard
-	id   uint64 // 0: refused
-	peer sys.Addr
-	gen  uint32 // with slot, names the connection in epoll's data: a descriptor number is no identity
-	slot uint32 // set once, by the table, before anybody else sees the Conn
+	sh     *shard
+	id     uint64 // 0: refused
+	peer   sys.Addr
+	origin origin
+	gen    uint32 // with slot, names the connection in epoll's data: a descriptor number is no identity
+	slot   uint32 // set once, by the table, before anybody else sees the Conn
 
 	mu sync.Mutex
 	// Guarded by mu.
 	fd     int32  // -1 once the descriptor is being released
 	sentAt uint32 // with a stream: the number that the outstanding Readable has in it
+	stamp  uint32 // with a stream: the demand batch of the outstanding Readable; else counts the reads
 	flags  flags
-	stamp  uint32    // with a stream: the demand batch of the outstanding Readable; else counts the reads
-	refs   int32     // users of fd outside mu (RawConn); the last one releases it
 	out    *outQueue // output the socket did not take; nil when there is none
 	stream *stream   // where events go; nil: to the actor
 	actor  Actor
@@ -37,6 +37,16 @@ type Conn struct {
 	data   any
 	limit  limitState
 }
+
+// An origin is where a connection comes from.
+type origin uint8
+
+const (
+	accepted origin = iota
+	refused         // accepted and only kept until its peer has the reply; it has no ID, since nobody sees it
+	adopted
+	dialled // plain
+)
 
 // connExt holds what few connections need, so that the others do not pay for it.
 type connExt struct {
@@ -53,7 +63,11 @@ type connExt struct {
 	mailbox []mail   // values not yet delivered, oldest first
 	posted  int      // of them, those that count against MailboxSize
 	copies  int32    // that are under way to the connection
-	late    int32    // calls of a callback that wait for their turn, or run after that, with fCall
+	fdUsers int32    // functions of SyscallConn that run; the last one to return releases fd
+	raw     bool     // SyscallConn was called: others may have received how the connection ended
+	given   bool     // the socket is somebody else's, who has a duplicate: its options are left alone
+	waiting bool     // a copy waits for room in the socket, with nothing queued
+	late    int32    // calls of a callback that wait for their turn, or run after that; see callback.lateCall
 	groups  []*Group // joined
 	tls     *tlsState
 	frames  frameBuffer
@@ -84,7 +98,6 @@ const (
 	fOpened    // Opened was emitted
 	fQueued    // in its route's queue
 	fRunning   // a goroutine is inside this connection's actor
-	fCall      // ext.late is not zero; see callback.lateCall
 	fReadable  // a Readable is outstanding: emitted, and nobody has read since
 	fWantRoom  // TryWrite refused: a Writable is owed
 	fDistrust  // a short read proves nothing: end, error or urgent data was signalled, or the socket is not TCP
@@ -100,25 +113,20 @@ const (
 	fGone      // the descriptor has gone
 	fHelp      // the loop has nothing outstanding: see loop.help
 	fLeave     // it has ended with more timers and groups than one hold of mu may let go of
-	fUnix      // not TCP
 	fMute      // handed out by NetListener: no events but Opened, until claimed
 	fDefer     // Opened waits for the first bytes
-	fDialled   // made by Dial: plain, and with fMute its Opened waits for a route
 	fTimed     // the connection has, or had, a time limit
 	fHeard     // a byte has arrived
-	fCounted   // it counts in Listener.perAddress
 	fTLS       // the connection speaks TLS, or is about to
 	fHandshake // the TLS handshake is not done: nothing is read, written or announced
 	fFinSeen   // the peer's FIN was read; with TLS that is not fEOF
 	fFlush     // the rest of the output waits for its turn in the loop's queue
 	fWriting   // a blocking or a large write is under way: nobody else's bytes come between its own
 	fBulk      // a large TryWrite has given up mu for a moment: what it has left goes out before the end does
-	fRaw       // SyscallConn was called: others may have been told how the connection ended
-	fWaitSend  // a copy or a raw write waits for room, with nothing queued
 	fStarved   // a write was refused for MaxBuffered
 	fTellsEnd  // Draining was emitted
 	fDrained   // the actor has received Draining: close behind its turn
-	fGiven     // the socket is somebody else's, who has a duplicate: its options are left alone
+	fNew       // register is at work: fd stays
 
 	pendMask = pendOpened | pendReadable | pendWritable | pendDraining | pendClosed
 )
@@ -132,31 +140,35 @@ func (c *Conn) unlock() {
 		return
 	}
 	c.flags &^= fHelp | fLeave
-	fd := int32(-1)
-	if f&fReleased != 0 && c.refs == 0 {
+	fd, given := int32(-1), false
+	if f&fReleased != 0 && !c.fdUsedLocked() {
 		fd, c.fd = c.fd, -1
+		given = c.ext != nil && c.ext.given
 	}
 	c.mu.Unlock()
 	if f&fLeave != 0 {
 		go c.leaveRest() // it ends with the timers and groups of this connection
 	}
 	if fd >= 0 {
-		c.finish(fd, f)
+		c.finish(fd, given, f&fReset != 0)
 	}
 	if f&fHelp != 0 {
 		c.sh.help()
 	}
 }
 
+// fdUsedLocked reports whether somebody uses the descriptor outside mu.
+func (c *Conn) fdUsedLocked() bool { return c.flags&fNew != 0 || c.ext != nil && c.ext.fdUsers > 0 }
+
 // finish closes the descriptor: out of the table and out of epoll first, so that no event of this connection is
 // delivered to a later one of the same number, and a duplicate held elsewhere keeps nothing alive in epoll.
-func (c *Conn) finish(fd int32, f flags) {
+func (c *Conn) finish(fd int32, given, reset bool) {
 	c.sh.conns.remove(c)
 	_ = c.sh.p.remove(int(fd))
-	if f&fGiven != 0 {
+	if given {
 		sys.CloseFD(fd)
 	} else {
-		sys.Close(fd, f&fReset != 0)
+		sys.Close(fd, reset)
 	}
 	c.mu.Lock()
 	c.flags |= fGone
@@ -165,8 +177,8 @@ func (c *Conn) finish(fd int32, f flags) {
 		c.ext.gone.open()
 	}
 	c.unlock()
-	c.sh.dismiss(c, f)
-	if !c.refused() {
+	c.sh.dismiss(c)
+	if c.origin != refused {
 		c.sh.count.closed.Add(1)
 	}
 	c.sh.onGone(c)
@@ -178,6 +190,9 @@ func (c *Conn) extLocked() *connExt {
 	}
 	return c.ext
 }
+
+// callWaitsLocked reports whether a call of a callback waits for its turn, or runs after that.
+func (c *Conn) callWaitsLocked() bool { return c.ext != nil && c.ext.late > 0 }
 
 // ID names the connection. It is unique for the life of the process, and never zero.
 func (c *Conn) ID() uint64 { return c.id }
@@ -283,7 +298,7 @@ func (c *Conn) SetNoDelay(on bool) error {
 	if c.flags&(fClosing|fReleased) != 0 {
 		return c.opErrorLocked("set", net.ErrClosed)
 	}
-	if c.flags&fUnix != 0 {
+	if !c.peer.IsIP {
 		return nil
 	}
 	if err := sys.SetNoDelay(c.fd, on); err != nil {

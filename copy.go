@@ -237,9 +237,9 @@ func (c *Conn) spliceOutLocked(pipe sys.Pipe, size int) (n int, whole bool, err 
 
 // waitSocketLocked waits until the socket, which has refused bytes that are not queued, has room. It counts as output that waits.
 func (c *Conn) waitSocketLocked() error {
-	c.flags |= fWaitSend
+	c.extLocked().waiting = true
 	c.outputWaitsLocked()
 	err := c.waitRoomLocked()
-	c.flags &^= fWaitSend
+	c.ext.waiting = false
 	return err
 }

@@ -66,7 +66,7 @@ func (l *Listener) DialWith(ctx context.Context, d *net.Dialer, network, address
 		}
 		return fail(err)
 	}
-	c, err := l.serveOther(nc, fDialled)
+	c, err := l.serveOther(nc, dialled)
 	if err != nil {
 		nc.Close()
 		return fail(err)
@@ -131,7 +131,7 @@ func (l *Listener) mayAdd() error {
 }
 
 // serveOther serves a connection that was not accepted. Its descriptor moves, unless there is an error.
-func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
+func (l *Listener) serveOther(nc net.Conn, from origin) (*Conn, error) {
 	if err := l.mayAdd(); err != nil {
 		return nil, err
 	}
@@ -140,22 +140,21 @@ func (l *Listener) serveOther(nc net.Conn, f flags) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := l.newConn(l.leastBusy(true), fd, peer)
+	c := l.newConn(l.leastBusy(true), fd, peer, from)
 	if local == nil {
 		local = sys.LocalAddr(fd, sys.Zone{}) // reset before somebody asked
 	}
 	c.ext = &connExt{local: local, remote: remote}
-	c.flags |= f
 	c.flags &^= fDefer // it is no news: who made it may have read its first bytes
 	if _, ok := nc.(*net.TCPConn); ok && sys.Multipath(fd) {
 		c.flags |= fDistrust // a short read of it proves nothing
 	}
-	if f&fDialled != 0 && (c.stream == nil || l.handOut != nil) {
+	if from == dialled && (c.stream == nil || l.handOut != nil) {
 		c.stream, c.actor = nil, nil
 		c.flags |= fMute | fOpened // moveLocked tells of Opened
 	}
 	asks := l.asksForActor(c)
-	if err := l.register(c, false); err != nil {
+	if err := l.register(c); err != nil {
 		sys.Disown(nc)
 		return nil, err
 	}

@@ -58,12 +58,12 @@ func (c *Conn) cutOffLocked() error {
 		return nil
 	}
 	if c.flags&fSendErr != 0 {
-		if err := c.ext.sendErr; c.flags&fRaw != 0 || !errors.Is(err, syscall.EPIPE) {
+		if err := c.ext.sendErr; c.ext.raw || !errors.Is(err, syscall.EPIPE) {
 			return err
 		}
 		return nil
 	}
-	if c.flags&(fUnix|fFinSent) != 0 || !sys.Disconnected(c.fd) || sys.HasError(c.fd) {
+	if !c.peer.IsIP || c.flags&fFinSent != 0 || !sys.Disconnected(c.fd) || sys.HasError(c.fd) {
 		return nil // an error that is still pending comes behind a FIN, or recv had returned it
 	}
 	return c.opErrorLocked("read", syscall.ECONNRESET) // someone with the descriptor was told: see SyscallConn

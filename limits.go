@@ -133,7 +133,7 @@ func (c *Conn) beginNotesLocked() {
 // awaitUserLocked starts EOFTimeout for a connection whose user was told of the peer's end of stream, and is to close it. One that
 // was handed out as a net.Conn has none, and a handler that runs has all the time it takes.
 func (c *Conn) awaitUserLocked() {
-	if c.flags&(fTold|fEnded|fMute|fRunning|fCall|fClosing|fReleased) != fTold {
+	if c.flags&(fTold|fEnded|fMute|fRunning|fClosing|fReleased) != fTold || c.callWaitsLocked() {
 		return
 	}
 	c.endLimitsLocked()
@@ -145,7 +145,7 @@ func (c *Conn) awaitUserLocked() {
 
 // busyLocked reports whether output is under way, or a handler runs that may write.
 func (c *Conn) busyLocked() bool {
-	return c.out != nil || c.flags&(fWriting|fRunning|fCall) != 0 || c.ext != nil && c.ext.copies > 0
+	return c.out != nil || c.flags&(fWriting|fRunning) != 0 || c.ext != nil && (c.ext.copies > 0 || c.ext.late > 0)
 }
 
 // outputWaitsLocked notes that output begins to wait for the socket.
@@ -183,7 +183,7 @@ func (c *Conn) nextLimitLocked(t ticks) (kind limitKind, limit, wait time.Durati
 			consider(limitRead, o.ReadTimeout, in)
 		}
 	}
-	if c.out != nil || c.flags&fWaitSend != 0 {
+	if c.out != nil || c.ext != nil && c.ext.waiting {
 		consider(limitWrite, o.WriteTimeout, out)
 	}
 	if c.flags&fEnded != 0 {

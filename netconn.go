@@ -298,7 +298,7 @@ func (c *Conn) Hijack() (*net.TCPConn, error) {
 		return nil, err
 	}
 	switch {
-	case c.flags&fUnix != 0:
+	case !c.peer.IsIP:
 		return nil, c.opErrorLocked("hijack", errors.New("not a TCP connection"))
 	case c.readErrLocked() != nil:
 		return nil, c.ext.readErr // the socket would not tell it again
@@ -309,7 +309,7 @@ func (c *Conn) Hijack() (*net.TCPConn, error) {
 	if err != nil {
 		return nil, c.opErrorLocked("hijack", err)
 	}
-	c.flags |= fGiven
+	c.extLocked().given = true
 	c.releaseLocked(ErrHijacked)
 	return tc, nil
 }

@@ -148,7 +148,7 @@ func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	default:
 		return fail(fmt.Errorf("neither *net.TCPConn nor *net.UnixConn: %T", nc))
 	}
-	c, err := l.serveOther(nc, 0)
+	c, err := l.serveOther(nc, adopted)
 	if err != nil {
 		return fail(err)
 	}

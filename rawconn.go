@@ -20,7 +20,7 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	if c.flags&(fClosing|fReleased) != 0 {
 		return nil, c.endedLocked("raw")
 	}
-	c.flags |= fRaw
+	c.extLocked().raw = true
 	return rawConn{c}, nil
 }
 
@@ -124,12 +124,12 @@ func (c *Conn) withFD(op string, f func(fd uintptr)) error {
 		c.unlock()
 		return err
 	}
-	c.refs++
+	c.extLocked().fdUsers++
 	fd := c.fd
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()
-		c.refs--
+		c.ext.fdUsers--
 		c.unlock()
 	}()
 	f(uintptr(fd))

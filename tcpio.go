@@ -254,7 +254,7 @@ func (l *Listener) streamFor(lp *loop) *stream {
 func (l *Listener) Conns() iter.Seq[*Conn] {
 	return func(yield func(*Conn) bool) {
 		for c := range l.everyConn() {
-			if !c.refused() && !yield(c) {
+			if c.origin != refused && !yield(c) {
 				return
 			}
 		}
