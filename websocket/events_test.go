@@ -1,0 +1,329 @@
+//go:build linux
+
+package websocket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// watched serves on a route and has each event recorded before handle gets it.
+func watched(t testing.TB, route string, tcp tcpio.ListenerOptions, opts Options, handle func(Event) error) (*Server, *record) {
+	t.Helper()
+	r := newRecord()
+	both := func(ev Event) error {
+		r.add(ev)
+		return handle(ev)
+	}
+	switch route {
+	case "stream":
+		return start(t, tcp, opts, func(ev Event) { _ = both(ev) }), r
+	case "actor":
+		opts.Actor = func(*Conn) Actor { return ActorFunc(both) }
+	case "mailbox":
+		opts.Actor = func(c *Conn) Actor {
+			events := c.Events()
+			go func() {
+				for ev := range events {
+					_ = both(ev)
+				}
+			}()
+			return nil
+		}
+	}
+	return start(t, tcp, opts, nil), r
+}
+
+func nothing(Event) error { return nil }
+
+var allRoutes = []string{"stream", "actor", "mailbox"}
+
+func TestEventsInOrder(t *testing.T) {
+	for _, route := range allRoutes {
+		t.Run(route, func(t *testing.T) {
+			s, r := watched(t, route, tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
+				switch ev := ev.(type) {
+				case Opened:
+					return ev.Conn.Post("posted")
+				case Text:
+					if string(ev.Data) == "last" {
+						ev.Conn.After(time.Millisecond, "timed")
+					}
+				case Message:
+					ev.Reply(ev.Value.(string) + "!")
+				}
+				return nil
+			})
+			p := dialPeer(t, s, "")
+			r.wait(t, "message posted")
+			p.send(join(fr(opText, "one"), fr(opBinary, "two"), fr(opText, "last")))
+			r.wait(t, "message timed")
+			for tc := range s.Listener().Conns() {
+				c := tc.Data().(*Conn)
+				if answer, err := c.Ask(t.Context(), "asked"); answer != "asked!" || err != nil {
+					t.Errorf("Ask: %v, %v", answer, err)
+				}
+			}
+			p.send(fr(opClose, closeOf(4001, "so long")))
+			p.expect("close 4001", "eof")
+			want := []string{"opened /x?y=z", "message posted", "text one", "binary two", "text last", "message timed",
+				"message asked", "closed 4001 so long Peer"}
+			if got := r.wait(t, "closed"); !slices.Equal(got, want) {
+				t.Errorf("events %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+func TestCloseByUs(t *testing.T) {
+	for _, route := range allRoutes {
+		t.Run(route, func(t *testing.T) {
+			s, r := watched(t, route, tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
+				if ev, ok := ev.(Text); ok {
+					_ = ev.Conn.TryWriteText([]byte("before"))
+					if err := ev.Conn.Close(1005, ""); err == nil {
+						t.Error("Close takes a code that may not be sent")
+					}
+					if err := ev.Conn.Close(4000, "enough"); err != nil {
+						t.Error(err)
+					}
+					if err := ev.Conn.TryWriteText([]byte("late")); !errors.Is(err, net.ErrClosed) {
+						t.Errorf("a write behind Close: %v", err)
+					}
+				}
+				return nil
+			})
+			p := dialPeer(t, s, "")
+			p.send(join(fr(opText, "a"), fr(opText, "is not delivered"), fr(opText, "cut", "-")))
+			p.expect("text before", "close 4000 enough")
+			p.send(join(fr(opMore, ""), fr(opText, long), fr(opPing, "is not answered"), fr(opClose, closeOf(4000, ""))))
+			p.expect("eof")
+			want := []string{"opened /x?y=z", "text a", "closed 4000 enough Local"}
+			got := r.wait(t, "closed")
+			if route == "mailbox" { // the next message was on its way
+				got = slices.DeleteFunc(got, func(l string) bool { return l == "text is not delivered" })
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("events %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// A peer that does not answer the Close frame is not waited for longer than CloseTimeout.
+func TestCloseUnanswered(t *testing.T) {
+	s, r := watched(t, "actor", tcpio.ListenerOptions{CloseTimeout: 50 * time.Millisecond},
+		Options{CloseTimeout: 50 * time.Millisecond}, func(ev Event) error {
+			if ev, ok := ev.(Opened); ok {
+				return ev.Conn.Close(Normal, "")
+			}
+			return nil
+		})
+	p := dialPeer(t, s, "")
+	p.expect("close 1000", "eof")
+	r.wait(t, "closed 1000  Local")
+}
+
+func TestEndings(t *testing.T) {
+	boom := errors.New("boom")
+	for _, c := range []struct {
+		name   string
+		handle func(Event) error
+		sent   string
+		event  string
+		err    func(error) bool
+	}{
+		{"error", func(Event) error { return boom }, "close 1011", "closed 1011  Local: boom", func(err error) bool { return err == boom }},
+		{"io.EOF", func(Event) error { return io.EOF }, "close 1000", "closed 1000  Local", func(err error) bool { return err == nil }},
+		{"panic", func(Event) error { panic(boom) }, "close 1011", "closed 1011  Local: tcpio: actor panicked: boom",
+			func(err error) bool { p := new(tcpio.PanicError); return errors.As(err, &p) && errors.Is(err, boom) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ended := make(chan error, 1)
+			s, r := watched(t, "actor", tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
+				switch ev := ev.(type) {
+				case Text:
+					return c.handle(ev)
+				case Closed:
+					ended <- ev.Conn.Err()
+				}
+				return nil
+			})
+			p := dialPeer(t, s, "")
+			p.send(join(fr(opText, "x"), bye))
+			p.expect(c.sent, "eof")
+			if got := r.wait(t, "closed"); got[len(got)-1] != c.event {
+				t.Errorf("%q, want %q", got, c.event)
+			}
+			if err := <-ended; !c.err(err) {
+				t.Errorf("Err: %v", err)
+			}
+		})
+	}
+	t.Run("no actor", func(t *testing.T) {
+		s := start(t, tcpio.ListenerOptions{}, Options{Actor: func(*Conn) Actor { return nil }}, nil)
+		dialPeer(t, s, "").expect("close 1008", "eof")
+	})
+	t.Run("cut", func(t *testing.T) {
+		for _, route := range allRoutes {
+			s, r := watched(t, route, tcpio.ListenerOptions{}, Options{}, echo)
+			p := dialPeer(t, s, "")
+			p.send(join(fr(opText, "x"), fr(opText, "cut")[:7]))
+			p.expect("text x")
+			p.Close()
+			r.wait(t, "closed 1006  Neither: ")
+		}
+	})
+}
+
+// Shutdown sends 1001 to every peer, on every route, and its DrainTimeout leaves time before that.
+func TestDrain(t *testing.T) {
+	for _, route := range allRoutes {
+		for _, drain := range []time.Duration{0, 50 * time.Millisecond} {
+			t.Run(fmt.Sprint(route, drain), func(t *testing.T) {
+				s, r := watched(t, route, tcpio.ListenerOptions{DrainTimeout: drain}, Options{}, func(ev Event) error {
+					if ev, ok := ev.(Draining); ok {
+						return ev.Conn.TryWriteText([]byte("soon over"))
+					}
+					return nil
+				})
+				p := dialPeer(t, s, "")
+				silent := dialRaw(t, s.Listener().Addr())
+				r.wait(t, "opened")
+				done := make(chan error, 1)
+				go func() { done <- s.Listener().Shutdown(context.Background()) }()
+				if route != "mailbox" || drain > 0 { // the mailbox's receiver may answer too late
+					p.expect("text soon over")
+				} else if line := p.next(); line == "text soon over" {
+				} else if line != "close 1001" {
+					t.Fatal(line)
+				} else {
+					p.Close()
+					<-done
+					return
+				}
+				p.expect("close 1001")
+				p.send(fr(opClose, closeOf(1001, "")))
+				p.expect("eof")
+				silent.expect("eof")
+				p.Close()
+				silent.Close()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+				r.wait(t, "closed 1001  Local")
+			})
+		}
+	}
+}
+
+func TestPings(t *testing.T) {
+	s, r := watched(t, "actor", tcpio.ListenerOptions{},
+		Options{PingInterval: 20 * time.Millisecond, PongTimeout: 200 * time.Millisecond}, nothing)
+	alive, dead := dialPeer(t, s, ""), dialPeer(t, s, "")
+	over := make(chan bool)
+	go func() {
+		defer close(over)
+		for range 20 { // for longer than dead lives
+			if line := alive.next(); line != "ping" {
+				t.Error(line)
+			}
+			alive.Write(fr(opPong, ""))
+		}
+		alive.Write(bye)
+		for line := "ping"; line == "ping"; line = alive.next() {
+		}
+	}()
+	dead.expect("ping", "close 1008 no pong", "eof")
+	r.wait(t, "closed 1008 no pong Local: websocket: the peer did not answer a ping")
+	<-over
+}
+
+func TestLimits(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		opts Options
+		send []byte
+		want []string
+	}{
+		{"message fits", Options{MaxMessage: 70}, fr(opText, long[:70]), []string{"text " + long[:70]}},
+		{"message too big", Options{MaxMessage: 70}, fr(opText, long[:71]), []string{"close 1009"}},
+		{"fragments fit", Options{MaxMessage: 70}, join(fr(opText, long[:35], "-"), fr(opMore, long[:35])), []string{"text " + long[:70]}},
+		{"fragments too big", Options{MaxMessage: 70}, join(fr(opText, "x"), fr(opText, long[:35], "-"), fr(opMore, long[:36])),
+			[]string{"text x", "close 1009"}},
+		{"many small", Options{MaxMessage: 70}, slices.Repeat(fr(opBinary, long[:60]), 3), slices.Repeat([]string{"binary " + long[:60]}, 3)},
+		{"frame too big", Options{MaxMessage: 70, MaxFrame: 10}, fr(opText, long[:11]), []string{"close 1009"}},
+		{"frames fit", Options{MaxMessage: 70, MaxFrame: 10}, join(fr(opText, long[:10], "-"), fr(opMore, long[:10])), []string{"text " + long[:20]}},
+		{"rate", Options{MaxRate: 5}, slices.Repeat(fr(opPing, ""), 6), append(slices.Repeat([]string{"pong"}, 5), "close 1008")},
+		{"no text", Options{NoText: true}, join(fr(opBinary, "b"), fr(opText, "t")), []string{"binary b", "close 1003"}},
+		{"no binary", Options{NoBinary: true}, join(fr(opText, "t"), fr(opBinary, "b")), []string{"text t", "close 1003"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for route, s := range routes(t, c.opts) {
+				p := dialPeer(t, s, "")
+				p.send(join(c.send, bye))
+				want := append([]string(nil), c.want...)
+				if !strings.HasPrefix(want[len(want)-1], "close") {
+					want = append(want, "close 1000")
+				}
+				for _, w := range append(want, "eof") {
+					if got := p.next(); got != w {
+						t.Fatalf("%s: %q, want %q", route, got, w)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestPieces(t *testing.T) {
+	for _, route := range allRoutes {
+		t.Run(route, func(t *testing.T) {
+			s, r := watched(t, route, tcpio.ListenerOptions{}, Options{PieceSize: 4}, nothing)
+			p := dialPeer(t, s, "")
+			p.send(join(fr(opText, "1234"), fr(opText, "12345"), fr(opBinary, "12345678"),
+				fr(opText, "12", "-"), fr(opPing, ""), fr(opMore, "3456", "-"), fr(opMore, "789"),
+				fr(opText, "a", "-"), fr(opMore, "b"), bye))
+			p.expect("pong", "close 1000", "eof")
+			want := []string{"opened /x?y=z", "text 1234", "piece 1234 false", "piece 5 true", "piece 1234 false", "piece 5678 true",
+				"piece 1234 false", "piece 5678 false", "piece 9 true", "text ab", "closed 1000  Peer"}
+			if got := r.wait(t, "closed"); !slices.Equal(got, want) {
+				t.Errorf("events %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// A message larger than any window arrives whole, whatever comes around it.
+func TestLargeMessages(t *testing.T) {
+	for route, s := range routes(t, Options{MaxMessage: 16 << 20}) {
+		t.Run(route, func(t *testing.T) {
+			p := dialPeer(t, s, "")
+			size := 3<<20 + 17
+			if route == "stream" {
+				size = 300 << 10 // TryWrite has to find room
+			}
+			big := strings.Repeat("0123456789", size/10)
+			go p.Write(join(fr(opText, "a"), fr(opText, big), fr(opBinary, big[:100000], "-"), fr(opPing, "p"), fr(opMore, big), bye))
+			p.expect("text a")
+			for _, want := range []int{len(big), 100000 + len(big)} {
+				line := p.next()
+				if line == "pong p" {
+					line = p.next()
+				}
+				if !strings.HasSuffix(line, fmt.Sprintf(" (%d bytes)", want)) {
+					t.Fatal(line, want)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,323 @@
+package websocket
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gobwas/httphead"
+	"github.com/gobwas/ws"
+	"github.com/gobwas/ws/wsflate"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+var requests = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
+
+// shake reads a handshake's request and answers it. It reports whether the handshake is done.
+func (t *turn) shake(w *window) bool {
+	c := t.c
+	n, err := c.tc.TryRead(w.buf[:])
+	if n == 0 {
+		t.readFailed(err)
+		return false
+	}
+	in := c.need()
+	in.rest = append(in.rest, w.buf[:n]...)
+	end := bytes.Index(in.rest, []byte("\r\n\r\n")) + 4
+	if end < 4 && len(in.rest) <= maxHead {
+		return false
+	}
+	if end < 4 || end > maxHead {
+		c.refuse(refusal(http.StatusRequestHeaderFieldsTooLarge))
+		return false
+	}
+	br := requests.Get().(*bufio.Reader)
+	defer requests.Put(br)
+	br.Reset(bytes.NewReader(in.rest[:end]))
+	r, err := http.ReadRequest(br)
+	if err != nil {
+		c.refuse(refusal(http.StatusBadRequest))
+		return false
+	}
+	r.RemoteAddr, r.TLS = c.tc.RemoteAddr().String(), c.tc.TLS()
+	o, answer, status := c.s.handshake(r, nil)
+	if status != 0 {
+		c.refuse(answer)
+		return false
+	}
+	o.rest = bytes.Clone(in.rest[end:])
+	if _, err := c.tc.TryWrite(answer); err != nil {
+		return false // the connection has failed: Closed follows
+	}
+	c.open(o)
+	return true
+}
+
+// refuse answers a handshake that fails, and ends the connection.
+func (c *Conn) refuse(answer []byte) {
+	c.in = nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, _ = c.tc.TryWrite(answer)
+	c.overLocked()
+}
+
+// refusal is an answer without a body.
+func refusal(status int) []byte {
+	var b bytes.Buffer
+	resp := http.Response{ProtoMajor: 1, ProtoMinor: 1, StatusCode: status, Header: http.Header{}, Close: true}
+	_ = resp.Write(&b) // a Buffer takes everything
+	return b.Bytes()
+}
+
+// handshake checks a request and makes the answer to it. A status that is not 0 refuses it.
+func (s *Server) handshake(r *http.Request, header http.Header) (o opened, answer []byte, status int) {
+	if r.ContentLength != 0 || len(r.TransferEncoding) > 0 {
+		return o, refusal(http.StatusBadRequest), http.StatusBadRequest
+	}
+	var ext wsflate.Extension
+	ext.Parameters = wsflate.DefaultParameters
+	up := ws.HTTPUpgrader{Header: header}
+	if wanted := s.chosen(r); wanted != "" {
+		up.Protocol = func(p string) bool { return p == wanted }
+	}
+	if s.opts.Compress {
+		up.Negotiate = func(offer httphead.Option) (httphead.Option, error) {
+			accept, err := ext.Negotiate(offer)
+			if err != nil {
+				return httphead.Option{}, nil // a bad offer is declined (RFC 7692, 7.1)
+			}
+			return accept, nil
+		}
+	}
+	var x exchange
+	_, _, hs, err := up.Upgrade(r, &x)
+	if err != nil {
+		status := http.StatusBadRequest
+		if rejected, ok := errors.AsType[*ws.ConnectionRejectedError](err); ok {
+			status = rejected.StatusCode()
+		}
+		return o, x.Bytes(), status
+	}
+	if !s.originAllowed(r) {
+		return o, refusal(http.StatusForbidden), http.StatusForbidden
+	}
+	if s.opts.Check != nil {
+		if status := s.check(r); status != 0 {
+			return o, refusal(status), status
+		}
+	}
+	_, o.packs = ext.Accepted()
+	o.proto, o.req = hs.Protocol, r
+	o.peer = s.peerOf(r)
+	return o, x.Bytes(), 0
+}
+
+// check calls the user's Check. A panic is logged, and refuses.
+func (s *Server) check(r *http.Request) (status int) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.log("websocket: Check panicked", "panic", v)
+			status = http.StatusInternalServerError
+		}
+	}()
+	if status = s.opts.Check(r); status != 0 && (status < 300 || status > 599) {
+		status = http.StatusForbidden
+	}
+	return status
+}
+
+// chosen is the first of the server's subprotocols that the client offers.
+func (s *Server) chosen(r *http.Request) string {
+	if len(s.opts.Subprotocols) == 0 {
+		return ""
+	}
+	var offered []string
+	for _, line := range r.Header.Values("Sec-WebSocket-Protocol") {
+		for p := range strings.SplitSeq(line, ",") {
+			offered = append(offered, strings.TrimSpace(p))
+		}
+	}
+	for _, p := range s.opts.Subprotocols {
+		if slices.Contains(offered, p) {
+			return p
+		}
+	}
+	return ""
+}
+
+// originAllowed reports whether the page that the request comes from may connect.
+func (s *Server) originAllowed(r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" || s.opts.AnyOrigin {
+		return true
+	}
+	u, err := url.Parse(origin)
+	if err != nil || u.Host == "" {
+		return false // "null" too, which a sandboxed page or a file has
+	}
+	if strings.EqualFold(u.Host, r.Host) {
+		return true
+	}
+	for _, pattern := range s.opts.Origins {
+		target := u.Host
+		if strings.Contains(pattern, "://") {
+			target = u.Scheme + "://" + u.Host
+		}
+		if ok, _ := path.Match(strings.ToLower(pattern), strings.ToLower(target)); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// peerOf is the peer's address, behind trusted proxies.
+func (s *Server) peerOf(r *http.Request) netip.Addr {
+	at, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	addr := at.Addr().Unmap()
+	trusted := func(a netip.Addr) bool {
+		return slices.ContainsFunc(s.opts.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	if !trusted(addr) {
+		return addr
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for _, hop := range slices.Backward(hops) {
+		a, err := netip.ParseAddr(strings.TrimSpace(hop))
+		if err != nil {
+			break // what is in front of it is not to be believed either
+		}
+		if addr = a.Unmap(); !trusted(addr) {
+			break
+		}
+	}
+	return addr
+}
+
+// An exchange is what gobwas's upgrader takes for the connection: it keeps the answer.
+type exchange struct {
+	bytes.Buffer
+	net.Conn // nil: nothing else is called
+}
+
+func (x *exchange) Header() http.Header              { return http.Header{} }
+func (x *exchange) WriteHeader(int)                  {}
+func (x *exchange) Write(p []byte) (int, error)      { return x.Buffer.Write(p) }
+func (x *exchange) Read(p []byte) (int, error)       { return x.Buffer.Read(p) }
+func (x *exchange) SetDeadline(time.Time) error      { return nil }
+func (x *exchange) SetWriteDeadline(time.Time) error { return nil }
+func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return x, bufio.NewReadWriter(nil, bufio.NewWriterSize(&x.Buffer, 1024)), nil
+}
+
+// Upgrade is Server.Upgrade of a Server of its own, which it makes of opts. A handler that serves
+// many connections makes one Server for all, by New or Listen.
+func Upgrade(w http.ResponseWriter, r *http.Request, opts *Options) (*Conn, error) {
+	s, err := New(opts)
+	if err != nil {
+		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+		return nil, err
+	}
+	return s.Upgrade(w, r)
+}
+
+// Upgrade makes a WebSocket connection of the request of a net/http handler, with what w's Header
+// has in its answer. Behind it the handler must not use w or r's body. If the request is refused,
+// Upgrade has answered it and returns an error.
+//
+// On an http.Server that runs on [tcpio.Listener.NetListener] the connection stays on that
+// listener's loops. With [Options].Actor its events go there; else call Conn.Attach or
+// Conn.Events, and the handler can return. On any other http.Server the socket moves to the loops
+// of s, which Listen must have made without a TLSConfig, and events go where those of accepted
+// connections go. TLS of crypto/tls under net/http cannot move: on a NetListener, set
+// [tcpio.ListenerOptions].TLSConfig instead.
+func (s *Server) Upgrade(w http.ResponseWriter, r *http.Request) (*Conn, error) {
+	o, answer, status := s.handshake(r, w.Header())
+	if status != 0 {
+		if status == http.StatusUpgradeRequired {
+			w.Header().Set("Sec-WebSocket-Version", "13")
+		}
+		http.Error(w, http.StatusText(status), status)
+		return nil, &HandshakeError{Status: status}
+	}
+	nc, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+		return nil, err
+	}
+	o.rest, _ = rw.Reader.Peek(rw.Reader.Buffered())
+	o.rest = bytes.Clone(o.rest)
+	c, err := s.take(nc, o, answer)
+	if err != nil {
+		_, _ = nc.Write(refusal(http.StatusInternalServerError))
+		nc.Close()
+	}
+	return c, err
+}
+
+// take makes a Conn of nc and sends it the answer. After an error nothing was sent.
+func (s *Server) take(nc net.Conn, o opened, answer []byte) (*Conn, error) {
+	tc, ok := nc.(*tcpio.Conn)
+	switch nc.(type) {
+	case *tcpio.Conn:
+	case *net.TCPConn, *net.UnixConn:
+		if s.l == nil {
+			return nil, errors.New("websocket: Upgrade: the http.Server is not on a NetListener, and the Server has no listener")
+		}
+	default:
+		return nil, errors.New("websocket: Upgrade: the connection is neither tcpio's nor a socket; see Server.Upgrade")
+	}
+	_ = nc.SetDeadline(time.Now().Add(s.opts.HandshakeTimeout)) // a connection that has ended says so below
+	if len(answer) > 0 {
+		if _, err := nc.Write(answer); err != nil {
+			return nil, err
+		}
+	}
+	_ = nc.SetDeadline(time.Time{})
+	if !ok {
+		return s.adopt(nc, o)
+	}
+	c := &Conn{tc: tc, s: s, driven: s.opts.Actor != nil && !o.client}
+	tc.SetData(c)
+	c.open(o)
+	if c.driven {
+		return c, tc.Attach((*driver)(c))
+	}
+	return c, nil
+}
+
+// adopt moves nc to the server's loops.
+func (s *Server) adopt(nc net.Conn, o opened) (*Conn, error) {
+	s.naming.Lock() // its first events wait until it has its Conn
+	defer s.naming.Unlock()
+	tc, err := s.l.Adopt(nc)
+	if err != nil {
+		return nil, err
+	}
+	c := s.newConn(tc)
+	c.open(o)
+	c.mu.Lock()
+	c.nudgeLocked()
+	c.mu.Unlock()
+	return c, nil
+}
+
+// A HandshakeError says with which HTTP status a handshake was refused.
+type HandshakeError struct{ Status int }
+
+func (e *HandshakeError) Error() string {
+	return "websocket: handshake refused: " + http.StatusText(e.Status)
+}

@@ -1,0 +1,319 @@
+//go:build linux
+
+package websocket
+
+import (
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// numbered is n text messages.
+func numbered(n int) []byte {
+	var all []byte
+	for i := range n {
+		all = append(all, fr(opText, fmt.Sprint(i))...)
+	}
+	return all
+}
+
+func wantNumbered(t *testing.T, lines []string, n int) {
+	t.Helper()
+	want := []string{"opened /x?y=z"}
+	for i := range n {
+		want = append(want, fmt.Sprint("text ", i))
+	}
+	if want = append(want, "closed 1000  Peer"); !slices.Equal(lines, want) {
+		t.Errorf("events %q, want %q", lines, want)
+	}
+}
+
+// A pause after every message loses and doubles none.
+func TestPause(t *testing.T) {
+	for _, route := range allRoutes {
+		t.Run(route, func(t *testing.T) {
+			s, r := watched(t, route, tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
+				switch ev := ev.(type) {
+				case Text:
+					ev.Conn.Pause()
+					go ev.Conn.Resume()
+				}
+				return nil
+			})
+			p := dialPeer(t, s, "")
+			p.send(join(numbered(200), bye))
+			p.expect("close 1000", "eof")
+			lines := r.wait(t, "closed")
+			if route == "mailbox" { // its Pause comes behind the next message
+				lines = slices.Compact(lines)
+			}
+			wantNumbered(t, lines, 200)
+		})
+	}
+}
+
+// Behind a break out of Events, or out of Receive, the rest follows.
+func TestBreak(t *testing.T) {
+	s, err := Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error)
+	events := s.Events()
+	go func() { served <- s.Serve(t.Context()) }()
+	p := dialRaw(t, s.Listener().Addr())
+	p.send(join([]byte(handshakeOf+"\r\n"), numbered(50), bye))
+	r := newRecord()
+	for done := false; !done; {
+		for ev := range events {
+			r.add(ev)
+			if text, ok := ev.(Text); ok && string(text.Data) == "49" {
+				_ = p.Conn.(*net.TCPConn).CloseWrite() // which the server waits for
+			}
+			_, done = ev.(Closed)
+			break
+		}
+	}
+	wantNumbered(t, r.wait(t, "closed"), 50)
+
+	p = dialRaw(t, s.Listener().Addr())
+	p.send(join([]byte(handshakeOf+"\r\n"), numbered(50), bye))
+	r = newRecord()
+	for done := false; !done; {
+		for ev := range s.Receive(<-s.Listener().Events()) {
+			r.add(ev)
+			if text, ok := ev.(Text); ok && string(text.Data) == "49" {
+				_ = p.Conn.(*net.TCPConn).CloseWrite() // which the server waits for
+			}
+			_, done = ev.(Closed)
+			break
+		}
+	}
+	wantNumbered(t, r.wait(t, "closed"), 50)
+	s.Listener().Close()
+	for range events {
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// A connection that moves to another route in the middle of a read loses and doubles nothing.
+func TestMoves(t *testing.T) {
+	for _, from := range []string{"stream", "actor"} {
+		for _, to := range []string{"actor", "mailbox"} {
+			for _, at := range []string{"opened", "text 20"} {
+				t.Run(from+" to "+to+" at "+at, func(t *testing.T) {
+					r := newRecord()
+					move := func(ev Event) {
+						var c *Conn
+						switch ev := ev.(type) {
+						case Opened:
+							if at == "opened" {
+								c = ev.Conn
+							}
+						case Text:
+							if at == "text "+string(ev.Data) {
+								c = ev.Conn
+							}
+						}
+						switch {
+						case c == nil:
+						case to == "actor":
+							_ = c.Attach(ActorFunc(func(ev Event) error { r.add(ev); return nil }))
+						default:
+							events := c.Events()
+							if events != c.Events() {
+								t.Error("Events returns another channel")
+							}
+							go func() {
+								for ev := range events {
+									r.add(ev)
+								}
+							}()
+						}
+					}
+					first := func(ev Event) error { r.add(ev); move(ev); return nil }
+					var s *Server
+					if from == "stream" {
+						s = start(t, tcpio.ListenerOptions{}, Options{}, func(ev Event) { _ = first(ev) })
+					} else {
+						s = start(t, tcpio.ListenerOptions{}, Options{Actor: func(*Conn) Actor { return ActorFunc(first) }}, nil)
+					}
+					for range 20 {
+						p := dialPeer(t, s, "")
+						p.send(numbered(40))
+						p.send(bye)
+						p.expect("close 1000", "eof")
+						wantNumbered(t, r.wait(t, "closed"), 40)
+						r.mu.Lock()
+						r.lines = nil
+						r.mu.Unlock()
+					}
+				})
+			}
+		}
+	}
+}
+
+// A claim that is given up for an actor loses nothing, and its channel is closed.
+func TestClaimLeft(t *testing.T) {
+	r := newRecord()
+	gone := make(chan bool)
+	s := start(t, tcpio.ListenerOptions{}, Options{Actor: func(c *Conn) Actor {
+		events := c.Events()
+		go func() {
+			defer close(gone)
+			for ev := range events {
+				r.add(ev)
+				if ev, ok := ev.(Text); ok && string(ev.Data) == "3" {
+					_ = c.Attach(ActorFunc(func(ev Event) error { r.add(ev); return nil }))
+				}
+			}
+		}()
+		return nil
+	}}, nil)
+	p := dialPeer(t, s, "")
+	p.send(join(numbered(10), bye))
+	p.expect("close 1000", "eof")
+	<-gone
+	wantNumbered(t, r.wait(t, "closed"), 10)
+}
+
+// Every loop's stream has its connections.
+func TestStreams(t *testing.T) {
+	s, err := Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", Loops: 3}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := s.Streams()
+	if len(all) != 3 {
+		t.Fatal(len(all))
+	}
+	ended := make(chan bool)
+	for _, events := range all {
+		go func() {
+			for ev := range events {
+				_ = tryEcho(ev)
+			}
+			ended <- true
+		}()
+	}
+	go s.Serve(t.Context())
+	for range 6 {
+		p := dialPeer(t, s, "")
+		p.send(fr(opText, "x"))
+		p.expect("text x")
+	}
+	s.Listener().Close()
+	for range all {
+		<-ended
+	}
+}
+
+// fill writes until the connection refuses, and returns how many messages it took.
+func fill(c *Conn, p []byte) (n int) {
+	for c.TryWriteBinary(p) == nil {
+		n++
+	}
+	return n
+}
+
+func TestWritable(t *testing.T) {
+	for _, route := range allRoutes {
+		t.Run(route, func(t *testing.T) {
+			took := make(chan int, 2)
+			s, r := watched(t, route, tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
+				switch ev := ev.(type) {
+				case Opened:
+					took <- fill(ev.Conn, []byte(long))
+				case Writable:
+					took <- 1
+					return ev.Conn.TryWriteText([]byte("last"))
+				}
+				return nil
+			})
+			p := dialPeer(t, s, "")
+			n := <-took
+			for range n {
+				p.expect(big("binary", len(long)))
+			}
+			<-took
+			p.expect("text last")
+			r.wait(t, "writable false")
+		})
+	}
+}
+
+// Answers to pings, and a Close frame, find their place between the fragments of a message.
+func TestControlBetweenFragments(t *testing.T) {
+	size := 16 << 20
+	wrote := make(chan error, 1)
+	s, _ := watched(t, "actor", tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
+		if ev, ok := ev.(Opened); ok {
+			go func() { wrote <- ev.Conn.WriteText([]byte(strings.Repeat("x", size))) }()
+		}
+		return nil
+	})
+	p := dialPeer(t, s, "")
+	p.parts = true
+	p.expect(big("text-", fragmentSize))
+	p.send(fr(opPing, "are you there?"))
+	got, pong := fragmentSize, 0
+	for got < size {
+		switch line := p.next(); {
+		case line == "pong are you there?":
+			pong = got
+			p.send(fr(opPing, "again"))
+		case line == big("more-", fragmentSize), line == big("more", fragmentSize):
+			got += fragmentSize
+		case line == "pong again":
+		default:
+			t.Fatal(line)
+		}
+	}
+	if pong == 0 || pong == size {
+		t.Errorf("the pong came behind %d of %d bytes", pong, size)
+	}
+	if err := <-wrote; err != nil {
+		t.Error(err)
+	}
+	p.send(bye)
+	for line := ""; line != "close 1000"; line = p.next() {
+	}
+}
+
+// A blocking write ends when the connection is closed under it, and the Close frame still goes out.
+func TestCloseDuringWrite(t *testing.T) {
+	wrote := make(chan error, 1)
+	conns := make(chan *Conn, 1)
+	s, r := watched(t, "actor", tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
+		if ev, ok := ev.(Opened); ok {
+			conns <- ev.Conn
+			go func() { wrote <- ev.Conn.WriteText(make([]byte, 64<<20)) }()
+		}
+		return nil
+	})
+	p := dialPeer(t, s, "")
+	p.parts = true
+	p.expect(big("text-", fragmentSize))
+	if err := (<-conns).Close(4002, "stop"); err != nil {
+		t.Fatal(err)
+	}
+	line := ""
+	for line = p.next(); strings.HasPrefix(line, "more-"); line = p.next() {
+	}
+	if line != "close 4002 stop" {
+		t.Fatal(line)
+	}
+	if err := <-wrote; quiet(err) != nil || err == nil {
+		t.Error(err)
+	}
+	p.send(fr(opClose, closeOf(4002, "")))
+	p.expect("eof")
+	r.wait(t, "closed 4002 stop Local")
+}

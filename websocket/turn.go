@@ -1,0 +1,371 @@
+package websocket
+
+import (
+	"bytes"
+	"io"
+	"runtime/debug"
+	"sync"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// driver is a Conn as the actor of the connection under it.
+type driver Conn
+
+// Receive hands what ev means to the Conn's actor.
+func (d *driver) Receive(ev tcpio.Event) error {
+	t := turn{c: (*Conn)(d)}
+	t.receive(ev)
+	return nil
+}
+
+// A turn handles one event of the connection under c.
+type turn struct {
+	c      *Conn
+	stream bool             // it runs in an iteration of Events
+	yield  func(Event) bool // that iteration's body; nil for an actor
+	broken bool             // the body has ended by a break
+}
+
+func (t *turn) receive(ev tcpio.Event) {
+	switch ev := ev.(type) {
+	case tcpio.Opened, tcpio.Readable:
+		t.run()
+	case tcpio.Writable:
+		t.writable()
+	case tcpio.Message:
+		switch ev.Value.(type) {
+		case nudge:
+			t.run()
+		case roomAgain:
+			t.writable()
+		default:
+			t.deliver(Message{t.c, ev.Value, ev})
+		}
+	case tcpio.Draining:
+		t.draining()
+	case tcpio.Closed:
+		t.closed()
+	}
+}
+
+// deliver hands ev to the iteration's body or to the actor.
+func (t *turn) deliver(ev Event) {
+	if t.stream {
+		t.broken = t.broken || !t.yield(ev)
+		return
+	}
+	for {
+		t.c.mu.Lock()
+		a := t.c.actor
+		t.c.mu.Unlock()
+		if a == nil {
+			return
+		}
+		switch err := t.c.guard(func() error { return a.Receive(ev) }); err {
+		case nil:
+			return
+		case errMoved:
+		default:
+			t.c.actorFailed(ev, err)
+			return
+		}
+	}
+}
+
+// guard calls f and makes a panic an error. It leaves runtime.Goexit to the core.
+func (c *Conn) guard(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			stack := debug.Stack()
+			err = &tcpio.PanicError{Value: v, Stack: stack}
+			c.s.log("websocket: handler panicked", "conn", c.String(), "panic", v, "stack", string(stack))
+		}
+	}()
+	return f()
+}
+
+// actorFailed ends a connection whose actor returned err.
+func (c *Conn) actorFailed(ev Event, err error) {
+	if _, last := ev.(Closed); last {
+		if _, said := err.(*tcpio.PanicError); !said {
+			c.s.log("websocket: actor failed at Closed", "conn", c.String(), "err", err)
+		}
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == io.EOF {
+		c.closeLocked(ending{code: Normal, by: Local})
+	} else {
+		c.closeLocked(ending{code: InternalError, by: Local, err: err})
+	}
+}
+
+// A window is what a turn reads into, from a pool.
+type window struct {
+	buf  [32 << 10]byte
+	r    bytes.Reader
+	head [16]byte
+}
+
+var windows = sync.Pool{New: func() any { return new(window) }}
+
+// enter begins decoding. It reports false where that is not this turn's to do.
+func (t *turn) enter() bool {
+	c := t.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.busy:
+		c.again = true
+		return false
+	case c.streamed != t.stream:
+		c.nudgeLocked() // the connection has moved, and this event with it
+		return false
+	case c.phase == over || c.paused && c.told:
+		return false
+	}
+	c.busy, c.heard = true, true
+	return true
+}
+
+// leave ends decoding.
+func (c *Conn) leave() {
+	if in := c.in; in != nil && in.idle() {
+		c.in = nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.busy = false; c.again {
+		c.again = false
+		c.nudgeLocked()
+	}
+}
+
+// halted reports whether the turn has to leave the rest to another one, and sees to it that one
+// follows.
+func (t *turn) halted() bool {
+	c := t.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.phase == over || c.paused:
+		return true
+	case t.broken || c.streamed != t.stream:
+		c.again = true
+		return true
+	}
+	return false
+}
+
+// run reads once, at most a window or what a large message has room for, and decodes it.
+func (t *turn) run() {
+	if !t.enter() {
+		return
+	}
+	c := t.c
+	defer c.leave()
+	w := windows.Get().(*window)
+	defer windows.Put(w)
+	if c.inPhase(opening) {
+		if !t.shake(w) {
+			return
+		}
+	}
+	if c.in != nil && c.in.hello {
+		t.hello()
+		if t.halted() {
+			return
+		}
+	}
+	if c.in != nil && len(c.in.rest) > 0 {
+		rest := c.in.rest
+		c.in.rest = nil
+		if !t.decode(w, rest) {
+			return
+		}
+	}
+	if in := c.in; in != nil && in.large() && c.s.opts.PieceSize == 0 {
+		room := in.room()
+		n, err := c.tc.TryRead(room)
+		if n > 0 {
+			t.payload(room[:n], true)
+		}
+		t.readFailed(err)
+		return
+	}
+	n, err := c.tc.TryRead(w.buf[:])
+	if n > 0 {
+		t.decode(w, w.buf[:n])
+	}
+	t.readFailed(err)
+}
+
+func (c *Conn) inPhase(p phase) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.phase == p
+}
+
+// readFailed ends a connection that cannot be read from any more.
+func (t *turn) readFailed(err error) {
+	c := t.c
+	if err == nil || err == tcpio.ErrWouldBlock {
+		return
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	e := ending{code: Abnormal, err: err}
+	t.lastWord(e)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.phase == open {
+		c.end = &e
+	}
+	c.overLocked()
+}
+
+// lastWord is called when the peer has ended a connection, or is about to be told of the end. The
+// receiver of a claim may still be answering the last message: it gets Closed now, and only when it
+// has received that the connection ends.
+func (t *turn) lastWord(e ending) {
+	c := t.c
+	c.mu.Lock()
+	_, claimed := c.actor.(*claim)
+	claimed = claimed && c.told && c.phase == open
+	if claimed {
+		c.told = false
+		c.end = &e
+		c.s.timers.arm(c, forClose)
+	}
+	c.mu.Unlock()
+	if claimed {
+		t.deliver(e.event(c))
+	}
+}
+
+// event is what the connection's handler is told of the end.
+func (e *ending) event(c *Conn) Closed { return Closed{c, e.code, e.reason, e.by} }
+
+// hello delivers Opened.
+func (t *turn) hello() {
+	c := t.c
+	req := c.in.req
+	c.in.hello, c.in.req = false, nil
+	if choose := c.s.opts.Actor; choose != nil && !c.client {
+		var a Actor
+		err := c.guard(func() error { a = choose(c); return nil })
+		c.mu.Lock()
+		if c.actor == nil {
+			c.actor = a
+		}
+		if c.actor == nil || err != nil {
+			c.actor = nil
+			c.failLocked(ending{code: PolicyViolation, by: Local, err: err})
+		}
+		none := c.actor == nil
+		c.mu.Unlock()
+		if none {
+			return
+		}
+	}
+	c.mu.Lock()
+	c.told = true
+	c.mu.Unlock()
+	t.deliver(Opened{c, req})
+}
+
+// writable sends the control frames that waited for room, and says so to those who do.
+func (t *turn) writable() {
+	c := t.c
+	c.mu.Lock()
+	c.flushControlLocked()
+	tell := c.told && c.phase == open && !c.sending && (c.refused || c.skipped > 0)
+	skipped := c.skipped
+	if tell {
+		c.refused, c.skipped = false, 0
+	}
+	c.mu.Unlock()
+	if tell {
+		t.deliver(Writable{c, skipped})
+	}
+}
+
+// draining has the handler know of Shutdown, and then ends the connection.
+func (t *turn) draining() {
+	c := t.c
+	c.mu.Lock()
+	told := c.told
+	c.mu.Unlock()
+	if told {
+		t.deliver(Draining{c})
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.phase == opening:
+		c.overLocked()
+	case c.phase != open:
+	case c.s.drain > 0:
+		c.s.timers.arm(c, forDrain)
+	default:
+		c.closeLocked(ending{code: GoingAway, by: Local})
+	}
+}
+
+// closed delivers Closed.
+func (t *turn) closed() {
+	c := t.c
+	c.s.timers.arm(c, forNothing)
+	c.mu.Lock()
+	if c.end == nil {
+		c.end = &ending{code: Abnormal}
+	}
+	c.phase = over
+	ev := c.end.event(c)
+	groups := c.groups
+	c.groups, c.out = nil, nil
+	told := c.told
+	c.mu.Unlock()
+	for _, g := range groups {
+		g.remove(c)
+	}
+	if told {
+		t.deliver(ev)
+	}
+	c.mu.Lock()
+	c.gone = true
+	c.mu.Unlock()
+}
+
+// expired is called when a deadline has passed.
+func (c *Conn) expired(kind deadline) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case kind == forHandshake && c.phase == opening:
+		_, _ = c.tc.TryWrite([]byte("HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"))
+		c.overLocked()
+	case kind == forClose && c.phase != opening:
+		c.overLocked()
+		c.tc.Close() // also if our Close frame still waits
+	case c.phase != open:
+	case kind == forDrain:
+		c.closeLocked(ending{code: GoingAway, by: Local})
+	case c.heard || c.paused:
+		c.heard = false
+		c.s.timers.arm(c, forPing)
+	case kind == forPing:
+		if c.controlLocked(frameOf(c, opPing, nil)) == tcpio.ErrWouldBlock {
+			c.s.timers.arm(c, forPing) // its output makes no progress: that is WriteTimeout's
+			break
+		}
+		c.s.timers.arm(c, forPong)
+	case kind == forPong:
+		c.failLocked(ending{code: PolicyViolation, by: Local, reason: "no pong", err: errNoPong})
+	}
+}
+
+var errNoPong = &FrameError{PolicyViolation, "the peer did not answer a ping"}
