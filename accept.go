@@ -1,24 +1,14 @@
 package tcpio
 
 import (
+	"math"
 	"net"
 	"net/netip"
 	"os"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/rabbit-backend/tcpio/internal/sys"
-)
-
-// acceptState is what the first loop, which accepts for all, knows of the backlog. It is owned by that loop's role.
-type acceptState uint8
-
-const (
-	acceptIdle  acceptState = iota // the backlog was seen empty: the next connection is an edge
-	acceptMore                     // there may be more in it
-	acceptPause                    // there may be, but no room, or no descriptor; retryAccept ends that
 )
 
 const (
@@ -26,104 +16,6 @@ const (
 	acceptBackoff = 5 * time.Millisecond
 	acceptSlowest = time.Second // as net/http backs off
 )
-
-// A listenSocket is the listening descriptor. It is registered edge-triggered, once: pausing is simply not accepting.
-type listenSocket struct {
-	// Immutable after Listen.
-	call sys.AcceptFunc // another one in tests
-
-	mu sync.Mutex
-	// Guarded by mu.
-	path     string           // of a unix socket that we made, removed at close
-	file     sys.FileID       // what we made there
-	fd       int32            // -1 once closed
-	arriving int32            // the descriptor that is accepted and not yet counted by a loop; -1: none
-	adopted  []*Conn          // adopted connections that have no actor yet
-	std      *net.TCPListener // what GetListener made
-
-	// Immutable after Listen. Closed with fd: nothing arrives any more.
-	over chan struct{}
-
-	// Atomic.
-	retry    atomic.Bool // look at the backlog again
-	starved  atomic.Bool // accepting waits for a descriptor
-	busy     atomic.Bool // somebody accepts
-	last     atomic.Bool // Shutdown has begun: take what there is, and close
-	adopting atomic.Bool // adopted is not empty
-
-	// Owned by whoever accepts.
-	backoff time.Duration
-	again   timer   // when to look again after a failure
-	left    int     // how many more are taken once last is set
-	late    []*Conn // those that were: Shutdown may have missed them
-}
-
-// accept takes a connection from the backlog. It holds mu for a tick of the kernel's clock at most;
-// see sys.Accepter.
-func (s *listenSocket) accept() (int32, sys.Addr, syscall.Errno) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.fd < 0 {
-		return -1, sys.Addr{}, syscall.EAGAIN
-	}
-	fd, peer, errno := s.call(s.fd)
-	if errno == 0 {
-		s.arriving = fd
-	}
-	return fd, peer, errno
-}
-
-// arrived says that the descriptor that accept returned is counted. It reports false when it is closed already.
-func (s *listenSocket) arrived() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	open := s.arriving >= 0
-	s.arriving = -1
-	return open
-}
-
-// turnAway closes the descriptor that accept returned, if the end has not.
-func (s *listenSocket) turnAway() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.arriving >= 0 {
-		sys.Close(s.arriving, false)
-		s.arriving = -1
-	}
-}
-
-// close ends accepting. A descriptor that is still in a hook of the user's does not wait for that.
-// A unix socket's file goes first: while the socket lives no other file can have its inode, and a successor, which binds as soon as
-// the path is free, is not met by our removal.
-func (s *listenSocket) close(p poller) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.fd < 0 {
-		return
-	}
-	if p != nil {
-		_ = p.remove(int(s.fd))
-	}
-	if s.path != "" {
-		sys.RemoveFile(s.path, s.file)
-	}
-	sys.CloseFD(s.fd)
-	s.fd = -1
-	if s.arriving >= 0 {
-		sys.Close(s.arriving, false)
-		s.arriving = -1
-	}
-	close(s.over)
-	if s.std != nil {
-		s.std.Close()
-	}
-}
-
-// retryAccept makes the first loop look at the backlog again, if it had paused.
-func (l *Listener) retryAccept() {
-	l.socket.retry.Store(true)
-	l.loops[0].kick()
-}
 
 // An accepting is one turn of accepting. There is one at a time, begun by the first loop's role, and so the
 // hooks of a listener never run together. A hook that blocks loses that role, as Receive does, and keeps the
@@ -176,7 +68,7 @@ func (a *accepting) abandon() {
 	}
 	lp.accept = acceptMore
 	lp.kicked.Store(true) // as in takeOver
-	go lp.drive()
+	go lp.resume()
 }
 
 // some accepts a number of connections, and gives adopted ones their actor.
@@ -293,114 +185,6 @@ func (l *Listener) leastBusy(all bool) *loop {
 	return best
 }
 
-// newConn makes a connection of fd, on lp.
-func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr, from origin) *Conn {
-	c := &Conn{sh: &lp.shard, id: lastID.Add(1), peer: peer, origin: from, fd: fd, stream: l.streamFor(lp)}
-	if !peer.IsIP {
-		c.flags |= fDistrust
-	} else if l.multipath && sys.Multipath(fd) {
-		c.flags |= fDistrust
-	}
-	switch {
-	case l.opts.Actor != nil: // register asks for it
-	case l.legacy != nil:
-		c.actor = l.legacy
-	case l.handOut != nil:
-		c.flags |= fMute
-		if l.opts.DeferAccept {
-			c.flags |= fDefer
-		}
-	}
-	return c
-}
-
-// register gives c to its loop. One that was accepted is announced by the loop at its first edge, whatever that says, and
-// there is one, since nothing was sent on it yet: it is writable. That saves the wake-up of its loop. What else is served
-// may have no edge until its peer moves, so it is announced here. On an error the descriptor is closed. If c is to get its
-// actor from the user's hook, it has no turn before employ.
-func (l *Listener) register(c *Conn) error {
-	sh := c.sh
-	served := c.origin != refused
-	arrived := c.origin == accepted || !served
-	if served {
-		sh.live.Add(1)
-	} else {
-		l.refusing.Add(1)
-	}
-	if arrived && !l.socket.arrived() {
-		l.dismiss(c)
-		l.connGone(c)
-		return net.ErrClosed
-	}
-	if l.stopping.Load() && (!arrived || l.ending.Load() == endCut) {
-		// The loops may have ended; for one that was accepted they wait, see checkGone.
-		if arrived {
-			sys.Close(c.fd, false)
-		} else {
-			sys.CloseFD(c.fd) // whoever brought it keeps it
-		}
-		l.dismiss(c)
-		l.connGone(c)
-		return net.ErrClosed
-	}
-	// From add on others see c, and it may end at any moment. fNew keeps the descriptor until the registration
-	// is over, fRunning its events until the actor is there.
-	c.flags |= fNew
-	asks := l.asksForActor(c)
-	if asks {
-		c.flags |= fRunning
-	}
-	if served {
-		c.mu.Lock()
-		if l.opts.TLSConfig != nil && c.origin != dialled {
-			c.beginTLSLocked(l.opts.TLSConfig)
-		}
-		c.beginLimitsLocked() // before anybody can set others
-		c.mu.Unlock()
-	}
-	t := sh.conns.add(c)
-	err := sh.p.add(int(c.fd), t, pollConn)
-	c.mu.Lock()
-	defer c.unlock()
-	c.flags &^= fNew
-	if served {
-		sh.count.accepted.Add(1)
-	}
-	if !arrived && err == nil && c.flags&(fOpened|fHandshake|fReleased) == 0 {
-		c.emitLocked(pendOpened)
-	}
-	if err != nil {
-		if c.flags&fOpened == 0 {
-			c.flags |= fMute // nobody has heard of it
-		}
-		if !arrived {
-			c.extLocked().given = true // whoever brought it keeps it
-		}
-		if asks {
-			c.endTurnLocked()
-		}
-		c.releaseLocked(err)
-		return err
-	}
-	// Shutdown and Close look at the connections after they have set ending: this one they may have missed.
-	switch l.ending.Load() {
-	case endTold:
-		if !arrived { // else see late
-			c.tellDrainingLocked()
-		}
-	case endClosed:
-		c.closeLocked(nil)
-	case endCut:
-		c.abortLocked(net.ErrClosed)
-	}
-	return nil
-}
-
-// asksForActor says whether the user's hook makes c's actor. c is not registered yet.
-func (l *Listener) asksForActor(c *Conn) bool {
-	return l.opts.Actor != nil && (c.origin == accepted || c.origin == adopted)
-}
-
 // askForActor asks it. Nil refuses c, and so do a panic and runtime.Goexit, which are logged.
 func (a *accepting) askForActor(c *Conn) {
 	var actor Actor
@@ -408,19 +192,6 @@ func (a *accepting) askForActor(c *Conn) {
 		actor = nil
 	}
 	c.employ(actor)
-}
-
-// employ gives c its actor and begins its turns, unless it was claimed meanwhile; nil refuses it.
-func (c *Conn) employ(actor Actor) {
-	c.mu.Lock()
-	defer c.unlock()
-	if c.stream == nil && c.actor == nil {
-		if c.actor = actor; actor == nil {
-			c.flags |= fMute // nobody is there to be told
-			c.abortLocked(net.ErrClosed)
-		}
-	}
-	c.endTurnLocked()
 }
 
 // adopt has the first loop ask for the actor of a connection that was not accepted: hooks run there, one at a
@@ -438,37 +209,100 @@ func (l *Listener) adopt(c *Conn) {
 	l.retryAccept()
 }
 
-// nextAdopted takes one of them; nil when there is none.
-func (s *listenSocket) nextAdopted() *Conn {
-	if !s.adopting.Load() {
-		return nil
+// evictEnded closes a connection whose peer has ended and whose user has not closed it, the one that waits longest, to make room
+// for another. It reports false when there is none.
+func (l *Listener) evictEnded() bool {
+	for range limitBudget {
+		var first *loop
+		for _, lp := range l.loops {
+			if at := lp.eofs.first.Load(); at != 0 && (first == nil || at < first.eofs.first.Load()) {
+				first = lp
+			}
+		}
+		if first == nil {
+			return false
+		}
+		c := first.eofs.due(math.MaxInt64)
+		if c == nil {
+			continue // it has just gone
+		}
+		c.mu.Lock()
+		closed := c.flags&(fClosing|fReleased) == 0 && !c.busyLocked()
+		if closed {
+			c.endWaitLocked()
+		} else {
+			c.limit.lastIn = c.sh.coarse() // its wait begins anew
+			c.armLimitLocked()
+		}
+		c.unlock()
+		if closed {
+			return true
+		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c := s.adopted[0]
-	s.adopted[0] = nil
-	if s.adopted = s.adopted[1:]; len(s.adopted) == 0 {
-		s.adopted = nil
-		s.adopting.Store(false)
-	}
-	return c
+	return false
 }
 
-// lastID numbers the connections of the process.
-var lastID atomic.Uint64
+// admission decides about a peer before anything is allocated for it. If the answer is admitted, a place of its address
+// is taken where addresses are counted.
+func (a *accepting) admission() refusal {
+	l := a.lp.l
+	o := &l.opts
+	switch {
+	case l.full() && !(l.evictEnded() && !l.full()):
+		return refusedConns
+	case a.counts() && !l.perAddress.Take(a.peer.AddrPort("").Addr(), o.MaxConnsPerIP):
+		return refusedPerIP // before the rate: an address over its bound does not use up what others may have
+	case o.AcceptRate != nil && !a.asks("AcceptRate", o.AcceptRate.Allow, refusedRate):
+		return refusedRate
+	case o.Admit != nil && !a.asks("Admit", func() bool { return o.Admit(a.addrPort()) == nil }, refusedAdmit):
+		return refusedAdmit
+	}
+	return admitted
+}
 
-// connGone is called when a connection's descriptor is closed and Closed emitted.
-func (l *Listener) connGone(c *Conn) {
-	n := int64(0)
-	if c.origin == refused {
-		n = l.refusing.Add(-1)
-	} else {
-		n = c.sh.live.Add(-1)
+// full reports whether MaxConns connections are open.
+func (l *Listener) full() bool { return l.opts.MaxConns > 0 && l.Len() >= l.opts.MaxConns }
+
+// counts says whether the peer takes a place of its address.
+func (a *accepting) counts() bool { return a.lp.l.opts.MaxConnsPerIP > 0 && a.peer.IsIP }
+
+// addrPort is the peer's address.
+func (a *accepting) addrPort() netip.AddrPort { return a.peer.AddrPort(a.zone.Name()) }
+
+// asks asks a hook of the user's. A panic refuses the peer, and so does runtime.Goexit; both are logged.
+func (a *accepting) asks(in string, admits func() bool, no refusal) (ok bool) {
+	return a.hook(in, in, a.addrPort(), func() { ok = admits() }, func() { a.refuse(no) }) && ok
+}
+
+// refuse ends the connection that has just been accepted, and gives back what admission took.
+func (a *accepting) refuse(why refusal) {
+	if a.counts() && why != refusedConns && why != refusedPerIP {
+		a.lp.l.perAddress.Give(a.peer.AddrPort("").Addr())
 	}
-	if l.socket.starved.Load() {
-		l.retryAccept()
+	a.lp.l.refuse(a.target, a.fd, a.peer, why)
+}
+
+// welcome serves the connection that has just been accepted, or refuses it.
+func (a *accepting) welcome() error {
+	l := a.lp.l
+	a.zone = a.peer.Zone(a.fd)
+	if why := a.admission(); why != admitted {
+		a.refuse(why)
+		return nil
 	}
-	if n == 0 && l.stopping.Load() {
-		l.checkGone()
+	c := l.newConn(a.target, a.fd, a.peer, accepted)
+	if a.peer.Named() {
+		remote, local := a.peer.Names(a.fd, a.zone)
+		c.ext = &connExt{remote: remote, local: local}
 	}
+	if err := l.register(c); err != nil {
+		return err
+	}
+	if s := &l.socket; s.last.Load() {
+		s.late = append(s.late, c)
+	}
+	if l.opts.Actor != nil {
+		a.askForActor(c)
+	}
+	return nil
 }

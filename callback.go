@@ -1,14 +1,11 @@
 package tcpio
 
 import (
-	"context"
 	"errors"
 	"io"
 	"net"
 	"sync/atomic"
 	"time"
-
-	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // The callback API is the compatibility surface: what programs written for the first tcpio use. It is an actor like any
@@ -206,44 +203,4 @@ func (c *Conn) discard() error {
 		return err
 	}
 	return nil
-}
-
-// Start runs the listener until Close or Shutdown, as Serve does with a context that never ends; what Serve would return
-// goes to OnErrorEvent. It is what programs written for the first tcpio call. Without OnConnEvent, and without any other
-// route, connections are accepted and their input is thrown away.
-func (l *Listener) Start() {
-	l.mu.Lock()
-	if !l.decided() {
-		l.legacy = &callback{onErr: l.opts.OnErrorEvent, calls: new(serial)}
-		l.decideLocked(1, false)
-	}
-	cb := l.errorsTo()
-	l.mu.Unlock()
-	if err := l.Serve(context.Background()); err != nil && cb.onErr != nil {
-		cb.errors().run(func() { cb.tellNow(&l.shared, err) })
-	}
-}
-
-// errorsTo is whose OnErrorEvent is told. Where there are no callbacks its calls come one at a time all the
-// same.
-func (l *Listener) errorsTo() *callback {
-	if l.legacy != nil {
-		return l.legacy
-	}
-	return &l.errs
-}
-
-// GetListener returns the listening socket as a *net.TCPListener, the same on every call, for its address and options: a
-// duplicate in the Go runtime's poller, closed with l. Accepting from it takes connections away from l. It returns nil for
-// a unix socket, after Close, and when the system has no descriptor left. New programs want Addr.
-func (l *Listener) GetListener() *net.TCPListener {
-	l.socket.mu.Lock()
-	defer l.socket.mu.Unlock()
-	if _, ok := l.addr.(*net.TCPAddr); !ok || l.socket.fd < 0 {
-		return nil
-	}
-	if l.socket.std == nil {
-		l.socket.std, _ = sys.DupListener(l.socket.fd)
-	}
-	return l.socket.std
 }

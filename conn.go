@@ -482,3 +482,10 @@ func (c *Conn) hasSpokenLocked(bits uint32) bool {
 	ready, _ := c.peekLocked()
 	return ready
 }
+
+// dismiss gives back what admission took.
+func (sh *shared) dismiss(c *Conn) {
+	if c.origin == accepted && sh.opts.MaxConnsPerIP > 0 && c.peer.IsIP {
+		sh.perAddress.Give(c.peer.AddrPort("").Addr())
+	}
+}

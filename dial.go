@@ -149,7 +149,7 @@ func (l *Listener) serveOther(nc net.Conn, from origin) (*Conn, error) {
 	if _, ok := nc.(*net.TCPConn); ok && sys.Multipath(fd) {
 		c.flags |= fDistrust // a short read of it proves nothing
 	}
-	if from == dialled && (c.stream == nil || l.handOut != nil) {
+	if from == dialled && (c.stream == nil || l.netListener != nil) {
 		c.stream, c.actor = nil, nil
 		c.flags |= fMute | fOpened // moveLocked tells of Opened
 	}

@@ -115,12 +115,6 @@ func (c *Conn) endedLocked(op string) error {
 	return c.opErrorLocked(op, err)
 }
 
-// An endedError is net.ErrClosed with its cause.
-type endedError struct{ cause syscall.Errno }
-
-func (e *endedError) Error() string   { return net.ErrClosed.Error() + ": " + e.cause.Error() }
-func (e *endedError) Unwrap() []error { return []error{net.ErrClosed, e.cause} }
-
 // opError is opErrorLocked for a caller without mu.
 func (c *Conn) opError(op string, err error) error {
 	c.mu.Lock()

@@ -1,6 +1,13 @@
 package tcpio
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+	"time"
+)
 
 // ErrWouldBlock says that a Try method could do nothing without blocking: TryRead found nothing to read (a Readable
 // follows), TryWrite found the queue full (a Writable follows). It is returned as it is, never wrapped.
@@ -12,3 +19,60 @@ var ErrMailboxFull = errors.New("tcpio: mailbox full")
 // ErrCloseTimeout is a connection's Err when CloseTimeout ended before its output was flushed. It is a *[LimitError] and
 // matches os.ErrDeadlineExceeded.
 var ErrCloseTimeout error = &LimitError{Limit: "close"}
+
+// LimitError is the Err of a connection that a time limit ended. It matches os.ErrDeadlineExceeded.
+type LimitError struct {
+	Limit string        // "idle", "read", "write", "handshake" or "close"
+	After time.Duration // the limit; 0 for "close"
+}
+
+func (e *LimitError) Error() string {
+	if e.After == 0 {
+		return "tcpio: " + e.Limit + " time limit reached with output left"
+	}
+	return fmt.Sprintf("tcpio: %s time limit of %v reached", e.Limit, e.After)
+}
+
+// Timeout reports true, as a net.Error.
+func (e *LimitError) Timeout() bool { return true }
+
+// Temporary reports false, as a net.Error.
+func (e *LimitError) Temporary() bool { return false }
+
+// Is reports whether target is os.ErrDeadlineExceeded.
+func (e *LimitError) Is(target error) bool { return target == os.ErrDeadlineExceeded }
+
+// A PanicError is the Err of a connection whose actor panicked, or called runtime.Goexit; Value then says so.
+type PanicError struct {
+	Value any    // what panic was called with
+	Stack []byte // of the goroutine at the panic, as runtime/debug.Stack has it
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("tcpio: actor panicked: %v", e.Value) }
+
+// Unwrap returns the panic's value if it is an error, such as runtime.Error.
+func (e *PanicError) Unwrap() error {
+	err, _ := e.Value.(error)
+	return err
+}
+
+// A goexit is the value of a PanicError when user code called runtime.Goexit.
+type goexit struct{ in string }
+
+func (e goexit) Error() string { return "runtime.Goexit called in " + e.in }
+
+// errGoexit is the value of a PanicError when an actor called runtime.Goexit.
+var errGoexit error = goexit{"Receive"}
+
+// ErrSlow is the Err of a connection that a Group closed because it did not keep up.
+var ErrSlow = errors.New("tcpio: connection did not keep up with its group")
+
+// ErrHijacked is the Err of a connection that Hijack gave away.
+var ErrHijacked = errors.New("tcpio: connection hijacked")
+
+// An endedError is net.ErrClosed with its cause.
+type endedError struct{ cause syscall.Errno }
+
+func (e *endedError) Error() string { return net.ErrClosed.Error() + ": " + e.cause.Error() }
+
+func (e *endedError) Unwrap() []error { return []error{net.ErrClosed, e.cause} }

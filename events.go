@@ -1,6 +1,9 @@
 package tcpio
 
-import "fmt"
+import (
+	"fmt"
+	"sync/atomic"
+)
 
 // Event is one of [Opened], [Readable], [Writable], [Message], [Draining], [Closed] and [Failed].
 // Other packages cannot add types. A type switch should ignore types that it does not know: later
@@ -106,3 +109,19 @@ func (e Failed) String() string {
 }
 
 func describe(event string, c *Conn) string { return event + "(" + c.String() + ")" }
+
+// An ask is a question that somebody waits for the answer of.
+type ask struct {
+	over  atomic.Bool // answered, or given up
+	reply chan any    // of one; filled by whoever set over, if that was Reply
+}
+
+// Reply answers the Ask that sent m, from any goroutine, without blocking. It reports whether the answer was taken: not
+// for a second one, not when Ask has given up, and not for a Message that comes from Post or After.
+func (m Message) Reply(v any) bool {
+	if m.ask == nil || !m.ask.over.CompareAndSwap(false, true) {
+		return false
+	}
+	m.ask.reply <- v
+	return true
+}

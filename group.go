@@ -1,7 +1,6 @@
 package tcpio
 
 import (
-	"errors"
 	"iter"
 	"slices"
 	"strconv"
@@ -29,9 +28,6 @@ func (p SlowPolicy) String() string {
 	}
 	return "SlowPolicy(" + strconv.Itoa(int(p)) + ")"
 }
-
-// ErrSlow is the Err of a connection that a Group closed because it did not keep up.
-var ErrSlow = errors.New("tcpio: connection did not keep up with its group")
 
 // A Group is a set of connections that are written to together, a chat room say. The zero value is an empty one. Its
 // methods may be called from any goroutine; its fields must not be changed after the first use. [Groups] is a map of

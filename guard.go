@@ -50,11 +50,6 @@ func catch(f func()) (p *PanicError) {
 	return nil
 }
 
-// A goexit is the value of a PanicError when user code called runtime.Goexit.
-type goexit struct{ in string }
-
-func (e goexit) Error() string { return "runtime.Goexit called in " + e.in }
-
 // elsewhere is guard on a goroutine of its own, which it waits for: for user code that others call with their
 // locks held.
 func elsewhere(in string, f func()) (p *PanicError) {

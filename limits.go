@@ -3,7 +3,6 @@ package tcpio
 import (
 	"fmt"
 	"math"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,9 +28,6 @@ func (t ticks) since(earlier ticks) time.Duration {
 	return time.Duration(d) * time.Millisecond
 }
 
-// longestLimit is the longest limit that ticks can tell, with room to spare.
-const longestLimit = 20 * 24 * time.Hour
-
 // limitState is a connection's part. lastIn, lastOut and idle are guarded by its mu, the rest by its loop's limits.
 type limitState struct {
 	lastIn  ticks // bytes arrived or were read (of TLS: plain text was decrypted), or the connection was accepted
@@ -52,43 +48,6 @@ type limits struct {
 
 func (c *Conn) dueAt() int64   { return c.limit.at }
 func (c *Conn) setPlace(i int) { c.limit.place = int32(i) }
-
-// Kinds of limit.
-type limitKind int
-
-const (
-	limitIdle limitKind = iota
-	limitRead
-	limitWrite
-	limitHandshake
-	limitClose
-	limitEOF // ends in order, without a LimitError
-	limitKinds
-)
-
-var limitNames = [limitKinds]string{"idle", "read", "write", "handshake", "close", "eof"}
-
-// LimitError is the Err of a connection that a time limit ended. It matches os.ErrDeadlineExceeded.
-type LimitError struct {
-	Limit string        // "idle", "read", "write", "handshake" or "close"
-	After time.Duration // the limit; 0 for "close"
-}
-
-func (e *LimitError) Error() string {
-	if e.After == 0 {
-		return "tcpio: " + e.Limit + " time limit reached with output left"
-	}
-	return fmt.Sprintf("tcpio: %s time limit of %v reached", e.Limit, e.After)
-}
-
-// Timeout reports true, as a net.Error.
-func (e *LimitError) Timeout() bool { return true }
-
-// Temporary reports false, as a net.Error.
-func (e *LimitError) Temporary() bool { return false }
-
-// Is reports whether target is os.ErrDeadlineExceeded.
-func (e *LimitError) Is(target error) bool { return target == os.ErrDeadlineExceeded }
 
 // SetIdleTimeout replaces [ListenerOptions.IdleTimeout] for this connection, from its last activity on; 0 means none. It
 // fails on a negative or too long (20 days) limit and, after Close, with net.ErrClosed.
@@ -259,23 +218,6 @@ func (lim *limits) due(t int64) *Conn {
 // limitBudget is how many connections one turn looks at before others have theirs: many may be due at once.
 const limitBudget = 256
 
-// runLimits ends the connections whose limit is reached.
-func (lp *loop) runLimits() {
-	for range limitBudget {
-		c := lp.limits.due(now())
-		if c == nil {
-			c = lp.eofs.due(now())
-		}
-		if c == nil {
-			return
-		}
-		c.mu.Lock()
-		c.limitDueLocked()
-		c.unlock()
-	}
-	lp.kick() // there may be more
-}
-
 // limitDueLocked is called when one of the connection's limits could be reached.
 func (c *Conn) limitDueLocked() {
 	if c.flags&(fClosing|fReleased) != 0 {
@@ -322,39 +264,6 @@ func (c *Conn) arrivedLocked() bool {
 func (c *Conn) endWaitLocked() {
 	c.sh.count.timeouts[limitEOF].Add(1)
 	c.closeLocked(nil)
-}
-
-// evictEnded closes a connection whose peer has ended and whose user has not closed it, the one that waits longest, to make room
-// for another. It reports false when there is none.
-func (l *Listener) evictEnded() bool {
-	for range limitBudget {
-		var first *loop
-		for _, lp := range l.loops {
-			if at := lp.eofs.first.Load(); at != 0 && (first == nil || at < first.eofs.first.Load()) {
-				first = lp
-			}
-		}
-		if first == nil {
-			return false
-		}
-		c := first.eofs.due(math.MaxInt64)
-		if c == nil {
-			continue // it has just gone
-		}
-		c.mu.Lock()
-		closed := c.flags&(fClosing|fReleased) == 0 && !c.busyLocked()
-		if closed {
-			c.endWaitLocked()
-		} else {
-			c.limit.lastIn = c.sh.coarse() // its wait begins anew
-			c.armLimitLocked()
-		}
-		c.unlock()
-		if closed {
-			return true
-		}
-	}
-	return false
 }
 
 // noteEdgeLocked notes what an edge says of input. Urgent data and the peer's end are no input, but may come with some.

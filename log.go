@@ -73,3 +73,7 @@ func (sh *shared) logRest(ctx context.Context) {
 	case <-ctx.Done():
 	}
 }
+
+func (c *Conn) logPanic(p *PanicError) {
+	c.sh.log("tcpio: handler panicked", "conn", c.id, "peer", c.RemoteAddr().String(), "panic", p.Value, "stack", string(p.Stack))
+}

@@ -277,9 +277,6 @@ func (d *limit) expire() {
 	}
 }
 
-// ErrHijacked is the Err of a connection that Hijack gave away.
-var ErrHijacked = errors.New("tcpio: connection hijacked")
-
 // Hijack gives the connection away for good, as a *net.TCPConn of the Go runtime's own poller. It blocks until queued
 // output is flushed, for which the write deadline holds. For tcpio the connection ends: Closed follows, and Err is
 // ErrHijacked. Nothing that was read is lost: while Frames has kept bytes, Hijack fails and changes nothing; TryRead takes

@@ -29,25 +29,25 @@ import (
 func (l *Listener) NetListener() net.Listener {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.handOut == nil {
+	if l.netListener == nil {
 		if l.decided() && !l.stopping.Load() {
 			panic("tcpio: Listener.NetListener called after Events or Streams, or with an actor")
 		}
-		l.handOut = &netListener{l: l, accepted: newStream(&l.shared, l.opts.EventBuffer, false), closed: make(chan struct{})}
+		l.accepted = newStream(&l.shared, l.opts.EventBuffer, false)
+		l.netListener = &netListener{l: l, closed: make(chan struct{})}
 		if l.finished {
-			close(l.handOut.accepted.ch)
+			close(l.accepted.ch)
 		}
 		l.decideLocked(defaultLoops(), false)
 	}
-	return l.handOut
+	return l.netListener
 }
 
-// A netListener hands out connections. Their Opened, and nothing else of them, goes to accepted.
+// A netListener hands out connections. Their Opened, and nothing else of them, goes to Listener.accepted.
 type netListener struct {
-	l        *Listener
-	accepted *stream
-	once     sync.Once
-	closed   chan struct{}
+	l      *Listener
+	once   sync.Once
+	closed chan struct{}
 }
 
 // Accept blocks until a connection is there, or the listener has stopped.
@@ -59,7 +59,7 @@ func (n *netListener) Accept() (net.Conn, error) {
 	}
 	select {
 	case <-n.closed:
-	case ev := <-n.accepted.ch:
+	case ev := <-n.l.accepted.ch:
 		if o, ok := ev.(Opened); ok {
 			return o.Conn, nil
 		}
@@ -86,7 +86,7 @@ func (n *netListener) Close() error {
 			c.unlock()
 		}
 		go func() {
-			for ev := range n.accepted.ch { // until Serve has ended
+			for ev := range n.l.accepted.ch { // until Serve has ended
 				if o, ok := ev.(Opened); ok {
 					o.Conn.Abort()
 				}
@@ -153,4 +153,19 @@ func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 		return fail(err)
 	}
 	return c, nil
+}
+
+// GetListener returns the listening socket as a *net.TCPListener, the same on every call, for its address and options: a
+// duplicate in the Go runtime's poller, closed with l. Accepting from it takes connections away from l. It returns nil for
+// a unix socket, after Close, and when the system has no descriptor left. New programs want Addr.
+func (l *Listener) GetListener() *net.TCPListener {
+	l.socket.mu.Lock()
+	defer l.socket.mu.Unlock()
+	if _, ok := l.addr.(*net.TCPAddr); !ok || l.socket.fd < 0 {
+		return nil
+	}
+	if l.socket.std == nil {
+		l.socket.std, _ = sys.DupListener(l.socket.fd)
+	}
+	return l.socket.std
 }

@@ -311,3 +311,6 @@ const (
 	keepAliveMost  = 32767 * time.Second // MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL
 	keepAliveCount = 127                 // MAX_TCP_KEEPCNT
 )
+
+// longestLimit is the longest limit that ticks can tell, with room to spare.
+const longestLimit = 20 * 24 * time.Hour

@@ -17,47 +17,37 @@ import (
 // fileOrder is the package's files from the bottom to the top. A file uses what is defined in
 // itself and in the files before it.
 var fileOrder = strings.Fields(`
-	errors.go options.go stats.go
+	errors.go options.go stats.go events.go actor.go
 	dueheap.go poison.go pool.go wait.go guard.go
-	events.go actor.go epoll_linux.go timers.go table.go shard.go log.go conn.go
+	epoll_linux.go timers.go table.go shard.go conn.go log.go
 	stream.go limits.go ends.go budget.go read.go write.go tlslink.go tls.go handshake.go
-	close.go group.go groups.go frames.go netconn.go rawconn.go copy.go
-	loop.go admit.go accept.go shutdown.go tcpio.go
-	callback.go netlistener.go dial.go
+	close.go mailbox.go attach.go group.go groups.go frames.go netconn.go rawconn.go copy.go
+	callback.go backlog.go tcpio.go loop.go receive.go register.go accept.go dispatch.go serve.go
+	dial.go netlistener.go
 `)
 
 // upward has the exceptions: behind a file's name those that come after it, and that it uses all the
 // same. The list only ever gets shorter.
 const upward = `
-	errors.go: limits.go
-	options.go: actor.go conn.go limits.go
-	stats.go: actor.go admit.go limits.go shard.go tcpio.go
+	options.go: actor.go conn.go
+	events.go: conn.go
 	pool.go: handshake.go write.go
-	guard.go: actor.go
-	events.go: actor.go conn.go
-	actor.go: callback.go close.go conn.go ends.go limits.go log.go loop.go read.go shard.go
-	actor.go: shutdown.go stream.go tcpio.go timers.go write.go
 	epoll_linux.go: shard.go
 	timers.go: conn.go shard.go
 	table.go: conn.go shard.go
 	shard.go: conn.go handshake.go limits.go loop.go
-	conn.go: admit.go callback.go close.go ends.go frames.go group.go handshake.go limits.go
+	conn.go: callback.go close.go ends.go frames.go group.go handshake.go limits.go mailbox.go
 	conn.go: netconn.go read.go stream.go tls.go write.go
-	limits.go: close.go ends.go frames.go loop.go tcpio.go tls.go
+	limits.go: close.go ends.go frames.go tls.go
 	ends.go: write.go
 	read.go: close.go frames.go loop.go tls.go
 	write.go: close.go tls.go
 	tlslink.go: handshake.go tls.go
 	tls.go: frames.go handshake.go
 	handshake.go: callback.go close.go
-	close.go: frames.go group.go netconn.go
+	close.go: frames.go group.go mailbox.go netconn.go
 	rawconn.go: callback.go
-	loop.go: accept.go shutdown.go tcpio.go
-	admit.go: accept.go tcpio.go
-	accept.go: shutdown.go tcpio.go
-	shutdown.go: netlistener.go tcpio.go
-	tcpio.go: callback.go netlistener.go
-	netlistener.go: dial.go
+	tcpio.go: loop.go
 `
 
 // To see it fail: use Listener in conn.go.

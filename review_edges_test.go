@@ -127,7 +127,7 @@ func TestNetListenerClosedWithoutServeLeavesNothing(t *testing.T) {
 	if err := nl.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if ev, ok := <-nl.accepted.ch; ok {
+	if ev, ok := <-nl.l.accepted.ch; ok {
 		t.Errorf("got %T", ev)
 	}
 }

@@ -60,49 +60,6 @@ type counters struct {
 	timeouts          [limitKinds]atomic.Uint64
 }
 
-// Stats returns the counters of the moment. It takes no lock that connections or loops wait for, and works after Close.
-func (l *Listener) Stats() Stats {
-	s := Stats{
-		Queued:   l.budget.Used(),
-		Blocked:  l.Blocked(),
-		Refusing: int(l.refusing.Load()),
-	}
-	if !l.decided() {
-		return s
-	}
-	for _, lp := range l.loops {
-		n := &lp.count
-		one := LoopStats{
-			Open:             int(lp.live.Load()),
-			Accepted:         n.accepted.Load(),
-			Closed:           n.closed.Load(),
-			BytesIn:          n.bytesIn.Load(),
-			BytesOut:         n.bytesOut.Load(),
-			Events:           n.events.Load(),
-			Posted:           n.posted.Load(),
-			GroupSkips:       n.skipped.Load(),
-			HandshakesFailed: n.handshakes.Load(),
-			Refused: RefusedStats{
-				Conns: n.refused[refusedConns].Load(),
-				PerIP: n.refused[refusedPerIP].Load(),
-				Rate:  n.refused[refusedRate].Load(),
-				Admit: n.refused[refusedAdmit].Load(),
-			},
-			Timeouts: TimeoutStats{
-				Idle:      n.timeouts[limitIdle].Load(),
-				Read:      n.timeouts[limitRead].Load(),
-				Write:     n.timeouts[limitWrite].Load(),
-				Handshake: n.timeouts[limitHandshake].Load(),
-				Close:     n.timeouts[limitClose].Load(),
-				EOF:       n.timeouts[limitEOF].Load(),
-			},
-		}
-		s.Loops = append(s.Loops, one)
-		s.add(&one)
-	}
-	return s
-}
-
 func (s *LoopStats) add(o *LoopStats) {
 	s.Open += o.Open
 	s.Accepted += o.Accepted
@@ -124,3 +81,30 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.Timeouts.Close += o.Timeouts.Close
 	s.Timeouts.EOF += o.Timeouts.EOF
 }
+
+// Kinds of limit.
+type limitKind int
+
+const (
+	limitIdle limitKind = iota
+	limitRead
+	limitWrite
+	limitHandshake
+	limitClose
+	limitEOF // ends in order, without a LimitError
+	limitKinds
+)
+
+var limitNames = [limitKinds]string{"idle", "read", "write", "handshake", "close", "eof"}
+
+// refusal says why a connection that was accepted is not served.
+type refusal int
+
+const (
+	refusedConns refusal = iota // MaxConns
+	refusedPerIP                // MaxConnsPerIP
+	refusedRate                 // AcceptRate
+	refusedAdmit                // Admit
+	refusals
+	admitted refusal = -1
+)

@@ -11,8 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
@@ -36,10 +34,11 @@ type Listener struct {
 
 	mu sync.Mutex
 	// Guarded by mu until routed is closed, immutable after that.
-	loops   []*loop
-	perLoop bool // each loop has a stream of its own; with an actor or callbacks for the connections guarded by mu
-	legacy  *callback
-	handOut *netListener // when NetListener was called
+	loops       []*loop
+	perLoop     bool         // each loop has a stream of its own; with an actor or callbacks for the connections guarded by mu
+	callbacks   *callback    // OnConnEvent, or Start without any other route
+	netListener net.Listener // what NetListener returned
+	accepted    *stream      // the Opened of its connections
 
 	// Guarded by mu.
 	events   *stream // when Events was called
@@ -91,11 +90,11 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	case l.opts.Actor != nil:
 		l.decideLocked(defaultLoops(), false)
 	case l.opts.OnConnEvent != nil:
-		l.legacy = &callback{onConn: l.opts.OnConnEvent, onErr: l.opts.OnErrorEvent}
+		l.callbacks = &callback{onConn: l.opts.OnConnEvent, onErr: l.opts.OnErrorEvent}
 		if l.opts.ConcurrentCallbacks {
 			l.decideLocked(defaultLoops(), false)
 		} else {
-			l.legacy.calls = new(serial)
+			l.callbacks.calls = new(serial)
 			l.decideLocked(1, false)
 		}
 	}
@@ -214,7 +213,7 @@ func (l *Listener) Streams() []<-chan Event {
 	switch {
 	case l.events != nil:
 		panic("tcpio: Listener.Streams called after Events")
-	case l.handOut != nil:
+	case l.netListener != nil:
 		panic("tcpio: Listener.Streams called after NetListener")
 	case !l.decided():
 		l.decideLocked(defaultLoops(), true)
@@ -237,10 +236,10 @@ func (l *Listener) Streams() []<-chan Event {
 // streamFor is where the events of new connections on lp go; nil with an actor.
 func (l *Listener) streamFor(lp *loop) *stream {
 	switch {
-	case l.opts.Actor != nil, l.legacy != nil:
+	case l.opts.Actor != nil, l.callbacks != nil:
 		return nil
-	case l.handOut != nil:
-		return l.handOut.accepted
+	case l.netListener != nil:
+		return l.accepted
 	case l.perLoop:
 		return lp.stream
 	}
@@ -289,75 +288,142 @@ func (l *Listener) Len() int {
 	return int(n)
 }
 
-// Serve accepts connections and runs the loops. It returns nil once Shutdown or Close has stopped
-// the listener; the end of ctx is a Shutdown, within DrainTimeout and CloseTimeout. Otherwise it
-// returns the error that stopped the loops. Serve may be called before Events, Streams or
-// NetListener, but accepts nothing until one of them is called, unless ListenerOptions.Actor or
-// OnConnEvent is set.
-//
-// When it returns, every connection and every channel is closed. At the end it waits CloseTimeout
-// for events to be received, and drops those that are left. A second call fails, and so does one
-// after Close, with net.ErrClosed.
-func (l *Listener) Serve(ctx context.Context) error {
-	l.mu.Lock()
-	if l.stopping.Load() {
-		l.mu.Unlock()
-		return &net.OpError{Op: "serve", Net: l.addr.Network(), Addr: l.addr, Err: net.ErrClosed}
+// Stats returns the counters of the moment. It takes no lock that connections or loops wait for, and works after Close.
+func (l *Listener) Stats() Stats {
+	s := Stats{
+		Queued:   l.budget.Used(),
+		Blocked:  l.Blocked(),
+		Refusing: int(l.refusing.Load()),
 	}
-	if l.served {
-		l.mu.Unlock()
-		return errors.New("tcpio: Serve was called before on this listener")
+	if !l.decided() {
+		return s
 	}
-	l.served = true
-	l.mu.Unlock()
-
-	release := context.AfterFunc(ctx, func() { _ = l.Shutdown(context.Background()) })
-	defer release()
-	<-l.routed
-	started, err := l.startLoops()
-	if err != nil {
-		l.abortAll()
-	}
-	if started {
-		var g errgroup.Group
-		for _, lp := range l.loops {
-			g.Go(func() error {
-				go lp.drive() // a handler that blocks for ever keeps the goroutine it is on, and Serve ends without it
-				<-lp.done
-				return lp.err
-			})
+	for _, lp := range l.loops {
+		n := &lp.count
+		one := LoopStats{
+			Open:             int(lp.live.Load()),
+			Accepted:         n.accepted.Load(),
+			Closed:           n.closed.Load(),
+			BytesIn:          n.bytesIn.Load(),
+			BytesOut:         n.bytesOut.Load(),
+			Events:           n.events.Load(),
+			Posted:           n.posted.Load(),
+			GroupSkips:       n.skipped.Load(),
+			HandshakesFailed: n.handshakes.Load(),
+			Refused: RefusedStats{
+				Conns: n.refused[refusedConns].Load(),
+				PerIP: n.refused[refusedPerIP].Load(),
+				Rate:  n.refused[refusedRate].Load(),
+				Admit: n.refused[refusedAdmit].Load(),
+			},
+			Timeouts: TimeoutStats{
+				Idle:      n.timeouts[limitIdle].Load(),
+				Read:      n.timeouts[limitRead].Load(),
+				Write:     n.timeouts[limitWrite].Load(),
+				Handshake: n.timeouts[limitHandshake].Load(),
+				Close:     n.timeouts[limitClose].Load(),
+				EOF:       n.timeouts[limitEOF].Load(),
+			},
 		}
-		err = g.Wait()
+		s.Loops = append(s.Loops, one)
+		s.add(&one)
 	}
-	l.finish()
-	return err
+	return s
 }
 
-// startLoops gives the loops their pollers, unless the listener has stopped already.
-func (l *Listener) startLoops() (started bool, err error) {
+// Blocked returns the number of goroutines that are in an actor's Receive which has blocked and lost its loop.
+func (l *Listener) Blocked() int { return int(l.blocked.Load()) }
+
+// How far the end has come. It is set before the connections are gone through: one that is registered
+// meanwhile either is seen there or sees it.
+const (
+	endTold   = 1 + iota // Shutdown has told the connections
+	endClosed            // their time is over
+	endCut               // Close, or the end of Shutdown's ctx
+)
+
+// abortAll stops everything. It does not wait.
+func (l *Listener) abortAll() {
+	l.endAt(endCut)
+	l.stopAccepting()
+	for c := range l.everyConn() {
+		c.Abort()
+	}
+}
+
+// endAt notes how far the end has come. It never goes back.
+func (l *Listener) endAt(stage int32) {
+	for {
+		at := l.ending.Load()
+		if at >= stage || l.ending.CompareAndSwap(at, stage) {
+			return
+		}
+	}
+}
+
+// stopAccepting stops at once. What waits in the backlog is reset, and what is in a hook is closed.
+func (l *Listener) stopAccepting() {
+	l.socket.close(l.stop())
+	l.checkGone()
+}
+
+// stop notes that the listener is stopping. It returns the first loop's poller, nil if there is none.
+func (l *Listener) stop() poller {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.stopping.Load() {
-		return false, nil
+	l.stopping.Store(true)
+	l.decideLocked(0, false)
+	if !l.polling {
+		return nil
 	}
-	pollers := make([]poller, len(l.loops))
-	for i := range pollers {
-		if pollers[i], err = l.newPoller(); err != nil {
-			break
+	return l.loops[0].p
+}
+
+// checkGone notes that the last descriptor is closed, and ends the loops.
+func (l *Listener) checkGone() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.socket.over: // before the counts: what was arriving until now is in one of them
+	default:
+		return
+	}
+	for _, lp := range l.loops {
+		if lp.live.Load() != 0 {
+			return
 		}
 	}
-	if err == nil {
-		err = pollers[0].add(int(l.socket.fd), listenToken, pollEdge)
+	if l.refusing.Load() != 0 {
+		return
 	}
-	for i, p := range pollers {
-		if err == nil {
-			l.loops[i].p = p
-		} else if p != nil {
-			p.close()
-		}
+	select {
+	case <-l.gone:
+		return
+	default:
 	}
-	l.polling = err == nil
-	return l.polling, err
+	l.goneAt = now()
+	close(l.gone)
+	for _, lp := range l.loops {
+		lp.timers.add(&lp.shard, &timer{kind: timerWake}, l.opts.CloseTimeout)
+		lp.kick()
+	}
+}
+
+// timeIsUp reports whether handlers that still block have had their time: every descriptor is closed since
+// CloseTimeout.
+func (l *Listener) timeIsUp() bool {
+	select {
+	case <-l.gone:
+		return now() >= l.goneAt+int64(l.opts.CloseTimeout)
+	default:
+		return false
+	}
+}
+
+// retryAccept makes the first loop look at the backlog again, if it had paused.
+func (l *Listener) retryAccept() {
+	l.socket.retry.Store(true)
+	l.loops[0].kick()
 }
 
 // failed tells of trouble that concerns no connection: one a second at most, to whoever listens.
@@ -379,5 +445,30 @@ func (l *Listener) failed(err error) {
 		l.errorsTo().listenerFailed(&l.shared, err)
 	default:
 		l.writeLine("tcpio: listener", "addr", l.addr.String(), "err", err)
+	}
+}
+
+// errorsTo is whose OnErrorEvent is told. Where there are no callbacks its calls come one at a time all the
+// same.
+func (l *Listener) errorsTo() *callback {
+	if l.callbacks != nil {
+		return l.callbacks
+	}
+	return &l.errs
+}
+
+// connGone is called when a connection's descriptor is closed and Closed emitted.
+func (l *Listener) connGone(c *Conn) {
+	n := int64(0)
+	if c.origin == refused {
+		n = l.refusing.Add(-1)
+	} else {
+		n = c.sh.live.Add(-1)
+	}
+	if l.socket.starved.Load() {
+		l.retryAccept()
+	}
+	if n == 0 && l.stopping.Load() {
+		l.checkGone()
 	}
 }

@@ -3,25 +3,97 @@ package tcpio
 import (
 	"context"
 	"errors"
-	"math"
+	"net"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
-// How far the end has come. It is set before the connections are gone through: one that is registered
-// meanwhile either is seen there or sees it.
-const (
-	endTold   = 1 + iota // Shutdown has told the connections
-	endClosed            // their time is over
-	endCut               // Close, or the end of Shutdown's ctx
-)
-
-// abortAll stops everything. It does not wait.
-func (l *Listener) abortAll() {
-	l.endAt(endCut)
-	l.stopAccepting()
-	for c := range l.everyConn() {
-		c.Abort()
+// Start runs the listener until Close or Shutdown, as Serve does with a context that never ends; what Serve would return
+// goes to OnErrorEvent. It is what programs written for the first tcpio call. Without OnConnEvent, and without any other
+// route, connections are accepted and their input is thrown away.
+func (l *Listener) Start() {
+	l.mu.Lock()
+	if !l.decided() {
+		l.callbacks = &callback{onErr: l.opts.OnErrorEvent, calls: new(serial)}
+		l.decideLocked(1, false)
 	}
+	cb := l.errorsTo()
+	l.mu.Unlock()
+	if err := l.Serve(context.Background()); err != nil && cb.onErr != nil {
+		cb.errors().run(func() { cb.tellNow(&l.shared, err) })
+	}
+}
+
+// Serve accepts connections and runs the loops. It returns nil once Shutdown or Close has stopped
+// the listener; the end of ctx is a Shutdown, within DrainTimeout and CloseTimeout. Otherwise it
+// returns the error that stopped the loops. Serve may be called before Events, Streams or
+// NetListener, but accepts nothing until one of them is called, unless ListenerOptions.Actor or
+// OnConnEvent is set.
+//
+// When it returns, every connection and every channel is closed. At the end it waits CloseTimeout
+// for events to be received, and drops those that are left. A second call fails, and so does one
+// after Close, with net.ErrClosed.
+func (l *Listener) Serve(ctx context.Context) error {
+	l.mu.Lock()
+	if l.stopping.Load() {
+		l.mu.Unlock()
+		return &net.OpError{Op: "serve", Net: l.addr.Network(), Addr: l.addr, Err: net.ErrClosed}
+	}
+	if l.served {
+		l.mu.Unlock()
+		return errors.New("tcpio: Serve was called before on this listener")
+	}
+	l.served = true
+	l.mu.Unlock()
+
+	release := context.AfterFunc(ctx, func() { _ = l.Shutdown(context.Background()) })
+	defer release()
+	<-l.routed
+	started, err := l.startLoops()
+	if err != nil {
+		l.abortAll()
+	}
+	if started {
+		var g errgroup.Group
+		for _, lp := range l.loops {
+			g.Go(func() error {
+				go lp.drive() // a handler that blocks for ever keeps the goroutine it is on, and Serve ends without it
+				<-lp.done
+				return lp.err
+			})
+		}
+		err = g.Wait()
+	}
+	l.finish()
+	return err
+}
+
+// startLoops gives the loops their pollers, unless the listener has stopped already.
+func (l *Listener) startLoops() (started bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stopping.Load() {
+		return false, nil
+	}
+	pollers := make([]poller, len(l.loops))
+	for i := range pollers {
+		if pollers[i], err = l.newPoller(); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = pollers[0].add(int(l.socket.fd), listenToken, pollEdge)
+	}
+	for i, p := range pollers {
+		if err == nil {
+			l.loops[i].begin(p)
+		} else if p != nil {
+			p.close()
+		}
+	}
+	l.polling = err == nil
+	return l.polling, err
 }
 
 // finish waits for the last events to be received and closes the channels. There is one CloseTimeout for
@@ -48,17 +120,28 @@ func (l *Listener) finish() {
 	if l.events != nil {
 		close(l.events.ch)
 	}
-	if l.handOut != nil {
-		close(l.handOut.accepted.ch)
+	if l.accepted != nil {
+		close(l.accepted.ch)
 	}
 	for _, lp := range l.loops {
 		if lp.stream != nil {
 			close(lp.stream.ch)
 		}
-		lp.dog.Stop()
 		if l.polling {
+			lp.dog.Stop()
 			lp.p.close()
 		}
+	}
+}
+
+// finishUnserved closes the channels of a listener that Serve was never called on, and now never will be.
+func (l *Listener) finishUnserved() {
+	l.mu.Lock()
+	mine := !l.served
+	l.served = true
+	l.mu.Unlock()
+	if mine {
+		l.finish()
 	}
 }
 
@@ -149,33 +232,6 @@ func (l *Listener) Close() error {
 	return nil
 }
 
-// finishUnserved closes the channels of a listener that Serve was never called on, and now never will be.
-func (l *Listener) finishUnserved() {
-	l.mu.Lock()
-	mine := !l.served
-	l.served = true
-	l.mu.Unlock()
-	if mine {
-		l.finish()
-	}
-}
-
-// endAt notes how far the end has come. It never goes back.
-func (l *Listener) endAt(stage int32) {
-	for {
-		at := l.ending.Load()
-		if at >= stage || l.ending.CompareAndSwap(at, stage) {
-			return
-		}
-	}
-}
-
-// stopAccepting stops at once. What waits in the backlog is reset, and what is in a hook is closed.
-func (l *Listener) stopAccepting() {
-	l.socket.close(l.stop())
-	l.checkGone()
-}
-
 // acceptRest stops behind what the kernel has accepted already, so that closing the listening socket resets
 // nobody. The first loop takes it: hooks run one at a time.
 func (l *Listener) acceptRest() {
@@ -185,81 +241,4 @@ func (l *Listener) acceptRest() {
 	}
 	l.socket.last.Store(true)
 	l.retryAccept()
-}
-
-// stop notes that the listener is stopping. It returns the first loop's poller, nil if there is none.
-func (l *Listener) stop() poller {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.stopping.Store(true)
-	l.decideLocked(0, false)
-	if !l.polling {
-		return nil
-	}
-	return l.loops[0].p
-}
-
-// checkGone notes that the last descriptor is closed, and ends the loops.
-func (l *Listener) checkGone() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	select {
-	case <-l.socket.over: // before the counts: what was arriving until now is in one of them
-	default:
-		return
-	}
-	for _, lp := range l.loops {
-		if lp.live.Load() != 0 {
-			return
-		}
-	}
-	if l.refusing.Load() != 0 {
-		return
-	}
-	select {
-	case <-l.gone:
-		return
-	default:
-	}
-	l.goneAt = now()
-	close(l.gone)
-	for _, lp := range l.loops {
-		lp.timers.add(&lp.shard, &timer{kind: timerWake}, l.opts.CloseTimeout)
-		lp.kick()
-	}
-}
-
-// allTold is a loop's untold when it has ended: so far below zero that it stays there.
-const allTold = math.MinInt64 / 2
-
-// ended tells a loop that it has nothing more to do: every descriptor is closed, and every actor of its own
-// was told, for which a handler that still blocks has CloseTimeout.
-func (lp *loop) ended() bool {
-	if !lp.l.stopping.Load() {
-		return false
-	}
-	select {
-	case <-lp.l.gone:
-		if lp.untold.CompareAndSwap(0, allTold) {
-			return true
-		}
-		if !lp.l.timeIsUp() {
-			return false
-		}
-		lp.untold.Store(allTold)
-		return true
-	default:
-		return false
-	}
-}
-
-// timeIsUp reports whether handlers that still block have had their time: every descriptor is closed since
-// CloseTimeout.
-func (l *Listener) timeIsUp() bool {
-	select {
-	case <-l.gone:
-		return now() >= l.goneAt+int64(l.opts.CloseTimeout)
-	default:
-		return false
-	}
 }

@@ -1,0 +1,106 @@
+package tcpio
+
+import "errors"
+
+// Attach gives the connection to a. Called while Opened is handled it takes everything after that; called later, from
+// any goroutine, also from an actor's own Receive to change the protocol, the switch falls between two events: none is
+// lost, doubled or reordered. Opened is not repeated; a Readable still unread is announced again to a. Events already in
+// a channel come out there. A channel from Conn.Events is closed behind those.
+//
+// A nil a is an error, and so is a connection whose Closed has been delivered, or can only come on its channel because
+// Serve has no loop left to run a (net.ErrClosed): that one stays where it is.
+func (c *Conn) Attach(a Actor) error {
+	if a == nil {
+		return errors.New("tcpio: Conn.Attach: the actor is nil")
+	}
+	c.mu.Lock()
+	defer c.unlock()
+	if c.toldLocked() || c.stream != nil && c.flags&pendClosed != 0 && !c.sh.expect() {
+		return c.endedLocked("attach")
+	}
+	c.moveLocked(nil, a)
+	return nil
+}
+
+// claimBuffer is the capacity of a claimed channel: the events of one connection but for messages are never more.
+const claimBuffer = 8
+
+// Events claims the connection for the goroutine that receives from the returned channel: from now on its events come
+// there, in order, and the channel is closed behind Closed. Serve still owns the socket. Called while Opened is handled
+// it takes everything after that; called later the switch is as described at Attach. While nobody receives, only this
+// connection pauses. Called again it returns the same channel, and after Closed was delivered elsewhere a closed one.
+func (c *Conn) Events() <-chan Event {
+	c.mu.Lock()
+	defer c.unlock()
+	if c.stream != nil && c.stream.private {
+		return c.stream.ch
+	}
+	s := newStream(c.sh.shared, claimBuffer, true)
+	if c.toldLocked() {
+		close(s.ch)
+		return s.ch
+	}
+	c.moveLocked(s, nil)
+	return s.ch
+}
+
+// toldLocked reports whether Closed has left the connection.
+func (c *Conn) toldLocked() bool {
+	return c.flags&fGone != 0 && c.flags&pendClosed == 0
+}
+
+// moveLocked changes the route to s, or to a if s is nil. What is undelivered goes along.
+func (c *Conn) moveLocked(s *stream, a Actor) {
+	unread := c.flags&fReadable != 0
+	c.unreadableLocked()
+	if old := c.stream; old != nil {
+		c.flags &^= fQueued // the old stream's feeder passes over it
+		old.leave()
+	} else if s != nil {
+		c.flags &^= fQueued // and so does the loop
+	}
+	if c.flags&pendClosed != 0 && c.stream == nil && s != nil {
+		c.sh.untold.Add(-1) // the other way round Attach has counted it
+		c.sh.kick()         // it may be the last one that the end waits for
+	}
+	c.stream, c.actor, c.sentAt = s, a, 0
+	plain := c.flags&fMute != 0
+	if c.ext != nil {
+		c.ext.late = 0
+	}
+	c.flags &^= fMute | fDefer
+	if plain && c.flags&(fHandshake|pendOpened) == 0 {
+		c.emitLocked(pendOpened) // it was handed out as a net.Conn
+	}
+	if c.flags&(pendMask&^pendReadable) != 0 || c.mail() > 0 {
+		c.queueLocked()
+	}
+	if unread {
+		c.readableLocked()
+	}
+	c.roomLocked() // a Writable that was owed before there was a route
+	c.awaitUserLocked()
+}
+
+// endTurnLocked ends a turn. A connection whose handler was told of the Shutdown is closed behind it.
+func (c *Conn) endTurnLocked() {
+	c.flags &^= fRunning
+	c.endDrainLocked()
+	c.awaitUserLocked()
+	if c.stream == nil && (c.flags&pendMask != 0 || c.mail() > 0) {
+		c.queueLocked()
+	}
+}
+
+// endDrainLocked closes a connection whose actor was told of the Shutdown and has nothing more to do.
+func (c *Conn) endDrainLocked() {
+	if c.flags&(fDrained|fRunning) == fDrained && !c.callWaitsLocked() && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
+		c.closeLocked(nil)
+	}
+}
+
+func (c *Conn) hasActor() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.actor != nil
+}

@@ -1,0 +1,131 @@
+package tcpio
+
+import (
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
+)
+
+// A listenSocket is the listening descriptor. It is registered edge-triggered, once: pausing is simply not accepting.
+type listenSocket struct {
+	// Immutable after Listen.
+	call sys.AcceptFunc // another one in tests
+
+	mu sync.Mutex
+	// Guarded by mu.
+	path     string           // of a unix socket that we made, removed at close
+	file     sys.FileID       // what we made there
+	fd       int32            // -1 once closed
+	arriving int32            // the descriptor that is accepted and not yet counted by a loop; -1: none
+	adopted  []*Conn          // adopted connections that have no actor yet
+	std      *net.TCPListener // what GetListener made
+
+	// Immutable after Listen. Closed with fd: nothing arrives any more.
+	over chan struct{}
+
+	// Atomic.
+	retry    atomic.Bool // look at the backlog again
+	starved  atomic.Bool // accepting waits for a descriptor
+	busy     atomic.Bool // somebody accepts
+	last     atomic.Bool // Shutdown has begun: take what there is, and close
+	adopting atomic.Bool // adopted is not empty
+
+	// Owned by whoever accepts.
+	backoff time.Duration
+	again   timer   // when to look again after a failure
+	left    int     // how many more are taken once last is set
+	late    []*Conn // those that were: Shutdown may have missed them
+}
+
+// accept takes a connection from the backlog. It holds mu for a tick of the kernel's clock at most;
+// see sys.Accepter.
+func (s *listenSocket) accept() (int32, sys.Addr, syscall.Errno) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return -1, sys.Addr{}, syscall.EAGAIN
+	}
+	fd, peer, errno := s.call(s.fd)
+	if errno == 0 {
+		s.arriving = fd
+	}
+	return fd, peer, errno
+}
+
+// arrived says that the descriptor that accept returned is counted. It reports false when it is closed already.
+func (s *listenSocket) arrived() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	open := s.arriving >= 0
+	s.arriving = -1
+	return open
+}
+
+// turnAway closes the descriptor that accept returned, if the end has not.
+func (s *listenSocket) turnAway() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.arriving >= 0 {
+		sys.Close(s.arriving, false)
+		s.arriving = -1
+	}
+}
+
+// close ends accepting. A descriptor that is still in a hook of the user's does not wait for that.
+// A unix socket's file goes first: while the socket lives no other file can have its inode, and a successor, which binds as soon as
+// the path is free, is not met by our removal.
+func (s *listenSocket) close(p poller) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return
+	}
+	if p != nil {
+		_ = p.remove(int(s.fd))
+	}
+	if s.path != "" {
+		sys.RemoveFile(s.path, s.file)
+	}
+	sys.CloseFD(s.fd)
+	s.fd = -1
+	if s.arriving >= 0 {
+		sys.Close(s.arriving, false)
+		s.arriving = -1
+	}
+	close(s.over)
+	if s.std != nil {
+		s.std.Close()
+	}
+}
+
+// nextAdopted takes one of them; nil when there is none.
+func (s *listenSocket) nextAdopted() *Conn {
+	if !s.adopting.Load() {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.adopted[0]
+	s.adopted[0] = nil
+	if s.adopted = s.adopted[1:]; len(s.adopted) == 0 {
+		s.adopted = nil
+		s.adopting.Store(false)
+	}
+	return c
+}
+
+// longestBacklog is the default of net.core.somaxconn. Peers that keep coming do not keep Shutdown from its end.
+const longestBacklog = 4096
+
+// acceptState is what the first loop, which accepts for all, knows of the backlog. It is owned by that loop's role.
+type acceptState uint8
+
+const (
+	acceptIdle  acceptState = iota // the backlog was seen empty: the next connection is an edge
+	acceptMore                     // there may be more in it
+	acceptPause                    // there may be, but no room, or no descriptor; retryAccept ends that
+)

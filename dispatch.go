@@ -1,0 +1,243 @@
+package tcpio
+
+import (
+	"runtime"
+	"time"
+)
+
+// begin readies the loop, which polls p, for drive.
+func (lp *loop) begin(p poller) {
+	lp.p = p
+	lp.shard.help, lp.shard.blocks, lp.resume = lp.help, lp.willBlock, lp.drive
+	lp.dog = time.AfterFunc(time.Hour, lp.bark)
+	lp.dog.Stop()
+}
+
+// drive does the loop's work until the loop has ended or the role was lost. The caller has the role, and perhaps the rest
+// of a batch.
+func (lp *loop) drive() {
+	for lp.work() {
+		if lp.ended() {
+			lp.enter(over)
+			close(lp.done)
+			return
+		}
+		timeout := lp.rest()
+		n, err := lp.p.wait(lp.events, timeout)
+		if lp.asleep {
+			lp.asleep = false
+			lp.enter(running)
+		}
+		lp.tickClock()
+		if err != nil {
+			lp.err = err
+			lp.l.abortAll()
+			<-lp.l.gone // every connection is aborted; there is nothing left to poll with
+		}
+		lp.take(n)
+	}
+}
+
+// help is called by a consumer that has read everything delivered. If the loop is parked, the consumer's goroutine
+// polls in its place, once and without blocking, and delivers what it finds, which saves two switches of goroutines for
+// every batch. It runs no handler and no hook of the user's, who is inside a TryRead.
+func (lp *loop) help() {
+	for {
+		w := lp.state.Load()
+		if role(w&roleMask) != parked || !lp.state.CompareAndSwap(w, w&^roleMask) {
+			return
+		}
+		n, err := lp.p.wait(lp.events, 0)
+		if err != nil {
+			n = 0 // the loop's own goroutine meets it next
+		}
+		lp.tickClock()
+		lp.take(n)
+		lp.dispatch(false)
+		lp.runTimers()
+		if o := &lp.l.opts; o.Actor == nil && o.Admit == nil && o.AcceptRate == nil {
+			lp.runAccept() // it calls no hook, so that the role stays here
+		}
+		if n == 0 || lp.accept == acceptMore || lp.kicked.Load() || !lp.demand.outstanding() {
+			lp.polled = n == 0
+			lp.wakeup <- struct{}{}
+			return
+		}
+		lp.lull = lp.demand.word.Load()
+		lp.enter(parked)
+		if !lp.kicked.Load() && lp.demand.outstanding() {
+			break
+		}
+	}
+	if lp.helped.Add(1)%yieldMark == 0 {
+		runtime.Gosched()
+	}
+}
+
+// work dispatches the batch and then looks at everything else. It reports false when the role was lost on the way.
+func (lp *loop) work() bool {
+	if lp.n > 0 {
+		lp.watch()
+	}
+	if !lp.dispatch(true) {
+		return false
+	}
+	if lp.kicked.Load() && lp.kicked.Swap(false) {
+		if err := lp.trouble.Swap(nil); err != nil {
+			lp.l.failed(*err)
+		}
+		lp.watch() // a timer or a kick that came before the sleep makes work without an event
+		if !lp.runQueue() {
+			return false
+		}
+	}
+	lp.runTimers()
+	if !lp.runAccept() {
+		return false
+	}
+	if lp.yield += lp.n; lp.yield >= yieldMark {
+		lp.yield = 0
+		runtime.Gosched()
+	}
+	return true
+}
+
+// take prepares the dispatching of n events.
+func (lp *loop) take(n int) {
+	lp.next, lp.n = 0, n
+	if n > 0 {
+		lp.conns.resolve(lp.events[:n], lp.batch)
+	}
+}
+
+// dispatch hands the batch to its connections. Actors are run only by a goroutine of the loop's own.
+func (lp *loop) dispatch(own bool) bool {
+	for lp.next < lp.n {
+		i := lp.next
+		lp.next++
+		c := lp.batch[i]
+		if c == nil {
+			if lp.events[i].token() == listenToken && lp.accept == acceptIdle {
+				lp.accept = acceptMore // a pause is not ended by more peers
+			}
+			continue
+		}
+		lp.batch[i] = nil
+		c.mu.Lock()
+		turn := own && c.actor != nil && c.flags&(fRunning|fReleased) == 0
+		if turn {
+			c.flags |= fRunning
+		}
+		c.readyLocked(lp.events[i].bits())
+		c.unlock()
+		if turn && !lp.runActor(c) {
+			return false
+		}
+	}
+	return true
+}
+
+// runQueue gives every connection that is in the queue now its turn.
+func (lp *loop) runQueue() bool {
+	for range lp.queue.len() {
+		c := lp.queue.pop()
+		if c == nil {
+			break
+		}
+		c.mu.Lock()
+		if c.flags&fFlush != 0 {
+			c.flags &^= fFlush
+			c.flushLocked()
+		}
+		if c.flags&fClosing != 0 {
+			c.advanceCloseLocked()
+		}
+		if c.flags&fStarved != 0 {
+			c.flags &^= fStarved
+			c.roomLocked()
+		}
+		turn := false
+		if c.stream == nil && c.flags&fQueued != 0 {
+			// A turn that is running, in a handler that lost its loop, looks again before it ends.
+			turn = c.flags&fRunning == 0
+			c.flags = c.flags&^fQueued | fRunning
+		}
+		c.unlock()
+		if turn && !lp.runActor(c) {
+			return false
+		}
+	}
+	return true
+}
+
+// timerBudget is how many timers one turn fires before others have theirs: many may be due at once.
+const timerBudget = 256
+
+// runTimers fires what is due.
+func (lp *loop) runTimers() {
+	lp.runLimits()
+	for range timerBudget {
+		tm := lp.timers.due()
+		if tm == nil {
+			return
+		}
+		switch tm.kind {
+		case timerAccept:
+			lp.l.retryAccept()
+			continue
+		case timerWake:
+			continue
+		}
+		tm.c.mu.Lock()
+		tm.c.expireLocked(tm)
+		tm.c.unlock()
+	}
+	lp.kick() // there may be more
+}
+
+// runLimits ends the connections whose limit is reached.
+func (lp *loop) runLimits() {
+	for range limitBudget {
+		c := lp.limits.due(now())
+		if c == nil {
+			c = lp.eofs.due(now())
+		}
+		if c == nil {
+			return
+		}
+		c.mu.Lock()
+		c.limitDueLocked()
+		c.unlock()
+	}
+	lp.kick() // there may be more
+}
+
+// bark is the watchdog. It ends a park in which the consumer does not get on, and a handler's hold on the loop, when it
+// sees the same visit of that state for a second time.
+func (lp *loop) bark() {
+	lp.tickClock()
+	w := lp.state.Load()
+	again := lp.seen.Swap(w) == w
+	switch role(w & roleMask) {
+	case over:
+		return
+	case sleeping:
+		lp.watching.Store(false)
+		if role(lp.state.Load()&roleMask) == sleeping || !lp.watching.CompareAndSwap(false, true) {
+			return
+		}
+	case parked:
+		if again && lp.state.CompareAndSwap(w, w&^roleMask) {
+			lp.slice = lp.demand.word.Load() != lp.lull
+			if !lp.slice {
+				lp.demand.writeOff()
+			}
+			lp.wakeup <- struct{}{}
+		}
+	case handler, hook:
+		if again {
+			lp.takeOver(w, false)
+		}
+	}
+	lp.dog.Reset(tickEvery)
+}

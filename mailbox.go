@@ -1,0 +1,153 @@
+package tcpio
+
+import (
+	"context"
+	"time"
+)
+
+// mail is a value in a mailbox.
+type mail struct {
+	value any
+	ask   *ask
+	timed bool // from a timer: not counted against MailboxSize
+}
+
+// Post sends v to the connection: it arrives as a Message on whichever route the connection has. It does not block.
+// Values of one poster arrive in the order posted, all of them behind Opened and, if Post returned nil, before Closed.
+//
+// It fails with [ErrMailboxFull] when [ListenerOptions.MailboxSize] values wait already, and with an error that matches
+// net.ErrClosed once the connection is closing. What it refuses it has not kept.
+func (c *Conn) Post(v any) error { return c.post(mail{value: v}) }
+
+func (c *Conn) post(m mail) error {
+	c.mu.Lock()
+	defer c.unlock()
+	if c.flags&(fClosing|fReleased) != 0 {
+		return c.endedLocked("post")
+	}
+	if c.ext != nil && c.ext.posted >= c.sh.opts.MailboxSize {
+		return ErrMailboxFull
+	}
+	c.deliverLocked(m)
+	return nil
+}
+
+// deliverLocked sends m to the connection's route, or leaves it in the mailbox until the route has room.
+func (c *Conn) deliverLocked(m mail) {
+	early := c.flags&(fHandshake|fOpened) == fHandshake
+	if c.flags&(fOpened|fDefer|fHandshake) == 0 {
+		c.emitLocked(pendOpened)
+	}
+	c.sh.count.events.Add(1)
+	c.sh.count.posted.Add(1)
+	if s := c.stream; s != nil && !early && c.flags&(fQueued|fMute) == 0 {
+		if _, ok := s.trySend(Message{c, m.value, m.ask}); ok {
+			return
+		}
+	}
+	x := c.extLocked()
+	x.mailbox = append(x.mailbox, m)
+	if !m.timed {
+		x.posted++
+	}
+	if c.flags&fMute == 0 && !early {
+		c.queueLocked()
+	}
+}
+
+// takeMailLocked takes the oldest value.
+func (c *Conn) takeMailLocked() Message {
+	x := c.ext
+	m := x.mailbox[0]
+	x.mailbox[0] = mail{}
+	if x.mailbox = x.mailbox[1:]; len(x.mailbox) == 0 {
+		x.mailbox = nil
+	}
+	if !m.timed {
+		x.posted--
+	}
+	return Message{c, m.value, m.ask}
+}
+
+// Ask posts v and blocks until the connection's handler has called Reply on the Message. It fails as Post does, with
+// ctx's error when ctx ends first, and with net.ErrClosed when the connection ends without a reply. It must not be
+// called from the handler that would have to reply.
+func (c *Conn) Ask(ctx context.Context, v any) (any, error) {
+	q := &ask{reply: make(chan any, 1)}
+	c.mu.Lock()
+	gone := c.extLocked().gone.enter()
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.ext.gone.leave(gone)
+		c.mu.Unlock()
+	}()
+	if err := c.post(mail{value: v, ask: q}); err != nil {
+		return nil, err
+	}
+	err := error(nil)
+	select {
+	case r := <-q.reply:
+		return r, nil
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-gone:
+		c.mu.Lock()
+		err = c.endedLocked("ask")
+		c.mu.Unlock()
+	}
+	if !q.over.CompareAndSwap(false, true) {
+		return <-q.reply, nil // it came together with the end
+	}
+	return nil, err
+}
+
+// After posts v to the connection d from now, as a Message. A timer costs about a hundred bytes and no goroutine, does not
+// count against MailboxSize, and ends with the connection. stop reports whether it kept v from being delivered; it may be
+// called from anywhere and more than once. On a connection that is closing After does nothing.
+func (c *Conn) After(d time.Duration, v any) (stop func() bool) {
+	tm := &timer{kind: timerMessage, c: c, value: v}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flags&(fClosing|fReleased) != 0 {
+		return func() bool { return false }
+	}
+	x := c.extLocked()
+	if tm.next = x.timers; tm.next != nil {
+		tm.next.prev = tm
+	}
+	x.timers = tm
+	c.sh.timers.add(c.sh, tm, d)
+	return tm.cancel
+}
+
+func (tm *timer) cancel() bool {
+	c := tm.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.sh.timers.stop(tm) {
+		return false
+	}
+	c.unlinkTimerLocked(tm)
+	return true
+}
+
+func (c *Conn) unlinkTimerLocked(tm *timer) {
+	if tm.prev != nil {
+		tm.prev.next = tm.next
+	} else if c.ext.timers == tm {
+		c.ext.timers = tm.next
+	}
+	if tm.next != nil {
+		tm.next.prev = tm.prev
+	}
+	tm.next, tm.prev = nil, nil
+}
+
+// timedLocked delivers a timer's value.
+func (c *Conn) timedLocked(tm *timer) {
+	c.unlinkTimerLocked(tm)
+	if c.flags&(fClosing|fReleased) == 0 {
+		c.deliverLocked(mail{value: tm.value, timed: true})
+	}
+}

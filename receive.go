@@ -1,0 +1,138 @@
+package tcpio
+
+import "io"
+
+// actorBudget is how many events one turn of an actor handles before others have theirs.
+const actorBudget = 16
+
+// runActor runs a turn of c's actor. The caller has set fRunning, which nobody else clears, and has the role. It reports
+// false when the role was lost in a handler that blocked; the turn then ends with that handler.
+func (lp *loop) runActor(c *Conn) (kept bool) {
+	kept = true
+	for budget := actorBudget; ; budget-- {
+		c.mu.Lock()
+		var ev Event
+		if budget > 0 && kept && c.stream == nil {
+			ev = c.nextLocked()
+		}
+		if ev == nil {
+			c.endTurnLocked()
+			c.unlock()
+			if !kept {
+				lp.l.blocked.Add(-1)
+				lp.kick() // it may be the last one that the end waits for
+			}
+			return kept
+		}
+		actor := c.actor
+		if _, draining := ev.(Draining); draining {
+			c.flags |= fDrained
+		}
+		c.mu.Unlock()
+		if actor != nil {
+			kept = lp.receive(c, actor, ev)
+		}
+		if _, last := ev.(Closed); last {
+			lp.untold.Add(-1)
+		}
+	}
+}
+
+// receive calls the actor and deals with how it ends. It reports whether the caller still has the role.
+func (lp *loop) receive(c *Conn, actor Actor, ev Event) (kept bool) {
+	lp.holder.Store(c)
+	w := lp.enter(handler)
+	var err error
+	ok := guard("Receive", func() { err = actor.Receive(ev) }, func(p *PanicError, exiting bool) {
+		kept = lp.state.CompareAndSwap(w, w&^roleMask)
+		c.actorPanicked(ev, p)
+		if exiting {
+			lp.abandon(c, ev, kept)
+		}
+	})
+	if ok {
+		kept = lp.state.CompareAndSwap(w, w&^roleMask)
+		if err != nil {
+			c.actorFailed(ev, err)
+		}
+	}
+	return kept
+}
+
+// abandon is called on a goroutine that is exiting inside a handler: the loop goes on without it.
+func (lp *loop) abandon(c *Conn, ev Event, kept bool) {
+	if _, last := ev.(Closed); last {
+		lp.untold.Add(-1)
+	}
+	c.mu.Lock()
+	c.endTurnLocked()
+	c.unlock()
+	if kept {
+		lp.kicked.Store(true) // as in takeOver
+		go lp.resume()
+	} else {
+		lp.l.blocked.Add(-1)
+		lp.kick()
+	}
+}
+
+// actorFailed ends a connection whose actor returned err.
+func (c *Conn) actorFailed(ev Event, err error) {
+	if _, last := ev.(Closed); last {
+		c.sh.log("tcpio: actor failed at Closed", "conn", c.id, "peer", c.RemoteAddr().String(), "err", err)
+		return
+	}
+	if err == io.EOF { // not errors.Is: an error of the user's has methods of the user's
+		err = nil
+	}
+	c.mu.Lock()
+	c.closeLocked(err)
+	c.unlock()
+}
+
+// actorPanicked ends a connection whose actor panicked, or is exiting.
+func (c *Conn) actorPanicked(ev Event, p *PanicError) {
+	_, last := ev.(Closed)
+	c.mu.Lock()
+	said := p.Value == errGoexit && c.ext != nil && exitedCallback(c.ext.err)
+	c.mu.Unlock()
+	if !said {
+		c.logPanic(p)
+	}
+	if !last {
+		c.mu.Lock()
+		c.abortLocked(p)
+		c.unlock()
+	}
+}
+
+// willBlock is called before a blocking call on c. If c's own handler has the loop, the loop goes on without waiting for
+// the watchdog to notice.
+func (lp *loop) willBlock(c *Conn) {
+	w := lp.state.Load()
+	if role(w&roleMask) == handler && lp.holder.Load() == c && lp.state.Load() == w {
+		lp.takeOver(w, true)
+	}
+}
+
+// takeOver gives the role of a loop whose owner has been in user code for long, state w, to a new goroutine,
+// which carries on with the rest of the batch. At the bound the loop waits for its handler instead, which
+// must not be when the handler waits for the loop, nor when the listener is over. A hook does not count:
+// there is one at a time.
+func (lp *loop) takeOver(w uint64, must bool) {
+	counts := role(w&roleMask) == handler
+	if counts {
+		if n := lp.l.blocked.Add(1); n > int64(lp.l.opts.MaxBlocked) && !must && !lp.l.timeIsUp() {
+			lp.l.blocked.Add(-1)
+			return
+		}
+	}
+	if !lp.state.CompareAndSwap(w, w&^roleMask) {
+		if counts {
+			lp.l.blocked.Add(-1) // the handler has just returned
+		}
+		return
+	}
+	lp.kicked.Store(true) // the handler's turn may have come from the queue: the others in it wait
+	go lp.resume()
+}

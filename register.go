@@ -1,0 +1,156 @@
+package tcpio
+
+import (
+	"net"
+	"sync/atomic"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
+)
+
+// lastID numbers the connections of the process.
+var lastID atomic.Uint64
+
+// newConn makes a connection of fd, on lp.
+func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr, from origin) *Conn {
+	c := &Conn{sh: &lp.shard, id: lastID.Add(1), peer: peer, origin: from, fd: fd, stream: l.streamFor(lp)}
+	if !peer.IsIP {
+		c.flags |= fDistrust
+	} else if l.multipath && sys.Multipath(fd) {
+		c.flags |= fDistrust
+	}
+	switch {
+	case l.opts.Actor != nil: // register asks for it
+	case l.callbacks != nil:
+		c.actor = l.callbacks
+	case l.netListener != nil:
+		c.flags |= fMute
+		if l.opts.DeferAccept {
+			c.flags |= fDefer
+		}
+	}
+	return c
+}
+
+// register gives c to its loop. One that was accepted is announced by the loop at its first edge, whatever that says, and
+// there is one, since nothing was sent on it yet: it is writable. That saves the wake-up of its loop. What else is served
+// may have no edge until its peer moves, so it is announced here. On an error the descriptor is closed. If c is to get its
+// actor from the user's hook, it has no turn before employ.
+func (l *Listener) register(c *Conn) error {
+	sh := c.sh
+	served := c.origin != refused
+	arrived := c.origin == accepted || !served
+	if served {
+		sh.live.Add(1)
+	} else {
+		l.refusing.Add(1)
+	}
+	if arrived && !l.socket.arrived() {
+		l.dismiss(c)
+		l.connGone(c)
+		return net.ErrClosed
+	}
+	if l.stopping.Load() && (!arrived || l.ending.Load() == endCut) {
+		// The loops may have ended; for one that was accepted they wait, see checkGone.
+		if arrived {
+			sys.Close(c.fd, false)
+		} else {
+			sys.CloseFD(c.fd) // whoever brought it keeps it
+		}
+		l.dismiss(c)
+		l.connGone(c)
+		return net.ErrClosed
+	}
+	// From add on others see c, and it may end at any moment. fNew keeps the descriptor until the registration
+	// is over, fRunning its events until the actor is there.
+	c.flags |= fNew
+	asks := l.asksForActor(c)
+	if asks {
+		c.flags |= fRunning
+	}
+	if served {
+		c.mu.Lock()
+		if l.opts.TLSConfig != nil && c.origin != dialled {
+			c.beginTLSLocked(l.opts.TLSConfig)
+		}
+		c.beginLimitsLocked() // before anybody can set others
+		c.mu.Unlock()
+	}
+	t := sh.conns.add(c)
+	err := sh.p.add(int(c.fd), t, pollConn)
+	c.mu.Lock()
+	defer c.unlock()
+	c.flags &^= fNew
+	if served {
+		sh.count.accepted.Add(1)
+	}
+	if !arrived && err == nil && c.flags&(fOpened|fHandshake|fReleased) == 0 {
+		c.emitLocked(pendOpened)
+	}
+	if err != nil {
+		if c.flags&fOpened == 0 {
+			c.flags |= fMute // nobody has heard of it
+		}
+		if !arrived {
+			c.extLocked().given = true // whoever brought it keeps it
+		}
+		if asks {
+			c.endTurnLocked()
+		}
+		c.releaseLocked(err)
+		return err
+	}
+	// Shutdown and Close look at the connections after they have set ending: this one they may have missed.
+	switch l.ending.Load() {
+	case endTold:
+		if !arrived { // else see late
+			c.tellDrainingLocked()
+		}
+	case endClosed:
+		c.closeLocked(nil)
+	case endCut:
+		c.abortLocked(net.ErrClosed)
+	}
+	return nil
+}
+
+// asksForActor says whether the user's hook makes c's actor. c is not registered yet.
+func (l *Listener) asksForActor(c *Conn) bool {
+	return l.opts.Actor != nil && (c.origin == accepted || c.origin == adopted)
+}
+
+// employ gives c its actor and begins its turns, unless it was claimed meanwhile; nil refuses it.
+func (c *Conn) employ(actor Actor) {
+	c.mu.Lock()
+	defer c.unlock()
+	if c.stream == nil && c.actor == nil {
+		if c.actor = actor; actor == nil {
+			c.flags |= fMute // nobody is there to be told
+			c.abortLocked(net.ErrClosed)
+		}
+	}
+	c.endTurnLocked()
+}
+
+// refuse ends a connection that is not to be served, with the reply if there is one: as a connection without events, so
+// that input does not turn the reply into a reset.
+func (l *Listener) refuse(lp *loop, fd int32, peer sys.Addr, why refusal) {
+	lp.count.refused[why].Add(1)
+	if len(l.opts.RefuseReply) == 0 || l.opts.TLSConfig != nil || l.refusing.Load() >= lingering {
+		l.socket.turnAway()
+		return
+	}
+	c := &Conn{sh: &lp.shard, peer: peer.Unnamed(), origin: refused, fd: fd, flags: fMute}
+	if !peer.IsIP {
+		c.flags |= fDistrust
+	}
+	if l.register(c) != nil {
+		return
+	}
+	c.mu.Lock()
+	_, _ = c.writeLocked(l.opts.RefuseReply) // a peer that is gone needs none
+	c.closeLocked(nil)
+	c.unlock()
+}
+
+// lingering bounds the refused connections that are kept until their peer has the reply; more are refused without one.
+const lingering = 256
