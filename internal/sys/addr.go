@@ -32,18 +32,6 @@ func (a *Addr) AddrPort(zone string) netip.AddrPort {
 	return netip.AddrPortFrom(ip, a.port)
 }
 
-// Prefix returns what counts as one address: an IPv4 address, or the /64 of an IPv6 one, which is
-// what one customer has.
-func (a *Addr) Prefix() netip.Prefix {
-	ip := a.AddrPort("").Addr()
-	bits := 64
-	if ip.Is4() {
-		bits = 32
-	}
-	p, _ := ip.Prefix(bits)
-	return p
-}
-
 // Named reports whether the kernel must be asked for a name: a unix peer's, or that of the zone.
 func (a *Addr) Named() bool { return a.zone != 0 }
 

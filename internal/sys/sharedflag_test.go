@@ -7,24 +7,13 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-const testLimit = 30 * time.Second
-
-// receive waits for v, for testLimit at most.
-func receive[T any](t *testing.T, what string, ch <-chan T) T {
-	t.Helper()
-	select {
-	case v := <-ch:
-		return v
-	case <-time.After(testLimit):
-		t.Fatalf("%s: nothing within %v", what, testLimit)
-		panic("unreachable")
-	}
-}
+func TestMain(m *testing.M) { testnet.Main(m) }
 
 // pair returns a connected pair of unix sockets.
 func pair(t testing.TB) (a, b int32) {
@@ -82,7 +71,7 @@ func TestAnAcceptThatFindsNothingEndsWhateverTheFlagSays(t *testing.T) {
 						}
 					}
 				}()
-				if errno := receive(t, "the end of accept", done); errno != unix.EAGAIN {
+				if errno := testnet.Receive(t, "the end of accept", done); errno != unix.EAGAIN {
 					t.Fatalf("accept: %v, want EAGAIN", errno)
 				}
 			}
@@ -135,7 +124,7 @@ func TestNoCallBlocksWhateverTheFlagSays(t *testing.T) {
 	} {
 		done := make(chan syscall.Errno, 1)
 		go func() { done <- call.f() }()
-		if errno := receive(t, call.name, done); errno != unix.EAGAIN {
+		if errno := testnet.Receive(t, call.name, done); errno != unix.EAGAIN {
 			t.Errorf("%s: %v, want EAGAIN", call.name, errno)
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 func TestBytesArriveInOrderAndPeekLeavesThem(t *testing.T) {
@@ -111,7 +113,7 @@ func TestWritingToAClosedPeerSendsNoSignal(t *testing.T) {
 	if err := syscall.Kill(os.Getpid(), syscall.SIGWINCH); err != nil {
 		t.Fatal(err)
 	}
-	if s := receive(t, "a signal", signals); s != syscall.SIGWINCH {
+	if s := testnet.Receive(t, "a signal", signals); s != syscall.SIGWINCH {
 		t.Errorf("got %v", s)
 	}
 }
