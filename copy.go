@@ -8,22 +8,25 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// Copies. Every byte goes through the same reads and writes as any other, which decide what may be done and how it ended. Between
-// two plain connections splice(2) moves bulk through a pipe, without a copy to user space; it only ever moves bytes: what it
-// cannot do, and every end, is left to the next read or write.
+// Copies. Every byte goes through the reads and writes of every other caller, which decide what may
+// be done and how it ended. Between two plain connections splice(2) moves bulk through a pipe,
+// without a copy to user space. It only moves bytes: it leaves every end, and what it cannot do, to
+// the next read or write.
 //
-// Measured on loopback, CPU per GiB as a ratio to reads and writes of 64 KiB: a pipe of 64 KiB 0.95, of 256 KiB 0.65, of 1 MiB
-// 0.55. sendfile(2) from a cached file was 0.8 and is not used: while a slow file system keeps it, it keeps the connection.
+// Measured on loopback, CPU per GiB as a ratio to reads and writes of 64 KiB: a pipe of 64 KiB
+// 0.95, of 256 KiB 0.65, of 1 MiB 0.55. sendfile(2) from a cached file was 0.8 and is not used: a
+// slow file system would hold the connection for as long as it takes.
 
 // copyChunk is the most that one splice moves, and a pipe of ours holds, in bytes.
 const copyChunk = 256 << 10
 
-// ReadFrom copies r to the connection until io.EOF or an error, as io.Copy does for a writer that has it. From a *Conn bulk stays
-// in the kernel (splice(2)) unless one of the two has TLS. It blocks as Write does, and as r does. From a *Conn no other write
-// comes in between; from other readers one may, between two reads of r.
+// ReadFrom copies r to the connection until io.EOF or an error, as io.Copy does for a writer that
+// has it. From a *Conn bulk stays in the kernel (splice(2)) unless one of the two has TLS. It
+// blocks as Write does, and as r does. While it copies from a *Conn it is the only writer; from
+// other readers other writes may come in between two reads of r.
 //
-// It returns how many bytes the connection took. After an error of r what was read from it before has been written. An error of
-// the connection is what the next Write returns too.
+// It returns how many bytes the connection took. After an error of r what was read before has been
+// written. An error of the connection is what the next Write returns too.
 func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
 	if src, ok := r.(*Conn); ok {
 		return copyConn(c, src)
@@ -50,12 +53,12 @@ func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
 	}
 }
 
-// WriteTo copies the connection to w until the peer's end of stream, for which it returns nil, or an error. To a *Conn bulk stays
-// in the kernel (splice(2)) unless one of the two has TLS. It blocks as Read does, and as w does. While it waits for the peer it
-// keeps no buffer.
+// WriteTo copies the connection to w until the peer's end of stream, for which it returns nil, or
+// an error. To a *Conn bulk stays in the kernel (splice(2)) unless one of the two has TLS. It
+// blocks as Read does, and as w does. While it waits for the peer it keeps no buffer.
 //
-// It returns how many bytes w took. An error of the connection, a reset say, is what the next Read returns too, or matches, and
-// it is in Err.
+// It returns how many bytes w took. An error of the connection, such as a reset, is what the next
+// Read returns too, or matches, and it is in Err.
 func (c *Conn) WriteTo(w io.Writer) (n int64, err error) {
 	if dst, ok := w.(*Conn); ok {
 		return copyConn(dst, c)
@@ -63,19 +66,33 @@ func (c *Conn) WriteTo(w io.Writer) (n int64, err error) {
 	return c.copyTo(w.Write, nil)
 }
 
-// copyConn copies src to dst.
+// copyConn copies src to dst, as dst's only writer.
 func copyConn(dst, src *Conn) (int64, error) {
-	if err := dst.beginWrite(); err != nil {
+	dst.mu.Lock()
+	err := dst.beginWriteLocked()
+	dst.unlock()
+	if err != nil {
 		return 0, err
 	}
-	defer dst.endWrite()
+	defer func() {
+		dst.mu.Lock()
+		dst.endWriteLocked()
+		dst.unlock()
+	}()
 	dst.noteCopy(1)
 	defer dst.noteCopy(-1)
-	return src.copyTo(dst.writeAll, dst)
+	return src.copyTo(func(p []byte) (int, error) {
+		dst.mu.Lock()
+		defer dst.unlock()
+		if err := dst.sendableLocked(); err != nil {
+			return 0, err
+		}
+		return dst.writeAllLocked(p)
+	}, dst)
 }
 
-// noteCopy counts the copies to the connection that are under way: EOFTimeout waits for them, also while their source is silent,
-// and begins anew behind them.
+// noteCopy counts the copies to the connection that are under way. EOFTimeout waits for them, also
+// while their source is silent, and begins anew after the last.
 func (c *Conn) noteCopy(n int32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -90,20 +107,19 @@ func (c *Conn) copyTo(write func([]byte) (int, error), to *Conn) (n int64, err e
 	pool := &c.sh.pool
 	for {
 		var b *block
-		got, rerr := c.awaitRead(func() (int, error) {
+		got, err := c.awaitRead(func() (int, error) {
 			b = pool.get(blockLarge)
 			n, err := c.readLocked(b.buf)
 			if err != nil {
 				pool.put(b)
-				b = nil
 			}
 			return n, err
 		})
-		if rerr == io.EOF {
+		if err == io.EOF {
 			return n, nil
 		}
-		if rerr != nil {
-			return n, rerr
+		if err != nil {
+			return n, err
 		}
 		full := got == len(b.buf)
 		put, err := writeBlock(write, pool, b, got)
@@ -119,7 +135,8 @@ func (c *Conn) copyTo(write func([]byte) (int, error), to *Conn) (n int64, err e
 	}
 }
 
-// writeBlock writes b's first n bytes and gives b back, also when write, which may be a user's, panics.
+// writeBlock writes b's first n bytes and gives b back, also when write, which may be a user's,
+// panics.
 func writeBlock(write func([]byte) (int, error), pool *pool, b *block, n int) (int, error) {
 	defer pool.put(b)
 	put, err := write(b.buf[:n])
@@ -129,30 +146,21 @@ func writeBlock(write func([]byte) (int, error), pool *pool, b *block, n int) (i
 	return put, err
 }
 
-// writeAll is Write for a caller that has begun a write.
-func (c *Conn) writeAll(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.unlock()
-	if err := c.sendableLocked(); err != nil {
-		return 0, err
-	}
-	return c.writeAllLocked(p)
-}
-
-// spliceTo moves what there is to read to a connection on which a write was begun, until there is no more for the moment, or an
-// end, which the next read finds. An error is the write's.
+// spliceTo moves input to a connection of which the caller is the only writer. It returns when
+// there is no more input for the moment, or at an end, which the next read finds. An error is the
+// write's.
 func (c *Conn) spliceTo(to *Conn) (n int64, err error) {
 	pipe, err := sys.NewPipe(copyChunk)
 	if err != nil {
 		return 0, nil // no descriptor free
 	}
 	defer pipe.Close()
-	for _, end := range [...]*Conn{c, to} {
-		end.mu.Lock()
-		if end.flags&fReleased == 0 {
-			_ = sys.LimitCalls(end.fd)
+	for _, conn := range [...]*Conn{c, to} {
+		conn.mu.Lock()
+		if conn.flags&fReleased == 0 {
+			_ = sys.LimitCalls(conn.fd)
 		}
-		end.mu.Unlock()
+		conn.mu.Unlock()
 	}
 	for {
 		c.mu.Lock()
@@ -172,8 +180,10 @@ func (c *Conn) spliceTo(to *Conn) (n int64, err error) {
 
 // spliceInLocked moves input into the pipe. It returns 0 when there is nothing that it can move.
 func (c *Conn) spliceInLocked(pipe sys.Pipe) int {
-	if c.flags&(fClosing|fReleased|fTLS|fEOF) != 0 || c.ext != nil && (c.ext.frames.b != nil || c.ext.readLimit.passed()) ||
-		c.readErrLocked() != nil {
+	if c.flags&(fClosing|fReleased|fTLS|fEOF) != 0 {
+		return 0
+	}
+	if x := c.ext; x != nil && (x.frames.b != nil || x.readLimit.passed() || x.readErr != nil) {
 		return 0
 	}
 	n, errno := pipe.SpliceFrom(c.fd, copyChunk)
@@ -188,36 +198,38 @@ func (c *Conn) spliceInLocked(pipe sys.Pipe) int {
 	return n
 }
 
-// spliceOutLocked moves size bytes from the pipe to the socket, as Write does with bytes of the user's. whole is false when the
-// kernel would not do it: the bytes have gone out by a plain write then.
+// spliceOutLocked moves size bytes from the pipe to the socket, as Write does with a caller's
+// bytes. whole is false if it had to write some of them instead.
 func (c *Conn) spliceOutLocked(pipe sys.Pipe, size int) (n int, whole bool, err error) {
 	for n < size {
 		if err := c.waitFlushedLocked(); err != nil {
 			return n, false, err
 		}
-		if c.flags&fTLS != 0 {
-			break
+		put, errno := 0, syscall.EINVAL // StartTLS came in between: TLS has to seal the rest
+		if c.flags&fTLS == 0 {
+			put, errno = pipe.SpliceTo(c.fd, size-n)
 		}
-		put, errno := pipe.SpliceTo(c.fd, size-n)
 		switch {
 		case put > 0:
 			n += put
 			c.sentLocked(put)
-			continue
 		case errno == syscall.EAGAIN:
 			if err := c.waitSocketLocked(); err != nil {
 				return n, false, err
 			}
-			continue
-		case errno != 0 && !sys.Unspliceable(errno):
+		case errno == 0 || sys.Unspliceable(errno):
+			put, err := c.writePipeLocked(pipe, size-n)
+			return n + put, false, err
+		default:
 			return n, false, c.failSendLocked(errno)
 		}
-		break
 	}
-	if n == size {
-		return n, true, nil
-	}
-	b := c.sh.pool.get(size - n)
+	return n, true, nil
+}
+
+// writePipeLocked writes the size bytes that the pipe holds.
+func (c *Conn) writePipeLocked(pipe sys.Pipe, size int) (n int, err error) {
+	b := c.sh.pool.get(size)
 	defer c.sh.pool.put(b)
 	for n < size {
 		got, err := pipe.Read(b.buf[:size-n])
@@ -225,17 +237,18 @@ func (c *Conn) spliceOutLocked(pipe sys.Pipe, size int) (n int, whole bool, err 
 			err = io.ErrUnexpectedEOF
 		}
 		if err != nil {
-			return n, false, os.NewSyscallError("read", err)
+			return n, os.NewSyscallError("read", err)
 		}
 		put, err := c.writeAllLocked(b.buf[:got])
 		if n += put; err != nil {
-			return n, false, err
+			return n, err
 		}
 	}
-	return n, false, nil
+	return n, nil
 }
 
-// waitSocketLocked waits until the socket, which has refused bytes that are not queued, has room. It counts as output that waits.
+// waitSocketLocked waits until the socket, which has refused bytes that are not queued, has room.
+// They count as output that waits.
 func (c *Conn) waitSocketLocked() error {
 	c.extLocked().waiting = true
 	c.outputWaitsLocked()

@@ -159,19 +159,6 @@ func (c *Conn) waitRoomLocked() error {
 	return c.sendableLocked()
 }
 
-// beginWrite is beginWriteLocked for a caller without mu.
-func (c *Conn) beginWrite() error {
-	c.mu.Lock()
-	defer c.unlock()
-	return c.beginWriteLocked()
-}
-
-func (c *Conn) endWrite() {
-	c.mu.Lock()
-	c.endWriteLocked()
-	c.unlock()
-}
-
 // waitFlushedLocked waits until the socket has taken everything queued.
 func (c *Conn) waitFlushedLocked() error {
 	for c.out != nil {

@@ -10,22 +10,22 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// NetListener returns the listener as a net.Listener, the same on every call: Accept hands out connections
-// as plain blocking net.Conns, for http.Server.Serve or any other server. Such a connection has no events
-// and no EOFTimeout until Conn.Events or Conn.Attach gives it a route, which begins with Opened. Serve must
-// run beside it. With [ListenerOptions.DeferAccept] a connection is handed out once its first bytes have
-// arrived, and costs no goroutine until then.
+// NetListener returns the listener as a net.Listener, the same on every call: Accept hands out
+// connections as plain blocking net.Conns, for http.Server.Serve or any other server. Such a
+// connection has no events and no EOFTimeout until Conn.Events or Conn.Attach gives it a route,
+// which begins with Opened. Serve must run beside it. With [ListenerOptions.DeferAccept] a
+// connection is handed out once its first bytes have arrived, and costs no goroutine until then.
 //
-// For HTTP with TLS call http.Server.ServeTLS on it and leave [ListenerOptions.TLSConfig] nil: net/http
-// looks for a *tls.Conn to set Request.TLS and to speak HTTP/2. With TLSConfig the connections are tcpio's
-// own, and it has neither.
+// For HTTP with TLS call http.Server.ServeTLS on it and leave [ListenerOptions.TLSConfig] nil:
+// net/http looks for a *tls.Conn to set Request.TLS and to speak HTTP/2. With TLSConfig the
+// connections are tcpio's own, and it has neither.
 //
-// To stop, call http.Server.Shutdown first, and end Serve's ctx behind it. If l stops first, http.Server.Serve
-// returns an error that matches net.ErrClosed, not http.ErrServerClosed.
+// To stop, call http.Server.Shutdown first, and end Serve's ctx behind it. If l stops first,
+// http.Server.Serve returns an error that matches net.ErrClosed, not http.ErrServerClosed.
 //
-// Its Close stops accepting, as Shutdown does. It leaves alone the connections that were handed out, and
-// aborts the others. Accept then fails with net.ErrClosed. NetListener panics after Events or Streams, and
-// with an Actor or OnConnEvent.
+// Its Close stops accepting, as Shutdown does. It leaves alone the connections that were handed
+// out, and aborts the others. Accept then fails with net.ErrClosed. NetListener panics after Events
+// or Streams, and with an Actor or OnConnEvent.
 func (l *Listener) NetListener() net.Listener {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -99,17 +99,18 @@ func (n *netListener) Close() error {
 // Addr returns the listener's address.
 func (n *netListener) Addr() net.Addr { return n.l.addr }
 
-// File returns a duplicate of the listening socket, CLOEXEC, for another process that goes on listening,
-// for instance by exec.Cmd.ExtraFiles. The caller closes it. Unlike File of the package net it leaves the
-// socket, which the duplicate shares, non-blocking.
+// File returns a duplicate of the listening socket, CLOEXEC, for another process that goes on
+// listening, for instance by exec.Cmd.ExtraFiles. The caller closes it. Unlike File of the package
+// net it leaves the socket, which the duplicate shares, non-blocking.
 //
-// The socket lives until the last duplicate is closed, longer than l: peers go on connecting, and wait in
-// the backlog for the next process that accepts. Shutdown still serves what it finds there. From now on
-// Close leaves a unix socket's path alone. After Close File fails with net.ErrClosed.
+// The socket lives until the last duplicate is closed, longer than l: peers go on connecting, and
+// wait in the backlog for the next process that accepts. Shutdown still serves what it finds there.
+// From now on Close leaves a unix socket's path alone. After Close File fails with net.ErrClosed.
 //
-// A process with the duplicate may change the socket's blocking mode. If it uses accepted sockets with
-// blocking calls, it has to set SO_RCVTIMEO and SO_SNDTIMEO of them, or of the listening socket, to zero:
-// TCP connections inherit the millisecond that l has set there so that no call of its own can block.
+// A process with the duplicate may change the socket's blocking mode. If it uses accepted sockets
+// with blocking calls, it has to set SO_RCVTIMEO and SO_SNDTIMEO of them, or of the listening
+// socket, to zero: TCP connections inherit the millisecond that l has set there so that no call of
+// its own can block.
 func (l *Listener) File() (*os.File, error) {
 	l.socket.mu.Lock()
 	defer l.socket.mu.Unlock()
@@ -124,14 +125,14 @@ func (l *Listener) File() (*os.File, error) {
 	return nil, &net.OpError{Op: "file", Net: l.addr.Network(), Addr: l.addr, Err: err}
 }
 
-// Adopt takes over a connection that was established elsewhere: a *net.TCPConn or *net.UnixConn. Its
-// descriptor moves: nc is closed, calls that are blocked in it fail with net.ErrClosed, and the connection
-// goes on as the returned Conn. Its events go where those of accepted connections go, Opened first and at
-// once. NetListener too hands it out at once, even with DeferAccept: its first bytes may have been read.
-// Bytes that were read from nc before do not come again.
+// Adopt takes over a connection that was established elsewhere: a *net.TCPConn or *net.UnixConn.
+// Its descriptor moves: nc is closed, calls that are blocked in it fail with net.ErrClosed, and the
+// connection goes on as the returned Conn. Its events go where those of accepted connections go,
+// Opened first and at once. NetListener too hands it out at once, even with DeferAccept: its first
+// bytes may have been read. Bytes that were read from nc before do not come again.
 //
-// Serve must be running. Adopt fails with net.ErrClosed once the listener is stopping; nc is untouched then,
-// and after any other error.
+// Serve must be running. Adopt fails with net.ErrClosed once the listener is stopping; nc is
+// untouched then, and after any other error.
 func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	fail := func(err error) (*Conn, error) {
 		return nil, &net.OpError{Op: "adopt", Net: l.addr.Network(), Addr: l.addr, Err: err}

@@ -5,15 +5,17 @@ import (
 	"syscall"
 )
 
-// SyscallConn gives access to the descriptor, for options and calls that tcpio does not have. The functions passed to
-// Control, Read and Write may use the descriptor until they return and must not close it or change its blocking mode.
-// While one runs the descriptor cannot go: a connection that ends meanwhile is closed behind it. Read and Write call
-// their function until it returns true and block in between until the connection is ready, or until the deadline; bytes that
-// Read takes are the caller's, and a Readable follows if there are more. Once reading or writing has failed, Read or Write returns
+// SyscallConn gives access to the descriptor, for options and calls that tcpio does not have. The
+// functions passed to Control, Read and Write may use the descriptor until they return and must not
+// close it or change its blocking mode. A connection that ends meanwhile is closed after that.
+//
+// Read and Write call their function until it returns true, and block in between until the
+// connection is ready, or until the deadline. Bytes that Read takes are the caller's, and a
+// Readable follows if there are more. Once reading or writing has failed, Read or Write returns
 // that error. After Close everything fails with net.ErrClosed.
 //
-// With TLS the descriptor carries what TLS makes of the bytes. SO_LINGER has no effect: it is set anew before the close,
-// since close(2) would block the loop.
+// With TLS the descriptor carries what TLS makes of the bytes. SO_LINGER has no effect: tcpio sets
+// it anew before the close, since close(2) would block the loop.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -30,17 +32,21 @@ func (r rawConn) Control(f func(fd uintptr)) error {
 	return r.c.withFD("raw-control", f)
 }
 
+func (r rawConn) ext() *connExt {
+	r.c.mu.Lock()
+	defer r.c.mu.Unlock()
+	return r.c.extLocked()
+}
+
 func (r rawConn) Read(f func(fd uintptr) bool) error {
-	c := r.c
-	c.mu.Lock()
-	err := c.readErrLocked()
-	c.mu.Unlock()
-	if err != nil {
-		return err
-	}
+	c, x := r.c, r.ext()
 	tries, read := 0, false
-	// What f left behind is announced, which only a look tells, and so is an edge that it took the wake-up of, also when f panics.
+	// Announce the input that f has left, which only a look shows, and an edge of which Read took
+	// the wake-up. Do it also if f panics.
 	defer func() {
+		if tries == 0 {
+			return
+		}
 		c.mu.Lock()
 		defer c.unlock()
 		if c.flags&(fClosing|fReleased|fTold) != 0 {
@@ -53,38 +59,34 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 			c.moreLocked()
 		}
 	}()
-	err = c.retryFD("raw-read", readGate, func(fd uintptr) bool { tries++; return f(fd) })
+	err := c.retryFD("raw-read", &x.canRead, &x.readLimit, c.readErrLocked,
+		func(fd uintptr) bool { tries++; return f(fd) })
 	read = err == nil
 	return err
 }
 
 func (r rawConn) Write(f func(fd uintptr) bool) error {
-	r.c.mu.Lock()
-	err := r.c.sendableLocked()
-	r.c.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	err = r.c.retryFD("raw-write", sendGate, f)
+	c, x := r.c, r.ext()
+	err := c.retryFD("raw-write", &x.canSend, &x.sendLimit, c.sendableLocked, f)
 	if err == nil {
-		r.c.mu.Lock()
-		r.c.sentLocked(0)
-		r.c.mu.Unlock()
+		c.mu.Lock()
+		c.sentLocked(0)
+		c.mu.Unlock()
 	}
 	return err
 }
 
-func readGate(x *connExt) (*gate, *limit) { return &x.canRead, &x.readLimit }
-func sendGate(x *connExt) (*gate, *limit) { return &x.canSend, &x.sendLimit }
-
-// retryFD calls f until it returns true, and blocks at the gate in between, until the deadline. The gate is entered before
-// the attempt, so that no edge falls between the two.
-func (c *Conn) retryFD(op string, at func(*connExt) (*gate, *limit), f func(fd uintptr) bool) error {
+// retryFD calls f until it returns true, and blocks at g in between, until the deadline d or an
+// error of check. It enters g before it calls f, so that no edge falls between the two.
+func (c *Conn) retryFD(op string, g *gate, d *limit, check func() error,
+	f func(fd uintptr) bool) error {
 	for {
 		c.mu.Lock()
-		g, d := at(c.extLocked())
-		if d.passed() {
-			err := c.opErrorLocked(op, os.ErrDeadlineExceeded)
+		err := check()
+		if err == nil && d.passed() {
+			err = c.opErrorLocked(op, os.ErrDeadlineExceeded)
+		}
+		if err != nil {
 			c.mu.Unlock()
 			return err
 		}
@@ -96,9 +98,10 @@ func (c *Conn) retryFD(op string, at func(*connExt) (*gate, *limit), f func(fd u
 	}
 }
 
-// tryFD is one attempt of retryFD, which has entered g. However f ends, nobody is left at the gate, where a
-// reader that is not there would take the next announcement.
-func (c *Conn) tryFD(op string, g *gate, opened chan struct{}, late <-chan struct{}, f func(fd uintptr) bool) (again bool, err error) {
+// tryFD is one attempt of retryFD, which has entered g. It leaves g even if f panics: a reader that
+// is not there would take the next announcement.
+func (c *Conn) tryFD(op string, g *gate, opened chan struct{}, late <-chan struct{},
+	f func(fd uintptr) bool) (again bool, err error) {
 	defer func() {
 		c.mu.Lock()
 		g.leave(opened)
@@ -116,7 +119,7 @@ func (c *Conn) tryFD(op string, g *gate, opened chan struct{}, late <-chan struc
 	return true, nil
 }
 
-// withFD runs f with the descriptor, which lives until f has returned.
+// withFD calls f with the descriptor, which is not closed before f has returned.
 func (c *Conn) withFD(op string, f func(fd uintptr)) error {
 	c.mu.Lock()
 	if c.flags&(fClosing|fReleased) != 0 {

@@ -21,9 +21,9 @@ import (
 // connection that was seen, between the look and the call. Then SO_RCVTIMEO ends the call (see
 // LimitCalls); it is no raw call, so that the scheduler lets the rest of the process go on.
 func Accepter(fd int32) AcceptFunc {
-	const ipprotoMPTCP = 262
-	if p, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PROTOCOL); err == nil && p == ipprotoMPTCP {
-		return acceptMultipath // the package net listens to it by default
+	protocol, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if protocol == unix.IPPROTO_MPTCP { // the package net listens to it by default
+		return acceptMultipath
 	}
 	return Accept
 }

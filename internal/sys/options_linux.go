@@ -14,12 +14,13 @@ import (
 // it up to one tick of its clock, 1 to 10 ms.
 const callLimit = time.Millisecond
 
-// LimitCalls sets SO_RCVTIMEO and SO_SNDTIMEO so that no call on the socket blocks for longer than a
-// tick of the kernel's clock. A call with MSG_DONTWAIT, or while O_NONBLOCK is on, does not look at
-// them. Accepted TCP sockets inherit them from the listening socket.
+// LimitCalls sets SO_RCVTIMEO and SO_SNDTIMEO so that no call on the socket blocks for longer than
+// a tick of the kernel's clock. A call with MSG_DONTWAIT, or while O_NONBLOCK is on, does not look
+// at them. Accepted TCP sockets inherit them from the listening socket.
 func LimitCalls(fd int32) error { return setCallLimits(fd, callLimit) }
 
-// setCallLimits with 0 lets calls block again, for a socket that another owner may want to block in.
+// setCallLimits with 0 lets calls block again, for a socket that another owner may want to block
+// in.
 func setCallLimits(fd int32, d time.Duration) error {
 	tv := unix.NsecToTimeval(int64(d))
 	err := unix.SetsockoptTimeval(int(fd), unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
@@ -39,15 +40,16 @@ func SetNoDelay(fd int32, on bool) error {
 		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, v))
 }
 
-// Multipath reports whether a TCP socket is one of multipath TCP, where a short read proves nothing.
+// Multipath reports whether a TCP socket is one of multipath TCP, where a short read proves
+// nothing.
 func Multipath(fd int32) bool {
 	protocol, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	return err == nil && protocol != unix.IPPROTO_TCP
 }
 
-// TuneListener sets TCP_NODELAY, the keep-alive options and TCP_USER_TIMEOUT on the listening socket.
-// Every accepted socket inherits them (Linux copies them in tcp_create_openreq_child), so that no
-// accepted connection costs a setsockopt.
+// TuneListener sets TCP_NODELAY, the keep-alive options and TCP_USER_TIMEOUT on the listening
+// socket. Every accepted socket inherits them (Linux copies them in tcp_create_openreq_child), so
+// that no accepted connection costs a setsockopt.
 func TuneListener(fd int32, ka net.KeepAliveConfig, userTimeout time.Duration) error {
 	return tune(fd, ka, userTimeout, false)
 }
@@ -55,7 +57,8 @@ func TuneListener(fd int32, ka net.KeepAliveConfig, userTimeout time.Duration) e
 // TuneDialled is TuneListener for a socket that is about to connect, after its user's own settings:
 // keepAlive false leaves the keep-alive options as they are, and a TCP_USER_TIMEOUT that is set
 // already stays. A multipath socket goes without the options that it lacks.
-func TuneDialled(fd int32, keepAlive, multipath bool, ka net.KeepAliveConfig, userTimeout time.Duration) error {
+func TuneDialled(fd int32, keepAlive, multipath bool, ka net.KeepAliveConfig,
+	userTimeout time.Duration) error {
 	if !keepAlive {
 		on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE)
 		if err != nil {

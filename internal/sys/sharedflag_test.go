@@ -29,8 +29,8 @@ func pair(t testing.TB) (a, b int32) {
 	return int32(fds[0]), int32(fds[1])
 }
 
-// The accept that has lost its connection to another process, with O_NONBLOCK off. To see it fail: leave out LimitCalls
-// of take, or the timer of acceptInterruptibly.
+// The accept that has lost its connection to another process, with O_NONBLOCK off. To see it fail:
+// leave out LimitCalls of take, or the timer of acceptInterruptibly.
 func TestAnAcceptThatFindsNothingEndsWhateverTheFlagSays(t *testing.T) {
 	for name, tc := range map[string]struct {
 		network   string
@@ -79,7 +79,8 @@ func TestAnAcceptThatFindsNothingEndsWhateverTheFlagSays(t *testing.T) {
 	}
 }
 
-// The calls on an empty, or a full, socket in blocking mode. To see it fail: leave out a MSG_DONTWAIT, or LimitCalls.
+// The calls on an empty, or a full, socket in blocking mode. To see it fail: leave out a
+// MSG_DONTWAIT, or LimitCalls.
 func TestNoCallBlocksWhateverTheFlagSays(t *testing.T) {
 	a, b := pair(t)
 	if nonblocking(a) {

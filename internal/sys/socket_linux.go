@@ -1,6 +1,6 @@
-// Package sys makes the system calls of tcpio: on connected sockets, listening sockets and pipes, by
-// their descriptors. It knows no connection and keeps no state. The caller owns a descriptor, and
-// keeps it open during a call. No function keeps a slice.
+// Package sys makes the system calls of tcpio: on connected sockets, listening sockets and pipes,
+// by their descriptors. It knows no connection and keeps no state. The caller owns a descriptor,
+// and keeps it open during a call. No function keeps a slice.
 //
 // No call blocks for longer than a tick of the kernel's clock, with O_NONBLOCK off too: the flag
 // belongs to the open file description, so every process with a duplicate can clear it at any time.
@@ -146,8 +146,8 @@ func ShutdownWrite(fd int32) error {
 	return os.NewSyscallError("shutdown", unix.Shutdown(int(fd), unix.SHUT_WR))
 }
 
-// Close closes a connected socket, by a reset if reset is set (SO_LINGER of zero, socket(7)).
-// It sets SO_LINGER in any case, for a quarter of a microsecond. With a time in that option close(2)
+// Close closes a connected socket, by a reset if reset is set (SO_LINGER of zero, socket(7)). It
+// sets SO_LINGER in any case, for a quarter of a microsecond. With a time in that option close(2)
 // waits that long for unsent bytes to be acknowledged, on a non-blocking socket too. The user may
 // have set it through SyscallConn, and accepted sockets inherit it from a shared listening socket.
 func Close(fd int32, reset bool) {
