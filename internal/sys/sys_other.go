@@ -52,7 +52,7 @@ func Retryable(syscall.Errno) bool { return false }
 func Exhausted(syscall.Errno) bool { return false }
 
 func TakeListener(net.Listener) (int32, error)    { return -1, errors.ErrUnsupported }
-func Take(net.Conn) (int32, Addr, error)          { return -1, addrOf(nil), errors.ErrUnsupported }
+func Take(net.Conn) (int32, Addr, error)          { return -1, Addr{}, errors.ErrUnsupported }
 func Disown(net.Conn)                             {}
 func DupFile(int32) (*os.File, error)             { return nil, errors.ErrUnsupported }
 func DupListener(int32) (*net.TCPListener, error) { return nil, errors.ErrUnsupported }
