@@ -82,7 +82,7 @@ func (a *accepting) some() acceptState {
 			break
 		}
 		if c := s.nextAdopted(); c != nil {
-			a.lp.untold.Add(-1)
+			a.lp.closedOwed.Add(-1)
 			a.askForActor(c)
 			continue
 		}
@@ -97,7 +97,7 @@ func (a *accepting) some() acceptState {
 	}
 	if last && next != acceptMore {
 		s.close(a.lp.p)
-		l.checkGone()
+		l.checkAllClosed()
 		for _, c := range s.late {
 			c.drain() // behind what they have sent already, as it is for the others
 		}
@@ -123,7 +123,7 @@ func (a *accepting) one(target *loop) acceptState {
 		return l.acceptFailed(os.NewSyscallError("accept", errno), sys.Exhausted(errno))
 	}
 	a.target, a.fd, a.peer = target, fd, peer
-	switch err := a.welcome(); err {
+	switch err := a.admit(); err {
 	case nil:
 		l.socket.backoff = 0
 		l.socket.starved.Store(false)
@@ -158,9 +158,10 @@ func (a *accepting) hook(in, what string, peer netip.AddrPort, f, exited func())
 	return ok
 }
 
-// acceptFailed says so and looks again later; when a connection of ours ends, at once.
+// acceptFailed reports err and pauses accepting. It resumes after a back-off, or as soon as one of our
+// connections closes.
 func (l *Listener) acceptFailed(err error, starved bool) acceptState {
-	l.failed(&net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err})
+	l.loops[0].report(&net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err})
 	l.socket.backoff = min(max(2*l.socket.backoff, acceptBackoff), acceptSlowest)
 	l.socket.starved.Store(starved)
 	first := l.loops[0]
@@ -198,7 +199,7 @@ func (a *accepting) askForActor(c *Conn) {
 // time.
 func (l *Listener) adopt(c *Conn) {
 	s := &l.socket
-	if !l.loops[0].expect() { // it has ended, and so has c: until then it waits for what it is to ask
+	if !l.loops[0].oweClosed() { // it has ended, and so has c: until then it waits for what it is to ask
 		c.employ(nil)
 		return
 	}
@@ -252,9 +253,9 @@ func (a *accepting) admission() refusal {
 		return refusedConns
 	case a.counts() && !l.perAddress.Take(a.peer.AddrPort("").Addr(), o.MaxConnsPerIP):
 		return refusedPerIP // before the rate: an address over its bound does not use up what others may have
-	case o.AcceptRate != nil && !a.asks("AcceptRate", o.AcceptRate.Allow, refusedRate):
+	case o.AcceptRate != nil && !a.callHook("AcceptRate", o.AcceptRate.Allow, refusedRate):
 		return refusedRate
-	case o.Admit != nil && !a.asks("Admit", func() bool { return o.Admit(a.addrPort()) == nil }, refusedAdmit):
+	case o.Admit != nil && !a.callHook("Admit", func() bool { return o.Admit(a.addrPort()) == nil }, refusedAdmit):
 		return refusedAdmit
 	}
 	return admitted
@@ -269,8 +270,8 @@ func (a *accepting) counts() bool { return a.lp.l.opts.MaxConnsPerIP > 0 && a.pe
 // addrPort is the peer's address.
 func (a *accepting) addrPort() netip.AddrPort { return a.peer.AddrPort(a.zone.Name()) }
 
-// asks asks a hook of the user's. A panic refuses the peer, and so does runtime.Goexit; both are logged.
-func (a *accepting) asks(in string, admits func() bool, no refusal) (ok bool) {
+// callHook asks a hook of the user. A panic refuses the peer, and so does runtime.Goexit; both are logged.
+func (a *accepting) callHook(in string, admits func() bool, no refusal) (ok bool) {
 	return a.hook(in, in, a.addrPort(), func() { ok = admits() }, func() { a.refuse(no) }) && ok
 }
 
@@ -282,8 +283,8 @@ func (a *accepting) refuse(why refusal) {
 	a.lp.l.refuse(a.target, a.fd, a.peer, why)
 }
 
-// welcome serves the connection that has just been accepted, or refuses it.
-func (a *accepting) welcome() error {
+// admit serves the connection that has just been accepted, or refuses it.
+func (a *accepting) admit() error {
 	l := a.lp.l
 	a.zone = a.peer.Zone(a.fd)
 	if why := a.admission(); why != admitted {

@@ -15,7 +15,7 @@ func (c *Conn) Attach(a Actor) error {
 	}
 	c.mu.Lock()
 	defer c.unlock()
-	if c.toldLocked() || c.stream != nil && c.flags&pendClosed != 0 && !c.sh.expect() {
+	if c.toldLocked() || c.stream != nil && c.flags&pendClosed != 0 && !c.sh.oweClosed() {
 		return c.endedLocked("attach")
 	}
 	c.moveLocked(nil, a)
@@ -60,8 +60,8 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 		c.flags &^= fQueued // and so does the loop
 	}
 	if c.flags&pendClosed != 0 && c.stream == nil && s != nil {
-		c.sh.untold.Add(-1) // the other way round Attach has counted it
-		c.sh.kick()         // it may be the last one that the end waits for
+		c.sh.closedOwed.Add(-1) // the other way round Attach has counted it
+		c.sh.kick()             // it may be the last one that the end waits for
 	}
 	c.stream, c.actor, c.sentAt = s, a, 0
 	plain := c.flags&fMute != 0

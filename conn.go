@@ -177,11 +177,11 @@ func (c *Conn) finish(fd int32, given, reset bool) {
 		c.ext.gone.open()
 	}
 	c.unlock()
-	c.sh.dismiss(c)
+	c.sh.unadmit(c)
 	if c.origin != refused {
 		c.sh.count.closed.Add(1)
 	}
-	c.sh.onGone(c)
+	c.sh.onClosed(c)
 }
 
 func (c *Conn) extLocked() *connExt {
@@ -345,7 +345,7 @@ func (c *Conn) emitLocked(kind flags) {
 	}
 	c.flags |= kind
 	if kind == pendClosed && c.stream == nil {
-		c.sh.untold.Add(1)
+		c.sh.closedOwed.Add(1)
 	}
 	c.queueLocked()
 }
@@ -483,8 +483,8 @@ func (c *Conn) hasSpokenLocked(bits uint32) bool {
 	return ready
 }
 
-// dismiss gives back what admission took.
-func (sh *shared) dismiss(c *Conn) {
+// unadmit gives back what admission took.
+func (sh *shared) unadmit(c *Conn) {
 	if c.origin == accepted && sh.opts.MaxConnsPerIP > 0 && c.peer.IsIP {
 		sh.perAddress.Give(c.peer.AddrPort("").Addr())
 	}

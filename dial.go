@@ -77,7 +77,7 @@ func (l *Listener) DialWith(ctx context.Context, d *net.Dialer, network, address
 // endDial ends a Dial when l has stopped. It ends with ctx, which ends with Dial.
 func (l *Listener) endDial(ctx context.Context, cancel context.CancelCauseFunc) {
 	select {
-	case <-l.gone:
+	case <-l.allClosed:
 		cancel(net.ErrClosed)
 	case <-ctx.Done():
 	}

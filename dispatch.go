@@ -32,7 +32,7 @@ func (lp *loop) drive() {
 		if err != nil {
 			lp.err = err
 			lp.l.abortAll()
-			<-lp.l.gone // every connection is aborted; there is nothing left to poll with
+			<-lp.l.allClosed // every connection is aborted; there is nothing left to poll with
 		}
 		lp.take(n)
 	}
@@ -84,7 +84,7 @@ func (lp *loop) work() bool {
 	}
 	if lp.kicked.Load() && lp.kicked.Swap(false) {
 		if err := lp.trouble.Swap(nil); err != nil {
-			lp.l.failed(*err)
+			lp.l.deliverFailed(*err)
 		}
 		lp.watch() // a timer or a kick that came before the sleep makes work without an event
 		if !lp.runQueue() {

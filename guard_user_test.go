@@ -315,7 +315,7 @@ func TestOnErrorEventThatPanicsOrExitsForTheListenerIsOnlyLogged(t *testing.T) {
 				echo(t, old, []byte("x"))
 				for range 2 {
 					exhausted.Store(true)
-					r.failedAt.Store(0)
+					r.reportedAt.Store(0)
 					peer := r.dial()
 					receive(t, "OnErrorEvent", told)
 					exhausted.Store(false)
@@ -336,8 +336,7 @@ func TestFailuresWaitForOnErrorEventAsOne(t *testing.T) {
 	}})
 	r.serve()
 	fail := func(err error) {
-		r.failedAt.Store(0)
-		r.failed(err)
+		r.deliverFailed(err)
 	}
 	fail(errors.New("first"))
 	receive(t, "the first", inside)

@@ -345,7 +345,7 @@ func (c *Conn) handshakeFailedLocked(err error) {
 	c.sh.count.handshakes.Add(1)
 	opErr := c.opErrorLocked("handshake", err)
 	if c.flags&fOpened == 0 {
-		c.sh.failLater(opErr)
+		c.sh.report(opErr)
 	}
 	c.closeLocked(opErr)
 }

@@ -185,8 +185,9 @@ func (d *demand) writeOff() {
 	}
 }
 
-// allTold is a loop's untold when it has ended: so far below zero that it stays there.
-const allTold = math.MinInt64 / 2
+// closedGivenUp is the closedOwed of a loop that has ended. It is so far below zero that late
+// decrements cannot bring it back to zero.
+const closedGivenUp = math.MinInt64 / 2
 
 // ended tells a loop that it has nothing more to do: every descriptor is closed, and every actor of its own
 // was told, for which a handler that still blocks has CloseTimeout.
@@ -195,14 +196,14 @@ func (lp *loop) ended() bool {
 		return false
 	}
 	select {
-	case <-lp.l.gone:
-		if lp.untold.CompareAndSwap(0, allTold) {
+	case <-lp.l.allClosed:
+		if lp.closedOwed.CompareAndSwap(0, closedGivenUp) {
 			return true
 		}
 		if !lp.l.timeIsUp() {
 			return false
 		}
-		lp.untold.Store(allTold)
+		lp.closedOwed.Store(closedGivenUp)
 		return true
 	default:
 		return false

@@ -353,7 +353,7 @@ func (h *lineCounter) Handle(context.Context, slog.Record) error { h.lines.Add(1
 func (h *lineCounter) WithAttrs([]slog.Attr) slog.Handler        { return h }
 func (h *lineCounter) WithGroup(string) slog.Handler             { return h }
 
-// To see it fail: leave out the comparison with failedAt in Listener.failed.
+// To see it fail: leave out the comparison with reportedAt in shard.report.
 func TestALastingFailureIsOneLineOfLogASecond(t *testing.T) {
 	t.Parallel()
 	log := new(lineCounter)

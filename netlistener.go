@@ -30,7 +30,7 @@ func (l *Listener) NetListener() net.Listener {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.netListener == nil {
-		if l.decided() && !l.stopping.Load() {
+		if l.routesFixed() && !l.stopping.Load() {
 			panic("tcpio: Listener.NetListener called after Events or Streams, or with an actor")
 		}
 		l.accepted = newStream(&l.shared, l.opts.EventBuffer, false)
@@ -38,7 +38,7 @@ func (l *Listener) NetListener() net.Listener {
 		if l.finished {
 			close(l.accepted.ch)
 		}
-		l.decideLocked(defaultLoops(), false)
+		l.fixRoutesLocked(defaultLoops(), false)
 	}
 	return l.netListener
 }

@@ -33,7 +33,7 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 			kept = lp.receive(c, actor, ev)
 		}
 		if _, last := ev.(Closed); last {
-			lp.untold.Add(-1)
+			lp.closedOwed.Add(-1)
 		}
 	}
 }
@@ -62,7 +62,7 @@ func (lp *loop) receive(c *Conn, actor Actor, ev Event) (kept bool) {
 // abandon is called on a goroutine that is exiting inside a handler: the loop goes on without it.
 func (lp *loop) abandon(c *Conn, ev Event, kept bool) {
 	if _, last := ev.(Closed); last {
-		lp.untold.Add(-1)
+		lp.closedOwed.Add(-1)
 	}
 	c.mu.Lock()
 	c.endTurnLocked()

@@ -45,19 +45,19 @@ func (l *Listener) register(c *Conn) error {
 		l.refusing.Add(1)
 	}
 	if arrived && !l.socket.arrived() {
-		l.dismiss(c)
-		l.connGone(c)
+		l.unadmit(c)
+		l.connClosed(c)
 		return net.ErrClosed
 	}
 	if l.stopping.Load() && (!arrived || l.ending.Load() == endCut) {
-		// The loops may have ended; for one that was accepted they wait, see checkGone.
+		// The loops may have ended; for one that was accepted they wait, see checkAllClosed.
 		if arrived {
 			sys.Close(c.fd, false)
 		} else {
 			sys.CloseFD(c.fd) // whoever brought it keeps it
 		}
-		l.dismiss(c)
-		l.connGone(c)
+		l.unadmit(c)
+		l.connClosed(c)
 		return net.ErrClosed
 	}
 	// From add on others see c, and it may end at any moment. fNew keeps the descriptor until the registration
@@ -135,7 +135,7 @@ func (c *Conn) employ(actor Actor) {
 // that input does not turn the reply into a reset.
 func (l *Listener) refuse(lp *loop, fd int32, peer sys.Addr, why refusal) {
 	lp.count.refused[why].Add(1)
-	if len(l.opts.RefuseReply) == 0 || l.opts.TLSConfig != nil || l.refusing.Load() >= lingering {
+	if len(l.opts.RefuseReply) == 0 || l.opts.TLSConfig != nil || l.refusing.Load() >= maxRefusing {
 		l.socket.turnAway()
 		return
 	}
@@ -152,5 +152,5 @@ func (l *Listener) refuse(lp *loop, fd int32, peer sys.Addr, why refusal) {
 	c.unlock()
 }
 
-// lingering bounds the refused connections that are kept until their peer has the reply; more are refused without one.
-const lingering = 256
+// maxRefusing bounds the refused connections that are kept until their peer has the reply; more are refused without one.
+const maxRefusing = 256

@@ -14,9 +14,9 @@ import (
 // route, connections are accepted and their input is thrown away.
 func (l *Listener) Start() {
 	l.mu.Lock()
-	if !l.decided() {
+	if !l.routesFixed() {
 		l.callbacks = &callback{onErr: l.opts.OnErrorEvent, calls: new(serial)}
-		l.decideLocked(1, false)
+		l.fixRoutesLocked(1, false)
 	}
 	cb := l.errorsTo()
 	l.mu.Unlock()
@@ -49,7 +49,7 @@ func (l *Listener) Serve(ctx context.Context) error {
 
 	release := context.AfterFunc(ctx, func() { _ = l.Shutdown(context.Background()) })
 	defer release()
-	<-l.routed
+	<-l.routesKnown
 	started, err := l.startLoops()
 	if err != nil {
 		l.abortAll()
@@ -99,19 +99,19 @@ func (l *Listener) startLoops() (started bool, err error) {
 // finish waits for the last events to be received and closes the channels. There is one CloseTimeout for
 // all that is still to be told when the last descriptor is closed: handlers that block may have used it up.
 func (l *Listener) finish() {
-	<-l.gone
-	left := time.Duration(l.goneAt + int64(l.opts.CloseTimeout) - now())
+	<-l.allClosed
+	left := time.Duration(l.allClosedAt + int64(l.opts.CloseTimeout) - now())
 	ctx, cancel := context.WithTimeout(context.Background(), left)
 	defer cancel()
 	for ctx.Err() == nil && l.feeders.Load() > 0 {
 		select {
-		case <-l.fed:
+		case <-l.feedersDone:
 		case <-ctx.Done():
 		}
 	}
-	close(l.giveUp)
+	close(l.dropEvents)
 	for l.feeders.Load() > 0 {
-		<-l.fed
+		<-l.feedersDone
 	}
 	l.logRest(ctx)
 	l.mu.Lock()
@@ -165,24 +165,24 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	}
 	var err error
 	if d := l.opts.DrainTimeout; d > 0 {
-		err = l.awaitGone(ctx, d)
-	} else if err = l.awaitGone(ctx, min(drainGrace, l.opts.CloseTimeout)); err == errGrace {
+		err = l.awaitAllClosed(ctx, d)
+	} else if err = l.awaitAllClosed(ctx, min(drainGrace, l.opts.CloseTimeout)); err == errGrace {
 		l.endAt(endClosed)
 		for c := range l.everyConn() {
 			if !c.hasActor() {
 				c.Close()
 			}
 		}
-		err = l.awaitGone(ctx, l.opts.CloseTimeout) // for handlers that block, and their answers
+		err = l.awaitAllClosed(ctx, l.opts.CloseTimeout) // for handlers that block, and their answers
 	}
 	if err == errGrace {
 		l.endAt(endClosed)
 		for c := range l.everyConn() {
 			c.Close()
 		}
-		if err = l.awaitGone(ctx, l.opts.CloseTimeout); err == errGrace {
+		if err = l.awaitAllClosed(ctx, l.opts.CloseTimeout); err == errGrace {
 			l.stopAccepting() // a hook still blocks
-			err = l.awaitGone(ctx, 0)
+			err = l.awaitAllClosed(ctx, 0)
 		}
 	}
 	if err != nil {
@@ -193,7 +193,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 			c.cutLocked()
 			c.unlock()
 		}
-		<-l.gone
+		<-l.allClosed
 	}
 	l.finishUnserved()
 	return err
@@ -204,9 +204,9 @@ const drainGrace = 250 * time.Millisecond
 
 var errGrace = errors.New("tcpio: handlers have had their time")
 
-// awaitGone waits until every descriptor is closed. It gives up with ctx's error, or after limit, if there
+// awaitAllClosed waits until every descriptor is closed. It gives up with ctx's error, or after limit, if there
 // is one, with errGrace.
-func (l *Listener) awaitGone(ctx context.Context, limit time.Duration) error {
+func (l *Listener) awaitAllClosed(ctx context.Context, limit time.Duration) error {
 	var late <-chan time.Time
 	if limit > 0 {
 		t := time.NewTimer(limit)
@@ -214,7 +214,7 @@ func (l *Listener) awaitGone(ctx context.Context, limit time.Duration) error {
 		late = t.C
 	}
 	select {
-	case <-l.gone:
+	case <-l.allClosed:
 		return nil
 	case <-late:
 		return errGrace
@@ -227,7 +227,7 @@ func (l *Listener) awaitGone(ctx context.Context, limit time.Duration) error {
 // descriptor is closed. It does not wait for events to be received. Called again it does nothing more.
 func (l *Listener) Close() error {
 	l.abortAll()
-	<-l.gone
+	<-l.allClosed
 	l.finishUnserved()
 	return nil
 }

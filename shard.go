@@ -37,20 +37,20 @@ type shared struct {
 	multipath bool          // a given listener, as net.Listen makes it, speaks multipath TCP with clients that do
 	zone      sys.Zone      // of the network interface that the listening socket is bound to
 	roomAgain func()        // is called when a stream that was full has been emptied
-	onGone    func(c *Conn) // see Listener.connGone
+	onClosed  func(c *Conn) // see Listener.connClosed
 
 	// With locks of their own, or atomic.
-	pool       pool
-	timed      atomic.Bool         // there are time limits: the loops keep their coarse clocks
-	feeders    atomic.Int64        // streams that have a goroutine; a claimed one may get one at any time
-	fed        chan struct{}       // of one: the last feeder has ended
-	giveUp     chan struct{}       // closed when undelivered events are dropped
-	budget     quota.Budget[*Conn] // MaxBuffered: the output queues of all connections
-	perAddress quota.PerAddress    // the connections, if MaxConnsPerIP is set
-	shaking    handshakes
-	logLimit   quota.LogLimit
-	logging    serial       // lines on their way to Logger
-	failedAt   atomic.Int64 // when the last Failed was told, on the clock of now
+	pool        pool
+	timed       atomic.Bool         // there are time limits: the loops keep their coarse clocks
+	feeders     atomic.Int64        // goroutines that feed a stream; a claimed one may get one at any time
+	feedersDone chan struct{}       // of one: the last feeder has ended
+	dropEvents  chan struct{}       // closed when undelivered events are dropped
+	budget      quota.Budget[*Conn] // MaxBuffered: the output queues of all connections
+	perAddress  quota.PerAddress    // the connections, if MaxConnsPerIP is set
+	shaking     handshakes
+	logLimit    quota.LogLimit
+	logging     serial       // lines on their way to Logger
+	reportedAt  atomic.Int64 // when the last Failed was reported, on the clock of now
 }
 
 // A shard is what connections need of their loop. The loop has it, and the connections have nothing else of the loop.
@@ -64,19 +64,19 @@ type shard struct {
 	blocks func(c *Conn) // see loop.willBlock
 
 	// Atomic, or with locks of their own.
-	state   atomic.Uint64         // a role
-	kicked  atomic.Bool           // there is something in queue, timers or the listener's state to look at
-	live    atomic.Int64          // connections that have a descriptor
-	untold  atomic.Int64          // actors that are to be told of Closed; negative once the loop has ended
-	trouble atomic.Pointer[error] // for Failed
-	demand  demand
-	conns   table
-	timers  timers
-	limits  limits        // of connections that are open
-	eofs    limits        // of those whose peer has ended, and whose user was told
-	clock   atomic.Uint32 // the coarse one, in ticks
-	count   counters
-	queue   workQueue
+	state      atomic.Uint64         // a role
+	kicked     atomic.Bool           // there is something in queue, timers or the listener's state to look at
+	live       atomic.Int64          // connections that have a descriptor
+	closedOwed atomic.Int64          // Closed events that actors have not received yet; closedGivenUp after the loop has ended
+	trouble    atomic.Pointer[error] // reported and not delivered yet
+	demand     demand
+	conns      table
+	timers     timers
+	limits     limits        // of connections that are open
+	eofs       limits        // of those whose peer has ended, and whose user was told
+	clock      atomic.Uint32 // the coarse one, in ticks
+	count      counters
+	queue      workQueue
 }
 
 // schedule puts c into the loop's work queue. It may be called from anywhere.
@@ -85,12 +85,15 @@ func (sh *shard) schedule(c *Conn) {
 	sh.kick()
 }
 
-// failLater has the loop tell Failed, unless one was told within the last second. It may be called under any lock.
-func (sh *shard) failLater(err error) {
-	if last := sh.failedAt.Load(); last == 0 || now()-last >= int64(time.Second) {
-		sh.trouble.Store(&err)
-		sh.kick()
+// report has the loop deliver a Failed about err, which concerns no connection: one a second at most.
+// It may be called under any lock.
+func (sh *shard) report(err error) {
+	t := now()
+	if last := sh.reportedAt.Load(); last != 0 && t-last < int64(time.Second) || !sh.reportedAt.CompareAndSwap(last, t) {
+		return
 	}
+	sh.trouble.Store(&err)
+	sh.kick()
 }
 
 // kick makes the loop look at its queue, its timers and the listener's state soon. Many kicks before the loop has
@@ -109,14 +112,15 @@ func (sh *shard) kick() {
 	}
 }
 
-// expect counts one more actor that is to be told of Closed. It reports false when the loop has ended.
-func (sh *shard) expect() bool {
+// oweClosed records that the loop must deliver one more Closed to an actor before it may end. It
+// returns false if it has ended.
+func (sh *shard) oweClosed() bool {
 	for {
-		n := sh.untold.Load()
+		n := sh.closedOwed.Load()
 		if n < 0 {
 			return false
 		}
-		if sh.untold.CompareAndSwap(n, n+1) {
+		if sh.closedOwed.CompareAndSwap(n, n+1) {
 			return true
 		}
 	}

@@ -162,7 +162,7 @@ func (s *stream) feed() {
 			}
 			select {
 			case s.ch <- ev:
-			case <-s.sh.giveUp:
+			case <-s.sh.dropEvents:
 				// Nobody will receive any more; what is left is dropped by contract, the rest of the queue too.
 			}
 		}
@@ -185,7 +185,7 @@ func (s *stream) sendFed(ev Event) bool {
 func (sh *shared) feederEnded() {
 	if sh.feeders.Add(-1) == 0 {
 		select {
-		case sh.fed <- struct{}{}:
+		case sh.feedersDone <- struct{}{}:
 		default:
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
@@ -20,20 +19,20 @@ type Listener struct {
 	shared
 
 	// Atomic, or with locks of their own.
-	socket   listenSocket
-	errs     callback      // OnErrorEvent, where there are no callbacks
-	refusing atomic.Int64  // refused connections that are still open; no loop's live counts them
-	stopping atomic.Bool   // nothing is accepted any more
-	ending   atomic.Int32  // how far the end has come for the connections; see below
-	blocked  atomic.Int64  // goroutines in handlers that lost their loop
-	routed   chan struct{} // closed when it is known where events go: loops and streams are fixed
-	gone     chan struct{} // closed when stopping, and every descriptor is closed
-	goneAt   int64         // when that was; read after gone is closed
+	socket      listenSocket
+	errs        callback      // OnErrorEvent, where there are no callbacks
+	refusing    atomic.Int64  // refused connections that are still open; no loop's live counts them
+	stopping    atomic.Bool   // nothing is accepted any more
+	ending      atomic.Int32  // how far the end has come for the connections; see below
+	blocked     atomic.Int64  // goroutines in handlers that lost their loop
+	routesKnown chan struct{} // closed when it is known where events go: loops and streams are fixed
+	allClosed   chan struct{} // closed when stopping, and every descriptor is closed
+	allClosedAt int64         // when that was; read after allClosed is closed
 
 	newPoller func() (poller, error) // epoll; a fake in tests
 
 	mu sync.Mutex
-	// Guarded by mu until routed is closed, immutable after that.
+	// Guarded by mu until routesKnown is closed, immutable after that.
 	loops       []*loop
 	perLoop     bool         // each loop has a stream of its own; with an actor or callbacks for the connections guarded by mu
 	callbacks   *callback    // OnConnEvent, or Start without any other route
@@ -62,17 +61,17 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	}
 	l := &Listener{
 		shared: shared{
-			opts:    *opts,
-			fed:     make(chan struct{}, 1),
-			giveUp:  make(chan struct{}),
-			shaking: handshakes{turns: max(1, runtime.GOMAXPROCS(0)/2)},
+			opts:        *opts,
+			feedersDone: make(chan struct{}, 1),
+			dropEvents:  make(chan struct{}),
+			shaking:     handshakes{turns: max(1, runtime.GOMAXPROCS(0)/2)},
 		},
-		routed: make(chan struct{}),
-		gone:   make(chan struct{}),
+		routesKnown: make(chan struct{}),
+		allClosed:   make(chan struct{}),
 
 		newPoller: newPoller,
 	}
-	l.roomAgain, l.onGone = l.retryAccept, l.connGone
+	l.roomAgain, l.onClosed = l.retryAccept, l.connClosed
 	if err := l.opts.check(); err != nil {
 		return nil, err
 	}
@@ -88,14 +87,14 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	defer l.mu.Unlock()
 	switch {
 	case l.opts.Actor != nil:
-		l.decideLocked(defaultLoops(), false)
+		l.fixRoutesLocked(defaultLoops(), false)
 	case l.opts.OnConnEvent != nil:
 		l.callbacks = &callback{onConn: l.opts.OnConnEvent, onErr: l.opts.OnErrorEvent}
 		if l.opts.ConcurrentCallbacks {
-			l.decideLocked(defaultLoops(), false)
+			l.fixRoutesLocked(defaultLoops(), false)
 		} else {
 			l.callbacks.calls = new(serial)
-			l.decideLocked(1, false)
+			l.fixRoutesLocked(1, false)
 		}
 	}
 	return l, nil
@@ -141,9 +140,9 @@ func (l *Listener) open() error {
 	return nil
 }
 
-// decideLocked fixes the loops, of which there are n unless the options say otherwise.
-func (l *Listener) decideLocked(n int, perLoop bool) {
-	if l.decided() {
+// fixRoutesLocked fixes the loops, of which there are n unless the options say otherwise.
+func (l *Listener) fixRoutesLocked(n int, perLoop bool) {
+	if l.routesFixed() {
 		return
 	}
 	if l.opts.Loops > 0 && n > 0 {
@@ -157,7 +156,7 @@ func (l *Listener) decideLocked(n int, perLoop bool) {
 		l.loops = append(l.loops, lp)
 	}
 	l.perLoop = perLoop
-	close(l.routed)
+	close(l.routesKnown)
 }
 
 // defaultLoops is how many loops there are where each has a processor's worth of work. One
@@ -166,9 +165,9 @@ func (l *Listener) decideLocked(n int, perLoop bool) {
 // the processor away, up to 10 ms later.
 func defaultLoops() int { return max(1, runtime.GOMAXPROCS(0)-1) }
 
-func (l *Listener) decided() bool {
+func (l *Listener) routesFixed() bool {
 	select {
-	case <-l.routed:
+	case <-l.routesKnown:
 		return true
 	default:
 		return false
@@ -195,7 +194,7 @@ func (l *Listener) Events() <-chan Event {
 		if l.finished {
 			close(l.events.ch)
 		}
-		l.decideLocked(1, false)
+		l.fixRoutesLocked(1, false)
 	}
 	return l.events.ch
 }
@@ -215,8 +214,8 @@ func (l *Listener) Streams() []<-chan Event {
 		panic("tcpio: Listener.Streams called after Events")
 	case l.netListener != nil:
 		panic("tcpio: Listener.Streams called after NetListener")
-	case !l.decided():
-		l.decideLocked(defaultLoops(), true)
+	case !l.routesFixed():
+		l.fixRoutesLocked(defaultLoops(), true)
 	case !l.perLoop: // with an actor or callbacks for the connections; or it was stopped before it had any loop
 		for _, lp := range l.loops {
 			lp.stream = newStream(&l.shared, l.opts.EventBuffer, false)
@@ -263,7 +262,7 @@ func (l *Listener) Conns() iter.Seq[*Conn] {
 // everyConn is Conns with the refused connections that wait for their peer to read the reply.
 func (l *Listener) everyConn() iter.Seq[*Conn] {
 	return func(yield func(*Conn) bool) {
-		if !l.decided() {
+		if !l.routesFixed() {
 			return
 		}
 		for _, lp := range l.loops {
@@ -278,7 +277,7 @@ func (l *Listener) everyConn() iter.Seq[*Conn] {
 
 // Len returns the number of connections that have a descriptor, without those that were refused. It takes no lock.
 func (l *Listener) Len() int {
-	if !l.decided() {
+	if !l.routesFixed() {
 		return 0
 	}
 	n := int64(0)
@@ -295,7 +294,7 @@ func (l *Listener) Stats() Stats {
 		Blocked:  l.Blocked(),
 		Refusing: int(l.refusing.Load()),
 	}
-	if !l.decided() {
+	if !l.routesFixed() {
 		return s
 	}
 	for _, lp := range l.loops {
@@ -364,7 +363,7 @@ func (l *Listener) endAt(stage int32) {
 // stopAccepting stops at once. What waits in the backlog is reset, and what is in a hook is closed.
 func (l *Listener) stopAccepting() {
 	l.socket.close(l.stop())
-	l.checkGone()
+	l.checkAllClosed()
 }
 
 // stop notes that the listener is stopping. It returns the first loop's poller, nil if there is none.
@@ -372,15 +371,15 @@ func (l *Listener) stop() poller {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.stopping.Store(true)
-	l.decideLocked(0, false)
+	l.fixRoutesLocked(0, false)
 	if !l.polling {
 		return nil
 	}
 	return l.loops[0].p
 }
 
-// checkGone notes that the last descriptor is closed, and ends the loops.
-func (l *Listener) checkGone() {
+// checkAllClosed notes that the last descriptor is closed, and ends the loops.
+func (l *Listener) checkAllClosed() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
@@ -397,12 +396,12 @@ func (l *Listener) checkGone() {
 		return
 	}
 	select {
-	case <-l.gone:
+	case <-l.allClosed:
 		return
 	default:
 	}
-	l.goneAt = now()
-	close(l.gone)
+	l.allClosedAt = now()
+	close(l.allClosed)
 	for _, lp := range l.loops {
 		lp.timers.add(&lp.shard, &timer{kind: timerWake}, l.opts.CloseTimeout)
 		lp.kick()
@@ -413,8 +412,8 @@ func (l *Listener) checkGone() {
 // CloseTimeout.
 func (l *Listener) timeIsUp() bool {
 	select {
-	case <-l.gone:
-		return now() >= l.goneAt+int64(l.opts.CloseTimeout)
+	case <-l.allClosed:
+		return now() >= l.allClosedAt+int64(l.opts.CloseTimeout)
 	default:
 		return false
 	}
@@ -426,12 +425,9 @@ func (l *Listener) retryAccept() {
 	l.loops[0].kick()
 }
 
-// failed tells of trouble that concerns no connection: one a second at most, to whoever listens.
-func (l *Listener) failed(err error) {
-	t := now()
-	if last := l.failedAt.Load(); last != 0 && t-last < int64(time.Second) || !l.failedAt.CompareAndSwap(last, t) {
-		return
-	}
+// deliverFailed delivers a Failed about err: to the channel of Events, else to the first one of
+// Streams, OnErrorEvent or the log.
+func (l *Listener) deliverFailed(err error) {
 	l.mu.Lock()
 	s := l.events
 	if l.perLoop {
@@ -457,8 +453,8 @@ func (l *Listener) errorsTo() *callback {
 	return &l.errs
 }
 
-// connGone is called when a connection's descriptor is closed and Closed emitted.
-func (l *Listener) connGone(c *Conn) {
+// connClosed is called when a connection's descriptor is closed and Closed emitted.
+func (l *Listener) connClosed(c *Conn) {
 	n := int64(0)
 	if c.origin == refused {
 		n = l.refusing.Add(-1)
@@ -469,6 +465,6 @@ func (l *Listener) connGone(c *Conn) {
 		l.retryAccept()
 	}
 	if n == 0 && l.stopping.Load() {
-		l.checkGone()
+		l.checkAllClosed()
 	}
 }
