@@ -89,7 +89,7 @@
 //	Receive returns another error   Close                                             that error
 //	Receive panics                  reset at once                                     *PanicError
 //	OnConnEvent has read io.EOF     Close                                             nil
-//	a frame is too long for Frames  Close                                             bufio.ErrTooLong; or split's error
+//	a frame is too long for Frames  Close                                             matches bufio.ErrTooLong; or split's error
 //	a Group closes a slow member    Close                                             ErrSlow
 //	StartTLS's handshake fails      Close                                             a *net.OpError around the cause
 //	a read fails                    closed at once                                    the *net.OpError that the read returned

@@ -268,6 +268,20 @@ func ExampleConn_Frames() {
 	// end: <nil>
 }
 
+// A LengthSplitter cuts the messages of a binary protocol, here MQTT's: a type, a varint, and as
+// many bytes as that says. bufio.Scanner takes it too.
+func ExampleLengthSplitter() {
+	split := tcpio.LengthSplitter{Offset: 1, Keep: true, Max: 1 << 20}.Split
+	s := bufio.NewScanner(strings.NewReader("\x30\x05hello\xc0\x00"))
+	s.Split(split) // c.Frames(split)
+	for s.Scan() {
+		fmt.Printf("%q\n", s.Bytes())
+	}
+	// Output:
+	// "0\x05hello"
+	// "\xc0\x00"
+}
+
 // A chat room. A member that does not keep up is closed, so that none misses a line without
 // noticing.
 func ExampleGroup() {

@@ -62,9 +62,10 @@ const (
 //
 // A frame is valid until the next iteration; it is then overwritten. Until then it may be changed in place, and append copies
 // it, since its capacity is its length. An error is the last pair: io.EOF at the peer's end
-// of stream, where split is called with atEOF first; io.ErrUnexpectedEOF when the end cuts a frame; bufio.ErrTooLong
-// when a frame exceeds [ListenerOptions.MaxFrame] bytes, and whatever split returns, both of which close the connection
-// with that error, behind what the body writes about it; otherwise what TryRead returns. bufio.ErrFinalToken ends the
+// of stream, where split is called with atEOF first; io.ErrUnexpectedEOF when the end cuts a frame, also if split says so;
+// an error that matches bufio.ErrTooLong and names the limit when a frame exceeds [ListenerOptions.MaxFrame] bytes, and
+// whatever else split returns, both of which close the connection with that error, behind what the body writes about it;
+// otherwise what TryRead returns. LengthSplitter and LineSplitter are for binary protocols and for lines. bufio.ErrFinalToken ends the
 // iteration as in bufio.Scanner. A split that skips bytes without a frame is called again with the rest.
 //
 // split is called without a lock. One goroutine at a time may iterate; a second one gets an error, and while split runs
@@ -115,7 +116,9 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 					err = bufio.ErrNegativeAdvance
 				}
 			case err == nil && token != nil && advance > c.sh.opts.MaxFrame:
-				err = bufio.ErrTooLong
+				err = &tooLongError{"MaxFrame", c.sh.opts.MaxFrame}
+			case err == io.ErrUnexpectedEOF && atEOF:
+				err, token, advance = nil, nil, 0 // what a splitter says of what is left at the end is said below
 			}
 			if err != nil {
 				fail(err)
@@ -160,9 +163,9 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 				}
 				turn |= framesLook - 1 // the clock is due
 			}
-			switch err {
-			case nil:
-			case bufio.ErrTooLong:
+			switch _, tooLong := err.(*tooLongError); {
+			case err == nil:
+			case tooLong:
 				fail(err)
 			default:
 				yield(nil, err)
@@ -286,7 +289,7 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	have := f.end - f.off
 	if have > limit {
 		c.unlock()
-		return false, bufio.ErrTooLong
+		return false, &tooLongError{"MaxFrame", limit}
 	}
 	if f.drained && c.flags&fReadable == 0 {
 		f.partial = have > 0

@@ -264,11 +264,11 @@ func TestMaxFrameIsExact(t *testing.T) {
 					}
 					continue
 				}
-				if err != bufio.ErrTooLong || len(got) != 0 {
+				if !errors.Is(err, bufio.ErrTooLong) || len(got) != 0 {
 					t.Errorf("MaxFrame %d, a frame of one byte more: %d frames, %v, want ErrTooLong", limit, len(got), err)
 				}
 				receiveEnd(t, events)
-				if c.Err() != bufio.ErrTooLong {
+				if !errors.Is(c.Err(), bufio.ErrTooLong) {
 					t.Errorf("MaxFrame %d: Err is %v, want ErrTooLong", limit, c.Err())
 				}
 			}
@@ -278,11 +278,11 @@ func TestMaxFrameIsExact(t *testing.T) {
 
 func TestEndlessFrameIsTooLong(t *testing.T) {
 	c, _, err, events := frameRig(t, ListenerOptions{MaxFrame: 1000}, splitRawLines, bytes.Repeat([]byte("x"), 200000))
-	if err != bufio.ErrTooLong {
+	if !errors.Is(err, bufio.ErrTooLong) {
 		t.Fatalf("the end is %v, want ErrTooLong", err)
 	}
 	receiveEnd(t, events)
-	if c.Err() != bufio.ErrTooLong {
+	if !errors.Is(c.Err(), bufio.ErrTooLong) {
 		t.Errorf("Err is %v", c.Err())
 	}
 	if b := locked(c, func() *block { return c.ext.frames.b }); b != nil {

@@ -5,19 +5,21 @@ import (
 	"sync"
 )
 
-// Groups is a map of groups by a key, the names of chat rooms say. It makes a group when its first member joins, and lets
-// go of it when its last member has left or closed: the user keeps no map and removes nothing. The zero value is empty.
-// Its methods may be called from any goroutine and do not block; its fields must not be changed after the first use.
+// Groups is a map of groups by a key, the names of chat rooms say. It makes a group when its first
+// member joins, and lets go of it when its last member has left or closed: the user keeps no map
+// and removes nothing. The zero value is empty. Its methods may be called from any goroutine and do
+// not block; its fields must not be changed after the first use.
 type Groups[K comparable] struct {
 	// Slow and Notice are those of every group.
 	Slow   SlowPolicy
 	Notice []byte
-	// Changed is called after a key has got its first member, with true, and after it has lost its last one, with false:
-	// the place to subscribe to the key elsewhere, and to end that. Calls are made one at a time, under no lock, on a
-	// goroutine that lives while there is something to say. For each key they alternate, beginning with true, and the
-	// last one is true to the state that lasts. Changes of a key that undo each other before the call that would tell of
-	// them are not told, so a Changed that takes long is not called for ever more. It may block and may call any method;
-	// a panic in it is logged.
+	// Changed is called after a key has got its first member, with true, and after it has lost its
+	// last one, with false: the place to subscribe to the key elsewhere, and to end that. Calls are
+	// made one at a time, under no lock, on a goroutine that lives while there is something to say.
+	// For each key they alternate, beginning with true, and the last one is true to the state that
+	// lasts. Changes of a key that undo each other before the call that would tell of them are not
+	// told, so a Changed that takes long is not called for ever more. It may block and may call any
+	// method; a panic in it is logged.
 	Changed func(key K, occupied bool)
 
 	mu sync.Mutex
@@ -35,17 +37,17 @@ type keyed[K comparable] struct {
 	key K
 }
 
-// Join makes c a member of key's group. Joining twice, or a connection that is closing, does nothing. A member leaves by
-// itself when it closes.
+// Join makes c a member of key's group. Joining twice, or a connection that is closing, does
+// nothing. A member leaves by itself when it closes.
 func (gs *Groups[K]) Join(key K, c *Conn) { gs.Group(key).Join(c) }
 
-// Leave ends c's membership in key's group. On a connection that is no member it does nothing. Conn.LeaveGroups leaves
-// every group.
+// Leave ends c's membership in key's group. On a connection that is no member it does nothing.
+// Conn.LeaveGroups leaves every group.
 func (gs *Groups[K]) Leave(key K, c *Conn) { gs.Group(key).Leave(c) }
 
-// Group returns key's group, to write to it and for all else that a Group does. It is never nil: for a key that has no
-// members it is an empty group that is not in the map. Do not keep it: when it has become empty, later members are in
-// another Group. Its Join is Groups.Join with key.
+// Group returns key's group, to write to it and for all else that a Group does. It is never nil:
+// for a key that has no members it is an empty group that is not in the map. Do not keep it: when
+// it has become empty, later members are in another Group. Its Join is Groups.Join with key.
 func (gs *Groups[K]) Group(key K) *Group {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
@@ -67,8 +69,8 @@ func (gs *Groups[K]) Len() int {
 	return len(gs.groups)
 }
 
-// All iterates over the groups of the moment at which the iteration begins, in no order. No lock is held while the body
-// runs, so a group may have become empty by then.
+// All iterates over the groups of the moment at which the iteration begins, in no order. No lock is
+// held while the body runs, so a group may have become empty by then.
 func (gs *Groups[K]) All() iter.Seq2[K, *Group] {
 	return func(yield func(K, *Group) bool) {
 		for _, g := range gs.snapshot() {
@@ -122,7 +124,8 @@ func (k keyed[K]) leave(g *Group, c *Conn) {
 	}
 }
 
-// changedLocked has Changed called for key. The logger of sh, of its member's listener, gets a panic.
+// changedLocked has Changed called for key. The logger of sh, of its member's listener, gets a
+// panic.
 func (gs *Groups[K]) changedLocked(key K, sh *shared) {
 	if gs.Changed == nil {
 		return

@@ -17,7 +17,7 @@ import (
 // fileOrder is the package's files from the bottom to the top. A file uses what is defined in
 // itself and in the files before it.
 var fileOrder = strings.Fields(`
-	errors.go options.go stats.go events.go actor.go
+	errors.go options.go stats.go splitters.go events.go actor.go
 	dueheap.go poison.go pool.go wait.go guard.go
 	epoll_linux.go timers.go table.go shard.go conn.go log.go
 	stream.go limits.go ends.go budget.go read.go write.go tlslink.go tls.go handshake.go

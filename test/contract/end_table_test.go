@@ -96,7 +96,7 @@ func TestAConnectionEndsAsTheTableSays(t *testing.T) {
 			peer: func(t *testing.T, _ *tcpio.Listener, peer net.Conn) {
 				testnet.Send(t, peer, "1234\n") // with its end of line it has five bytes
 				testnet.ExpectEOF(t, peer)
-			}, err: func(err error) bool { return err == bufio.ErrTooLong }},
+			}, err: func(err error) bool { return errors.Is(err, bufio.ErrTooLong) }},
 		{name: "split fails", readable: frames(func([]byte, bool) (int, []byte, error) { return 0, nil, errOfTheUser }),
 			peer: func(t *testing.T, _ *tcpio.Listener, peer net.Conn) {
 				testnet.Send(t, peer, "x")

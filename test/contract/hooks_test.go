@@ -98,9 +98,10 @@ func TestAFrameErrorCanBeToldToThePeer(t *testing.T) {
 		input string
 		split bufio.SplitFunc
 		want  error
+		said  string
 	}{
-		"split":    {"bad", func([]byte, bool) (int, []byte, error) { return 0, nil, errBad }, errBad},
-		"too long": {strings.Repeat("x", 200), bufio.ScanLines, bufio.ErrTooLong},
+		"split":    {"bad", func([]byte, bool) (int, []byte, error) { return 0, nil, errBad }, errBad, "bad request"},
+		"too long": {strings.Repeat("x", 200), bufio.ScanLines, bufio.ErrTooLong, "tcpio: frame longer than MaxFrame (100 bytes)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ended := make(chan error, 1)
@@ -127,7 +128,7 @@ func TestAFrameErrorCanBeToldToThePeer(t *testing.T) {
 				t.Fatal(err)
 			}
 			got, err := io.ReadAll(c)
-			if want := "ERR " + tc.want.Error() + "\n"; err != nil || string(got) != want {
+			if want := "ERR " + tc.said + "\n"; err != nil || string(got) != want {
 				t.Errorf("the peer got %q, %v; want %q", got, err, want)
 			}
 			c.Close()
