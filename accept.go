@@ -228,7 +228,7 @@ func (l *Listener) evictEnded() bool {
 			continue // it has just gone
 		}
 		c.mu.Lock()
-		closed := c.flags&(fClosing|fReleased) == 0 && !c.busyLocked()
+		closed := !c.ended() && !c.busyLocked()
 		if closed {
 			c.endWaitLocked()
 		} else {

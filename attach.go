@@ -46,7 +46,7 @@ func (c *Conn) Events() <-chan Event {
 
 // toldLocked reports whether Closed has left the connection.
 func (c *Conn) toldLocked() bool {
-	return c.flags&fGone != 0 && c.flags&pendClosed == 0
+	return c.phase == phaseGone && c.flags&pendClosed == 0
 }
 
 // moveLocked changes the route to s, or to a if s is nil. What is undelivered goes along.
@@ -94,7 +94,7 @@ func (c *Conn) endTurnLocked() {
 
 // endDrainLocked closes a connection whose actor was told of the Shutdown and has nothing more to do.
 func (c *Conn) endDrainLocked() {
-	if c.flags&(fDrained|fRunning) == fDrained && !c.callWaitsLocked() && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
+	if c.phase == phaseDrained && c.flags&fRunning == 0 && !c.callWaitsLocked() && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
 		c.closeLocked(nil)
 	}
 }

@@ -109,7 +109,7 @@ func (cb *callback) call(c *Conn) {
 		c.closeLocked(nil)
 	case err != nil:
 		c.closeLocked(err)
-	case c.flags&(fClosing|fReleased) != 0:
+	case c.ended():
 	case c.flags&fTold != 0:
 		c.closeLocked(nil)
 	case c.stamp != before:
@@ -176,7 +176,7 @@ func (cb *callback) listenerFailed(sh *shared, err error) {
 // Readable was stale, and the next edge is a new one.
 func (c *Conn) peekLocked() (ready, end bool) {
 	switch {
-	case c.flags&(fClosing|fReleased) != 0:
+	case c.ended():
 		return false, false
 	case c.ext != nil && (c.ext.frames.b != nil || c.ext.frames.busy || c.ext.readErr != nil):
 		return true, false

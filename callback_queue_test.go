@@ -54,7 +54,7 @@ func TestShutdownWaitsForACallbackThatWaitsForItsTurn(t *testing.T) {
 	waitFor(t, "the end of Draining", func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.flags&(fDrained|fRunning) == fDrained
+		return c.phase == phaseDrained && c.flags&fRunning == 0
 	})
 	close(release)
 	answer, err := io.ReadAll(peer)

@@ -40,7 +40,7 @@ func (c *Conn) Abort() error {
 func (c *Conn) CloseWrite() error {
 	c.mu.Lock()
 	defer c.unlock()
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return c.endedLocked("close")
 	}
 	if c.flags&fHandshake != 0 {
@@ -55,9 +55,9 @@ func (c *Conn) CloseWrite() error {
 // queue is empty.
 func (c *Conn) lastBytesLocked() {
 	switch {
-	case c.flags&fClosing != 0:
+	case c.ended():
 		c.advanceCloseLocked()
-	case c.flags&(fSendShut|fBulk|fReleased) == fSendShut:
+	case c.flags&(fSendShut|fBulk) == fSendShut:
 		c.sayGoodbyeLocked()
 		c.sendFinLocked()
 	}
@@ -65,10 +65,10 @@ func (c *Conn) lastBytesLocked() {
 
 // closeLocked begins the orderly end; cause, if not nil, is what Err will say.
 func (c *Conn) closeLocked(cause error) {
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return
 	}
-	c.flags |= fClosing
+	c.enterLocked(phaseClosing)
 	if cause == nil {
 		cause = c.causeLocked()
 	}
@@ -79,7 +79,7 @@ func (c *Conn) closeLocked(cause error) {
 	c.flags &^= fWantRoom | pendWritable
 	c.leaveAllLocked()
 	c.advanceCloseLocked()
-	if c.flags&fReleased == 0 {
+	if !c.released() {
 		t := &timer{kind: timerClose, c: c}
 		c.extLocked().timer = t
 		c.sh.timers.add(c.sh, t, c.sh.opts.CloseTimeout)
@@ -88,11 +88,11 @@ func (c *Conn) closeLocked(cause error) {
 
 // advanceCloseLocked goes as far towards the end as it can without blocking.
 func (c *Conn) advanceCloseLocked() {
-	if c.flags&(fReleased|fBulk) != 0 {
+	if c.released() || c.flags&fBulk != 0 {
 		return
 	}
 	c.sayGoodbyeLocked()
-	if c.flags&fReleased != 0 || c.out != nil {
+	if c.released() || c.out != nil {
 		return // the next edge of writability flushes and comes back here
 	}
 	if c.flags&fSendErr != 0 {
@@ -109,7 +109,7 @@ func (c *Conn) advanceCloseLocked() {
 
 // sendFinLocked sends our FIN as soon as the queue is empty.
 func (c *Conn) sendFinLocked() {
-	if c.flags&(fFinSent|fReleased) != 0 || c.out != nil {
+	if c.released() || c.flags&fFinSent != 0 || c.out != nil {
 		return
 	}
 	c.flags |= fFinSent
@@ -126,11 +126,11 @@ func (c *Conn) drain() {
 // tellDrainingLocked emits Draining, once. Who cannot be told, and has no bytes under way, is closed at once.
 func (c *Conn) tellDrainingLocked() {
 	switch {
-	case c.flags&(fClosing|fReleased|fTellsEnd) != 0:
+	case c.phase != phaseOpen:
 	case c.flags&fOpened == 0 && (c.flags&(fHandshake|fDefer) != 0):
 		c.closeLocked(nil) // nobody has heard of it yet
 	default:
-		c.flags |= fTellsEnd
+		c.enterLocked(phaseDraining)
 		if c.flags&(fReadable|fEOF|fMute|fHandshake) == 0 && sys.Unread(c.fd) > 0 {
 			c.readableLocked() // it came first, though the loop has not come to it yet
 		}
@@ -161,7 +161,7 @@ func (c *Conn) drainLocked() {
 
 // abortLocked releases with a reset.
 func (c *Conn) abortLocked(cause error) {
-	if c.flags&fReleased != 0 {
+	if c.released() {
 		return
 	}
 	c.flags |= fReset
@@ -170,10 +170,11 @@ func (c *Conn) abortLocked(cause error) {
 
 // releaseLocked ends the connection here and now; unlock closes the descriptor. The first cause is the one that stays.
 func (c *Conn) releaseLocked(cause error) {
-	if c.flags&fReleased != 0 {
+	if c.released() {
 		return
 	}
-	c.flags |= fReleased
+	c.enterLocked(phaseReleased)
+	c.todo |= todoClose
 	if cause != nil && (c.ext == nil || c.ext.err == nil) {
 		c.extLocked().err = cause
 	}
@@ -208,7 +209,7 @@ func (c *Conn) leaveAllLocked() {
 		c.endTLSLocked()
 	}
 	if !c.leaveSomeLocked() {
-		c.flags |= fLeave
+		c.todo |= todoLeave
 	}
 	x.readLimit.stop()
 	x.sendLimit.stop()
@@ -246,12 +247,12 @@ func (c *Conn) leaveRest() {
 func (c *Conn) expireLocked(tm *timer) {
 	switch tm.kind {
 	case timerHandshake:
-		if c.flags&(fClosing|fReleased|fHandshake) == fHandshake {
+		if !c.ended() && c.flags&fHandshake != 0 {
 			c.sh.count.timeouts[limitHandshake].Add(1)
 			c.handshakeFailedLocked(&LimitError{limitNames[limitHandshake], c.sh.opts.HandshakeTimeout})
 		}
 	case timerReadable:
-		if c.flags&(fClosing|fReleased|fTold) == 0 {
+		if !c.ended() && c.flags&fTold == 0 {
 			c.moreLocked()
 		}
 	case timerMessage:
@@ -263,7 +264,7 @@ func (c *Conn) expireLocked(tm *timer) {
 
 // cutLocked ends a connection whose time to close is over.
 func (c *Conn) cutLocked() {
-	if c.flags&fReleased != 0 {
+	if c.released() {
 		return
 	}
 	c.sh.count.timeouts[limitClose].Add(1)

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -17,18 +18,20 @@ import (
 // changes it then fails with an error that matches [net.ErrClosed]. No method waits for the listener's loops.
 type Conn struct {
 	// Immutable.
-	sh     *shard
-	id     uint64 // 0: refused
-	peer   sys.Addr
-	origin origin
-	gen    uint32 // with slot, names the connection in epoll's data: a descriptor number is no identity
-	slot   uint32 // set once, by the table, before anybody else sees the Conn
+	sh   *shard
+	id   uint64 // 0: refused
+	peer sys.Addr
+	gen  uint32 // with slot, names the connection in epoll's data: a descriptor number is no identity
+	slot uint32 // set once, by the table, before anybody else sees the Conn
 
 	mu sync.Mutex
 	// Guarded by mu.
 	fd     int32  // -1 once the descriptor is being released
 	sentAt uint32 // with a stream: the number that the outstanding Readable has in it
 	stamp  uint32 // with a stream: the demand batch of the outstanding Readable; else counts the reads
+	phase  phase
+	todo   todo
+	origin origin // immutable
 	flags  flags
 	out    *outQueue // output the socket did not take; nil when there is none
 	stream *stream   // where events go; nil: to the actor
@@ -78,13 +81,57 @@ type connExt struct {
 	readLimit, sendLimit limit // deadlines of Read and Write
 }
 
-// flags are a connection's states. The life of a connection, under mu:
-//
-//	(TLS: handshake, without events, then open)
-//	open     --Close, an actor's or a frame's error, a time limit-->  closing; the peer's end of stream is no reason
-//	closing  --queue flushed-->  FIN sent  --peer's end read-->  released
-//	any      --Abort, read error, CloseTimeout, Listener.Close-->  released
-//	released --descriptor closed by the last reference-->  gone, Closed emitted
+// A phase is how far the life of a connection has come. It never goes back.
+type phase uint8
+
+const (
+	phaseOpen     phase = iota
+	phaseDraining       // Draining was emitted: the listener is in its Shutdown
+	phaseDrained        // the actor has received it: the connection closes behind the actor's turn
+	phaseClosing        // Close, an error or a time limit has begun the end: flush, send the FIN, drain
+	phaseReleased       // nothing is sent or received any more; the last user of the descriptor closes it
+	phaseGone           // the descriptor is closed and Closed emitted
+)
+
+var phaseNames = [...]string{"open", "draining", "drained", "closing", "released", "gone"}
+
+func (p phase) String() string { return phaseNames[p] }
+
+// phases has the phases that may follow each. Released without having been closing is a connection
+// that Abort, a read error, or Listener.Close has cut off. The peer's end of stream changes nothing.
+var phases = [...][]phase{
+	phaseOpen:     {phaseDraining, phaseClosing, phaseReleased},
+	phaseDraining: {phaseDrained, phaseClosing, phaseReleased},
+	phaseDrained:  {phaseClosing, phaseReleased},
+	phaseClosing:  {phaseReleased},
+	phaseReleased: {phaseGone},
+	phaseGone:     {},
+}
+
+// enterLocked moves the connection to the phase p.
+func (c *Conn) enterLocked(p phase) {
+	if !slices.Contains(phases[c.phase], p) {
+		panic("tcpio: a connection that is " + c.phase.String() + " cannot become " + p.String())
+	}
+	c.phase = p
+}
+
+// ended reports whether the connection's end has begun: the user can do nothing with it any more.
+func (c *Conn) ended() bool { return c.phase >= phaseClosing }
+
+// released reports whether the connection is through with its socket.
+func (c *Conn) released() bool { return c.phase >= phaseReleased }
+
+// A todo is what unlock has to do once mu is free.
+type todo uint8
+
+const (
+	todoClose todo = 1 << iota // close the descriptor, when its last user has gone
+	todoLeave                  // let go of the timers and groups that are left of very many
+	todoHelp                   // poll in the loop's place: every Readable that was delivered is answered
+)
+
+// flags are a connection's other states.
 type flags uint64
 
 const (
@@ -107,12 +154,7 @@ const (
 	fSendShut  // CloseWrite was called
 	fFinSent   // our FIN is out
 	fSendErr   // writing failed for good; ext.sendErr
-	fClosing   // Close, an error or a limit has begun the end; flushing and draining
 	fReset     // release with a reset
-	fReleased  // the descriptor is to go, or has gone
-	fGone      // the descriptor has gone
-	fHelp      // the loop has nothing outstanding: see loop.help
-	fLeave     // it has ended with more timers and groups than one hold of mu may let go of
 	fMute      // handed out by NetListener: no events but Opened, until claimed
 	fDefer     // Opened waits for the first bytes
 	fTimed     // the connection has, or had, a time limit
@@ -124,35 +166,35 @@ const (
 	fWriting   // a blocking or a large write is under way: nobody else's bytes come between its own
 	fBulk      // a large TryWrite has given up mu for a moment: what it has left goes out before the end does
 	fStarved   // a write was refused for MaxBuffered
-	fTellsEnd  // Draining was emitted
-	fDrained   // the actor has received Draining: close behind its turn
 	fNew       // register is at work: fd stays
 
 	pendMask = pendOpened | pendReadable | pendWritable | pendDraining | pendClosed
 )
 
-// unlock releases mu, and then does what must not be done under it: release the descriptor of a connection that has
-// just ended and let go of what it had very many of, and help the loop along when this was the last outstanding Readable.
+// unlock releases mu, and then does what must not be done under it.
 func (c *Conn) unlock() {
-	f := c.flags
-	if f&(fReleased|fHelp|fLeave) == 0 || f&(fGone|fHelp|fLeave) == fGone {
+	if c.todo == 0 {
 		c.mu.Unlock()
 		return
 	}
-	c.flags &^= fHelp | fLeave
-	fd, given := int32(-1), false
-	if f&fReleased != 0 && !c.fdUsedLocked() {
-		fd, c.fd = c.fd, -1
-		given = c.ext != nil && c.ext.given
+	do, fd, given, reset := c.todo, int32(-1), false, c.flags&fReset != 0
+	c.todo = 0
+	if do&todoClose != 0 {
+		if c.fdUsedLocked() {
+			c.todo = todoClose // for the last user
+		} else {
+			fd, c.fd = c.fd, -1
+			given = c.ext != nil && c.ext.given
+		}
 	}
 	c.mu.Unlock()
-	if f&fLeave != 0 {
+	if do&todoLeave != 0 {
 		go c.leaveRest() // it ends with the timers and groups of this connection
 	}
 	if fd >= 0 {
-		c.finish(fd, given, f&fReset != 0)
+		c.finish(fd, given, reset)
 	}
-	if f&fHelp != 0 {
+	if do&todoHelp != 0 {
 		c.sh.help()
 	}
 }
@@ -171,7 +213,7 @@ func (c *Conn) finish(fd int32, given, reset bool) {
 		sys.Close(fd, reset)
 	}
 	c.mu.Lock()
-	c.flags |= fGone
+	c.enterLocked(phaseGone)
 	c.emitLocked(pendClosed)
 	if c.ext != nil {
 		c.ext.gone.open()
@@ -206,7 +248,7 @@ func (c *Conn) ID() uint64 { return c.id }
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flags&fGone == 0 || c.ext == nil {
+	if c.phase != phaseGone || c.ext == nil {
 		return nil
 	}
 	return c.ext.err
@@ -295,7 +337,7 @@ func (c *Conn) localLocked() net.Addr {
 func (c *Conn) SetNoDelay(on bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return c.opErrorLocked("set", net.ErrClosed)
 	}
 	if !c.peer.IsIP {
@@ -438,7 +480,7 @@ func (c *Conn) mail() int {
 
 // readyLocked takes in what epoll said.
 func (c *Conn) readyLocked(bits uint32) {
-	if c.flags&fReleased != 0 {
+	if c.released() {
 		return
 	}
 	if c.flags&(fOpened|fHandshake) == 0 && (c.flags&fDefer == 0 || c.hasSpokenLocked(bits)) {
@@ -455,7 +497,7 @@ func (c *Conn) readyLocked(bits uint32) {
 		c.flushLocked()
 	}
 	switch {
-	case c.flags&fClosing != 0:
+	case c.ended():
 		c.advanceCloseLocked()
 	case c.flags&fHandshake != 0:
 		c.handshakeReadyLocked(bits)

@@ -157,7 +157,7 @@ func (c *Conn) spliceTo(to *Conn) (n int64, err error) {
 	defer pipe.Close()
 	for _, conn := range [...]*Conn{c, to} {
 		conn.mu.Lock()
-		if conn.flags&fReleased == 0 {
+		if !conn.released() {
 			_ = sys.LimitCalls(conn.fd)
 		}
 		conn.mu.Unlock()
@@ -180,7 +180,7 @@ func (c *Conn) spliceTo(to *Conn) (n int64, err error) {
 
 // spliceInLocked moves input into the pipe. It returns 0 when there is nothing that it can move.
 func (c *Conn) spliceInLocked(pipe sys.Pipe) int {
-	if c.flags&(fClosing|fReleased|fTLS|fEOF) != 0 {
+	if c.ended() || c.flags&(fTLS|fEOF) != 0 {
 		return 0
 	}
 	if x := c.ext; x != nil && (x.frames.b != nil || x.readLimit.passed() || x.readErr != nil) {

@@ -124,7 +124,7 @@ func (lp *loop) dispatch(own bool) bool {
 		}
 		lp.batch[i] = nil
 		c.mu.Lock()
-		turn := own && c.actor != nil && c.flags&(fRunning|fReleased) == 0
+		turn := own && c.actor != nil && c.flags&fRunning == 0 && !c.released()
 		if turn {
 			c.flags |= fRunning
 		}
@@ -149,7 +149,7 @@ func (lp *loop) runQueue() bool {
 			c.flags &^= fFlush
 			c.flushLocked()
 		}
-		if c.flags&fClosing != 0 {
+		if c.ended() {
 			c.advanceCloseLocked()
 		}
 		if c.flags&fStarved != 0 {

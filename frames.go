@@ -181,7 +181,7 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 func (c *Conn) beginFrames() error {
 	c.mu.Lock()
 	defer c.unlock()
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return c.endedLocked("read")
 	}
 	f := &c.extLocked().frames
@@ -200,10 +200,10 @@ func (c *Conn) endFrames() {
 	f := &c.ext.frames
 	f.busy, f.split = false, false
 	more := f.more
-	if c.flags&(fClosing|fReleased) != 0 || f.off == f.end {
+	if c.ended() || f.off == f.end {
 		f.drop(c.sh.shared)
 	}
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return
 	}
 	if f.partial {
@@ -231,7 +231,7 @@ func (c *Conn) leaveFrames() bool {
 func (c *Conn) frameData() (data []byte, atEOF bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return nil, false, c.endedLocked("read")
 	}
 	f := &c.ext.frames
@@ -255,7 +255,7 @@ func (c *Conn) blameFrames(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ext.frames.split = false
-	if c.flags&(fClosing|fReleased) == 0 && c.ext.err == nil {
+	if !c.ended() && c.ext.err == nil {
 		c.ext.err = err
 	}
 }
@@ -279,7 +279,7 @@ func (c *Conn) readOnFrames() bool {
 // fillFrames reads more behind the partial frame. It reports false when there is no more for the moment.
 func (c *Conn) fillFrames() (more bool, err error) {
 	c.mu.Lock()
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		err := c.endedLocked("read")
 		c.unlock()
 		return false, err
@@ -362,7 +362,7 @@ func (c *Conn) makeRoomLocked(limit int) error {
 	if b != old {
 		pool.put(old)
 	}
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return c.endedLocked("read")
 	}
 	return nil

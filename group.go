@@ -65,7 +65,7 @@ type groupHome interface {
 func (g *Group) Join(c *Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return
 	}
 	if g.home != nil {

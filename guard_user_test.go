@@ -197,7 +197,7 @@ func TestFramesThatPanicOrExitLeaveNothingBehind(t *testing.T) {
 			peer, c := r.open()
 			defer func() {
 				nothingLeft(t, c)
-				if flagsOf(c)&(fClosing|fReleased) == 0 {
+				if !locked(c, c.ended) {
 					t.Error("a connection whose frames are bad is still open")
 				}
 				peer.Close()

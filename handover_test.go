@@ -116,7 +116,7 @@ func TestAConnectionRegisteredAfterTheEndEndsToo(t *testing.T) {
 	}
 }
 
-// To see it fail: leave fTellsEnd out of tellDrainingLocked.
+// To see it fail: leave c.phase out of tellDrainingLocked, and of its default.
 func TestDrainingComesOnceHoweverOftenShutdownIsCalled(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1, DrainTimeout: 2 * testLimit})
 	r.Events()

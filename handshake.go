@@ -208,10 +208,10 @@ func (s *stall) shorten() {
 // handshake is one connection's.
 func (c *Conn) handshake(t *turn) {
 	c.mu.Lock()
-	if c.flags&(fClosing|fReleased) == 0 && sys.HungUp(c.fd) { // the loop may not have come to it yet
+	if !c.ended() && sys.HungUp(c.fd) { // the loop may not have come to it yet
 		c.handshakeFailedLocked(c.hungUpLocked())
 	}
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		c.unlock()
 		return
 	}
@@ -229,7 +229,7 @@ func (c *Conn) handshake(t *turn) {
 		defer c.unlock()
 		st.link.turn, st.cancel = nil, nil
 		switch {
-		case c.flags&(fClosing|fReleased) != 0:
+		case c.ended():
 		case err != nil:
 			c.handshakeFailedLocked(err)
 		default:

@@ -245,9 +245,9 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 				if m.closed {
 					checkAfterClose(t, c)
 				}
-				f := flagsOf(c)
-				if err := c.Err(); err != nil && flagsOf(c)&fGone == 0 {
-					t.Fatalf("Err before the end, flags %#x: %v", f, err)
+				before := phaseOf(c)
+				if err := c.Err(); err != nil && phaseOf(c) != phaseGone {
+					t.Fatalf("Err before the end, %v: %v", before, err)
 				}
 			},
 		}
@@ -296,25 +296,20 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 			t.Fatalf("Err: %v after %+v", err, m)
 		}
 		checkAfterClose(t, c)
-		if f := flagsOf(c); f&(fGone|fReleased) != fGone|fReleased || c.Buffered() != 0 {
-			t.Fatalf("flags %#x, %d bytes buffered after Closed", f, c.Buffered())
+		if p := phaseOf(c); p != phaseGone || c.Buffered() != 0 {
+			t.Fatalf("%v, %d bytes buffered after Closed", p, c.Buffered())
 		}
 	})
 }
 
-// state is the state of the comment at flags.
+// state names the phase, and in it whether our FIN is out.
 func state(c *Conn) string {
-	switch f := flagsOf(c); {
-	case f&fGone != 0:
-		return "gone"
-	case f&fReleased != 0:
-		return "released"
-	case f&(fClosing|fFinSent) == fClosing|fFinSent:
-		return "FIN sent"
-	case f&fClosing != 0:
-		return "closing"
-	}
-	return "open"
+	return locked(c, func() string {
+		if c.phase == phaseClosing && c.flags&fFinSent != 0 {
+			return "FIN sent"
+		}
+		return c.phase.String()
+	})
 }
 
 // inState brings a fresh connection into one of the states that an event can end.
@@ -343,7 +338,7 @@ func inState(t *testing.T, r *rig, want string) (*net.TCPConn, *Conn) {
 	return peer, c
 }
 
-// Every row of the table at flags, from every state that it begins in.
+// Every way to the end, from every state that it begins in.
 func TestStatesFollowTheTable(t *testing.T) {
 	t.Parallel()
 	own := errors.New("the actor's own")
@@ -363,7 +358,7 @@ func TestStatesFollowTheTable(t *testing.T) {
 				if err := peer.CloseWrite(); err != nil {
 					t.Fatal(err)
 				}
-				waitFor(t, "EOF is read", func() bool { read(c); return flagsOf(c)&(fEOF|fReleased) != 0 })
+				waitFor(t, "EOF is read", func() bool { read(c); return flagsOf(c)&fEOF != 0 || locked(c, c.released) })
 			}, nil, 0},
 		{"the actor's error", []string{"open"},
 			func(t *testing.T, r *rig, peer *net.TCPConn, c *Conn) {

@@ -57,7 +57,7 @@ func (c *Conn) SetIdleTimeout(d time.Duration) error {
 	if d < 0 || d > longestLimit {
 		return c.opErrorLocked("set", fmt.Errorf("tcpio: idle timeout out of range: %v", d))
 	}
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return c.endedLocked("set")
 	}
 	c.sh.timed.Store(true)
@@ -92,7 +92,7 @@ func (c *Conn) beginNotesLocked() {
 // awaitUserLocked starts EOFTimeout for a connection whose user was told of the peer's end of stream, and is to close it. One that
 // was handed out as a net.Conn has none, and a handler that runs has all the time it takes.
 func (c *Conn) awaitUserLocked() {
-	if c.flags&(fTold|fEnded|fMute|fRunning|fClosing|fReleased) != fTold || c.callWaitsLocked() {
+	if c.flags&(fTold|fEnded|fMute|fRunning) != fTold || c.ended() || c.callWaitsLocked() {
 		return
 	}
 	c.endLimitsLocked()
@@ -158,7 +158,7 @@ func (c *Conn) nextLimitLocked(t ticks) (kind limitKind, limit, wait time.Durati
 // armLimitLocked makes sure that the loop looks at the connection when its next limit could be reached. It is called when
 // that may have come nearer; later is noticed when the time comes.
 func (c *Conn) armLimitLocked() {
-	if c.flags&fTimed == 0 || c.flags&(fClosing|fReleased) != 0 {
+	if c.flags&fTimed == 0 || c.ended() {
 		return
 	}
 	_, limit, wait := c.nextLimitLocked(c.sh.coarse())
@@ -220,7 +220,7 @@ const limitBudget = 256
 
 // limitDueLocked is called when one of the connection's limits could be reached.
 func (c *Conn) limitDueLocked() {
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return
 	}
 	kind, limit, wait := c.nextLimitLocked(c.sh.coarse())
@@ -231,7 +231,7 @@ func (c *Conn) limitDueLocked() {
 		kind, limit, wait = c.nextLimitLocked(c.sh.coarse())
 	}
 	switch {
-	case c.flags&(fClosing|fReleased) != 0: // by what TLS had to answer
+	case c.ended(): // by what TLS had to answer
 	case limit == 0:
 	case wait > 0:
 		c.armLimitLocked()

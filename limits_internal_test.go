@@ -51,7 +51,7 @@ func TestLimitsThatAreDueTogetherLeaveOthersTheirTurn(t *testing.T) {
 	lp := newLoop(&Listener{}, 0)
 	const all = 2*limitBudget + 1
 	for range all {
-		c := &Conn{sh: &lp.shard, flags: fClosing}
+		c := &Conn{sh: &lp.shard, phase: phaseClosing}
 		c.limit.at = 1
 		lp.limits.heap.push(c)
 	}

@@ -22,7 +22,7 @@ func (c *Conn) Post(v any) error { return c.post(mail{value: v}) }
 func (c *Conn) post(m mail) error {
 	c.mu.Lock()
 	defer c.unlock()
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return c.endedLocked("post")
 	}
 	if c.ext != nil && c.ext.posted >= c.sh.opts.MailboxSize {
@@ -109,7 +109,7 @@ func (c *Conn) After(d time.Duration, v any) (stop func() bool) {
 	tm := &timer{kind: timerMessage, c: c, value: v}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return func() bool { return false }
 	}
 	x := c.extLocked()
@@ -147,7 +147,7 @@ func (c *Conn) unlinkTimerLocked(tm *timer) {
 // timedLocked delivers a timer's value.
 func (c *Conn) timedLocked(tm *timer) {
 	c.unlinkTimerLocked(tm)
-	if c.flags&(fClosing|fReleased) == 0 {
+	if !c.ended() {
 		c.deliverLocked(mail{value: tm.value, timed: true})
 	}
 }

@@ -60,7 +60,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 
 // reannounceLocked announces input that a blocked reader was woken for and did not take.
 func (c *Conn) reannounceLocked() {
-	if c.flags&(fClosing|fReleased|fTold) == 0 {
+	if !c.ended() && c.flags&fTold == 0 {
 		c.readableLocked()
 	}
 }
@@ -189,7 +189,7 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 func (c *Conn) setLimits(t time.Time, read, send bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return c.endedLocked("set")
 	}
 	if c.ext == nil && t.IsZero() {
@@ -271,7 +271,7 @@ func (d *limit) expire() {
 func (c *Conn) Hijack() (*net.TCPConn, error) {
 	c.mu.Lock()
 	defer c.unlock()
-	if c.flags&(fTLS|fClosing|fReleased) == fTLS {
+	if c.flags&fTLS != 0 && !c.ended() {
 		return nil, c.opErrorLocked("hijack", errors.New("the connection speaks TLS"))
 	}
 	if err := c.beginWriteLocked(); err != nil {

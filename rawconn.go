@@ -19,7 +19,7 @@ import (
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return nil, c.endedLocked("raw")
 	}
 	c.extLocked().raw = true
@@ -49,7 +49,7 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 		}
 		c.mu.Lock()
 		defer c.unlock()
-		if c.flags&(fClosing|fReleased|fTold) != 0 {
+		if c.ended() || c.flags&fTold != 0 {
 			return
 		}
 		if read {
@@ -122,7 +122,7 @@ func (c *Conn) tryFD(op string, g *gate, opened chan struct{}, late <-chan struc
 // withFD calls f with the descriptor, which is not closed before f has returned.
 func (c *Conn) withFD(op string, f func(fd uintptr)) error {
 	c.mu.Lock()
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		err := c.endedLocked(op)
 		c.unlock()
 		return err

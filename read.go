@@ -41,7 +41,7 @@ func (c *Conn) unreadableLocked() {
 	if c.stream == nil {
 		c.stamp++ // counts reads; see callback
 	} else if c.flags&fMute == 0 && c.sh.demand.done(c.stamp) {
-		c.flags |= fHelp
+		c.todo |= todoHelp
 	}
 }
 
@@ -93,12 +93,12 @@ func (c *Conn) TryRead(p []byte) (int, error) {
 // moment to look for more, before the answer is written; see loop.help.
 func (c *Conn) askHelpLocked() {
 	if s := c.stream; s != nil && !s.private && len(s.ch) == 0 {
-		c.flags |= fHelp
+		c.todo |= todoHelp
 	}
 }
 
 func (c *Conn) readLocked(p []byte) (int, error) {
-	if c.flags&(fClosing|fReleased) != 0 {
+	if c.ended() {
 		return 0, c.endedLocked("read")
 	}
 	if len(p) == 0 {
@@ -227,7 +227,7 @@ func (c *Conn) endReadLocked() {
 // noteEnd is called when the user is told of the peer's end of stream other than by a read.
 func (c *Conn) noteEnd() {
 	c.mu.Lock()
-	if c.flags&(fTold|fClosing|fReleased) == 0 {
+	if c.flags&fTold == 0 && !c.ended() {
 		c.endReadLocked()
 	}
 	c.unlock()

@@ -25,8 +25,8 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 			return kept
 		}
 		actor := c.actor
-		if _, draining := ev.(Draining); draining {
-			c.flags |= fDrained
+		if _, last := ev.(Draining); last && c.phase == phaseDraining {
+			c.enterLocked(phaseDrained)
 		}
 		c.mu.Unlock()
 		if actor != nil {

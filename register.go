@@ -83,7 +83,7 @@ func (l *Listener) register(c *Conn) error {
 	if served {
 		sh.count.accepted.Add(1)
 	}
-	if !arrived && err == nil && c.flags&(fOpened|fHandshake|fReleased) == 0 {
+	if !arrived && err == nil && !c.released() && c.flags&(fOpened|fHandshake) == 0 {
 		c.emitLocked(pendOpened)
 	}
 	if err != nil {

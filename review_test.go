@@ -160,7 +160,7 @@ func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
 }
 
 // A connection whose peer has ended, and then resets while output waits, has nothing more to come in either direction.
-// To see it fail: let failSendLocked look at fClosing only.
+// To see it fail: let failSendLocked look at c.ended only.
 func TestAResetBehindTheEndWithOutputQueuedClosesTheConnection(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1}).serve()
 	peer, c := r.open()
@@ -203,7 +203,7 @@ func TestAPanicErrorThatIsReturnedIsAnError(t *testing.T) {
 			})
 			c := conns[0]
 			c.Post(1)
-			waitFor(t, "the connection ends", func() bool { return flagsOf(c)&(fClosing|fReleased) != 0 })
+			waitFor(t, "the connection ends", func() bool { return locked(c, c.ended) })
 			if err := locked(c, func() error { return c.ext.err }); err != error(cause) {
 				t.Errorf("its error is %v, want %v", err, cause)
 			}

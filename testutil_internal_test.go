@@ -183,3 +183,5 @@ func write(t tester, c net.Conn, p []byte) {
 		t.Fatalf("client's write: %v", err)
 	}
 }
+
+func phaseOf(c *Conn) phase { return locked(c, func() phase { return c.phase }) }

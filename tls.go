@@ -94,7 +94,7 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 	c.mu.Lock()
 	defer c.unlock()
 	switch {
-	case c.flags&(fClosing|fReleased) != 0:
+	case c.ended():
 		return c.endedLocked("starttls")
 	case config == nil:
 		return c.opErrorLocked("starttls", errors.New("the config is nil"))
@@ -235,7 +235,7 @@ func plainShare(size int, plain, sealed int64) int {
 // rawWriteLocked sends or queues p as it is, whatever the queue holds.
 func (c *Conn) rawWriteLocked(p []byte) error {
 	switch {
-	case c.flags&fReleased != 0 || c.fd < 0:
+	case c.released() || c.fd < 0:
 		return net.ErrClosed
 	case c.flags&fSendErr != 0:
 		return c.ext.sendErr
@@ -293,7 +293,7 @@ func (c *Conn) decryptLocked() (int, error) {
 	if f.end += n; n > 0 {
 		f.partial = false
 	}
-	if c.flags&(fClosing|fReleased) != 0 || n == 0 && fresh {
+	if c.ended() || n == 0 && fresh {
 		f.drop(c.sh.shared)
 	}
 	return n, err
@@ -316,7 +316,7 @@ func (c *Conn) spokenLocked() bool {
 	if n == 0 && err == nil {
 		return st.link.b != nil || sys.Unread(c.fd) > 0
 	}
-	if n == 0 && err == ErrWouldBlock || c.flags&(fClosing|fReleased) != 0 {
+	if n == 0 && err == ErrWouldBlock || c.ended() {
 		return false
 	}
 	st.waits = true

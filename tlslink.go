@@ -31,7 +31,7 @@ func (t *tlsLink) Read(p []byte) (int, error) {
 	}
 	for {
 		c.mu.Lock()
-		if c.flags&(fClosing|fReleased) != 0 {
+		if c.ended() {
 			c.unlock()
 			return 0, net.ErrClosed
 		}
@@ -98,7 +98,7 @@ func (t *tlsLink) recordLocked() error {
 // fillLocked is one recv. It reads no further ahead than a record can be long.
 func (t *tlsLink) fillLocked() error {
 	c := t.c
-	if c.flags&fReleased != 0 {
+	if c.released() {
 		return net.ErrClosed // by what crypto/tls wrote meanwhile
 	}
 	have := t.end - t.off

@@ -47,7 +47,7 @@ func (c *Conn) TryWritev(bufs net.Buffers) (int64, error) {
 // sendableLocked says why nothing can be written any more.
 func (c *Conn) sendableLocked() error {
 	switch {
-	case c.flags&(fClosing|fReleased) != 0:
+	case c.ended():
 		return c.endedLocked("write")
 	case c.flags&fSendShut != 0:
 		return c.opErrorLocked("write", syscall.EPIPE)
@@ -59,7 +59,7 @@ func (c *Conn) sendableLocked() error {
 
 // mayWriteLocked says whether size more bytes are taken now.
 func (c *Conn) mayWriteLocked(size int) error {
-	if c.flags&(fClosing|fReleased|fSendShut|fSendErr) != 0 {
+	if c.ended() || c.flags&(fSendShut|fSendErr) != 0 {
 		return c.sendableLocked()
 	}
 	switch {
@@ -213,7 +213,7 @@ func (c *Conn) breatheLocked() error {
 	c.unlock()
 	c.mu.Lock()
 	switch {
-	case c.flags&fReleased != 0:
+	case c.released():
 		return c.endedLocked("write")
 	case c.flags&fSendErr != 0:
 		return c.ext.sendErr
@@ -224,7 +224,7 @@ func (c *Conn) breatheLocked() error {
 // endBulkLocked goes on with what had to wait for a large write.
 func (c *Conn) endBulkLocked() {
 	c.flags &^= fWriting | fBulk
-	if c.flags&fReleased != 0 {
+	if c.released() {
 		return
 	}
 	c.roomLocked()
@@ -298,7 +298,7 @@ func (c *Conn) sendvLocked(bufs net.Buffers) (int, error) {
 // failSendLocked ends writing for good. Reading goes on: what the peer sent before it went is still there.
 func (c *Conn) failSendLocked(errno syscall.Errno) error {
 	err := c.sendFailLocked(errno)
-	if c.flags&(fClosing|fTold) != 0 {
+	if c.ended() || c.flags&fTold != 0 {
 		c.releaseLocked(err) // nothing will be read, so this is the end; no other edge will say it
 	} else if c.flags&fEOF == 0 {
 		c.readableLocked()
@@ -355,7 +355,7 @@ func (c *Conn) roomLocked() {
 	if c.ext != nil {
 		c.ext.canSend.open()
 	}
-	if c.flags&fWantRoom != 0 && c.flags&(fWriting|fMute|fClosing|fReleased) == 0 {
+	if c.flags&(fWantRoom|fWriting|fMute) == fWantRoom && !c.ended() {
 		c.flags &^= fWantRoom
 		c.emitLocked(pendWritable)
 	}
