@@ -274,3 +274,20 @@ func (c *Conn) cutLocked() {
 	}
 	c.releaseLocked(nil)
 }
+
+// leaveGroupsLocked leaves groups, as many as one hold of mu may. It reports whether that was all.
+func (c *Conn) leaveGroupsLocked() bool {
+	x := c.ext
+	for range leaveMost {
+		n := len(x.groups)
+		if n == 0 {
+			x.groups = nil
+			break
+		}
+		g := x.groups[n-1]
+		x.groups[n-1] = nil
+		x.groups = x.groups[:n-1]
+		g.letGo(c)
+	}
+	return x.groups == nil
+}

@@ -57,21 +57,21 @@ type connExt struct {
 	remote net.Addr
 
 	// Guarded by the Conn's mu.
-	err     error    // why the connection ended
-	readErr error    // why reading failed; the peer's end of stream is fEOF. See ends.go
-	sendErr error    // why writing failed
-	local   net.Addr // the local address, kept at release
-	timer   *timer   // the limit on Close
-	timers  *timer   // of After, linked
-	mailbox []mail   // values not yet delivered, oldest first
-	posted  int      // of them, those that count against MailboxSize
-	copies  int32    // that are under way to the connection
-	fdUsers int32    // functions of SyscallConn that run; the last one to return releases fd
-	raw     bool     // SyscallConn was called: others may have received how the connection ended
-	given   bool     // the socket is somebody else's, who has a duplicate: its options are left alone
-	waiting bool     // a copy waits for room in the socket, with nothing queued
-	late    int32    // calls of a callback that wait for their turn, or run after that; see callback.lateCall
-	groups  []*Group // joined
+	err     error        // why the connection ended
+	readErr error        // why reading failed; the peer's end of stream is fEOF. See ends.go
+	sendErr error        // why writing failed
+	local   net.Addr     // the local address, kept at release
+	timer   *timer       // the limit on Close
+	timers  *timer       // of After, linked
+	mailbox []mail       // values not yet delivered, oldest first
+	posted  int          // of them, those that count against MailboxSize
+	copies  int32        // that are under way to the connection
+	fdUsers int32        // functions of SyscallConn that run; the last one to return releases fd
+	raw     bool         // SyscallConn was called: others may have received how the connection ended
+	given   bool         // the socket is somebody else's, who has a duplicate: its options are left alone
+	waiting bool         // a copy waits for room in the socket, with nothing queued
+	late    int32        // calls of a callback that wait for their turn, or run after that; see callback.lateCall
+	groups  []membership // of Groups
 	tls     *tlsState
 	frames  frameBuffer
 	canRead gate // goroutines blocked until there is something to read
@@ -80,6 +80,9 @@ type connExt struct {
 
 	readLimit, sendLimit limit // deadlines of Read and Write
 }
+
+// A membership is what a connection leaves when it ends: a Group.
+type membership interface{ letGo(c *Conn) }
 
 // A phase is how far the life of a connection has come. It never goes back.
 type phase uint8

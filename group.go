@@ -86,13 +86,13 @@ func (g *Group) Leave(c *Conn) {
 	if c.ext == nil {
 		return
 	}
-	if i := slices.Index(c.ext.groups, g); i >= 0 {
+	if i := slices.Index(c.ext.groups, membership(g)); i >= 0 {
 		c.ext.groups = slices.Delete(c.ext.groups, i, i+1)
 		g.letGo(c)
 	}
 }
 
-// letGo removes c, whose mu the caller holds.
+// letGo implements membership: it removes c, whose mu the caller holds.
 func (g *Group) letGo(c *Conn) {
 	if g.home != nil {
 		g.home.leave(g, c)
@@ -109,23 +109,6 @@ func (c *Conn) LeaveGroups() {
 		all = c.ext == nil || c.leaveGroupsLocked()
 		c.mu.Unlock()
 	}
-}
-
-// leaveGroupsLocked leaves groups, as many as one hold of mu may. It reports whether that was all.
-func (c *Conn) leaveGroupsLocked() bool {
-	x := c.ext
-	for range leaveMost {
-		n := len(x.groups)
-		if n == 0 {
-			x.groups = nil
-			break
-		}
-		g := x.groups[n-1]
-		x.groups[n-1] = nil
-		x.groups = x.groups[:n-1]
-		g.letGo(c)
-	}
-	return x.groups == nil
 }
 
 // Len returns the number of members.

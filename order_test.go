@@ -36,8 +36,8 @@ const upward = `
 	timers.go: conn.go shard.go
 	table.go: conn.go shard.go
 	shard.go: conn.go handshake.go limits.go loop.go
-	conn.go: callback.go close.go ends.go frames.go group.go handshake.go limits.go mailbox.go
-	conn.go: netconn.go read.go stream.go tls.go write.go
+	conn.go: callback.go close.go ends.go frames.go handshake.go limits.go mailbox.go netconn.go
+	conn.go: read.go stream.go tls.go write.go
 	limits.go: close.go ends.go frames.go tls.go
 	ends.go: write.go
 	read.go: close.go frames.go loop.go tls.go
@@ -45,7 +45,7 @@ const upward = `
 	tlslink.go: handshake.go tls.go
 	tls.go: frames.go handshake.go
 	handshake.go: callback.go close.go
-	close.go: frames.go group.go mailbox.go netconn.go
+	close.go: frames.go mailbox.go netconn.go
 	rawconn.go: callback.go
 	tcpio.go: loop.go
 `
