@@ -247,10 +247,7 @@ func (c *Conn) leaveRest() {
 func (c *Conn) expireLocked(tm *timer) {
 	switch tm.kind {
 	case timerHandshake:
-		if !c.ended() && c.flags&fHandshake != 0 {
-			c.sh.count.timeouts[limitHandshake].Add(1)
-			c.handshakeFailedLocked(&LimitError{limitNames[limitHandshake], c.sh.opts.HandshakeTimeout})
-		}
+		c.handshakeTimedOutLocked()
 	case timerReadable:
 		if !c.ended() && c.flags&fTold == 0 {
 			c.moreLocked()

@@ -47,7 +47,7 @@ type shared struct {
 	dropEvents  chan struct{}       // closed when undelivered events are dropped
 	budget      quota.Budget[*Conn] // MaxBuffered: the output queues of all connections
 	perAddress  quota.PerAddress    // the connections, if MaxConnsPerIP is set
-	shaking     handshakes
+	handshakes  *quota.Handshakes
 	logLimit    quota.LogLimit
 	logging     serial       // lines on their way to Logger
 	reportedAt  atomic.Int64 // when the last Failed was reported, on the clock of now

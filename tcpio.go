@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/rabbit-backend/tcpio/internal/quota"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
@@ -64,7 +65,6 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 			opts:        *opts,
 			feedersDone: make(chan struct{}, 1),
 			dropEvents:  make(chan struct{}),
-			shaking:     handshakes{turns: max(1, runtime.GOMAXPROCS(0)/2)},
 		},
 		routesKnown: make(chan struct{}),
 		allClosed:   make(chan struct{}),
@@ -77,7 +77,7 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	}
 	l.errs.onErr = l.opts.OnErrorEvent
 	l.opts.TLSConfig = guardTLS(l.opts.TLSConfig)
-	l.shaking.max = l.opts.MaxHandshakes
+	l.handshakes = quota.NewHandshakes(l.opts.MaxHandshakes, max(1, runtime.GOMAXPROCS(0)/2))
 	l.budget.Most = int64(l.opts.MaxBuffered)
 	l.timed.Store(l.opts.IdleTimeout > 0 || l.opts.ReadTimeout > 0 || l.opts.WriteTimeout > 0)
 	if err := l.open(); err != nil {

@@ -262,7 +262,7 @@ func (c *Conn) endTLSLocked() {
 	if st.cancel != nil {
 		st.cancel()
 	}
-	c.sh.shaking.leave(st.place)
+	c.sh.handshakes.Leave(st.place)
 	st.link.dropLocked()
 }
 

@@ -4,6 +4,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/quota"
 )
 
 // tlsLink is the net.Conn below a tls.Conn. While the handshake runs it blocks and takes the connection's mu; afterwards
@@ -14,7 +16,7 @@ import (
 // their size. And records can be counted.
 type tlsLink struct {
 	c    *Conn
-	turn *turn // of the handshake, which alone changes it; nil afterwards
+	turn *quota.Turn // of the handshake, which alone changes it; nil afterwards
 
 	b        *block // sealed input, nil when there is none
 	off, end int    // b.buf[off:end] is for crypto/tls
@@ -43,12 +45,12 @@ func (t *tlsLink) Read(p []byte) (int, error) {
 		}
 		t.restLocked()
 		opened := c.ext.canRead.enter()
-		stalled := c.sh.shaking.stall(c)
 		c.unlock()
-		t.turn.end() // who waits for a client leaves the processor to others' handshakes
-		<-opened     // bytes, the end, or HandshakeTimeout
-		c.sh.shaking.goOn(stalled)
-		t.turn.begin()
+		if !t.turn.Wait(opened) { // opened: bytes, the end, or HandshakeTimeout
+			c.mu.Lock()
+			c.handshakeTimedOutLocked()
+			c.unlock()
+		}
 	}
 }
 

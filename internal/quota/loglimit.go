@@ -1,5 +1,5 @@
 // Package quota holds the bounds on what peers together can make a server spend: lines of a log,
-// connections of one address, queued bytes. None of it knows what a connection is.
+// connections of one address, queued bytes, TLS handshakes. None of it knows what a connection is.
 package quota
 
 import (
