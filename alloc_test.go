@@ -91,3 +91,16 @@ func TestReadableToAnActorAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations per request, want 0", avg)
 	}
 }
+
+// A goroutine in a long write holds the lock.
+func TestNamesNeedNoLock(t *testing.T) {
+	r := listen(t, ListenerOptions{}).serve()
+	_, c := r.open()
+	want := c.String()
+	c.mu.Lock()
+	got, event := c.String(), Closed{c}.String()
+	c.mu.Unlock()
+	if got != want || event != "Closed("+want+")" {
+		t.Errorf("%q and %q, want %q", got, event, want)
+	}
+}

@@ -3,67 +3,8 @@
 package tcpio
 
 import (
-	"context"
-	"io"
-	"slices"
-	"sync"
 	"testing"
-	"time"
 )
-
-// To see it fail: count the refused connections in live, or yield them.
-func TestNobodySeesARefusedConnection(t *testing.T) {
-	for name, end := range map[string]func(r *rig) error{
-		"Close":    func(r *rig) error { return r.Close() },
-		"Shutdown": func(r *rig) error { return r.Shutdown(context.Background()) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			r := listen(t, ListenerOptions{Loops: 1, MaxConns: 1, RefuseReply: []byte("full"), CloseTimeout: 200 * time.Millisecond})
-			r.Events()
-			r.serve()
-			_, served := r.open()
-			stop := make(chan struct{})
-			var watching sync.WaitGroup
-			watching.Go(func() {
-				for {
-					if n := r.Len(); n != 1 {
-						t.Errorf("Len is %d with one connection", n)
-					}
-					if n := r.Stats().Open; n != 1 {
-						t.Errorf("Stats().Open is %d with one connection", n)
-					}
-					if got := slices.Collect(r.Conns()); len(got) != 1 || got[0] != served {
-						t.Errorf("%d connections, want the one that is served", len(got))
-					}
-					select {
-					case <-stop:
-						return
-					default:
-					}
-				}
-			})
-			const refused = 20
-			for range refused {
-				peer := r.dial()
-				if _, err := io.ReadFull(peer, make([]byte, 4)); err != nil {
-					t.Errorf("the reply: %v", err)
-				}
-			}
-			if n := r.Stats().Refusing; n == 0 {
-				t.Error("no refused connection is left for the test")
-			}
-			close(stop)
-			watching.Wait()
-			// They end with the listener all the same.
-			if err := end(r); err != nil {
-				t.Error(err)
-			}
-			if n := r.Stats().Refusing; n != 0 {
-				t.Errorf("%d refused connections are left", n)
-			}
-		})
-	}
-}
 
 // To see it fail: walk the table with its lock held, or by anything but slots.
 func TestConnsYieldsWhatIsThereAllTheWhileExactlyOnce(t *testing.T) {

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // The peer goes away behind every byte of a script of frames, by FIN and by RST, sent in one piece or with a partial frame
@@ -27,9 +29,9 @@ func TestDisconnectAtEveryByteOfAFrame(t *testing.T) {
 		split bufio.SplitFunc
 		data  string
 	}{
-		{"lengths", splitPrefixed, "\x03abc\x00\x05hello\x01x\x0atwelve"},
-		{"lines", splitRawLines, "one\n\nthree\r\nfo"},
-		{"longer than a block", splitRawLines, string(bytes.Repeat([]byte("x"), blockSmall)) + "\n!\n"},
+		{"lengths", testnet.SplitPrefixed, "\x03abc\x00\x05hello\x01x\x0atwelve"},
+		{"lines", testnet.SplitRawLines, "one\n\nthree\r\nfo"},
+		{"longer than a block", testnet.SplitRawLines, string(bytes.Repeat([]byte("x"), blockSmall)) + "\n!\n"},
 	} {
 		for cut := range len(script.data) + 1 {
 			if len(script.data) > 100 && cut > 3 && cut < blockSmall-3 {
@@ -83,7 +85,7 @@ func cutFrames(t *testing.T, r *rig, events <-chan Event, name string, split buf
 	for end == nil {
 		iterate()
 	}
-	want, rest := scanned(data, split)
+	want, rest := testnet.Scanned(data, split)
 	wantEnd := io.EOF
 	if rest {
 		wantEnd = io.ErrUnexpectedEOF

@@ -3,82 +3,19 @@
 package tcpio
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"io"
 	"net"
 	"slices"
 	"testing"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
-
-func TestFinalTokenEndsTheIteration(t *testing.T) {
-	r := listen(t, ListenerOptions{})
-	events := r.Events()
-	r.serve()
-	peer, c := r.open()
-	write(t, peer, []byte("headbody"))
-	receiveAs[Readable](t, events)
-	final := func(d []byte, _ bool) (int, []byte, error) { return 4, d[:4], bufio.ErrFinalToken }
-	var got []string
-	for frame, err := range c.Frames(final) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		got = append(got, string(frame))
-	}
-	if !slices.Equal(got, []string{"head"}) {
-		t.Errorf("frames %q", got)
-	}
-	receiveAs[Readable](t, events) // the rest is announced
-	buf := make([]byte, 16)
-	if n, err := c.TryRead(buf); string(buf[:n]) != "body" || err != nil {
-		t.Errorf("TryRead: %q, %v", buf[:n], err)
-	}
-}
-
-// A final token at the end of stream, which is how a split function may end its work, ends the connection as well.
-func TestFinalTokenAtTheEndDoesNotSpin(t *testing.T) {
-	r := listen(t, ListenerOptions{EOFTimeout: 50 * time.Millisecond})
-	events := r.Events()
-	r.serve()
-	peer, c := r.open()
-	write(t, peer, []byte("all of it"))
-	if err := peer.CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	split := func(d []byte, atEOF bool) (int, []byte, error) {
-		if !atEOF {
-			return 0, nil, nil
-		}
-		return len(d), d, bufio.ErrFinalToken
-	}
-	frames := 0
-	for turns := 0; ; turns++ {
-		ev := receive(t, "Readable or Closed", events)
-		if _, ok := ev.(Closed); ok {
-			break
-		}
-		if turns == 20 {
-			t.Fatal("Readable follows Readable: the consumer spins")
-		}
-		for frame, err := range c.Frames(split) {
-			if err == nil && string(frame) == "all of it" {
-				frames++
-			}
-		}
-	}
-	if frames != 1 {
-		t.Errorf("the frame came %d times", frames)
-	}
-}
 
 // The end of stream inside a frame is told once, also to a consumer that goes on as if nothing were.
 func TestCutFrameAtTheEndDoesNotSpin(t *testing.T) {
-	c, got, err, events := frameRig(t, ListenerOptions{}, splitRawLines, []byte("whole\ncut"))
+	c, got, err, events := frameRig(t, ListenerOptions{}, testnet.SplitRawLines, []byte("whole\ncut"))
 	if err != io.ErrUnexpectedEOF || len(got) != 1 {
 		t.Fatalf("%d frames, %v, want one and io.ErrUnexpectedEOF", len(got), err)
 	}
@@ -92,7 +29,7 @@ func TestCutFrameAtTheEndDoesNotSpin(t *testing.T) {
 			t.Fatal("Readable follows Readable: the consumer spins")
 		}
 		receiveAs[Readable](t, events)
-		for frame, err := range c.Frames(splitRawLines) {
+		for frame, err := range c.Frames(testnet.SplitRawLines) {
 			if err != io.ErrUnexpectedEOF {
 				t.Errorf("frame %q, %v", frame, err)
 			}
@@ -101,39 +38,6 @@ func TestCutFrameAtTheEndDoesNotSpin(t *testing.T) {
 	buf := make([]byte, 16)
 	if n, err := c.TryRead(buf); string(buf[:n]) != "cut" || err != nil {
 		t.Errorf("TryRead: %q, %v, want the cut frame", buf[:n], err)
-	}
-}
-
-// What is still in the socket is announced although the frames read so far were all used.
-func TestBreakAtTheEndOfTheBufferIsFollowedByReadable(t *testing.T) {
-	r := listen(t, ListenerOptions{})
-	events := r.Events()
-	r.serve()
-	peer, c := r.open()
-	line := []byte("0123456789abcde\n")
-	const size = blockLarge + blockSmall // the buffer, and what fits into any receive buffer besides
-	write(t, peer, bytes.Repeat(line, size/len(line)))
-	waitFor(t, "everything has arrived", func() bool {
-		n := 0
-		rc, err := c.SyscallConn()
-		if err == nil {
-			if e := rc.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }); e != nil {
-				err = e
-			}
-		}
-		return err == nil && n == size
-	})
-	for _, want := range []int{blockLarge, blockSmall} {
-		receiveAs[Readable](t, events)
-		n := 0
-		for _, err := range c.Frames(splitRawLines) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			if n += len(line); n == want {
-				break
-			}
-		}
 	}
 }
 
@@ -151,7 +55,7 @@ func TestBufferedFramesDoNotAnswerForTheSocket(t *testing.T) {
 	var got []string
 	for end := error(nil); end == nil; {
 		receiveAs[Readable](t, events)
-		for frame, err := range c.Frames(splitRawLines) {
+		for frame, err := range c.Frames(testnet.SplitRawLines) {
 			if end = err; err == nil {
 				got = append(got, string(frame))
 			}
@@ -181,7 +85,7 @@ func TestPartialFrameHoldsASmallBlockAndAnIdleOneNone(t *testing.T) {
 		write(t, peer, append(slices.Clone(lines), "partial"...))
 		for n := 0; n < 3000; {
 			receiveAs[Readable](t, events)
-			for _, err := range c.Frames(splitRawLines) {
+			for _, err := range c.Frames(testnet.SplitRawLines) {
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -189,7 +93,7 @@ func TestPartialFrameHoldsASmallBlockAndAnIdleOneNone(t *testing.T) {
 			}
 		}
 		waitFor(t, "the partial frame is in", func() bool {
-			for _, err := range c.Frames(splitRawLines) {
+			for _, err := range c.Frames(testnet.SplitRawLines) {
 				t.Fatalf("a frame too many, or %v", err)
 			}
 			return locked(c, func() bool { f := &c.ext.frames; return f.end-f.off == len("partial") })
@@ -200,7 +104,7 @@ func TestPartialFrameHoldsASmallBlockAndAnIdleOneNone(t *testing.T) {
 		write(t, peer, []byte("\n"))
 		for done := false; !done; {
 			receiveAs[Readable](t, events)
-			for frame, err := range c.Frames(splitRawLines) {
+			for frame, err := range c.Frames(testnet.SplitRawLines) {
 				if err != nil || string(frame) != "partial\n" {
 					t.Fatalf("frame %q, %v", frame, err)
 				}
@@ -221,9 +125,9 @@ func TestSecondIterationIsRefused(t *testing.T) {
 	write(t, peer, []byte("one\ntwo\n"))
 	receiveAs[Readable](t, events)
 	var got []string
-	for frame := range c.Frames(splitRawLines) {
+	for frame := range c.Frames(testnet.SplitRawLines) {
 		got = append(got, string(frame))
-		for _, err := range c.Frames(splitRawLines) {
+		for _, err := range c.Frames(testnet.SplitRawLines) {
 			if err != errFramesBusy {
 				t.Errorf("an iteration inside an iteration: %v", err)
 			}
@@ -243,7 +147,7 @@ func TestCloseInsideTheBodyEndsTheIteration(t *testing.T) {
 	write(t, peer, []byte("one\ntwo\n"))
 	receiveAs[Readable](t, events)
 	n := 0
-	for frame, err := range c.Frames(splitRawLines) {
+	for frame, err := range c.Frames(testnet.SplitRawLines) {
 		if n++; n == 1 {
 			c.Abort()
 			if string(frame) != "one\n" {

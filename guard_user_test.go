@@ -14,36 +14,11 @@ import (
 
 	"github.com/rabbit-backend/tcpio/internal/sys"
 	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // User code that runs on a goroutine of the user's. Its panics are the user's too, and leave nothing behind.
-
-// misbehave calls f on a goroutine of its own, where it must panic with "misdeed" or call runtime.Goexit.
-func misbehave(t *testing.T, f func(misdeed func())) {
-	t.Helper()
-	for how, misdeed := range map[string]func(){"panic": func() { panic("misdeed") }, "Goexit": runtime.Goexit} {
-		over := make(chan any, 1)
-		go func() {
-			returned := false
-			defer func() {
-				v := recover()
-				if returned {
-					v = "returned"
-				}
-				over <- v
-			}()
-			f(misdeed)
-			returned = true
-		}()
-		want := any("misdeed")
-		if how == "Goexit" {
-			want = nil
-		}
-		if got := receive(t, "the end of the goroutine", over); got != want {
-			t.Errorf("%s came out as %v", how, got)
-		}
-	}
-}
 
 // nothingLeft fails the test if c remembers a call that is over.
 func nothingLeft(t *testing.T, c *Conn) {
@@ -89,13 +64,13 @@ func TestARawConnFunctionThatPanicsOrExitsLeavesNothingBehind(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			misbehave(t, func(misdeed func()) { call(raw, misdeed) })
+			testnet.Misbehave(t, func(misdeed func()) { call(raw, misdeed) })
 			nothingLeft(t, c)
 			write(t, peer, []byte("hello"))
 			expectInput(t, r, c, "hello")
 			_ = c.Abort()
 			// One that ends the connection first is the last to hold its descriptor.
-			misbehave(t, func(misdeed func()) {
+			testnet.Misbehave(t, func(misdeed func()) {
 				peer := r.dial()
 				defer peer.Close()
 				for {
@@ -123,7 +98,7 @@ func TestARawConnReaderThatWasWokenAndPanicsDoesNotTakeTheAnnouncement(t *testin
 	if err != nil {
 		t.Fatal(err)
 	}
-	misbehave(t, func(misdeed func()) {
+	testnet.Misbehave(t, func(misdeed func()) {
 		_ = raw.Read(func(fd uintptr) bool {
 			var b [1]byte
 			n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
@@ -165,7 +140,7 @@ func TestFramesThatPanicOrExitLeaveNothingBehind(t *testing.T) {
 			peer, c := r.open()
 			write(t, peer, []byte("one\ntwo\nthree\n"))
 			receiveAs[Readable](t, r.Events())
-			misbehave(t, func(misdeed func()) {
+			testnet.Misbehave(t, func(misdeed func()) {
 				loop(c, misdeed)
 			})
 			nothingLeft(t, c)
@@ -193,7 +168,7 @@ func TestFramesThatPanicOrExitLeaveNothingBehind(t *testing.T) {
 		r := listen(t, ListenerOptions{Loops: 1})
 		r.Events()
 		r.serve()
-		misbehave(t, func(misdeed func()) {
+		testnet.Misbehave(t, func(misdeed func()) {
 			peer, c := r.open()
 			defer func() {
 				nothingLeft(t, c)
@@ -259,7 +234,7 @@ func TestAReaderOrWriterThatPanicsOrExitsInACopyLeavesNothingBehind(t *testing.T
 			r.Events()
 			r.serve()
 			peer, c := r.open()
-			misbehave(t, func(misdeed func()) {
+			testnet.Misbehave(t, func(misdeed func()) {
 				write(t, peer, []byte("input"))
 				copies(c, misdeed)
 			})
@@ -270,20 +245,6 @@ func TestAReaderOrWriterThatPanicsOrExitsInACopyLeavesNothingBehind(t *testing.T
 			_ = c.Close()
 		})
 	}
-}
-
-// A range over Conns holds nothing while its body runs.
-func TestTheBodyOfAConnsLoopMayPanic(t *testing.T) {
-	r := listen(t, ListenerOptions{Loops: 1})
-	r.Events()
-	r.serve()
-	r.open()
-	misbehave(t, func(misdeed func()) {
-		for range r.Conns() {
-			misdeed()
-		}
-	})
-	r.open()
 }
 
 // Listener failures are told under the guard, by whichever route there is.

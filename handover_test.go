@@ -116,23 +116,6 @@ func TestAConnectionRegisteredAfterTheEndEndsToo(t *testing.T) {
 	}
 }
 
-// To see it fail: leave c.phase out of tellDrainingLocked, and of its default.
-func TestDrainingComesOnceHoweverOftenShutdownIsCalled(t *testing.T) {
-	r := listen(t, ListenerOptions{Loops: 1, DrainTimeout: 2 * testLimit})
-	r.Events()
-	r.serve()
-	r.open()
-	done := make(chan error, 2)
-	go func() { done <- r.Shutdown(context.Background()) }()
-	receiveAs[Draining](t, r.Events())
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() { done <- r.Shutdown(ctx) }()
-	cancel() // by then every connection was told
-	receive(t, "the end of Shutdown", done)
-	receiveAs[Closed](t, r.Events())
-	receive(t, "the end of Shutdown", done)
-}
-
 // To see it fail: take net's File, which makes the shared description blocking; or remove the path after all.
 func TestTheSocketGoesOnInWhoeverHasItsFile(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {

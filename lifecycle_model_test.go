@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // grammar checks one connection's events on one route: Opened (Readable|Writable|Message)* Closed.
@@ -72,7 +74,7 @@ func checkAfterClose(t *rapid.T, c *Conn) {
 	errs["SetNoDelay"] = c.SetNoDelay(true)
 	errs["SetDeadline"] = c.SetDeadline(time.Time{})
 	_, errs["SyscallConn"] = c.SyscallConn()
-	for _, err := range c.Frames(splitRawLines) {
+	for _, err := range c.Frames(testnet.SplitRawLines) {
 		errs["Frames"] = err
 	}
 	for what, err := range errs {

@@ -4,10 +4,8 @@ package tcpio
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -35,54 +33,6 @@ func revActors(t *testing.T, n int, handle func(Event) error) (*rig, []*Conn) {
 		conns[i] = receive(t, "Opened", opened)
 	}
 	return r, conns
-}
-
-// Two connections wait for a turn, and the handler of the first blocks. The second must not wait for it.
-// To see it fail: let takeOver not set kicked.
-func TestBlockedHandlerDoesNotHoldTheQueuedTurnsOfOthers(t *testing.T) {
-	release, got := make(chan struct{}), make(chan any, 1)
-	defer close(release)
-	var conns []*Conn
-	_, conns = revActors(t, 3, func(ev Event) error {
-		m, ok := ev.(Message)
-		if !ok {
-			return nil
-		}
-		switch m.Conn {
-		case conns[0]: // inside this turn both of the others are queued behind it
-			conns[1].Post("block")
-			conns[2].Post("hello")
-		case conns[1]:
-			<-release
-		case conns[2]:
-			got <- m.Value
-		}
-		return nil
-	})
-	conns[0].Post("go")
-	receive(t, "the message of the third connection", got)
-}
-
-// A body that breaks behind the last buffered frame while the socket holds more owes another Readable: no edge will
-// say it. To see it fail: let endFrames drop the buffer before it looks at more.
-func TestFramesBrokenOffAtTheEndOfTheBufferAreContinued(t *testing.T) {
-	const size, frames = 1 << 10, 3 * blockLarge / (1 << 10)
-	r := listen(t, ListenerOptions{Loops: 1}).serve()
-	peer, c := r.open()
-	write(t, peer, make([]byte, frames*size))
-	for got := 0; got < frames; {
-		receiveAs[Readable](t, r.Events())
-		n := 0
-		for _, err := range c.Frames(revSplit(size)) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			got++
-			if n++; n == blockLarge/size {
-				break
-			}
-		}
-	}
 }
 
 // The same for a body that breaks behind frames kept from before, when an edge was merged into the Readable that is being
@@ -159,32 +109,6 @@ func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
 	}
 }
 
-// A connection whose peer has ended, and then resets while output waits, has nothing more to come in either direction.
-// To see it fail: let failSendLocked look at c.ended only.
-func TestAResetBehindTheEndWithOutputQueuedClosesTheConnection(t *testing.T) {
-	r := listen(t, ListenerOptions{Loops: 1}).serve()
-	peer, c := r.open()
-	if _, err := c.TryWrite(make([]byte, 64<<20)); err != nil {
-		t.Fatal(err)
-	}
-	if err := peer.CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	receiveAs[Readable](t, r.Events())
-	if _, err := c.TryRead(make([]byte, 1)); err != io.EOF {
-		t.Fatalf("got %v, want EOF", err)
-	}
-	if c.Buffered() == 0 {
-		t.Fatal("the socket took everything")
-	}
-	peer.SetLinger(0)
-	peer.Close()
-	receiveAs[Closed](t, r.Events())
-	if err := c.Err(); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
-		t.Errorf("Err: %v, want the reset", err)
-	}
-}
-
 // A handler may return what another connection ended with. That is an error of its own then, and no panic, let alone an
 // exiting goroutine, which would give the loop's role to a second one. To see it fail: let receive look at the error's
 // type.
@@ -234,47 +158,6 @@ func TestAWorkQueueThatIsNeverEmptyDoesNotGrow(t *testing.T) {
 	}
 	if got := cap(q.conns); got > 16 {
 		t.Errorf("room for %d connections, of %d", got, len(conns))
-	}
-}
-
-// A connection may be claimed while its listener waits for the last events to be received; its channel is still closed.
-// To see it fail: let next not close a stream that was left.
-func TestAChannelClaimedWhileServeEndsIsClosed(t *testing.T) {
-	release, blocked, opened := make(chan struct{}), make(chan struct{}), make(chan *Conn, 1)
-	defer close(release)
-	r := listen(t, ListenerOptions{Loops: 1, CloseTimeout: 100 * time.Millisecond, Actor: func(*Conn) Actor {
-		return ActorFunc(func(ev Event) error {
-			switch ev := ev.(type) {
-			case Opened:
-				opened <- ev.Conn
-			case Message:
-				close(blocked)
-				<-release
-			}
-			return nil
-		})
-	}}).serve()
-	r.dial()
-	c := receive(t, "Opened", opened)
-	c.Post("block")
-	<-blocked
-	for i := range 2 * claimBuffer {
-		if err := c.Post(i); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r.Close()
-	ch := c.Events() // more than fits is on its way
-	r.end()
-	n := 0
-	for ev := range ch {
-		if m, ok := ev.(Message); ok && m.Value != n {
-			t.Fatalf("got %v in place %d", m.Value, n)
-		}
-		n++
-	}
-	if n < claimBuffer {
-		t.Errorf("%d events in a channel for %d", n, claimBuffer)
 	}
 }
 
@@ -357,38 +240,5 @@ func TestShortWritesToAGroupHoldLittleMoreThanTheirBytes(t *testing.T) {
 				t.Errorf("%d bytes held for %d queued", bytes, queued)
 			}
 		})
-	}
-}
-
-// Handlers blocked in Read wait for their loop, so the loop must not wait for them, at MaxBlocked neither.
-// To see it fail: let takeOver keep to the bound for willBlock too.
-func TestHandlersThatBlockInReadGoOnAtMaxBlocked(t *testing.T) {
-	opened, reading, got := make(chan *Conn, 3), make(chan struct{}, 3), make(chan byte, 3)
-	r := listen(t, ListenerOptions{Loops: 1, MaxBlocked: 1, Actor: func(*Conn) Actor {
-		return ActorFunc(func(ev Event) error {
-			switch ev := ev.(type) {
-			case Opened:
-				opened <- ev.Conn
-			case Message:
-				reading <- struct{}{}
-				var b [1]byte
-				if _, err := ev.Conn.Read(b[:]); err == nil {
-					got <- b[0]
-				}
-			}
-			return nil
-		})
-	}}).serve()
-	var peers [3]*net.TCPConn
-	for i := range peers {
-		peers[i] = r.dial()
-		receive(t, "Opened", opened).Post("read")
-		receive(t, "the handler", reading)
-	}
-	for i, peer := range peers {
-		write(t, peer, []byte{byte(i)})
-		if b := receive(t, "the byte", got); int(b) != i {
-			t.Errorf("got %d, want %d", b, i)
-		}
 	}
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/rabbit-backend/tcpio/internal/sys"
 	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // hasMore waits until an iteration of Frames over c would find more.
@@ -68,7 +70,7 @@ func TestAReadTakesABoundedPartOfAPartialFrame(t *testing.T) {
 	}
 	for had := 0; had < size; had = buffered() {
 		receiveAs[Readable](t, events)
-		for frame, err := range c.Frames(splitRawLines) {
+		for frame, err := range c.Frames(testnet.SplitRawLines) {
 			t.Fatalf("%q, %v", frame, err)
 		}
 	}

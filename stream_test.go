@@ -3,7 +3,6 @@
 package tcpio
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -210,100 +209,6 @@ func TestServeGivesUpOnEventsThatNobodyReceives(t *testing.T) {
 	}
 	for c := range r.Conns() {
 		t.Errorf("connection %d is left", c.ID())
-	}
-}
-
-func TestEventsReceivedInTimeAreAllDeliveredAfterServesEnd(t *testing.T) {
-	t.Parallel()
-	r := listen(t, ListenerOptions{EventBuffer: 1})
-	events := r.Events()
-	ctx, cancel := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() { served <- r.Serve(ctx) }()
-	const conns = 20
-	for range conns {
-		peer := r.dial()
-		go func() { _, _ = peer.Read(make([]byte, 1)); peer.Close() }()
-	}
-	opened := map[*Conn]bool{}
-	for len(opened) < conns {
-		if ev, ok := receive(t, "Opened", events).(Opened); ok {
-			opened[ev.Conn] = true
-		}
-	}
-	cancel()
-	for ev := range events {
-		if ev, ok := ev.(Closed); ok {
-			if !opened[ev.Conn] {
-				t.Error("Closed twice, or without Opened")
-			}
-			delete(opened, ev.Conn)
-		}
-	}
-	if len(opened) != 0 {
-		t.Errorf("%d connections without Closed", len(opened))
-	}
-	if err := receive(t, "the end of Serve", served); err != nil {
-		t.Errorf("Serve: %v", err)
-	}
-}
-
-// A claimed channel is closed behind Closed, be it full or empty at that moment.
-func TestClaimedChannelIsClosedBehindClosed(t *testing.T) {
-	for _, posts := range []int{0, 1, claimBuffer - 1, claimBuffer, claimBuffer + 1, 5 * claimBuffer} {
-		r := listen(t, ListenerOptions{})
-		r.Events()
-		r.serve()
-		_, c := r.open()
-		own := c.Events()
-		for i := range posts {
-			if err := c.Post(i); err != nil {
-				t.Fatal(err)
-			}
-		}
-		c.Abort()
-		var got []Event
-		for ev := range own {
-			got = append(got, ev)
-		}
-		if len(got) != posts+1 {
-			t.Fatalf("%d posts: %d events, want those and Closed", posts, len(got))
-		}
-		for i, ev := range got[:posts] {
-			if m, ok := ev.(Message); !ok || m.Value != i {
-				t.Errorf("%d posts: event %d is %T", posts, i, ev)
-			}
-		}
-		if _, ok := got[posts].(Closed); !ok {
-			t.Errorf("%d posts: the last event is %T, want Closed", posts, got[posts])
-		}
-		receiveClosed(t, c.Events())
-	}
-}
-
-// While nobody receives from a claimed channel only that connection pauses.
-func TestFullClaimedChannelPausesNobodyElse(t *testing.T) {
-	r := listen(t, ListenerOptions{})
-	events := r.Events()
-	r.serve()
-	_, c := r.open()
-	own := c.Events()
-	for i := range 3 * claimBuffer {
-		if err := c.Post(i); err != nil {
-			t.Fatal(err)
-		}
-	}
-	peer, _ := r.open()
-	for range 10 {
-		write(t, peer, []byte("x"))
-		if _, err := receiveAs[Readable](t, events).Conn.TryRead(make([]byte, 8)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for i := range 3 * claimBuffer {
-		if m := receiveAs[Message](t, own); m.Value != i {
-			t.Fatalf("message %v, want %d", m.Value, i)
-		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,19 @@ func CPU(t testing.TB) time.Duration {
 		t.Fatal(err)
 	}
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
+
+// Goroutines counts the goroutines in whose stack part occurs.
+func Goroutines(part string) int {
+	stacks := make([]byte, 4<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	n := 0
+	for g := range strings.SplitSeq(string(stacks), "\n\n") {
+		if strings.Contains(g, part) {
+			n++
+		}
+	}
+	return n
 }
 
 // Status is a number of bytes from /proc/self/status: VmHWM, the most memory that this process has

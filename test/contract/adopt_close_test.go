@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio
+package contract
 
 import (
 	"context"
@@ -8,6 +8,11 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // The loop that asks for the actor of an adopted connection outlives the asking, and no other loop waits for an actor that
@@ -19,18 +24,16 @@ func TestServeReturnsAtOnceThoughConnectionsAreAdoptedDuringClose(t *testing.T) 
 	}
 	defer ln.Close()
 	for range 200 {
-		l, err := Listen(&ListenerOptions{Addr: "127.0.0.1:0", Loops: 2, CloseTimeout: longestLimit, Actor: func(*Conn) Actor {
-			return ActorFunc(func(Event) error { return nil })
+		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", Loops: 2, CloseTimeout: time.Hour, Actor: func(*tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(tcpio.Event) error { return nil })
 		}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		served := make(chan error, 1)
-		go func() { served <- l.Serve(context.Background()) }()
-		waitFor(t, "Serve", func() bool { return l.mayAdd() == nil })
-		first := dialTo(t, l) // Close has something to do
+		served := harness.Go(context.Background(), l)
+		first := testnet.Connect(t, l) // Close has something to do
 		defer first.Close()
-		waitFor(t, "the first connection", func() bool { return l.Len() == 1 })
+		testnet.WaitFor(t, "the first connection", func() bool { return l.Len() == 1 })
 		var ncs []net.Conn
 		for range 6 {
 			peer, err := net.Dial("tcp", ln.Addr().String())
@@ -54,7 +57,7 @@ func TestServeReturnsAtOnceThoughConnectionsAreAdoptedDuringClose(t *testing.T) 
 		}
 		runtime.Gosched()
 		l.Close()
-		if err := receive(t, "the end of Serve", served); err != nil {
+		if err := testnet.Receive(t, "the end of Serve", served); err != nil {
 			t.Errorf("Serve: %v", err)
 		}
 		adopting.Wait()

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio
+package contract
 
 import (
 	"bytes"
@@ -10,27 +10,31 @@ import (
 	"net"
 	"strings"
 	"testing"
+
+	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 // named are the events of c, by what they are called in a log.
-func named(c *Conn) map[string]Event {
-	return map[string]Event{
-		"Opened(%s)":                    Opened{c},
-		"Readable(%s)":                  Readable{c},
-		"Writable(%s)":                  Writable{c},
-		"Message(%s, *tcpio.valueOnly)": Message{Conn: c, Value: (*valueOnly)(nil)},
-		"Draining(%s)":                  Draining{c},
-		"Closed(%s)":                    Closed{c},
+func named(c *tcpio.Conn) map[string]tcpio.Event {
+	return map[string]tcpio.Event{
+		"Opened(%s)":                       tcpio.Opened{Conn: c},
+		"Readable(%s)":                     tcpio.Readable{Conn: c},
+		"Writable(%s)":                     tcpio.Writable{Conn: c},
+		"Message(%s, *contract.valueOnly)": tcpio.Message{Conn: c, Value: (*valueOnly)(nil)},
+		"Draining(%s)":                     tcpio.Draining{Conn: c},
+		"Closed(%s)":                       tcpio.Closed{Conn: c},
 	}
 }
 
 // valueOnly is a value whose methods must not be called.
 type valueOnly struct{}
 
-func (*valueOnly) Error() string  { panic("called") }
+func (*valueOnly) Error() string { panic("called") }
+
 func (*valueOnly) String() string { panic("called") }
 
-func checkNames(t *testing.T, c *Conn, want string) {
+func checkNames(t *testing.T, c *tcpio.Conn, want string) {
 	t.Helper()
 	if got := c.String(); got != want {
 		t.Errorf("Conn.String() = %q, want %q", got, want)
@@ -46,23 +50,16 @@ func checkNames(t *testing.T, c *Conn, want string) {
 }
 
 func TestEveryEventNamesItsConnection(t *testing.T) {
-	r := listen(t, ListenerOptions{})
-	events := r.Events()
-	r.serve()
-	peer, c := r.open()
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
 	want := fmt.Sprintf("conn %d, %v", c.ID(), peer.LocalAddr())
 	checkNames(t, c, want)
 
-	// With the connection's lock held, as by a goroutine in a long write.
-	c.mu.Lock()
-	checkNames(t, c, want)
-	c.mu.Unlock()
-
 	c.Abort()
-	receiveAs[Closed](t, events)
+	harness.Expect[tcpio.Closed](t, events)
 	checkNames(t, c, want)
 	checkNames(t, nil, "no conn")
-	checkNames(t, new(Conn), "conn 0, unix")
+	checkNames(t, new(tcpio.Conn), "conn 0, unix")
 }
 
 func TestFailedNamesItsError(t *testing.T) {
@@ -70,39 +67,37 @@ func TestFailedNamesItsError(t *testing.T) {
 		"Failed(accept: too many)": errors.New("accept: too many"),
 		"Failed(<nil>)":            nil,
 	} {
-		if got := fmt.Sprint(Failed{err}); got != want {
+		if got := fmt.Sprint(tcpio.Failed{Err: err}); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
-	if got := (Failed{(*valueOnly)(nil)}).String(); !strings.HasPrefix(got, "Failed(") {
+	if got := (tcpio.Failed{Err: (*valueOnly)(nil)}).String(); !strings.HasPrefix(got, "Failed(") {
 		t.Errorf("with an error whose method panics: %q", got)
 	}
 }
 
 func TestConnOfIsTheEventsConnection(t *testing.T) {
-	c := new(Conn)
+	c := new(tcpio.Conn)
 	for _, ev := range named(c) {
-		if ConnOf(ev) != c {
+		if tcpio.ConnOf(ev) != c {
 			t.Errorf("ConnOf(%T) is another", ev)
 		}
 	}
-	for _, ev := range []Event{nil, Failed{errors.New("accept")}} {
-		if c := ConnOf(ev); c != nil {
+	for _, ev := range []tcpio.Event{nil, tcpio.Failed{Err: errors.New("accept")}} {
+		if c := tcpio.ConnOf(ev); c != nil {
 			t.Errorf("ConnOf(%v) = %v, want nil", ev, c)
 		}
 	}
 }
 
 func TestConnLogsItsIDAndBothAddresses(t *testing.T) {
-	r := listen(t, ListenerOptions{Addr: "0.0.0.0:0"})
-	events := r.Events()
-	r.serve()
-	peer, err := net.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", r.Addr().(*net.TCPAddr).Port))
+	l, events := harness.Manual(t, tcpio.ListenerOptions{Addr: "0.0.0.0:0"})
+	peer, err := net.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", l.Addr().(*net.TCPAddr).Port))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer peer.Close()
-	c := receiveAs[Opened](t, events).Conn
+	c := harness.Expect[tcpio.Opened](t, events).Conn
 	var text bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) == 0 && a.Key != slog.MessageKey {
@@ -113,12 +108,12 @@ func TestConnLogsItsIDAndBothAddresses(t *testing.T) {
 	want := fmt.Sprintf("msg=m c.id=%d c.peer=%v c.local=%v\n", c.ID(), peer.LocalAddr(), peer.RemoteAddr())
 	log.Info("m", "c", c)
 	c.Abort()
-	receiveAs[Closed](t, events)
+	harness.Expect[tcpio.Closed](t, events)
 	log.Info("m", "c", c)
 	if got := text.String(); got != want+want {
 		t.Errorf("got\n%swant twice\n%s", got, want)
 	}
-	for _, c := range []*Conn{nil, new(Conn)} {
+	for _, c := range []*tcpio.Conn{nil, new(tcpio.Conn)} {
 		if got := c.LogValue(); got.String() != c.String() {
 			t.Errorf("got %v, want %v", got, c)
 		}
@@ -126,7 +121,7 @@ func TestConnLogsItsIDAndBothAddresses(t *testing.T) {
 }
 
 func TestSlowPolicyHasNames(t *testing.T) {
-	for p, want := range map[SlowPolicy]string{SkipSlow: "SkipSlow", CloseSlow: "CloseSlow", -1: "SlowPolicy(-1)", 2: "SlowPolicy(2)"} {
+	for p, want := range map[tcpio.SlowPolicy]string{tcpio.SkipSlow: "SkipSlow", tcpio.CloseSlow: "CloseSlow", -1: "SlowPolicy(-1)", 2: "SlowPolicy(2)"} {
 		if got := fmt.Sprint(p); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
