@@ -166,9 +166,9 @@ func (l *Listener) acceptFailed(err error, starved bool) acceptState {
 	l.socket.starved.Store(starved)
 	first := l.loops[0]
 	again := &l.socket.again // one, however often a connection that ends makes us look in between
-	first.timers.stop(again)
+	first.timers.Remove(again)
 	again.kind = timerAccept
-	first.timers.add(&first.shard, again, l.socket.backoff)
+	first.addTimer(again, l.socket.backoff)
 	return acceptPause
 }
 
@@ -216,17 +216,18 @@ func (l *Listener) evictEnded() bool {
 	for range limitBudget {
 		var first *loop
 		for _, lp := range l.loops {
-			if at := lp.eofs.first.Load(); at != 0 && (first == nil || at < first.eofs.first.Load()) {
+			if at := lp.eofs.First(); at != 0 && (first == nil || at < first.eofs.First()) {
 				first = lp
 			}
 		}
 		if first == nil {
 			return false
 		}
-		c := first.eofs.due(math.MaxInt64)
-		if c == nil {
+		last, ok := first.eofs.Due(math.MaxInt64)
+		if !ok {
 			continue // it has just gone
 		}
+		c := last.c
 		c.mu.Lock()
 		closed := !c.ended() && !c.busyLocked()
 		if closed {

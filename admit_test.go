@@ -44,7 +44,7 @@ func TestActorHookMayEndItsConnection(t *testing.T) {
 		}
 		receive(t, "Closed", closed)
 		waitFor(t, "only the first is left", func() bool { return r.Len() == 1 })
-		if n := len(slices.Collect(r.loops[0].conns.all())); n != 1 {
+		if n := len(slices.Collect(r.loops[0].conns.All())); n != 1 {
 			t.Errorf("%d: %d connections in the table, want 1", how, n)
 		}
 		echo(t, old, []byte("after"))
@@ -83,8 +83,8 @@ func TestConnectionsMayEndWhileTheyAreAdmitted(t *testing.T) {
 	wg.Wait()
 	waitFor(t, "all are gone", func() bool { return r.Len() == 0 })
 	for _, lp := range r.loops {
-		if len(lp.conns.free) != len(lp.conns.conns) {
-			t.Errorf("%d places, %d free ones", len(lp.conns.conns), len(lp.conns.free))
+		if slots, free := lp.conns.Slots(); slots != free {
+			t.Errorf("%d slots, %d free ones", slots, free)
 		}
 	}
 }

@@ -47,17 +47,3 @@ func TestALongWaitIsNotAShortOneOrForEver(t *testing.T) {
 		}
 	}
 }
-
-// A slot is 32 bits wide, and so may an int be.
-func TestATokenBeyondTheTableIsNobodys(t *testing.T) {
-	var tab table
-	c := new(Conn)
-	tab.add(c)
-	batch := make([]*Conn, 1)
-	for slot, want := range map[uint32]*Conn{0: c, 1: nil, 1 << 31: nil, math.MaxUint32: nil} {
-		tab.resolve([]readyEvent{makeReady(pollIn, token{slot, c.gen})}, batch)
-		if batch[0] != want {
-			t.Errorf("slot %d is %p, want %p", slot, batch[0], want)
-		}
-	}
-}

@@ -1,5 +1,7 @@
 package tcpio
 
+import "github.com/rabbit-backend/tcpio/internal/buf"
+
 // MaxBuffered bounds the output that waits for sockets, of all connections together: a thousand
 // peers that do not read must not take a thousand times WriteBuffer. Only queueing counts; what a
 // socket takes at once does not.
@@ -9,7 +11,7 @@ package tcpio
 // a small block in any case, so that peers that read are served.
 func (c *Conn) mayQueueLocked(size int) bool {
 	b := &c.sh.budget
-	if size <= blockSmall && c.out == nil || b.Fits(size) {
+	if size <= buf.Small && c.out == nil || b.Fits(size) {
 		return true
 	}
 	c.flags |= fStarved
@@ -35,9 +37,9 @@ func (c *Conn) shareOfBudgetLocked(size int) int {
 	}
 	left := b.Left()
 	if c.out == nil {
-		left = max(left, blockSmall)
+		left = max(left, buf.Small)
 	}
-	return int(min(int64(size), max(left, 0), blockLarge))
+	return int(min(int64(size), max(left, 0), buf.Large))
 }
 
 // unstarveLocked ends the waiting of a connection that ends.

@@ -6,6 +6,9 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/buf"
+	"github.com/rabbit-backend/tcpio/internal/wait"
 )
 
 // The callback API is the compatibility surface: what programs written for the first tcpio use. It is an actor like any
@@ -23,14 +26,14 @@ import (
 // connection and goes to onErr as a *[PanicError]; one in onErr is only logged. The net.Conn passed is a
 // *Conn; programs that assert a *net.TCPConn need Conn.Hijack instead.
 func Callback(onConn func(net.Conn) error, onErr func(error)) Actor {
-	return &callback{onConn: onConn, onErr: onErr, calls: new(serial)}
+	return &callback{onConn: onConn, onErr: onErr, calls: new(wait.CallQueue)}
 }
 
 type callback struct {
 	onConn func(net.Conn) error
 	onErr  func(error)
-	calls  *serial // nil: calls for different connections run at once
-	errs   serial  // then errors still come one at a time
+	calls  *wait.CallQueue // nil: calls for different connections run at once
+	errs   wait.CallQueue  // then errors still come one at a time
 
 	trouble atomic.Pointer[error] // of the listener, not told yet
 }
@@ -45,15 +48,15 @@ func (cb *callback) Receive(ev Event) error {
 	case !ok:
 	case cb.calls == nil:
 		cb.call(r.Conn)
-	case cb.calls.enter():
-		defer cb.calls.pass()
+	case cb.calls.Enter():
+		defer cb.calls.Pass()
 		cb.call(r.Conn)
 	default:
 		c := r.Conn
 		c.mu.Lock()
 		c.extLocked().late++
 		c.mu.Unlock()
-		cb.calls.post(func() { cb.lateCall(c) })
+		cb.calls.Post(func() { cb.lateCall(c) })
 	}
 	return nil
 }
@@ -118,7 +121,7 @@ func (cb *callback) call(c *Conn) {
 		c.closeLocked(nil) // the end is all there is, and the callback does not want it
 	default:
 		// Unread bytes remain, so it is called again, though not in a spin.
-		c.sh.timers.add(c.sh, &timer{kind: timerReadable, c: c}, spinPause)
+		c.sh.addTimer(&timer{kind: timerReadable, c: c}, spinPause)
 	}
 	c.unlock()
 	if err != nil {
@@ -147,11 +150,11 @@ func exitedCallback(err error) bool {
 // tell gives err to onErr, in its turn. That is behind a callback that is running, and never on a loop.
 func (cb *callback) tell(sh *shared, err error) {
 	if cb.onErr != nil {
-		cb.errors().post(func() { cb.tellNow(sh, err) })
+		cb.errors().Post(func() { cb.tellNow(sh, err) })
 	}
 }
 
-func (cb *callback) errors() *serial {
+func (cb *callback) errors() *wait.CallQueue {
 	if cb.calls != nil {
 		return cb.calls
 	}
@@ -168,7 +171,7 @@ func (cb *callback) tellNow(sh *shared, err error) {
 // later one takes its place.
 func (cb *callback) listenerFailed(sh *shared, err error) {
 	if cb.trouble.Swap(&err) == nil {
-		cb.errors().post(func() { cb.tellNow(sh, *cb.trouble.Swap(nil)) })
+		cb.errors().Post(func() { cb.tellNow(sh, *cb.trouble.Swap(nil)) })
 	}
 }
 
@@ -197,9 +200,9 @@ func (c *Conn) peekLocked() (ready, end bool) {
 
 // discard reads and throws away one block of input.
 func (c *Conn) discard() error {
-	b := c.sh.pool.get(blockLarge)
-	defer c.sh.pool.put(b)
-	if _, err := c.TryRead(b.buf); err != nil && err != ErrWouldBlock {
+	b := c.sh.pool.Get(buf.Large)
+	defer c.sh.pool.Put(b)
+	if _, err := c.TryRead(b.Buf); err != nil && err != ErrWouldBlock {
 		return err
 	}
 	return nil

@@ -77,7 +77,7 @@ func TestAConnectionMayLeaveACallbackThatWaitsForItsTurn(t *testing.T) {
 	}
 	// The queue goes on, over the call: the calls behind it are made.
 	over := make(chan struct{}, 1)
-	l.callbacks.calls.post(func() { over <- struct{}{} })
+	l.callbacks.calls.Post(func() { over <- struct{}{} })
 	close(release)
 	receive(t, "the turn behind the call", over)
 	var b [2]byte

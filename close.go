@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
@@ -82,7 +83,7 @@ func (c *Conn) closeLocked(cause error) {
 	if !c.released() {
 		t := &timer{kind: timerClose, c: c}
 		c.extLocked().timer = t
-		c.sh.timers.add(c.sh, t, c.sh.opts.CloseTimeout)
+		c.sh.addTimer(t, c.sh.opts.CloseTimeout)
 	}
 }
 
@@ -140,10 +141,10 @@ func (c *Conn) tellDrainingLocked() {
 
 // drainLocked throws input away until there is none for the moment, or no more for ever.
 func (c *Conn) drainLocked() {
-	scratch := c.sh.pool.get(blockLarge)
-	defer c.sh.pool.put(scratch)
+	scratch := c.sh.pool.Get(buf.Large)
+	defer c.sh.pool.Put(scratch)
 	for read := 0; read < drainBudget; {
-		n, err := c.recvLocked(scratch.buf)
+		n, err := c.recvLocked(scratch.Buf)
 		read += n
 		switch {
 		case err == io.EOF:
@@ -189,7 +190,7 @@ func (c *Conn) releaseLocked(cause error) {
 	c.flags &^= fWantRoom | pendWritable
 	if c.ext != nil {
 		if c.ext.timer != nil {
-			c.sh.timers.stop(c.ext.timer)
+			c.sh.timers.Remove(c.ext.timer)
 			c.ext.timer = nil
 		}
 	}
@@ -211,10 +212,10 @@ func (c *Conn) leaveAllLocked() {
 	if !c.leaveSomeLocked() {
 		c.todo |= todoLeave
 	}
-	x.readLimit.stop()
-	x.sendLimit.stop()
-	x.canRead.open()
-	x.canSend.open()
+	x.readLimit.Stop()
+	x.sendLimit.Stop()
+	x.canRead.Open()
+	x.canSend.Open()
 }
 
 // leaveMost is how many timers, and how many groups, one hold of mu lets go of.
@@ -228,7 +229,7 @@ func (c *Conn) leaveSomeLocked() bool {
 		if tm == nil {
 			break
 		}
-		c.sh.timers.stop(tm)
+		c.sh.timers.Remove(tm)
 		c.unlinkTimerLocked(tm)
 	}
 	return c.leaveGroupsLocked() && x.timers == nil

@@ -9,7 +9,9 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/rabbit-backend/tcpio/internal/sched"
 	"github.com/rabbit-backend/tcpio/internal/sys"
+	"github.com/rabbit-backend/tcpio/internal/wait"
 )
 
 // A Conn is one connection. It costs no goroutine and, while idle, no buffer.
@@ -21,8 +23,7 @@ type Conn struct {
 	sh   *shard
 	id   uint64 // 0: refused
 	peer sys.Addr
-	gen  uint32 // with slot, names the connection in epoll's data: a descriptor number is no identity
-	slot uint32 // set once, by the table, before anybody else sees the Conn
+	key  sched.Key // names it in epoll's data: a descriptor number is no identity; set by the table
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -57,28 +58,28 @@ type connExt struct {
 	remote net.Addr
 
 	// Guarded by the Conn's mu.
-	err     error        // why the connection ended
-	readErr error        // why reading failed; the peer's end of stream is fEOF. See ends.go
-	sendErr error        // why writing failed
-	local   net.Addr     // the local address, kept at release
-	timer   *timer       // the limit on Close
-	timers  *timer       // of After, linked
-	mailbox []mail       // values not yet delivered, oldest first
-	posted  int          // of them, those that count against MailboxSize
-	copies  int32        // that are under way to the connection
-	fdUsers int32        // functions of SyscallConn that run; the last one to return releases fd
-	raw     bool         // SyscallConn was called: others may have received how the connection ended
-	given   bool         // the socket is somebody else's, who has a duplicate: its options are left alone
-	waiting bool         // a copy waits for room in the socket, with nothing queued
-	late    int32        // calls of a callback that wait for their turn, or run after that; see callback.lateCall
-	groups  []membership // of Groups
+	err     error             // why the connection ended
+	readErr error             // why reading failed; the peer's end of stream is fEOF. See ends.go
+	sendErr error             // why writing failed
+	local   net.Addr          // the local address, kept at release
+	timer   *timer            // the limit on Close
+	timers  *timer            // of After, linked
+	mailbox sched.Queue[mail] // values not yet delivered
+	posted  int               // of them, those that count against MailboxSize
+	copies  int32             // that are under way to the connection
+	fdUsers int32             // functions of SyscallConn that run; the last one to return releases fd
+	raw     bool              // SyscallConn was called: others may have received how the connection ended
+	given   bool              // the socket is somebody else's, who has a duplicate: its options are left alone
+	waiting bool              // a copy waits for room in the socket, with nothing queued
+	late    int32             // calls of a callback that wait for their turn, or run after that; see callback.lateCall
+	groups  []membership      // of Groups
 	tls     *tlsState
 	frames  frameBuffer
-	canRead gate // goroutines blocked until there is something to read
-	canSend gate // goroutines blocked until there is room to write
-	gone    gate // goroutines blocked until the connection is gone
+	canRead wait.Gate // goroutines blocked until there is something to read
+	canSend wait.Gate // goroutines blocked until there is room to write
+	gone    wait.Gate // goroutines blocked until the connection is gone
 
-	readLimit, sendLimit limit // deadlines of Read and Write
+	readLimit, sendLimit wait.Deadline // deadlines of Read and Write
 }
 
 // A membership is what a connection leaves when it ends: a Group.
@@ -208,7 +209,7 @@ func (c *Conn) fdUsedLocked() bool { return c.flags&fNew != 0 || c.ext != nil &&
 // finish closes the descriptor: out of the table and out of epoll first, so that no event of this connection is
 // delivered to a later one of the same number, and a duplicate held elsewhere keeps nothing alive in epoll.
 func (c *Conn) finish(fd int32, given, reset bool) {
-	c.sh.conns.remove(c)
+	c.sh.conns.Remove(c.key)
 	_ = c.sh.p.remove(int(fd))
 	if given {
 		sys.CloseFD(fd)
@@ -219,7 +220,7 @@ func (c *Conn) finish(fd int32, given, reset bool) {
 	c.enterLocked(phaseGone)
 	c.emitLocked(pendClosed)
 	if c.ext != nil {
-		c.ext.gone.open()
+		c.ext.gone.Open()
 	}
 	c.unlock()
 	c.sh.unadmit(c)
@@ -478,7 +479,7 @@ func (c *Conn) mail() int {
 	if c.ext == nil || c.flags&(fHandshake|fOpened) == fHandshake {
 		return 0
 	}
-	return len(c.ext.mailbox)
+	return c.ext.mailbox.Len()
 }
 
 // readyLocked takes in what epoll said.
@@ -495,7 +496,7 @@ func (c *Conn) readyLocked(bits uint32) {
 	c.noteEdgeLocked(bits)
 	if bits&(pollOut|pollErr|pollHup) != 0 {
 		if c.ext != nil {
-			c.ext.canSend.open()
+			c.ext.canSend.Open()
 		}
 		c.flushLocked()
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
@@ -33,12 +34,12 @@ func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
 	}
 	c.noteCopy(1)
 	defer c.noteCopy(-1)
-	b := c.sh.pool.get(blockLarge)
-	defer c.sh.pool.put(b)
+	b := c.sh.pool.Get(buf.Large)
+	defer c.sh.pool.Put(b)
 	for {
-		got, rerr := r.Read(b.buf)
+		got, rerr := r.Read(b.Buf)
 		if got > 0 {
-			put, err := c.Write(b.buf[:got])
+			put, err := c.Write(b.Buf[:got])
 			if n += int64(put); err != nil {
 				return n, err
 			}
@@ -106,12 +107,12 @@ func (c *Conn) noteCopy(n int32) {
 func (c *Conn) copyTo(write func([]byte) (int, error), to *Conn) (n int64, err error) {
 	pool := &c.sh.pool
 	for {
-		var b *block
+		var b *buf.Block
 		got, err := c.awaitRead(func() (int, error) {
-			b = pool.get(blockLarge)
-			n, err := c.readLocked(b.buf)
+			b = pool.Get(buf.Large)
+			n, err := c.readLocked(b.Buf)
 			if err != nil {
-				pool.put(b)
+				pool.Put(b)
 			}
 			return n, err
 		})
@@ -121,7 +122,7 @@ func (c *Conn) copyTo(write func([]byte) (int, error), to *Conn) (n int64, err e
 		if err != nil {
 			return n, err
 		}
-		full := got == len(b.buf)
+		full := got == len(b.Buf)
 		put, err := writeBlock(write, pool, b, got)
 		n += int64(put)
 		if err == nil && full && to != nil {
@@ -137,9 +138,9 @@ func (c *Conn) copyTo(write func([]byte) (int, error), to *Conn) (n int64, err e
 
 // writeBlock writes b's first n bytes and gives b back, also when write, which may be a user's,
 // panics.
-func writeBlock(write func([]byte) (int, error), pool *pool, b *block, n int) (int, error) {
-	defer pool.put(b)
-	put, err := write(b.buf[:n])
+func writeBlock(write func([]byte) (int, error), pool *buf.Pool, b *buf.Block, n int) (int, error) {
+	defer pool.Put(b)
+	put, err := write(b.Buf[:n])
 	if err == nil && put < n {
 		err = io.ErrShortWrite
 	}
@@ -183,7 +184,7 @@ func (c *Conn) spliceInLocked(pipe sys.Pipe) int {
 	if c.ended() || c.flags&(fTLS|fEOF) != 0 {
 		return 0
 	}
-	if x := c.ext; x != nil && (x.frames.b != nil || x.readLimit.passed() || x.readErr != nil) {
+	if x := c.ext; x != nil && (x.frames.b != nil || x.readLimit.Passed() || x.readErr != nil) {
 		return 0
 	}
 	n, errno := pipe.SpliceFrom(c.fd, copyChunk)
@@ -229,17 +230,17 @@ func (c *Conn) spliceOutLocked(pipe sys.Pipe, size int) (n int, whole bool, err 
 
 // writePipeLocked writes the size bytes that the pipe holds.
 func (c *Conn) writePipeLocked(pipe sys.Pipe, size int) (n int, err error) {
-	b := c.sh.pool.get(size)
-	defer c.sh.pool.put(b)
+	b := c.sh.pool.Get(size)
+	defer c.sh.pool.Put(b)
 	for n < size {
-		got, err := pipe.Read(b.buf[:size-n])
+		got, err := pipe.Read(b.Buf[:size-n])
 		if err == nil && got == 0 {
 			err = io.ErrUnexpectedEOF
 		}
 		if err != nil {
 			return n, os.NewSyscallError("read", err)
 		}
-		put, err := c.writeAllLocked(b.buf[:got])
+		put, err := c.writeAllLocked(b.Buf[:got])
 		if n += put; err != nil {
 			return n, err
 		}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
@@ -31,10 +32,10 @@ func TestDisconnectAtEveryByteOfAFrame(t *testing.T) {
 	}{
 		{"lengths", testnet.SplitPrefixed, "\x03abc\x00\x05hello\x01x\x0atwelve"},
 		{"lines", testnet.SplitRawLines, "one\n\nthree\r\nfo"},
-		{"longer than a block", testnet.SplitRawLines, string(bytes.Repeat([]byte("x"), blockSmall)) + "\n!\n"},
+		{"longer than a block", testnet.SplitRawLines, string(bytes.Repeat([]byte("x"), buf.Small)) + "\n!\n"},
 	} {
 		for cut := range len(script.data) + 1 {
-			if len(script.data) > 100 && cut > 3 && cut < blockSmall-3 {
+			if len(script.data) > 100 && cut > 3 && cut < buf.Small-3 {
 				continue
 			}
 			for _, reset := range []bool{false, true} {

@@ -58,14 +58,14 @@ func (lp *loop) help() {
 		if o := &lp.l.opts; o.Actor == nil && o.Admit == nil && o.AcceptRate == nil {
 			lp.runAccept() // it calls no hook, so that the role stays here
 		}
-		if n == 0 || lp.accept == acceptMore || lp.kicked.Load() || !lp.demand.outstanding() {
+		if n == 0 || lp.accept == acceptMore || lp.kicked.Load() || !lp.demand.Outstanding() {
 			lp.polled = n == 0
 			lp.wakeup <- struct{}{}
 			return
 		}
-		lp.lull = lp.demand.word.Load()
+		lp.lull = lp.demand.Word()
 		lp.enter(parked)
-		if !lp.kicked.Load() && lp.demand.outstanding() {
+		if !lp.kicked.Load() && lp.demand.Outstanding() {
 			break
 		}
 	}
@@ -105,9 +105,14 @@ func (lp *loop) work() bool {
 // take prepares the dispatching of n events.
 func (lp *loop) take(n int) {
 	lp.next, lp.n = 0, n
-	if n > 0 {
-		lp.conns.resolve(lp.events[:n], lp.batch)
+	if n == 0 {
+		return
 	}
+	lp.conns.Lock()
+	for i := range n {
+		lp.batch[i] = lp.conns.Find(lp.events[i].key())
+	}
+	lp.conns.Unlock()
 }
 
 // dispatch hands the batch to its connections. Actors are run only by a goroutine of the loop's own.
@@ -117,7 +122,7 @@ func (lp *loop) dispatch(own bool) bool {
 		lp.next++
 		c := lp.batch[i]
 		if c == nil {
-			if lp.events[i].token() == listenToken && lp.accept == acceptIdle {
+			if lp.events[i].key() == listenKey && lp.accept == acceptIdle {
 				lp.accept = acceptMore // a pause is not ended by more peers
 			}
 			continue
@@ -139,9 +144,9 @@ func (lp *loop) dispatch(own bool) bool {
 
 // runQueue gives every connection that is in the queue now its turn.
 func (lp *loop) runQueue() bool {
-	for range lp.queue.len() {
-		c := lp.queue.pop()
-		if c == nil {
+	for range lp.queue.Len() {
+		c, ok := lp.queue.Pop()
+		if !ok {
 			break
 		}
 		c.mu.Lock()
@@ -175,10 +180,11 @@ const timerBudget = 256
 
 // runTimers fires what is due.
 func (lp *loop) runTimers() {
-	lp.runLimits()
+	t := now()
+	lp.runLimits(t)
 	for range timerBudget {
-		tm := lp.timers.due()
-		if tm == nil {
+		tm, ok := lp.timers.Due(t)
+		if !ok {
 			return
 		}
 		switch tm.kind {
@@ -195,19 +201,18 @@ func (lp *loop) runTimers() {
 	lp.kick() // there may be more
 }
 
-// runLimits ends the connections whose limit is reached.
-func (lp *loop) runLimits() {
+// runLimits ends the connections whose limit is reached at time t.
+func (lp *loop) runLimits(t int64) {
 	for range limitBudget {
-		c := lp.limits.due(now())
-		if c == nil {
-			c = lp.eofs.due(now())
+		due, ok := lp.limits.Due(t)
+		if !ok {
+			if due, ok = lp.eofs.Due(t); !ok {
+				return
+			}
 		}
-		if c == nil {
-			return
-		}
-		c.mu.Lock()
-		c.limitDueLocked()
-		c.unlock()
+		due.c.mu.Lock()
+		due.c.limitDueLocked()
+		due.c.unlock()
 	}
 	lp.kick() // there may be more
 }
@@ -228,9 +233,9 @@ func (lp *loop) bark() {
 		}
 	case parked:
 		if again && lp.state.CompareAndSwap(w, w&^roleMask) {
-			lp.slice = lp.demand.word.Load() != lp.lull
+			lp.slice = lp.demand.Word() != lp.lull
 			if !lp.slice {
-				lp.demand.writeOff()
+				lp.demand.WriteOff()
 			}
 			lp.wakeup <- struct{}{}
 		}

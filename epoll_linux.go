@@ -8,6 +8,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/rabbit-backend/tcpio/internal/sched"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,10 +33,10 @@ type readyEvent unix.EpollEvent
 
 func (e *readyEvent) bits() uint32 { return e.Events }
 
-func (e *readyEvent) token() token { return token{slot: uint32(e.Fd), gen: uint32(e.Pad)} }
+func (e *readyEvent) key() sched.Key { return sched.Key{Slot: uint32(e.Fd), Gen: uint32(e.Pad)} }
 
-func makeReady(bits uint32, t token) readyEvent {
-	return readyEvent{Events: bits, Fd: int32(t.slot), Pad: int32(t.gen)}
+func makeReady(bits uint32, k sched.Key) readyEvent {
+	return readyEvent{Events: bits, Fd: int32(k.Slot), Pad: int32(k.Gen)}
 }
 
 // epoll is the kernel's poller. The eventfd ends a blocked wait; it is registered edge-triggered and never read, since
@@ -60,15 +61,15 @@ func newPoller() (poller, error) {
 		return nil, os.NewSyscallError("eventfd", err)
 	}
 	p := &epoll{fd: fd, wakeFD: wakeFD}
-	if err := p.add(wakeFD, wakeToken, pollEdge); err != nil {
+	if err := p.add(wakeFD, wakeKey, pollEdge); err != nil {
 		p.close()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *epoll) add(fd int, t token, mask uint32) error {
-	ev := unix.EpollEvent(makeReady(mask, t))
+func (p *epoll) add(fd int, k sched.Key, mask uint32) error {
+	ev := unix.EpollEvent(makeReady(mask, k))
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(p.fd, unix.EPOLL_CTL_ADD, fd, &ev))
 }
 

@@ -2,7 +2,11 @@
 
 package tcpio
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/rabbit-backend/tcpio/internal/sched"
+)
 
 // On other systems the package compiles, so that programs for several systems can import it, and
 // Listen fails.
@@ -20,10 +24,10 @@ const (
 
 type readyEvent struct {
 	b uint32
-	t token
+	k sched.Key
 }
 
-func (e *readyEvent) bits() uint32 { return e.b }
-func (e *readyEvent) token() token { return e.t }
+func (e *readyEvent) bits() uint32   { return e.b }
+func (e *readyEvent) key() sched.Key { return e.k }
 
 func newPoller() (poller, error) { return nil, errors.ErrUnsupported }

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/sched"
 )
 
 // A fakePoller is a real poller with a hand on it: it counts, and adds failures and events that the kernel is free to
@@ -23,7 +25,7 @@ type fakePoller struct {
 	interrupts int   // waits that end at once with nothing, as an interrupted one does
 	broken     error // what wait fails with
 	refuse     error // what add fails with
-	tokens     map[int]token
+	keys       map[int]sched.Key
 	hold       chan struct{} // a wait that has blocked returns only when it is closed
 	said       int64         // the number of the wait that took the last of inject
 }
@@ -32,7 +34,7 @@ type fakePoller struct {
 func fakePollers(r *rig, n int) []*fakePoller {
 	fakes := make([]*fakePoller, n)
 	for i := range fakes {
-		fakes[i] = &fakePoller{tokens: make(map[int]token)}
+		fakes[i] = &fakePoller{keys: make(map[int]sched.Key)}
 	}
 	next := 0
 	r.newPoller = func() (poller, error) {
@@ -57,14 +59,14 @@ func fakeOne(t testing.TB, o ListenerOptions) (*rig, *fakePoller) {
 	return r, fakePollers(r, 1)[0]
 }
 
-func (f *fakePoller) add(fd int, t token, mask uint32) error {
+func (f *fakePoller) add(fd int, k sched.Key, mask uint32) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.refuse != nil && t.gen != 0 {
+	if f.refuse != nil && k.Gen != 0 {
 		return f.refuse
 	}
-	f.tokens[fd] = t
-	return f.poller.add(fd, t, mask)
+	f.keys[fd] = k
+	return f.poller.add(fd, k, mask)
 }
 
 func (f *fakePoller) wait(events []readyEvent, timeout time.Duration) (int, error) {

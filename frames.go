@@ -6,13 +6,15 @@ import (
 	"io"
 	"iter"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/buf"
 )
 
 // A frameBuffer is input that Frames has read and not yet handed out: a partial frame, or whole ones after a break. It
 // is guarded by the Conn's mu; the zero value is empty and holds no memory.
 type frameBuffer struct {
-	b        *block
-	off, end int  // b.buf[off:end] is unread
+	b        *buf.Block
+	off, end int  // b.Buf[off:end] is unread
 	busy     bool // an iterator is running: b stays where it is
 	split    bool // split is looking at b[off:end], or it is being moved: nobody else reads
 	more     bool // the socket may hold more, and no edge will say so
@@ -25,7 +27,7 @@ func (f *frameBuffer) read(sh *shared, p []byte) int {
 	if f.b == nil {
 		return 0
 	}
-	n := copy(p, f.b.buf[f.off:f.end])
+	n := copy(p, f.b.Buf[f.off:f.end])
 	if f.off += n; f.off == f.end {
 		f.drop(sh)
 	}
@@ -37,7 +39,7 @@ func (f *frameBuffer) drop(sh *shared) {
 	if f.b == nil || f.busy {
 		return
 	}
-	sh.pool.put(f.b)
+	sh.pool.Put(f.b)
 	*f = frameBuffer{}
 }
 
@@ -237,7 +239,7 @@ func (c *Conn) frameData() (data []byte, atEOF bool, err error) {
 	f := &c.ext.frames
 	f.partial, f.split = false, true
 	if f.b != nil {
-		data = f.b.buf[f.off:f.end:f.end]
+		data = f.b.Buf[f.off:f.end:f.end]
 	}
 	return data, c.flags&fEOF != 0, nil
 }
@@ -273,7 +275,7 @@ func (c *Conn) readOnFrames() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f := &c.ext.frames
-	return f.more && f.end < len(f.b.buf) && f.end-f.off >= recvMax
+	return f.more && f.end < len(f.b.Buf) && f.end-f.off >= recvMax
 }
 
 // fillFrames reads more behind the partial frame. It reports false when there is no more for the moment.
@@ -300,7 +302,7 @@ func (c *Conn) fillFrames() (more bool, err error) {
 		c.unlock()
 		return false, err
 	}
-	room := f.b.buf[f.end:]
+	room := f.b.Buf[f.end:]
 	room = room[:min(len(room), recvMax)]
 	n, err := c.inputLocked(room)
 	f.end += n
@@ -339,28 +341,28 @@ func (c *Conn) makeRoomLocked(limit int) error {
 	pool := &c.sh.pool
 	switch {
 	case f.b == nil:
-		f.b, f.off, f.end = pool.get(blockLarge), 0, 0
+		f.b, f.off, f.end = pool.Get(buf.Large), 0, 0
 		return nil
-	case f.end < len(f.b.buf):
+	case f.end < len(f.b.Buf):
 		return nil
 	}
-	old, unread := f.b, f.b.buf[f.off:f.end]
+	old, unread := f.b, f.b.Buf[f.off:f.end]
 	f.split = true
 	c.mu.Unlock()
 	b := old
-	if len(unread) > len(old.buf)/2 {
+	if len(unread) > len(old.Buf)/2 {
 		size := limit + 1 // at most a gigabyte and a byte, see ListenerOptions.MaxFrame
-		if len(old.buf) <= limit/2 {
-			size = 2 * len(old.buf)
+		if len(old.Buf) <= limit/2 {
+			size = 2 * len(old.Buf)
 		}
-		b = pool.get(max(size, len(unread)+1))
+		b = pool.Get(max(size, len(unread)+1))
 	}
-	copyPieces(b.buf, unread)
+	buf.Copy(b.Buf, unread)
 	c.mu.Lock()
 	f.split = false
 	f.b, f.off, f.end = b, 0, len(unread)
 	if b != old {
-		pool.put(old)
+		pool.Put(old)
 	}
 	if c.ended() {
 		return c.endedLocked("read")
@@ -368,22 +370,22 @@ func (c *Conn) makeRoomLocked(limit int) error {
 	return nil
 }
 
-// makeSomeRoom leaves room behind the unread bytes without moving more than blockLarge. It reports false where that cannot be.
-func (f *frameBuffer) makeSomeRoom(pool *pool) bool {
+// makeSomeRoom leaves room behind the unread bytes without moving more than buf.Large. It reports false where that cannot be.
+func (f *frameBuffer) makeSomeRoom(pool *buf.Pool) bool {
 	have := f.end - f.off
 	switch {
 	case f.b == nil:
-		f.b, f.off, f.end = pool.get(blockSmall), 0, 0
-	case f.end < len(f.b.buf):
-	case have >= blockLarge:
+		f.b, f.off, f.end = pool.Get(buf.Small), 0, 0
+	case f.end < len(f.b.Buf):
+	case have >= buf.Large:
 		return false
 	case f.off > 0:
-		copy(f.b.buf, f.b.buf[f.off:f.end])
+		copy(f.b.Buf, f.b.Buf[f.off:f.end])
 		f.off, f.end = 0, have
 	default:
-		b := pool.get(blockLarge)
-		copy(b.buf, f.b.buf[:have])
-		pool.put(f.b)
+		b := pool.Get(buf.Large)
+		copy(b.Buf, f.b.Buf[:have])
+		pool.Put(f.b)
 		f.b = b
 	}
 	return true
@@ -391,11 +393,11 @@ func (f *frameBuffer) makeSomeRoom(pool *pool) bool {
 
 // shrink keeps a small rest in a small block: the connection may be idle for long.
 func (f *frameBuffer) shrink(sh *shared) {
-	if f.b == nil || len(f.b.buf) == blockSmall || f.end-f.off > blockSmall {
+	if f.b == nil || len(f.b.Buf) == buf.Small || f.end-f.off > buf.Small {
 		return
 	}
-	b := sh.pool.get(blockSmall)
-	have := copy(b.buf, f.b.buf[f.off:f.end])
-	sh.pool.put(f.b)
+	b := sh.pool.Get(buf.Small)
+	have := copy(b.Buf, f.b.Buf[f.off:f.end])
+	sh.pool.Put(f.b)
 	f.b, f.off, f.end = b, 0, have
 }

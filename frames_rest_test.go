@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
@@ -77,7 +78,7 @@ func TestPartialFrameHoldsASmallBlockAndAnIdleOneNone(t *testing.T) {
 			if c.ext == nil || c.ext.frames.b == nil {
 				return 0
 			}
-			return len(c.ext.frames.b.buf)
+			return len(c.ext.frames.b.Buf)
 		})
 	}
 	lines := bytes.Repeat([]byte("0123456789abcde\n"), 3000) // 48,000 bytes
@@ -98,8 +99,8 @@ func TestPartialFrameHoldsASmallBlockAndAnIdleOneNone(t *testing.T) {
 			}
 			return locked(c, func() bool { f := &c.ext.frames; return f.end-f.off == len("partial") })
 		})
-		if n := held(); n != blockSmall {
-			t.Errorf("%d bytes held for a partial frame of 7, want %d", n, blockSmall)
+		if n := held(); n != buf.Small {
+			t.Errorf("%d bytes held for a partial frame of 7, want %d", n, buf.Small)
 		}
 		write(t, peer, []byte("\n"))
 		for done := false; !done; {
@@ -161,7 +162,7 @@ func TestCloseInsideTheBodyEndsTheIteration(t *testing.T) {
 		t.Errorf("%d pairs, want a frame and an error", n)
 	}
 	receiveAs[Closed](t, events)
-	if b := locked(c, func() *block { return c.ext.frames.b }); b != nil {
+	if b := locked(c, func() *buf.Block { return c.ext.frames.b }); b != nil {
 		t.Error("memory is held after Closed")
 	}
 }

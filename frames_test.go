@@ -9,6 +9,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
@@ -56,7 +57,7 @@ func TestEndlessFrameIsTooLong(t *testing.T) {
 	if !errors.Is(c.Err(), bufio.ErrTooLong) {
 		t.Errorf("Err is %v", c.Err())
 	}
-	if b := locked(c, func() *block { return c.ext.frames.b }); b != nil {
-		t.Errorf("%d bytes are still held", len(b.buf))
+	if b := locked(c, func() *buf.Block { return c.ext.frames.b }); b != nil {
+		t.Errorf("%d bytes are still held", len(b.Buf))
 	}
 }

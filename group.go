@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+
+	"github.com/rabbit-backend/tcpio/internal/buf"
 )
 
 // SlowPolicy says what a Group does with a member that does not keep up: one whose queue has no room for a Write.
@@ -168,7 +170,7 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	var b *block // the shared copy, made when the first member needs one
+	var b *buf.Block // the shared copy, made when the first member needs one
 	var sh *shared
 	for _, c := range g.snapshot() {
 		if c == except {
@@ -203,7 +205,7 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 					sh = c.sh.shared
 					b = sh.shareable(p)
 				}
-				b.refs.Add(1)
+				b.Retain()
 				c.queueOutLocked().share(c.sh.shared, b, sent, len(p))
 				if sent == holdMax {
 					c.flushSoonLocked() // a socket that has not refused shows no edge
@@ -221,7 +223,7 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 		c.unlock()
 	}
 	if b != nil {
-		sh.pool.put(b)
+		sh.pool.Put(b)
 	}
 	return len(p), nil
 }
@@ -231,15 +233,14 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 const shareMin = 1 << 10
 
 // shareable returns a block with a copy of p and not much more room than that.
-func (sh *shared) shareable(p []byte) *block {
-	if len(p) > blockSmall && len(p) < blockLarge/2 {
-		b := &block{buf: make([]byte, len(p))}
-		b.refs.Store(1)
-		copy(b.buf, p)
-		return b
+func (sh *shared) shareable(p []byte) *buf.Block {
+	var b *buf.Block
+	if len(p) > buf.Small && len(p) < buf.Large/2 {
+		b = buf.NewBlock(len(p))
+	} else {
+		b = sh.pool.Get(len(p))
 	}
-	b := sh.pool.get(len(p))
-	copyPieces(b.buf, p)
+	buf.Copy(b.Buf, p)
 	return b
 }
 

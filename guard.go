@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"io"
 	"runtime/debug"
-	"sync"
 )
 
 // User code is called under a guard, and under no lock. ARCHITECTURE.md has the table of all such calls.
@@ -17,7 +16,7 @@ import (
 //
 // Where taking long matters, the call is made where it may block: Receive and the hooks lose their loop to
 // another goroutine, see loop.takeOver; OnErrorEvent and the Logger have a goroutine of their own, see
-// serial.
+// wait.CallQueue.
 
 // guard calls f, which calls user code, in. If that panics, or calls runtime.Goexit, failed is called with
 // what happened: a panic is over then, and guard returns false; a goroutine that is exiting goes on to do so
@@ -60,93 +59,6 @@ func elsewhere(in string, f func()) (p *PanicError) {
 	}()
 	<-over
 	return p
-}
-
-// A serial runs functions one at a time, in the order of run and post. Nobody runs a function that somebody
-// else has left: these have a goroutine of their own, which ends when none is left.
-type serial struct {
-	mu sync.Mutex
-	// Guarded by mu.
-	queue []func()
-	busy  bool
-}
-
-// run calls f on this goroutine, or leaves it in the queue when it is not its turn.
-func (s *serial) run(f func()) {
-	if !s.enter() {
-		s.post(f)
-		return
-	}
-	defer s.pass()
-	f()
-}
-
-// enter begins a turn, which pass ends, if nobody has one.
-func (s *serial) enter() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.busy {
-		return false
-	}
-	s.busy = true
-	return true
-}
-
-// post leaves f in the queue. It reports whether f is the next one and nobody is inside.
-func (s *serial) post(f func()) (next bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.queue = append(s.queue, f)
-	if s.busy {
-		return false
-	}
-	s.busy = true
-	go s.drain()
-	return true
-}
-
-// pass ends a turn.
-func (s *serial) pass() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.queue) > 0 {
-		go s.drain()
-		return
-	}
-	s.queue, s.busy = nil, false
-}
-
-func (s *serial) drain() {
-	exiting := true
-	defer func() {
-		if exiting {
-			s.pass()
-		}
-	}()
-	for f := s.next(); f != nil; f = s.next() {
-		f()
-	}
-	exiting = false
-}
-
-// next takes a function; with none left the turn is over.
-func (s *serial) next() (f func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.queue) == 0 {
-		s.queue, s.busy = nil, false
-		return nil
-	}
-	f = s.queue[0]
-	s.queue[0] = nil
-	s.queue = s.queue[1:]
-	return f
-}
-
-func (s *serial) len() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.queue)
 }
 
 // guardTLS returns config, or a copy with a guard around what crypto/tls calls with a lock held: the

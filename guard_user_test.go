@@ -28,8 +28,8 @@ func nothingLeft(t *testing.T, c *Conn) {
 	if c.fdUsedLocked() || c.flags&fWriting != 0 {
 		t.Errorf("the descriptor is in use: %v, writing: %v", c.fdUsedLocked(), c.flags&fWriting != 0)
 	}
-	if x := c.ext; x != nil && (x.canRead.n != 0 || x.canSend.n != 0 || x.frames.busy || x.frames.split) {
-		t.Errorf("%d readers and %d writers at the gates, frames busy: %v, split: %v", x.canRead.n, x.canSend.n, x.frames.busy, x.frames.split)
+	if x := c.ext; x != nil && (x.canRead.Waiting() != 0 || x.canSend.Waiting() != 0 || x.frames.busy || x.frames.split) {
+		t.Errorf("%d readers and %d writers at the gates, frames busy: %v, split: %v", x.canRead.Waiting(), x.canSend.Waiting(), x.frames.busy, x.frames.split)
 	}
 }
 

@@ -6,14 +6,15 @@ import (
 	"errors"
 	"io"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/quota"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 const (
-	recordHeader    = 5             // bytes; RFC 8446, 5.1
-	recordMax       = 16<<10 + 2048 // bytes; RFC 5246, 6.2.3
-	recordHandshake = 22            // a record's type
+	recordHeader    = 5                         // bytes; RFC 8446, 5.1
+	recordMax       = buf.Record - recordHeader // bytes
+	recordHandshake = 22                        // a record's type
 )
 
 // A TLS alert, fatal, unexpected_message: what a client that speaks no TLS is told. crypto/tls sends it none.
@@ -26,7 +27,7 @@ var errNotTLS = errors.New("tcpio: the client does not speak TLS")
 func (c *Conn) handshakeReadyLocked(bits uint32) {
 	st := c.ext.tls
 	if st.conn != nil {
-		c.ext.canRead.open()
+		c.ext.canRead.Open()
 		return
 	}
 	if bits&(pollIn|pollHup|pollErr|pollRdHup) == 0 {
@@ -54,7 +55,7 @@ func (t *tlsLink) helloLocked() error {
 				return t.hello(err)
 			}
 		}
-		if t.b.buf[t.off] != recordHandshake {
+		if t.b.Buf[t.off] != recordHandshake {
 			return errNotTLS
 		}
 		if err := t.recordLocked(); err != nil {
@@ -135,11 +136,11 @@ func (c *Conn) runHandshake(ctx context.Context, st *tlsState, err *error) {
 
 func (c *Conn) handshakeDoneLocked() {
 	st := c.ext.tls
-	c.sh.timers.stop(st.timer)
+	c.sh.timers.Remove(st.timer)
 	st.timer, st.config = nil, nil
 	st.link.silent = 0
 	c.flags &^= fHandshake
-	c.ext.canSend.open()
+	c.ext.canSend.Open()
 	if c.flags&fTimed != 0 {
 		c.limit.lastIn = c.sh.coarse() // the other limits begin here
 		c.armLimitLocked()

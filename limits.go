@@ -2,52 +2,35 @@ package tcpio
 
 import (
 	"fmt"
-	"math"
-	"sync"
-	"sync/atomic"
 	"time"
 
+	"github.com/rabbit-backend/tcpio/internal/sched"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// Time limits. A connection notes when it last read and wrote, on a coarse clock: that is all that activity costs. It is
-// in one heap of its loop with the earliest time at which a limit could be reached; when that comes, the notes say
-// whether it was, or when it could be next. A limit costs no goroutine and 32 bytes a connection: its place in the heap,
-// and limitState.
+// Time limits. A connection notes when it last read and wrote, on a coarse clock: that is all that
+// activity costs. It is in one list of its loop with the earliest time at which a limit could be
+// reached; when that comes, the notes say whether it was, or when it could be next. A limit costs no
+// goroutine.
 
-// ticks is a time of the coarse clock in milliseconds. It wraps after 49 days; differences do not mind.
-type ticks uint32
-
-// since is how long before t earlier was. It may be a little below zero, when whoever told the time was late with it.
-func (t ticks) since(earlier ticks) time.Duration {
-	const late = 60_000
-	d := int32(t - earlier)
-	if d < -late {
-		d = math.MaxInt32 // over 24 days: a connection that only ever reads has an old last write
-	}
-	return time.Duration(d) * time.Millisecond
-}
-
-// limitState is a connection's part. lastIn, lastOut and idle are guarded by its mu, the rest by its loop's limits.
+// limitState is a connection's part: 24 bytes, and 16 in its loop's list. The connection's mu guards
+// lastIn, lastOut and idle, the list's lock guards place.
 type limitState struct {
-	lastIn  ticks // bytes arrived or were read (of TLS: plain text was decrypted), or the connection was accepted
-	lastOut ticks // bytes went out, or began to wait
-	idle    ticks // the idle limit; 0: none
-	place   int32 // in the heap plus one
-	at      int64 // due time there
+	lastIn  int64  // when bytes arrived or were read (of TLS: decrypted), or the connection was accepted
+	lastOut int64  // when bytes went out, or began to wait; like lastIn on the coarse clock
+	idle    uint32 // the idle limit in milliseconds; 0: none
+	place   int32  // in the list, see sched.Item
 }
 
-// limits is connections of one loop that have a time limit: lp.eofs has those that EOFTimeout runs for, lp.limits the others.
-type limits struct {
-	first atomic.Int64 // when the earliest is due, 0 without any
+// limits is the connections of a loop that have a time limit: sh.eofs has those that EOFTimeout runs
+// for, sh.limits the others. Its lock is taken under a Conn's mu.
+type limits = sched.Deadlines[limited]
 
-	mu sync.Mutex
-	// Guarded by mu, which is taken under a Conn's mu.
-	heap dueHeap[*Conn]
-}
+// limited is a Conn in limits.
+type limited struct{ c *Conn }
 
-func (c *Conn) dueAt() int64   { return c.limit.at }
-func (c *Conn) setPlace(i int) { c.limit.place = int32(i) }
+// Place implements sched.Item.
+func (l limited) Place() *int32 { return &l.c.limit.place }
 
 // SetIdleTimeout replaces [ListenerOptions.IdleTimeout] for this connection, from its last activity on; 0 means none. It
 // fails on a negative or too long (20 days) limit and, after Close, with net.ErrClosed.
@@ -63,7 +46,7 @@ func (c *Conn) SetIdleTimeout(d time.Duration) error {
 	c.sh.timed.Store(true)
 	c.sh.tick() // it may have stood still so far
 	c.beginNotesLocked()
-	c.limit.idle = ticks((d + time.Millisecond - 1) / time.Millisecond)
+	c.limit.idle = uint32((d + time.Millisecond - 1) / time.Millisecond)
 	c.armLimitLocked()
 	return nil
 }
@@ -76,7 +59,7 @@ func (c *Conn) beginLimitsLocked() {
 	}
 	c.sh.tick()
 	c.beginNotesLocked()
-	c.limit.idle = ticks((o.IdleTimeout + time.Millisecond - 1) / time.Millisecond)
+	c.limit.idle = uint32((o.IdleTimeout + time.Millisecond - 1) / time.Millisecond)
 	c.armLimitLocked()
 }
 
@@ -123,8 +106,8 @@ func (c *Conn) limitsLocked() *limits {
 	return &c.sh.limits
 }
 
-// nextLimitLocked says which limit comes first, and how long it takes from now; a limit of 0 means none.
-func (c *Conn) nextLimitLocked(t ticks) (kind limitKind, limit, wait time.Duration) {
+// nextLimitLocked returns the limit that comes first, and how long it takes from t; a limit of 0 means none.
+func (c *Conn) nextLimitLocked(t int64) (kind limitKind, limit, wait time.Duration) {
 	o := &c.sh.opts
 	consider := func(k limitKind, d, quiet time.Duration) {
 		if left := d - quiet; d > 0 && (limit == 0 || left < wait) {
@@ -132,7 +115,7 @@ func (c *Conn) nextLimitLocked(t ticks) (kind limitKind, limit, wait time.Durati
 		}
 	}
 	s := &c.limit
-	in, out := t.since(s.lastIn), t.since(s.lastOut)
+	in, out := time.Duration(t-s.lastIn), time.Duration(t-s.lastOut)
 	if c.flags&fHandshake == 0 { // which has a limit of its own, and the others begin behind it
 		consider(limitIdle, time.Duration(s.idle)*time.Millisecond, min(in, out))
 		if c.flags&fEOF == 0 && (c.flags&fHeard == 0 || c.ext != nil && c.ext.frames.partial) {
@@ -165,54 +148,16 @@ func (c *Conn) armLimitLocked() {
 	if limit == 0 {
 		return
 	}
-	at := now() + max(int64(wait), 0)
-	lim := c.limitsLocked()
-	lim.mu.Lock()
-	switch {
-	case c.limit.place == 0:
-		c.limit.at = at
-		lim.heap.push(c)
-	case at < c.limit.at:
-		c.limit.at = at
-		lim.heap.fix(int(c.limit.place) - 1)
-	}
-	earlier := lim.heap[0] == c
-	lim.first.Store(lim.heap.first())
-	lim.mu.Unlock()
-	if earlier {
+	if c.limitsLocked().Add(limited{c}, now()+max(int64(wait), 0)) {
 		c.sh.kick()
 	}
 }
 
 // endLimitsLocked takes the connection out.
 func (c *Conn) endLimitsLocked() {
-	if c.flags&fTimed == 0 {
-		return
+	if c.flags&fTimed != 0 {
+		c.limitsLocked().Remove(limited{c})
 	}
-	lim := c.limitsLocked()
-	lim.mu.Lock()
-	if c.limit.place != 0 {
-		lim.heap.remove(int(c.limit.place) - 1)
-		lim.first.Store(lim.heap.first())
-	}
-	lim.mu.Unlock()
-}
-
-// due takes a connection whose time to be looked at has come by the time t.
-func (lim *limits) due(t int64) *Conn {
-	first := lim.first.Load()
-	if first == 0 || first > t {
-		return nil
-	}
-	lim.mu.Lock()
-	defer lim.mu.Unlock()
-	if len(lim.heap) == 0 || lim.heap[0].limit.at > t {
-		return nil
-	}
-	c := lim.heap[0]
-	lim.heap.remove(0)
-	lim.first.Store(lim.heap.first())
-	return c
 }
 
 // limitBudget is how many connections one turn looks at before others have theirs: many may be due at once.

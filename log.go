@@ -37,12 +37,12 @@ func (sh *shared) writeLine(msg string, args ...any) {
 	if sh.opts.Logger == nil {
 		return
 	}
-	if sh.logging.len() >= logQueue {
+	if sh.logging.Len() >= logQueue {
 		sh.logLimit.Suppress()
 		return
 	}
 	written := make(chan struct{})
-	next := sh.logging.post(func() {
+	next := sh.logging.Post(func() {
 		defer close(written)
 		guard("the Logger", func() { sh.opts.Logger.Error(msg, args...) }, func(*PanicError, bool) { sh.logLimit.Suppress() })
 	})
@@ -67,7 +67,7 @@ func (sh *shared) logRest(ctx context.Context) {
 		sh.writeLine("tcpio: lines were suppressed", "addr", sh.addr.String(), "suppressed", n)
 	}
 	written := make(chan struct{})
-	sh.logging.post(func() { close(written) })
+	sh.logging.Post(func() { close(written) })
 	select {
 	case <-written:
 	case <-ctx.Done():

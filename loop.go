@@ -88,7 +88,7 @@ func (lp *loop) rest() time.Duration {
 	switch {
 	case lp.kicked.Load() || lp.accept == acceptMore:
 		return 0
-	case lp.demand.outstanding() && (lp.n > 0 || lp.slice):
+	case lp.demand.Outstanding() && (lp.n > 0 || lp.slice):
 		lp.park()
 		if !lp.polled {
 			return 0
@@ -113,8 +113,8 @@ func (lp *loop) rest() time.Duration {
 
 // untilDue is how long the loop may sleep; negative means for ever.
 func (lp *loop) untilDue() time.Duration {
-	first := lp.timers.first.Load()
-	for _, limit := range [...]int64{lp.limits.first.Load(), lp.eofs.first.Load()} {
+	first := lp.timers.First()
+	for _, limit := range [...]int64{lp.limits.First(), lp.eofs.First()} {
 		if first == 0 || limit != 0 && limit < first {
 			first = limit
 		}
@@ -130,9 +130,9 @@ func (lp *loop) untilDue() time.Duration {
 func (lp *loop) park() {
 	lp.watch()
 	lp.polled, lp.slice = false, false
-	lp.lull = lp.demand.word.Load()
+	lp.lull = lp.demand.Word()
 	w := lp.enter(parked)
-	if (lp.kicked.Load() || !lp.demand.outstanding()) && lp.state.CompareAndSwap(w, w&^roleMask) {
+	if (lp.kicked.Load() || !lp.demand.Outstanding()) && lp.state.CompareAndSwap(w, w&^roleMask) {
 		return
 	}
 	<-lp.wakeup
@@ -152,37 +152,6 @@ func (lp *loop) watch() {
 		return
 	}
 	lp.dog.Reset(tickEvery)
-}
-
-// demand counts the Readables that were delivered to channels and not yet answered by a read. The upper half of the word
-// is the batch that the lower half counts: Readables of batches written off are not missed.
-type demand struct{ word atomic.Uint64 }
-
-func (d *demand) add() (stamp uint32) { return uint32(d.word.Add(1) >> 32) }
-
-// done reports whether it was the last one outstanding.
-func (d *demand) done(stamp uint32) bool {
-	for {
-		w := d.word.Load()
-		if uint32(w>>32) != stamp || uint32(w) == 0 {
-			return false
-		}
-		if d.word.CompareAndSwap(w, w-1) {
-			return uint32(w) == 1
-		}
-	}
-}
-
-func (d *demand) outstanding() bool { return uint32(d.word.Load()) > 0 }
-
-// writeOff stops waiting for what is outstanding: its consumer holds on to it.
-func (d *demand) writeOff() {
-	for {
-		w := d.word.Load()
-		if d.word.CompareAndSwap(w, (w>>32+1)<<32) {
-			return
-		}
-	}
 }
 
 // closedGivenUp is the closedOwed of a loop that has ended. It is so far below zero that late

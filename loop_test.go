@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rabbit-backend/tcpio/internal/sched"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 	"golang.org/x/sys/unix"
 )
@@ -53,8 +54,6 @@ func echo(t tester, c net.Conn, p []byte) {
 	}
 }
 
-func tokenOf(c *Conn) token { return token{c.slot, c.gen} }
-
 const everything = pollIn | pollOut | pollRdHup | pollHup | pollErr | pollPri
 
 func TestSpuriousEventsDoNoHarm(t *testing.T) {
@@ -64,14 +63,14 @@ func TestSpuriousEventsDoNoHarm(t *testing.T) {
 	echo(t, peer, []byte("before"))
 	c := slices.Collect(r.Conns())[0]
 	f.say(t,
-		makeReady(everything, wakeToken),
-		makeReady(everything, listenToken),
-		makeReady(everything, token{slot: 7}),
-		makeReady(everything, token{slot: 1 << 31, gen: 1}),
-		makeReady(everything, token{slot: c.slot, gen: c.gen + 1}),
-		makeReady(everything, tokenOf(c)),
-		makeReady(everything, tokenOf(c)),
-		makeReady(0, tokenOf(c)),
+		makeReady(everything, wakeKey),
+		makeReady(everything, listenKey),
+		makeReady(everything, sched.Key{Slot: 7}),
+		makeReady(everything, sched.Key{Slot: 1 << 31, Gen: 1}),
+		makeReady(everything, sched.Key{Slot: c.key.Slot, Gen: c.key.Gen + 1}),
+		makeReady(everything, c.key),
+		makeReady(everything, c.key),
+		makeReady(0, c.key),
 	)
 	echo(t, peer, []byte("after"))
 	if n := r.Len(); n != 1 {
@@ -87,15 +86,15 @@ func TestStaleTokenReachesNobody(t *testing.T) {
 	a.Abort()
 	receiveAs[Closed](t, events)
 	peer, b := r.open()
-	if a.slot != b.slot || a.gen == b.gen {
-		t.Fatalf("slot %d gen %d after slot %d gen %d: want the slot reused with a new generation", b.slot, b.gen, a.slot, a.gen)
+	if a.key.Slot != b.key.Slot || a.key.Gen == b.key.Gen {
+		t.Fatalf("slot %d gen %d after slot %d gen %d: want the slot reused with a new generation", b.key.Slot, b.key.Gen, a.key.Slot, a.key.Gen)
 	}
-	f.say(t, makeReady(everything, tokenOf(a)))
+	f.say(t, makeReady(everything, a.key))
 	if got := flagsOf(b) & (fReadable | fDistrust); got != 0 || len(events) != 0 {
 		t.Errorf("the newcomer got flags %#x and %d events from the old generation", got, len(events))
 	}
 	// The same event with the right generation does arrive: the check above can fail.
-	f.say(t, makeReady(everything, tokenOf(b)))
+	f.say(t, makeReady(everything, b.key))
 	receiveAs[Readable](t, events)
 	if _, err := b.TryRead(make([]byte, 1)); err != ErrWouldBlock {
 		t.Errorf("a spurious Readable: TryRead says %v, want ErrWouldBlock", err)
@@ -236,7 +235,7 @@ func TestRefusedRegistrationIsToldAndLeaksNothing(t *testing.T) {
 		t.Errorf("the refused peer's read: %v, want an end", err)
 	}
 	waitFor(t, "the refused connection is forgotten", func() bool { return r.Len() == 0 })
-	if got := slices.Collect(r.loops[0].conns.all()); len(got) != 0 {
+	if got := slices.Collect(r.loops[0].conns.All()); len(got) != 0 {
 		t.Errorf("%d connections are left in the table", len(got))
 	}
 	f.set(func() { f.refuse = nil })
@@ -363,7 +362,7 @@ func TestALastingFailureIsOneLineOfLogASecond(t *testing.T) {
 	for range 200 {
 		r.dial()
 	}
-	waitFor(t, "all are accepted", func() bool { conns = slices.Collect(r.loops[0].conns.all()); return len(conns) == 200 })
+	waitFor(t, "all are accepted", func() bool { conns = slices.Collect(r.loops[0].conns.All()); return len(conns) == 200 })
 	var failures atomic.Int64
 	r.socket.mu.Lock()
 	r.socket.call = func(int32) (int32, sys.Addr, syscall.Errno) {

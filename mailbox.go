@@ -3,6 +3,8 @@ package tcpio
 import (
 	"context"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/sched"
 )
 
 // mail is a value in a mailbox.
@@ -46,7 +48,7 @@ func (c *Conn) deliverLocked(m mail) {
 		}
 	}
 	x := c.extLocked()
-	x.mailbox = append(x.mailbox, m)
+	x.mailbox.Push(m)
 	if !m.timed {
 		x.posted++
 	}
@@ -58,10 +60,9 @@ func (c *Conn) deliverLocked(m mail) {
 // takeMailLocked takes the oldest value.
 func (c *Conn) takeMailLocked() Message {
 	x := c.ext
-	m := x.mailbox[0]
-	x.mailbox[0] = mail{}
-	if x.mailbox = x.mailbox[1:]; len(x.mailbox) == 0 {
-		x.mailbox = nil
+	m, _ := x.mailbox.Pop()
+	if x.mailbox.Len() == 0 {
+		x.mailbox = sched.Queue[mail]{} // an idle connection holds no memory
 	}
 	if !m.timed {
 		x.posted--
@@ -75,11 +76,11 @@ func (c *Conn) takeMailLocked() Message {
 func (c *Conn) Ask(ctx context.Context, v any) (any, error) {
 	q := &ask{reply: make(chan any, 1)}
 	c.mu.Lock()
-	gone := c.extLocked().gone.enter()
+	gone := c.extLocked().gone.Enter()
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()
-		c.ext.gone.leave(gone)
+		c.ext.gone.Leave(gone)
 		c.mu.Unlock()
 	}()
 	if err := c.post(mail{value: v, ask: q}); err != nil {
@@ -117,7 +118,7 @@ func (c *Conn) After(d time.Duration, v any) (stop func() bool) {
 		tm.next.prev = tm
 	}
 	x.timers = tm
-	c.sh.timers.add(c.sh, tm, d)
+	c.sh.addTimer(tm, d)
 	return tm.cancel
 }
 
@@ -125,7 +126,7 @@ func (tm *timer) cancel() bool {
 	c := tm.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.sh.timers.stop(tm) {
+	if !c.sh.timers.Remove(tm) {
 		return false
 	}
 	c.unlinkTimerLocked(tm)

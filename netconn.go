@@ -25,7 +25,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 	for woken := false; ; {
 		c.mu.Lock()
-		if c.ext != nil && c.ext.readLimit.passed() {
+		if c.ext != nil && c.ext.readLimit.Passed() {
 			err := c.opErrorLocked("read", os.ErrDeadlineExceeded)
 			if woken {
 				c.reannounceLocked() // the wake-up was ours, the bytes are for whoever reads next
@@ -43,7 +43,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 			return n, err
 		}
 		x := c.extLocked()
-		opened, late := x.canRead.enter(), x.readLimit.channel()
+		opened, late := x.canRead.Enter(), x.readLimit.Channel()
 		c.askHelpLocked()
 		c.unlock()
 		c.sh.blocks(c)
@@ -52,7 +52,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 			woken = true
 		case <-late:
 			c.mu.Lock()
-			woken = x.canRead.leave(opened)
+			woken = x.canRead.Leave(opened)
 			c.mu.Unlock()
 		}
 	}
@@ -120,7 +120,7 @@ func (c *Conn) writeAllLocked(p []byte) (n int, err error) {
 // beginWriteLocked makes the caller the only one who writes until endWriteLocked.
 func (c *Conn) beginWriteLocked() error {
 	for {
-		if c.ext != nil && c.ext.sendLimit.passed() {
+		if c.ext != nil && c.ext.sendLimit.Passed() {
 			return c.opErrorLocked("write", os.ErrDeadlineExceeded)
 		}
 		if err := c.sendableLocked(); err != nil {
@@ -144,7 +144,7 @@ func (c *Conn) endWriteLocked() {
 // waitRoomLocked gives up mu until there may be room to write. It fails when writing is over or the deadline has passed.
 func (c *Conn) waitRoomLocked() error {
 	x := c.extLocked()
-	opened, late := x.canSend.enter(), x.sendLimit.channel()
+	opened, late := x.canSend.Enter(), x.sendLimit.Channel()
 	c.unlock()
 	c.sh.blocks(c)
 	select {
@@ -152,8 +152,8 @@ func (c *Conn) waitRoomLocked() error {
 	case <-late:
 	}
 	c.mu.Lock()
-	x.canSend.leave(opened)
-	if x.sendLimit.passed() {
+	x.canSend.Leave(opened)
+	if x.sendLimit.Passed() {
 		return c.opErrorLocked("write", os.ErrDeadlineExceeded)
 	}
 	return c.sendableLocked()
@@ -197,71 +197,12 @@ func (c *Conn) setLimits(t time.Time, read, send bool) error {
 	}
 	x := c.extLocked()
 	if read {
-		x.readLimit.set(c, t)
+		x.readLimit.Set(&c.mu, t)
 	}
 	if send {
-		x.sendLimit.set(c, t)
+		x.sendLimit.Set(&c.mu, t)
 	}
 	return nil
-}
-
-// A limit is a deadline of blocking calls. It is guarded by the Conn's mu; the zero value is none.
-type limit struct {
-	timer *time.Timer
-	late  chan struct{} // closed when the deadline has passed; nil until somebody waits
-	past  bool
-	turn  uint32 // tells timers that fired for an earlier deadline
-}
-
-func (d *limit) passed() bool { return d.past }
-
-// channel is closed when the deadline passes, whatever it is moved to until then.
-func (d *limit) channel() <-chan struct{} {
-	if d.late == nil {
-		d.late = make(chan struct{})
-		if d.past {
-			close(d.late)
-		}
-	}
-	return d.late
-}
-
-func (d *limit) set(c *Conn, t time.Time) {
-	d.stop()
-	if d.past {
-		d.past, d.late = false, nil
-	}
-	if t.IsZero() {
-		return
-	}
-	wait := time.Until(t)
-	if wait <= 0 {
-		d.expire()
-		return
-	}
-	turn := d.turn
-	d.timer = time.AfterFunc(wait, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if d.turn == turn {
-			d.expire()
-		}
-	})
-}
-
-func (d *limit) stop() {
-	d.turn++
-	if d.timer != nil {
-		d.timer.Stop()
-		d.timer = nil
-	}
-}
-
-func (d *limit) expire() {
-	d.past = true
-	if d.late != nil {
-		close(d.late)
-	}
 }
 
 // Hijack gives the connection away for good, as a *net.TCPConn of the Go runtime's own poller. It blocks until queued

@@ -312,5 +312,5 @@ const (
 	keepAliveCount = 127                 // MAX_TCP_KEEPCNT
 )
 
-// longestLimit is the longest limit that ticks can tell, with room to spare.
+// longestLimit is the longest limit that can be set. In milliseconds it fits into 32 bits, see limitState.
 const longestLimit = 20 * 24 * time.Hour

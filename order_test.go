@@ -18,8 +18,8 @@ import (
 // itself and in the files before it.
 var fileOrder = strings.Fields(`
 	errors.go options.go stats.go splitters.go events.go actor.go
-	dueheap.go poison.go pool.go wait.go guard.go
-	epoll_linux.go timers.go table.go shard.go conn.go log.go
+	guard.go
+	epoll_linux.go timers.go shard.go conn.go log.go
 	stream.go limits.go ends.go budget.go read.go write.go tlslink.go tls.go handshake.go
 	close.go mailbox.go attach.go group.go groups.go frames.go netconn.go rawconn.go copy.go
 	callback.go backlog.go tcpio.go loop.go receive.go register.go accept.go dispatch.go serve.go
@@ -31,16 +31,14 @@ var fileOrder = strings.Fields(`
 const upward = `
 	options.go: actor.go conn.go
 	events.go: conn.go
-	pool.go: handshake.go write.go
 	epoll_linux.go: shard.go
 	timers.go: conn.go shard.go
-	table.go: conn.go shard.go
 	shard.go: conn.go handshake.go limits.go loop.go
 	conn.go: callback.go close.go ends.go frames.go handshake.go limits.go mailbox.go netconn.go
 	conn.go: read.go stream.go tls.go write.go
 	limits.go: close.go ends.go frames.go tls.go
 	ends.go: write.go
-	read.go: close.go frames.go loop.go tls.go
+	read.go: close.go frames.go tls.go
 	write.go: close.go tls.go
 	tlslink.go: handshake.go tls.go
 	tls.go: frames.go handshake.go

@@ -3,6 +3,8 @@ package tcpio
 import (
 	"os"
 	"syscall"
+
+	"github.com/rabbit-backend/tcpio/internal/wait"
 )
 
 // SyscallConn gives access to the descriptor, for options and calls that tcpio does not have. The
@@ -78,19 +80,19 @@ func (r rawConn) Write(f func(fd uintptr) bool) error {
 
 // retryFD calls f until it returns true, and blocks at g in between, until the deadline d or an
 // error of check. It enters g before it calls f, so that no edge falls between the two.
-func (c *Conn) retryFD(op string, g *gate, d *limit, check func() error,
+func (c *Conn) retryFD(op string, g *wait.Gate, d *wait.Deadline, check func() error,
 	f func(fd uintptr) bool) error {
 	for {
 		c.mu.Lock()
 		err := check()
-		if err == nil && d.passed() {
+		if err == nil && d.Passed() {
 			err = c.opErrorLocked(op, os.ErrDeadlineExceeded)
 		}
 		if err != nil {
 			c.mu.Unlock()
 			return err
 		}
-		opened, late := g.enter(), d.channel()
+		opened, late := g.Enter(), d.Channel()
 		c.mu.Unlock()
 		if again, err := c.tryFD(op, g, opened, late, f); !again {
 			return err
@@ -100,11 +102,11 @@ func (c *Conn) retryFD(op string, g *gate, d *limit, check func() error,
 
 // tryFD is one attempt of retryFD, which has entered g. It leaves g even if f panics: a reader that
 // is not there would take the next announcement.
-func (c *Conn) tryFD(op string, g *gate, opened chan struct{}, late <-chan struct{},
+func (c *Conn) tryFD(op string, g *wait.Gate, opened chan struct{}, late <-chan struct{},
 	f func(fd uintptr) bool) (again bool, err error) {
 	defer func() {
 		c.mu.Lock()
-		g.leave(opened)
+		g.Leave(opened)
 		c.mu.Unlock()
 	}()
 	done := false

@@ -16,7 +16,7 @@ const (
 
 // readableLocked announces input, once until somebody reads.
 func (c *Conn) readableLocked() {
-	if c.ext != nil && c.ext.canRead.open() {
+	if c.ext != nil && c.ext.canRead.Open() {
 		return // the goroutine that was blocked reads it
 	}
 	if c.flags&fReadable != 0 {
@@ -27,7 +27,7 @@ func (c *Conn) readableLocked() {
 		return // noted for the route that may come
 	}
 	if c.stream != nil {
-		c.stamp = c.sh.demand.add()
+		c.stamp = c.sh.demand.Add()
 	}
 	c.emitLocked(pendReadable)
 }
@@ -40,7 +40,7 @@ func (c *Conn) unreadableLocked() {
 	c.flags &^= fReadable | pendReadable
 	if c.stream == nil {
 		c.stamp++ // counts reads; see callback
-	} else if c.flags&fMute == 0 && c.sh.demand.done(c.stamp) {
+	} else if c.flags&fMute == 0 && c.sh.demand.Done(c.stamp) {
 		c.todo |= todoHelp
 	}
 }
@@ -55,7 +55,7 @@ func (c *Conn) inChannelLocked() bool {
 func (c *Conn) moreLocked() {
 	if c.inChannelLocked() || c.stream != nil && c.flags&pendReadable != 0 {
 		if c.ext != nil {
-			c.ext.canRead.open()
+			c.ext.canRead.Open()
 		}
 		return // the consumer has yet to receive one
 	}

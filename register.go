@@ -75,8 +75,8 @@ func (l *Listener) register(c *Conn) error {
 		c.beginLimitsLocked() // before anybody can set others
 		c.mu.Unlock()
 	}
-	t := sh.conns.add(c)
-	err := sh.p.add(int(c.fd), t, pollConn)
+	sh.conns.Add(c, &c.key)
+	err := sh.p.add(int(c.fd), c.key, pollConn)
 	c.mu.Lock()
 	defer c.unlock()
 	c.flags &^= fNew

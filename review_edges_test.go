@@ -29,7 +29,7 @@ func TestAnIdleTimeoutSetByTheActorHookHolds(t *testing.T) {
 	r.dial()
 	c := receive(t, "the hook", hooked)
 	waitFor(t, "Opened", func() bool { return flagsOf(c)&fOpened != 0 })
-	if got := locked(c, func() ticks { return c.limit.idle }); got != ticks(time.Minute/time.Millisecond) {
+	if got := locked(c, func() uint32 { return c.limit.idle }); got != uint32(time.Minute/time.Millisecond) {
 		t.Errorf("the limit is %d ms", got)
 	}
 }
@@ -88,12 +88,12 @@ func TestBytesThatWokeAReaderAreAnnouncedWhenItsDeadlineHasPassed(t *testing.T) 
 			read <- err
 		}()
 		waitFor(t, "the reader to block", func() bool {
-			return locked(c, func() bool { return c.ext != nil && c.ext.canRead.n > 0 })
+			return locked(c, func() bool { return c.ext != nil && c.ext.canRead.Waiting() > 0 })
 		})
 		// Both at once, as far as the reader can tell: it cannot look before mu is released.
 		c.mu.Lock()
 		c.readableLocked()
-		c.ext.readLimit.set(c, time.Unix(1, 0))
+		c.ext.readLimit.Set(&c.mu, time.Unix(1, 0))
 		c.unlock()
 		if err := receive(t, "the end of Read", read); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal(err)
@@ -137,9 +137,9 @@ func TestTheLongestTimerIsNotDueAtOnce(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1})
 	r.Events()
 	lp := r.loops[0]
-	lp.timers.add(&lp.shard, &timer{kind: timerWake}, math.MaxInt64)
-	if tm := lp.timers.due(); tm != nil || lp.untilDue() <= 0 {
-		t.Errorf("due: %v, wait %v", tm, lp.untilDue())
+	lp.addTimer(&timer{kind: timerWake}, math.MaxInt64)
+	if _, due := lp.timers.Due(now()); due || lp.untilDue() <= 0 {
+		t.Errorf("due: %v, wait %v", due, lp.untilDue())
 	}
 }
 

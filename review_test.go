@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
@@ -85,7 +86,7 @@ func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
 				t.Fatal(err)
 			}
 			last = string(line)
-			if f := flagsOf(c); f&(fEOF|fTold|fEnded) != fEOF || r.loops[0].eofs.first.Load() != 0 {
+			if f := flagsOf(c); f&(fEOF|fTold|fEnded) != fEOF || r.loops[0].eofs.First() != 0 {
 				t.Errorf("in the body of the last frame: flags %b, its time to close has begun", f)
 			}
 			break
@@ -141,26 +142,6 @@ func TestAPanicErrorThatIsReturnedIsAnError(t *testing.T) {
 	}
 }
 
-// A queue that is never empty, as when handlers post to each other without end, keeps its size.
-// To see it fail: let push only append.
-func TestAWorkQueueThatIsNeverEmptyDoesNotGrow(t *testing.T) {
-	var q workQueue
-	conns := [3]*Conn{{}, {}, {}}
-	for _, c := range conns {
-		q.push(c)
-	}
-	for i := range 10_000 {
-		c := q.pop()
-		if c != conns[i%3] {
-			t.Fatalf("turn %d goes to the wrong connection", i)
-		}
-		q.push(c)
-	}
-	if got := cap(q.conns); got > 16 {
-		t.Errorf("room for %d connections, of %d", got, len(conns))
-	}
-}
-
 // While descriptors are exhausted, neither new peers nor connections that end make the loop try more and more often.
 // To see it fail: let acceptFailed make a timer each time.
 func TestAcceptingTriesOneTimerLongWhileDescriptorsAreExhausted(t *testing.T) {
@@ -188,11 +169,7 @@ func TestAcceptingTriesOneTimerLongWhileDescriptorsAreExhausted(t *testing.T) {
 		receiveAs[Closed](t, r.Events())
 		asleep(t, r.Listener)
 	}
-	timers := &r.loops[0].timers
-	timers.mu.Lock()
-	pending := len(timers.heap)
-	timers.mu.Unlock()
-	if pending > 1 {
+	if pending := r.loops[0].timers.Len(); pending > 1 {
 		t.Errorf("%d timers to look again", pending)
 	}
 	exhausted.Store(false)
@@ -203,7 +180,7 @@ func TestAcceptingTriesOneTimerLongWhileDescriptorsAreExhausted(t *testing.T) {
 // What a group queues for its slow members holds about as much memory as WriteBuffer counts, however short the writes.
 // To see it fail: share blocks of any size.
 func TestShortWritesToAGroupHoldLittleMoreThanTheirBytes(t *testing.T) {
-	for _, size := range []int{1, 100, shareMin, shareMin + 1, blockSmall + 1, blockLarge/2 + 1, blockLarge + 1} {
+	for _, size := range []int{1, 100, shareMin, shareMin + 1, buf.Small + 1, buf.Large/2 + 1, buf.Large + 1} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			r := listen(t, ListenerOptions{Loops: 1}).serve()
 			var g Group
@@ -223,20 +200,20 @@ func TestShortWritesToAGroupHoldLittleMoreThanTheirBytes(t *testing.T) {
 			for range max(10, 1000/size) {
 				g.Write(make([]byte, size))
 			}
-			held := make(map[*block]bool)
+			held := make(map[*buf.Block]bool)
 			bytes := 0
 			for _, c := range conns {
 				c.mu.Lock()
 				for _, s := range c.out.segs {
 					if !held[s.b] {
 						held[s.b] = true
-						bytes += len(s.b.buf)
+						bytes += len(s.b.Buf)
 					}
 				}
-				bytes -= before + blockLarge
+				bytes -= before + buf.Large
 				c.mu.Unlock()
 			}
-			if queued := 2 * (conns[0].Buffered() - before); bytes > 4*queued+2*blockLarge {
+			if queued := 2 * (conns[0].Buffered() - before); bytes > 4*queued+2*buf.Large {
 				t.Errorf("%d bytes held for %d queued", bytes, queued)
 			}
 		})

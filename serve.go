@@ -6,6 +6,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/rabbit-backend/tcpio/internal/wait"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -15,13 +16,13 @@ import (
 func (l *Listener) Start() {
 	l.mu.Lock()
 	if !l.routesFixed() {
-		l.callbacks = &callback{onErr: l.opts.OnErrorEvent, calls: new(serial)}
+		l.callbacks = &callback{onErr: l.opts.OnErrorEvent, calls: new(wait.CallQueue)}
 		l.fixRoutesLocked(1, false)
 	}
 	cb := l.errorsTo()
 	l.mu.Unlock()
 	if err := l.Serve(context.Background()); err != nil && cb.onErr != nil {
-		cb.errors().run(func() { cb.tellNow(&l.shared, err) })
+		cb.errors().Run(func() { cb.tellNow(&l.shared, err) })
 	}
 }
 
@@ -83,7 +84,7 @@ func (l *Listener) startLoops() (started bool, err error) {
 		}
 	}
 	if err == nil {
-		err = pollers[0].add(int(l.socket.fd), listenToken, pollEdge)
+		err = pollers[0].add(int(l.socket.fd), listenKey, pollEdge)
 	}
 	for i, p := range pollers {
 		if err == nil {

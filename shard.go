@@ -5,27 +5,27 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/quota"
+	"github.com/rabbit-backend/tcpio/internal/sched"
 	"github.com/rabbit-backend/tcpio/internal/sys"
+	"github.com/rabbit-backend/tcpio/internal/wait"
 )
 
 // A poller reports readiness; epoll in production, a fake in tests.
 type poller interface {
-	add(fd int, t token, mask uint32) error
+	add(fd int, k sched.Key, mask uint32) error
 	remove(fd int) error
 	wait(events []readyEvent, timeout time.Duration) (int, error) // negative: until something happens
 	wake()                                                        // ends a wait that blocks, or the next one
 	close()
 }
 
-// A token names a registration in the poller's data: a place in the loop's table and a generation. No Go pointer goes
-// there, the collector could not see it.
-type token struct{ slot, gen uint32 }
-
-// Tokens of what is not a connection; their generation is zero, which no connection has.
+// A key in the poller's data names a registration. No Go pointer goes there, the collector could not
+// see it. The keys of what is not a connection have the generation zero, which no connection has.
 var (
-	wakeToken   = token{slot: 0}
-	listenToken = token{slot: 1}
+	wakeKey   = sched.Key{Slot: 0}
+	listenKey = sched.Key{Slot: 1}
 )
 
 // shared is what all connections of a listener share, and all its loops.
@@ -40,7 +40,7 @@ type shared struct {
 	onClosed  func(c *Conn) // see Listener.connClosed
 
 	// With locks of their own, or atomic.
-	pool        pool
+	pool        buf.Pool
 	timed       atomic.Bool         // there are time limits: the loops keep their coarse clocks
 	feeders     atomic.Int64        // goroutines that feed a stream; a claimed one may get one at any time
 	feedersDone chan struct{}       // of one: the last feeder has ended
@@ -49,8 +49,8 @@ type shared struct {
 	perAddress  quota.PerAddress    // the connections, if MaxConnsPerIP is set
 	handshakes  *quota.Handshakes
 	logLimit    quota.LogLimit
-	logging     serial       // lines on their way to Logger
-	reportedAt  atomic.Int64 // when the last Failed was reported, on the clock of now
+	logging     wait.CallQueue // lines on their way to Logger
+	reportedAt  atomic.Int64   // when the last Failed was reported, on the clock of now
 }
 
 // A shard is what connections need of their loop. The loop has it, and the connections have nothing else of the loop.
@@ -69,19 +69,19 @@ type shard struct {
 	live       atomic.Int64          // connections that have a descriptor
 	closedOwed atomic.Int64          // Closed events that actors have not received yet; closedGivenUp after the loop has ended
 	trouble    atomic.Pointer[error] // reported and not delivered yet
-	demand     demand
-	conns      table
-	timers     timers
-	limits     limits        // of connections that are open
-	eofs       limits        // of those whose peer has ended, and whose user was told
-	clock      atomic.Uint32 // the coarse one, in ticks
+	demand     sched.Demand          // Readables that were delivered to channels and not yet answered by a read
+	conns      sched.Table[*Conn]
+	timers     sched.Deadlines[*timer]
+	limits     limits       // of connections that are open
+	eofs       limits       // of those whose peer has ended, and whose user was told
+	clock      atomic.Int64 // the coarse one: what now returned a millisecond ago at most, see tickClock
 	count      counters
-	queue      workQueue
+	queue      sched.SharedQueue[*Conn] // connections that want a turn
 }
 
 // schedule puts c into the loop's work queue. It may be called from anywhere.
 func (sh *shard) schedule(c *Conn) {
-	sh.queue.push(c)
+	sh.queue.Push(c)
 	sh.kick()
 }
 
@@ -134,13 +134,13 @@ func (sh *shard) tickClock() {
 	}
 }
 
-func (sh *shard) tick() { sh.clock.Store(uint32(now() / int64(time.Millisecond))) }
+func (sh *shard) tick() { sh.clock.Store(now()) }
 
 // coarse is the time for a note. A sleeping loop has stopped its clock, and so has one whose listener has no time limits, which
 // only connections have that EOFTimeout runs for.
-func (sh *shard) coarse() ticks {
+func (sh *shard) coarse() int64 {
 	if !sh.timed.Load() || role(sh.state.Load()&roleMask) == sleeping {
 		sh.tick()
 	}
-	return ticks(sh.clock.Load())
+	return sh.clock.Load()
 }

@@ -3,6 +3,8 @@ package tcpio
 import (
 	"sync"
 	"sync/atomic"
+
+	"github.com/rabbit-backend/tcpio/internal/sched"
 )
 
 // A stream is a bounded channel of events. Sending to it never blocks: an event goes straight into the channel while
@@ -25,10 +27,10 @@ type stream struct {
 
 	mu sync.Mutex
 	// Guarded by mu, which is taken under a Conn's mu.
-	queue  []*Conn // connections with undelivered events, each once
-	failed error   // a Failed that found no room
-	left   bool    // the connection moved to another route: ch is closed once the feeder is done
-	sent   uint32  // the number of the last event; the feeder counts one before it waits for room
+	queue  sched.Queue[*Conn] // connections with undelivered events, each once
+	failed error              // a Failed that found no room
+	left   bool               // the connection moved to another route: ch is closed once the feeder is done
+	sent   uint32             // the number of the last event; the feeder counts one before it waits for room
 }
 
 func newStream(sh *shared, size int, private bool) *stream {
@@ -100,7 +102,7 @@ func (s *stream) withdraw(at uint32) bool {
 // enqueue puts c, whose pending events found no room, into the queue. The caller holds c.mu.
 func (s *stream) enqueue(c *Conn) {
 	s.mu.Lock()
-	s.queue = append(s.queue, c)
+	s.queue.Push(c)
 	s.startFeederLocked()
 	s.mu.Unlock()
 }
@@ -200,16 +202,13 @@ func (s *stream) next() (c *Conn, failed error, done bool) {
 		failed, s.failed = s.failed, nil
 		return nil, failed, false
 	}
-	if len(s.queue) == 0 {
-		s.queue = nil
+	c, ok := s.queue.Pop()
+	if !ok {
 		s.blocked.Store(false)
 		if s.left {
 			close(s.ch)
 		}
 		return nil, nil, true
 	}
-	c = s.queue[0]
-	s.queue[0] = nil
-	s.queue = s.queue[1:]
 	return c, nil, false
 }

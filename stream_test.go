@@ -57,7 +57,7 @@ func TestFullStreamKeepsOrderWithOneGoroutine(t *testing.T) {
 		t.Errorf("%d goroutines for a full channel, want the feeder", n)
 	}
 	s.mu.Lock()
-	queued := len(s.queue)
+	queued := s.queue.Len()
 	s.mu.Unlock()
 	if queued > conns {
 		t.Errorf("%d entries queued for %d connections", queued, conns)
@@ -97,8 +97,8 @@ func TestFullStreamKeepsOrderWithOneGoroutine(t *testing.T) {
 	}
 	waitFor(t, "the feeder is gone", func() bool { return !s.blocked.Load() })
 	waitFor(t, "the feeder has ended", func() bool { return r.feeders.Load() == 0 })
-	if s.queue != nil || len(s.ch) != 0 {
-		t.Errorf("%d queued and %d events are left", len(s.queue), len(s.ch))
+	if s.queue.Len() != 0 || len(s.ch) != 0 {
+		t.Errorf("%d queued and %d events are left", s.queue.Len(), len(s.ch))
 	}
 }
 
@@ -150,7 +150,7 @@ func TestStoppedConsumerCostsNoMemory(t *testing.T) {
 	}
 	asleep(t, r.Listener)
 	r.events.mu.Lock()
-	queued := len(r.events.queue)
+	queued := r.events.queue.Len()
 	r.events.mu.Unlock()
 	if queued > 2 {
 		t.Errorf("%d entries queued for two connections", queued)
@@ -221,7 +221,7 @@ func TestFailedCoalescesWhileTheStreamIsFull(t *testing.T) {
 	waitFor(t, "the feeder holds the Readable", func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return s.blocked.Load() && len(s.queue) == 0
+		return s.blocked.Load() && s.queue.Len() == 0
 	})
 	errs := make([]error, 100)
 	for i := range errs {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/rabbit-backend/tcpio/internal/quota"
 	"github.com/rabbit-backend/tcpio/internal/sys"
+	"github.com/rabbit-backend/tcpio/internal/wait"
 )
 
 // A Listener accepts connections and turns their readiness into events. Its methods may be called
@@ -93,7 +94,7 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 		if l.opts.ConcurrentCallbacks {
 			l.fixRoutesLocked(defaultLoops(), false)
 		} else {
-			l.callbacks.calls = new(serial)
+			l.callbacks.calls = new(wait.CallQueue)
 			l.fixRoutesLocked(1, false)
 		}
 	}
@@ -266,7 +267,7 @@ func (l *Listener) everyConn() iter.Seq[*Conn] {
 			return
 		}
 		for _, lp := range l.loops {
-			for c := range lp.conns.all() {
+			for c := range lp.conns.All() {
 				if !yield(c) {
 					return
 				}
@@ -403,7 +404,7 @@ func (l *Listener) checkAllClosed() {
 	l.allClosedAt = now()
 	close(l.allClosed)
 	for _, lp := range l.loops {
-		lp.timers.add(&lp.shard, &timer{kind: timerWake}, l.opts.CloseTimeout)
+		lp.addTimer(&timer{kind: timerWake}, l.opts.CloseTimeout)
 		lp.kick()
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"syscall"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
@@ -54,7 +55,7 @@ const (
 	// silentMax is how many bytes of records in a row may bring no plain text, and still be followed by another record: key
 	// updates, records without data, and an unfinished message, of which crypto/tls would keep 256 KiB. It is one record of
 	// the largest size, so that no more than two of them are ever kept for such a message.
-	silentMax = recordHeader + recordMax
+	silentMax = buf.Record
 )
 
 // errSilent ends a connection whose peer sends records for ever that bring no plain text.
@@ -116,7 +117,7 @@ func (c *Conn) beginTLSLocked(config *tls.Config) {
 	c.flags |= fTLS | fHandshake | fDistrust
 	tm := &timer{kind: timerHandshake, c: c}
 	c.extLocked().tls = &tlsState{config: config, timer: tm, link: tlsLink{c: c}}
-	c.sh.timers.add(c.sh, tm, c.sh.opts.HandshakeTimeout)
+	c.sh.addTimer(tm, c.sh.opts.HandshakeTimeout)
 }
 
 // tlsReadLocked reads what has been decrypted, or can be, until p is full or recordBudget is spent. With 0, ErrWouldBlock
@@ -153,7 +154,7 @@ func (c *Conn) tlsReadLocked(p []byte) (n int, err error) {
 		return n, nil
 	case errAgain:
 		if st.more = st.link.records == 0; st.more && n == 0 {
-			c.sh.timers.add(c.sh, &timer{kind: timerReadable, c: c}, 0)
+			c.sh.addTimer(&timer{kind: timerReadable, c: c}, 0)
 		}
 		err = ErrWouldBlock
 	case io.EOF: // close_notify; crypto/tls says so again
@@ -186,15 +187,15 @@ func (c *Conn) sealLocked(p []byte) error {
 
 // sealvLocked is sealLocked for several pieces, gathered into whole records.
 func (c *Conn) sealvLocked(bufs net.Buffers) error {
-	b := c.sh.pool.get(blockLarge)
-	defer c.sh.pool.put(b)
+	b := c.sh.pool.Get(buf.Large)
+	defer c.sh.pool.Put(b)
 	n := 0
 	for _, p := range bufs {
 		for len(p) > 0 {
-			m := copy(b.buf[n:], p)
+			m := copy(b.Buf[n:], p)
 			n, p = n+m, p[m:]
-			if n == len(b.buf) {
-				if err := c.sealLocked(b.buf); err != nil {
+			if n == len(b.Buf) {
+				if err := c.sealLocked(b.Buf); err != nil {
 					return err
 				}
 				n = 0
@@ -204,7 +205,7 @@ func (c *Conn) sealvLocked(bufs net.Buffers) error {
 	if n == 0 {
 		return nil
 	}
-	return c.sealLocked(b.buf[:n])
+	return c.sealLocked(b.Buf[:n])
 }
 
 // queuedLocked is what waits for the socket, in bytes of the user's.
@@ -256,7 +257,7 @@ func (c *Conn) sayGoodbyeLocked() {
 func (c *Conn) endTLSLocked() {
 	st := c.ext.tls
 	if st.timer != nil {
-		c.sh.timers.stop(st.timer)
+		c.sh.timers.Remove(st.timer)
 		st.timer = nil
 	}
 	if st.cancel != nil {
@@ -288,7 +289,7 @@ func (c *Conn) decryptLocked() (int, error) {
 		return 0, nil // it cannot be seen; the sealed bytes count
 	}
 	f.busy = true // what has to be answered may end the connection, which drops the buffer
-	n, err := c.inputLocked(f.b.buf[f.end:])
+	n, err := c.inputLocked(f.b.Buf[f.end:])
 	f.busy = false
 	if f.end += n; n > 0 {
 		f.partial = false

@@ -5,6 +5,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/quota"
 )
 
@@ -18,11 +19,11 @@ type tlsLink struct {
 	c    *Conn
 	turn *quota.Turn // of the handshake, which alone changes it; nil afterwards
 
-	b        *block // sealed input, nil when there is none
-	off, end int    // b.buf[off:end] is for crypto/tls
-	left     int    // of the record in front, if that has arrived whole and has been begun
-	records  int    // records that the running read may still take in
-	silent   int    // bytes of records since plain text came
+	b        *buf.Block // sealed input, nil when there is none
+	off, end int        // b.Buf[off:end] is for crypto/tls
+	left     int        // of the record in front, if that has arrived whole and has been begun
+	records  int        // records that the running read may still take in
+	silent   int        // bytes of records since plain text came
 }
 
 func (t *tlsLink) Read(p []byte) (int, error) {
@@ -44,7 +45,7 @@ func (t *tlsLink) Read(p []byte) (int, error) {
 			return n, t.cause(err)
 		}
 		t.restLocked()
-		opened := c.ext.canRead.enter()
+		opened := c.ext.canRead.Enter()
 		c.unlock()
 		if !t.turn.Wait(opened) { // opened: bytes, the end, or HandshakeTimeout
 			c.mu.Lock()
@@ -70,7 +71,7 @@ func (t *tlsLink) takeLocked(p []byte) (int, error) {
 		t.records--
 		t.silent += t.left
 	}
-	n := copy(p, t.b.buf[t.off:t.off+t.left])
+	n := copy(p, t.b.Buf[t.off:t.off+t.left])
 	t.off += n
 	t.left -= n
 	return n, nil
@@ -81,7 +82,7 @@ func (t *tlsLink) takeLocked(p []byte) (int, error) {
 func (t *tlsLink) recordLocked() error {
 	for {
 		if have := t.end - t.off; have >= recordHeader {
-			n := int(t.b.buf[t.off+3])<<8 + int(t.b.buf[t.off+4])
+			n := int(t.b.Buf[t.off+3])<<8 + int(t.b.Buf[t.off+4])
 			if n > recordMax {
 				t.left = have
 				return nil
@@ -106,20 +107,20 @@ func (t *tlsLink) fillLocked() error {
 	have := t.end - t.off
 	switch {
 	case t.b == nil:
-		t.b = c.sh.pool.get(blockRecord)
-	case t.end == len(t.b.buf):
+		t.b = c.sh.pool.Get(buf.Record)
+	case t.end == len(t.b.Buf):
 		b := t.b
-		if len(b.buf) < blockRecord {
-			b = c.sh.pool.get(blockRecord)
+		if len(b.Buf) < buf.Record {
+			b = c.sh.pool.Get(buf.Record)
 		}
-		copy(b.buf, t.b.buf[t.off:t.end])
+		copy(b.Buf, t.b.Buf[t.off:t.end])
 		if b != t.b {
-			c.sh.pool.put(t.b)
+			c.sh.pool.Put(t.b)
 			t.b = b
 		}
 		t.off, t.end = 0, have
 	}
-	n, err := c.recvLocked(t.b.buf[t.end:])
+	n, err := c.recvLocked(t.b.Buf[t.end:])
 	t.end += n
 	return err
 }
@@ -131,20 +132,20 @@ func (t *tlsLink) restLocked() {
 		return
 	}
 	have, pool := t.end-t.off, &t.c.sh.pool
-	var b *block
-	switch size := len(t.b.buf); {
+	var b *buf.Block
+	switch size := len(t.b.Buf); {
 	case have == 0:
-	case have < blockTiny && size > blockTiny:
-		b = pool.get(blockTiny)
-	case have < blockSmall && size > blockSmall:
-		b = pool.get(blockSmall)
+	case have < buf.Tiny && size > buf.Tiny:
+		b = pool.Get(buf.Tiny)
+	case have < buf.Small && size > buf.Small:
+		b = pool.Get(buf.Small)
 	default:
 		return
 	}
 	if b != nil {
-		copy(b.buf, t.b.buf[t.off:t.end])
+		copy(b.Buf, t.b.Buf[t.off:t.end])
 	}
-	pool.put(t.b)
+	pool.Put(t.b)
 	t.b, t.off, t.end = b, 0, have
 }
 

@@ -5,6 +5,7 @@ import (
 	"net"
 	"syscall"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
@@ -353,7 +354,7 @@ func (c *Conn) roomLocked() {
 		return
 	}
 	if c.ext != nil {
-		c.ext.canSend.open()
+		c.ext.canSend.Open()
 	}
 	if c.flags&(fWantRoom|fWriting|fMute) == fWantRoom && !c.ended() {
 		c.flags &^= fWantRoom
@@ -384,9 +385,9 @@ type outQueue struct {
 	size int       // bytes
 }
 
-// A segment is b.buf[off:end]. Blocks shared between connections are never written to.
+// A segment is b.Buf[off:end]. Blocks shared between connections are never written to.
 type segment struct {
-	b        *block
+	b        *buf.Block
 	off, end int
 }
 
@@ -402,26 +403,26 @@ func (q *outQueue) append(sh *shared, p []byte) {
 	q.size += len(p)
 	sh.budget.Add(len(p))
 	if n := len(q.segs); n > 0 {
-		if last := &q.segs[n-1]; last.b.refs.Load() == 1 {
-			n := copy(last.b.buf[last.end:], p)
+		if last := &q.segs[n-1]; !last.b.Shared() {
+			n := copy(last.b.Buf[last.end:], p)
 			last.end += n
 			p = p[n:]
 		}
 	}
 	for len(p) > 0 {
-		size := blockSmall
-		if len(p) > blockLarge/2 {
-			size = blockLarge // at least half full: a peer that never reads costs what is queued for it, and not a block's size
+		size := buf.Small
+		if len(p) > buf.Large/2 {
+			size = buf.Large // at least half full: a peer that never reads costs what is queued for it, and not a block's size
 		}
-		b := sh.pool.get(size)
-		n := copy(b.buf, p)
+		b := sh.pool.Get(size)
+		n := copy(b.Buf, p)
 		q.segs = append(q.segs, segment{b, 0, n})
 		p = p[n:]
 	}
 }
 
 // share appends a block without copying; the queue takes over one reference.
-func (q *outQueue) share(sh *shared, b *block, off, end int) {
+func (q *outQueue) share(sh *shared, b *buf.Block, off, end int) {
 	q.size += end - off
 	sh.budget.Add(end - off)
 	q.segs = append(q.segs, segment{b, off, end})
@@ -432,7 +433,7 @@ func (q *outQueue) fill(v *sys.Vec) {
 	room := sendChunk
 	for _, s := range q.segs {
 		n := min(s.end-s.off, room)
-		if n == 0 || !v.Add(s.b.buf[s.off:s.off+n]) {
+		if n == 0 || !v.Add(s.b.Buf[s.off:s.off+n]) {
 			return
 		}
 		room -= n
@@ -451,7 +452,7 @@ func (q *outQueue) consume(sh *shared, n int) {
 			return
 		}
 		n -= left
-		sh.pool.put(s.b)
+		sh.pool.Put(s.b)
 		*s = segment{}
 		q.segs = q.segs[1:]
 	}
@@ -461,7 +462,7 @@ func (q *outQueue) consume(sh *shared, n int) {
 func (q *outQueue) drop(sh *shared) {
 	wake(sh.budget.Free(q.size))
 	for _, s := range q.segs {
-		sh.pool.put(s.b)
+		sh.pool.Put(s.b)
 	}
 	*q = outQueue{}
 }

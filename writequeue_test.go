@@ -11,6 +11,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
@@ -37,8 +38,8 @@ func vecBytes(v *sys.Vec) []byte {
 	return all
 }
 
-var queueSizes = rapid.SampledFrom([]int{1, 2, 3, 100, blockSmall - 1, blockSmall, blockSmall + 1, 20000,
-	blockLarge - 1, blockLarge, blockLarge + 1, 3*blockLarge + 7})
+var queueSizes = rapid.SampledFrom([]int{1, 2, 3, 100, buf.Small - 1, buf.Small, buf.Small + 1, 20000,
+	buf.Large - 1, buf.Large, buf.Large + 1, 3*buf.Large + 7})
 
 // The queue against one byte slice.
 func TestOutQueueIsBytesJoin(t *testing.T) {
@@ -47,7 +48,7 @@ func TestOutQueueIsBytesJoin(t *testing.T) {
 		sh := new(shared)
 		var q outQueue
 		var want []byte
-		var shared []*block
+		var shared []*buf.Block
 		off := 0
 		next := func(n int) []byte {
 			off += n
@@ -64,9 +65,9 @@ func TestOutQueueIsBytesJoin(t *testing.T) {
 			"share": func(t *rapid.T) {
 				p := next(queueSizes.Draw(t, "size"))
 				from := rapid.IntRange(0, len(p)-1).Draw(t, "from")
-				b := sh.pool.get(len(p))
-				copy(b.buf, p)
-				b.refs.Add(1)
+				b := sh.pool.Get(len(p))
+				copy(b.Buf, p)
+				b.Retain()
 				shared = append(shared, b)
 				q.share(sh, b, from, len(p))
 				want = append(want, p[from:]...)
@@ -102,8 +103,8 @@ func TestOutQueueIsBytesJoin(t *testing.T) {
 		})
 		q.drop(sh)
 		for _, b := range shared {
-			if n := b.refs.Load(); n != 1 {
-				t.Fatalf("a shared block has %d references, want the test's own", n)
+			if b.Shared() {
+				t.Fatalf("a block has other references than the test's own")
 			}
 		}
 	})
@@ -112,15 +113,16 @@ func TestOutQueueIsBytesJoin(t *testing.T) {
 // A block that other connections queue too is never appended to.
 func TestSharedBlockIsNeverWrittenTo(t *testing.T) {
 	sh := new(shared)
-	b := sh.pool.get(10)
-	copy(b.buf, "sharedshared")
-	b.refs.Add(2)
+	b := sh.pool.Get(10)
+	copy(b.Buf, "sharedshared")
+	b.Retain()
+	b.Retain()
 	var q1, q2 outQueue
 	q1.share(sh, b, 0, 6)
 	q2.share(sh, b, 0, 6)
 	q1.append(sh, []byte("one"))
 	q2.append(sh, []byte("two"))
-	if got := string(b.buf[:12]); got != "sharedshared" {
+	if got := string(b.Buf[:12]); got != "sharedshared" {
 		t.Errorf("the shared block is now %q", got)
 	}
 	for q, want := range map[*outQueue]string{&q1: "sharedone", &q2: "sharedtwo"} {
@@ -132,8 +134,8 @@ func TestSharedBlockIsNeverWrittenTo(t *testing.T) {
 	}
 	q1.drop(sh)
 	q2.drop(sh)
-	if n := b.refs.Load(); n != 1 {
-		t.Errorf("%d references are left, want the one of the test", n)
+	if b.Shared() {
+		t.Error("there are other references than the test's own")
 	}
 }
 
@@ -143,7 +145,7 @@ func TestTryWritevIsBytesJoin(t *testing.T) {
 	r := listen(t, ListenerOptions{WriteBuffer: 100000})
 	events := r.Events()
 	r.serve()
-	piece := rapid.SampledFrom([]int{0, 0, 1, 1, 2, 7, 64, 1000, 5000, blockLarge + 3})
+	piece := rapid.SampledFrom([]int{0, 0, 1, 1, 2, 7, 64, 1000, 5000, buf.Large + 3})
 	rapid.Check(t, func(t *rapid.T) {
 		peer := dialTo(t, r.Listener)
 		defer peer.Close()

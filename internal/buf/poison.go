@@ -1,6 +1,6 @@
 //go:build !tcpiodebug
 
-package tcpio
+package buf
 
 // poison does nothing; built with -tags tcpiodebug it overwrites what is given back to a pool.
 func poison([]byte) {}

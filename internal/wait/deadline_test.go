@@ -1,6 +1,4 @@
-//go:build linux
-
-package tcpio
+package wait
 
 import (
 	"math/rand/v2"
@@ -10,16 +8,16 @@ import (
 	"time"
 )
 
-// Deadlines on a clock of the test's own: no socket is needed for what they promise to blocked callers.
+// These tests run on a clock of their own, see testing/synctest.
 
-// blockUntilLate blocks as Read does when nothing comes, and returns when it was told.
-func blockUntilLate(c *Conn, d *limit) <-chan time.Time {
+// blockUntilLate waits for d as a blocked read does, and sends the time at which it has passed.
+func blockUntilLate(mu *sync.Mutex, d *Deadline) <-chan time.Time {
 	ended := make(chan time.Time, 1)
 	go func() {
 		for {
-			c.mu.Lock()
-			passed, late := d.passed(), d.channel()
-			c.mu.Unlock()
+			mu.Lock()
+			passed, late := d.Passed(), d.Channel()
+			mu.Unlock()
 			if passed {
 				ended <- time.Now()
 				return
@@ -30,13 +28,14 @@ func blockUntilLate(c *Conn, d *limit) <-chan time.Time {
 	return ended
 }
 
-func setLimit(c *Conn, d *limit, t time.Time) {
-	c.mu.Lock()
-	d.set(c, t)
-	c.mu.Unlock()
+func setDeadline(mu *sync.Mutex, d *Deadline, t time.Time) {
+	mu.Lock()
+	d.Set(mu, t)
+	mu.Unlock()
 }
 
-// Whatever a deadline was before, a blocked caller is told when the last one is due, to the nanosecond.
+// Whatever a deadline was before, a blocked caller is told when the last one is due, to the
+// nanosecond.
 func TestADeadlineEndsBlockedCallersWhenTheLastOneSetIsDue(t *testing.T) {
 	const ms = time.Millisecond
 	type step struct{ at, deadline time.Duration } // deadline from the beginning on; never is none
@@ -60,16 +59,16 @@ func TestADeadlineEndsBlockedCallersWhenTheLastOneSetIsDue(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c, d := new(Conn), new(limit)
+				mu, d := new(sync.Mutex), new(Deadline)
 				begin := time.Now()
-				first, second := blockUntilLate(c, d), blockUntilLate(c, d)
+				first, second := blockUntilLate(mu, d), blockUntilLate(mu, d)
 				for _, s := range tt.steps {
 					time.Sleep(s.at - time.Since(begin))
 					deadline := begin.Add(s.deadline)
 					if s.deadline == never {
 						deadline = time.Time{}
 					}
-					setLimit(c, d, deadline)
+					setDeadline(mu, d, deadline)
 					synctest.Wait()
 				}
 				for _, ended := range []<-chan time.Time{first, second} {
@@ -85,13 +84,13 @@ func TestADeadlineEndsBlockedCallersWhenTheLastOneSetIsDue(t *testing.T) {
 // A deadline that has passed is over when another one is set.
 func TestADeadlineThatHasPassedMayBeSetAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, d := new(Conn), new(limit)
+		mu, d := new(sync.Mutex), new(Deadline)
 		begin := time.Now()
 		for i := range 3 {
 			due := begin.Add(time.Duration(i+1) * time.Second)
-			setLimit(c, d, due)
+			setDeadline(mu, d, due)
 			for range 2 { // who comes when it has passed is told at once
-				if at := <-blockUntilLate(c, d); !at.Equal(due) {
+				if at := <-blockUntilLate(mu, d); !at.Equal(due) {
 					t.Fatalf("told at %v, want %v", at.Sub(begin), due.Sub(begin))
 				}
 			}
@@ -102,25 +101,25 @@ func TestADeadlineThatHasPassedMayBeSetAgain(t *testing.T) {
 // Many setters and many blocked callers at once: in the end everybody is told at the last deadline.
 func TestDeadlinesSetByManyAtOnceLeaveNobodyBlocked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, d := new(Conn), new(limit)
+		mu, d := new(sync.Mutex), new(Deadline)
 		begin := time.Now()
 		var setters sync.WaitGroup
 		for range 20 {
 			setters.Go(func() {
 				for range 100 {
-					setLimit(c, d, time.Now().Add(time.Hour+time.Duration(rand.IntN(1000))))
+					setDeadline(mu, d, time.Now().Add(time.Hour+time.Duration(rand.IntN(1000))))
 					time.Sleep(time.Duration(rand.IntN(3)) * time.Millisecond)
 				}
 			})
 		}
 		var callers []<-chan time.Time
 		for range 20 {
-			callers = append(callers, blockUntilLate(c, d))
+			callers = append(callers, blockUntilLate(mu, d))
 			time.Sleep(time.Millisecond)
 		}
 		setters.Wait()
 		last := begin.Add(time.Minute)
-		setLimit(c, d, last)
+		setDeadline(mu, d, last)
 		for _, ended := range callers {
 			if at := <-ended; !at.Equal(last) {
 				t.Errorf("told at %v, want %v", at.Sub(begin), last.Sub(begin))
