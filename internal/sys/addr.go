@@ -46,14 +46,14 @@ func (a *Addr) Zone(fd int32) Zone {
 	if !a.IsIP || !a.Named() {
 		return Zone{}
 	}
-	return ZoneOf(fd, a.zone)
+	return zoneOf(fd, a.zone)
 }
 
 // Names asks for both addresses of a new connection with the names in them; z is its Zone. The
 // local address of a unix connection is nil: it is its listener's.
 func (a *Addr) Names(fd int32, z Zone) (remote, local net.Addr) {
 	if !a.IsIP {
-		return PeerName(fd), nil
+		return peerName(fd), nil
 	}
 	return net.TCPAddrFromAddrPort(a.AddrPort(z.name)), LocalAddr(fd, z)
 }

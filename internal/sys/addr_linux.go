@@ -36,8 +36,8 @@ func netPort(p uint16) uint16 {
 	return uint16(b[0])<<8 | uint16(b[1])
 }
 
-// PeerName asks for the name of a unix socket's peer: @ if it has none.
-func PeerName(fd int32) net.Addr {
+// peerName asks for the name of a unix socket's peer: @ if it has none.
+func peerName(fd int32) net.Addr {
 	a := &net.UnixAddr{Name: "@", Net: "unix"}
 	if sa, err := unix.Getpeername(int(fd)); err == nil {
 		if un, ok := sa.(*unix.SockaddrUnix); ok {
@@ -65,8 +65,8 @@ func LocalAddr(fd int32, z Zone) net.Addr {
 	return nil
 }
 
-// ZoneOf asks for the name of the network interface index, in the network namespace of fd.
-func ZoneOf(fd int32, index uint32) Zone {
+// zoneOf asks for the name of the network interface index, in the network namespace of fd.
+func zoneOf(fd int32, index uint32) Zone {
 	if ifr, err := unix.NewIfreq(""); err == nil {
 		ifr.SetUint32(index)
 		if unix.IoctlIfreq(int(fd), unix.SIOCGIFNAME, ifr) == nil {
@@ -82,5 +82,5 @@ func Device(fd int32) Zone {
 	if err != nil || index <= 0 {
 		return Zone{}
 	}
-	return ZoneOf(fd, uint32(index))
+	return zoneOf(fd, uint32(index))
 }

@@ -61,7 +61,7 @@ func TestAZoneHasItsInterfacesName(t *testing.T) {
 		}
 		defer unix.Close(fd)
 		for _, i := range ifs {
-			z := ZoneOf(int32(fd), uint32(i.Index))
+			z := zoneOf(int32(fd), uint32(i.Index))
 			if got := z.nameOf(uint32(i.Index)); got != i.Name {
 				t.Errorf("family %d, index %d: %q, want %q", family, i.Index, got, i.Name)
 			}
@@ -72,7 +72,7 @@ func TestAZoneHasItsInterfacesName(t *testing.T) {
 				t.Errorf("no zone: %q", got)
 			}
 		}
-		if got := ZoneOf(int32(fd), 1<<30).Name(); got != "1073741824" {
+		if got := zoneOf(int32(fd), 1<<30).Name(); got != "1073741824" {
 			t.Errorf("family %d, no such interface: %q, want its index", family, got)
 		}
 	}

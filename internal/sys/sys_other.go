@@ -42,9 +42,9 @@ func TuneDialled(int32, bool, bool, net.KeepAliveConfig, time.Duration) error {
 	return errors.ErrUnsupported
 }
 
-func PeerName(int32) net.Addr        { return nil }
+func peerName(int32) net.Addr        { return nil }
 func LocalAddr(int32, Zone) net.Addr { return nil }
-func ZoneOf(int32, uint32) Zone      { return Zone{} }
+func zoneOf(int32, uint32) Zone      { return Zone{} }
 func Device(int32) Zone              { return Zone{} }
 
 func Accepter(int32) AcceptFunc    { return nil }
