@@ -17,9 +17,10 @@ const (
 	acceptSlowest = time.Second // as net/http backs off
 )
 
-// An accepting is one turn of accepting. There is one at a time, begun by the first loop's role, and so the
-// hooks of a listener never run together. A hook that blocks loses that role, as Receive does, and keeps the
-// accepting: the loops go on, the backlog waits.
+// An accepting is one turn of accepting. The goroutine with the first loop's role begins it, and
+// there is one at a time, so that the hooks of a listener never run together. A goroutine that
+// blocks in a hook loses the role, as in Receive, and keeps the turn: the loops go on, and the
+// backlog waits.
 type accepting struct {
 	lp   *loop // the first
 	kept bool  // this goroutine still has its role
@@ -31,8 +32,8 @@ type accepting struct {
 	zone   sys.Zone
 }
 
-// runAccept accepts, while there is anybody to accept and room for what they will say. It reports false when
-// the role was lost in a hook.
+// runAccept accepts while there are peers in the backlog and the streams have room. It returns
+// false if the goroutine has lost the role in a hook.
 func (lp *loop) runAccept() (kept bool) {
 	s := &lp.l.socket
 	if lp.index != 0 || s.busy.Load() {
@@ -46,7 +47,7 @@ func (lp *loop) runAccept() (kept bool) {
 	}
 	s.retry.Store(false)
 	s.busy.Store(true)
-	lp.accept = acceptPause // for whoever takes the role over; the end of this turn is told by retryAccept
+	lp.accept = acceptPause // for a goroutine that takes the role; then we call retryAccept
 	a := accepting{lp: lp, kept: true}
 	next := a.some()
 	s.busy.Store(false)
@@ -58,7 +59,8 @@ func (lp *loop) runAccept() (kept bool) {
 	return true
 }
 
-// abandon is called on a goroutine that is exiting in a hook: accepting, and the loop, go on without it.
+// abandon hands accepting, and the loop, to another goroutine. hook calls it if the user's function
+// ends this one.
 func (a *accepting) abandon() {
 	lp := a.lp
 	lp.l.socket.busy.Store(false)
@@ -71,7 +73,7 @@ func (a *accepting) abandon() {
 	go lp.resume()
 }
 
-// some accepts a number of connections, and gives adopted ones their actor.
+// some accepts up to acceptBudget connections, and gives adopted ones their actor.
 func (a *accepting) some() acceptState {
 	l := a.lp.l
 	s := &l.socket
@@ -99,7 +101,7 @@ func (a *accepting) some() acceptState {
 		s.close(a.lp.p)
 		l.checkAllClosed()
 		for _, c := range s.late {
-			c.drain() // behind what they have sent already, as it is for the others
+			c.drain() // behind what they have sent already, as for the others
 		}
 		s.late = nil
 	}
@@ -135,8 +137,8 @@ func (a *accepting) one(target *loop) acceptState {
 	return acceptMore
 }
 
-// hook calls a hook of the user's for peer. A panic, and runtime.Goexit, are logged and make it false; the
-// goroutine that exits calls exited, which is all of this turn that still runs.
+// hook calls the user's hook f for peer. After a panic or runtime.Goexit, which it logs, it returns
+// false. A goroutine that exits calls exited, and abandon, and nothing else of this turn.
 func (a *accepting) hook(in, what string, peer netip.AddrPort, f, exited func()) (ok bool) {
 	lp := a.lp
 	w := uint64(0)
@@ -147,7 +149,8 @@ func (a *accepting) hook(in, what string, peer netip.AddrPort, f, exited func())
 	}
 	back := func() { a.kept = a.kept && lp.state.CompareAndSwap(w, w&^roleMask) }
 	ok = guard(in, f, func(p *PanicError, exiting bool) {
-		lp.l.log("tcpio: "+what+" panicked", "peer", peer.String(), "panic", p.Value, "stack", string(p.Stack))
+		lp.l.log("tcpio: "+what+" panicked",
+			"peer", peer.String(), "panic", p.Value, "stack", string(p.Stack))
 		if exiting {
 			back()
 			exited()
@@ -158,8 +161,8 @@ func (a *accepting) hook(in, what string, peer netip.AddrPort, f, exited func())
 	return ok
 }
 
-// acceptFailed reports err and pauses accepting. It resumes after a back-off, or as soon as one of our
-// connections closes.
+// acceptFailed reports err and pauses accepting. It resumes after a back-off, or as soon as one of
+// our connections closes.
 func (l *Listener) acceptFailed(err error, starved bool) acceptState {
 	l.loops[0].report(&net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err})
 	l.socket.backoff = min(max(2*l.socket.backoff, acceptBackoff), acceptSlowest)
@@ -172,7 +175,8 @@ func (l *Listener) acceptFailed(err error, starved bool) acceptState {
 	return acceptPause
 }
 
-// leastBusy is the loop with the fewest connections, of those whose stream has room, or of all; nil if there is none.
+// leastBusy returns the loop with the fewest connections: of all loops, or of those whose stream
+// has room, and nil if there is none.
 func (l *Listener) leastBusy(all bool) *loop {
 	var best *loop
 	for _, lp := range l.loops {
@@ -186,20 +190,22 @@ func (l *Listener) leastBusy(all bool) *loop {
 	return best
 }
 
-// askForActor asks it. Nil refuses c, and so do a panic and runtime.Goexit, which are logged.
+// askForActor has the user's hook make c's actor. Nil refuses c, and so do a panic and
+// runtime.Goexit.
 func (a *accepting) askForActor(c *Conn) {
 	var actor Actor
-	if !a.hook("Actor", "handler", c.peer.AddrPort(""), func() { actor = c.sh.opts.Actor(c) }, func() { c.employ(nil) }) {
+	ask := func() { actor = c.sh.opts.Actor(c) }
+	if !a.hook("Actor", "handler", c.peer.AddrPort(""), ask, func() { c.employ(nil) }) {
 		actor = nil
 	}
 	c.employ(actor)
 }
 
-// adopt has the first loop ask for the actor of a connection that was not accepted: hooks run there, one at a
-// time.
+// adopt has the first loop ask for the actor of a connection that was not accepted. Hooks run on
+// that loop, one at a time.
 func (l *Listener) adopt(c *Conn) {
 	s := &l.socket
-	if !l.loops[0].oweClosed() { // it has ended, and so has c: until then it waits for what it is to ask
+	if !l.loops[0].oweClosed() { // it has ended, and c too: a loop waits for the actors it owes
 		c.employ(nil)
 		return
 	}
@@ -210,8 +216,8 @@ func (l *Listener) adopt(c *Conn) {
 	l.retryAccept()
 }
 
-// evictEnded closes a connection whose peer has ended and whose user has not closed it, the one that waits longest, to make room
-// for another. It reports false when there is none.
+// evictEnded makes room for another connection: of those whose peer has ended and that the user has
+// not closed, it closes the one that waits longest. It returns false if there is none.
 func (l *Listener) evictEnded() bool {
 	for range limitBudget {
 		var first *loop
@@ -244,8 +250,8 @@ func (l *Listener) evictEnded() bool {
 	return false
 }
 
-// admission decides about a peer before anything is allocated for it. If the answer is admitted, a place of its address
-// is taken where addresses are counted.
+// admission decides about a peer before anything is allocated for it. If it returns admitted, it
+// has taken a place of the peer's address, where addresses are counted.
 func (a *accepting) admission() refusal {
 	l := a.lp.l
 	o := &l.opts
@@ -253,10 +259,11 @@ func (a *accepting) admission() refusal {
 	case l.full() && !(l.evictEnded() && !l.full()):
 		return refusedConns
 	case a.counts() && !l.perAddress.Take(a.peer.AddrPort("").Addr(), o.MaxConnsPerIP):
-		return refusedPerIP // before the rate: an address over its bound does not use up what others may have
+		return refusedPerIP // before the rate, which such an address shall not use up
 	case o.AcceptRate != nil && !a.callHook("AcceptRate", o.AcceptRate.Allow, refusedRate):
 		return refusedRate
-	case o.Admit != nil && !a.callHook("Admit", func() bool { return o.Admit(a.addrPort()) == nil }, refusedAdmit):
+	case o.Admit != nil &&
+		!a.callHook("Admit", func() bool { return o.Admit(a.addrPort()) == nil }, refusedAdmit):
 		return refusedAdmit
 	}
 	return admitted
@@ -265,13 +272,14 @@ func (a *accepting) admission() refusal {
 // full reports whether MaxConns connections are open.
 func (l *Listener) full() bool { return l.opts.MaxConns > 0 && l.Len() >= l.opts.MaxConns }
 
-// counts says whether the peer takes a place of its address.
+// counts reports whether the peer takes a place of its address.
 func (a *accepting) counts() bool { return a.lp.l.opts.MaxConnsPerIP > 0 && a.peer.IsIP }
 
 // addrPort is the peer's address.
 func (a *accepting) addrPort() netip.AddrPort { return a.peer.AddrPort(a.zone.Name()) }
 
-// callHook asks a hook of the user. A panic refuses the peer, and so does runtime.Goexit; both are logged.
+// callHook asks a hook of the user whether it admits the peer. If not, admission returns no; if the
+// hook exits its goroutine, callHook refuses the peer for that reason.
 func (a *accepting) callHook(in string, admits func() bool, no refusal) (ok bool) {
 	return a.hook(in, in, a.addrPort(), func() { ok = admits() }, func() { a.refuse(no) }) && ok
 }

@@ -10,7 +10,8 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// A listenSocket is the listening descriptor. It is registered edge-triggered, once: pausing is simply not accepting.
+// A listenSocket is the listening descriptor. It is registered once, edge-triggered, so that the
+// loop pauses by not accepting.
 type listenSocket struct {
 	// Immutable after Listen.
 	call sys.AcceptFunc // another one in tests
@@ -20,7 +21,7 @@ type listenSocket struct {
 	path     string           // of a unix socket that we made, removed at close
 	file     sys.FileID       // what we made there
 	fd       int32            // -1 once closed
-	arriving int32            // the descriptor that is accepted and not yet counted by a loop; -1: none
+	arriving int32            // the descriptor that no loop counts yet; -1: none
 	adopted  []*Conn          // adopted connections that have no actor yet
 	std      *net.TCPListener // what GetListener made
 
@@ -30,11 +31,11 @@ type listenSocket struct {
 	// Atomic.
 	retry    atomic.Bool // look at the backlog again
 	starved  atomic.Bool // accepting waits for a descriptor
-	busy     atomic.Bool // somebody accepts
+	busy     atomic.Bool // an accepting turn is under way
 	last     atomic.Bool // Shutdown has begun: take what there is, and close
 	adopting atomic.Bool // adopted is not empty
 
-	// Owned by whoever accepts.
+	// Owned by the accepting turn.
 	backoff time.Duration
 	again   timer   // when to look again after a failure
 	left    int     // how many more are taken once last is set
@@ -56,7 +57,8 @@ func (s *listenSocket) accept() (int32, sys.Addr, syscall.Errno) {
 	return fd, peer, errno
 }
 
-// arrived says that the descriptor that accept returned is counted. It reports false when it is closed already.
+// arrived notes that the descriptor that accept returned is counted. It returns false if close has
+// closed it.
 func (s *listenSocket) arrived() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,7 +67,7 @@ func (s *listenSocket) arrived() bool {
 	return open
 }
 
-// turnAway closes the descriptor that accept returned, if the end has not.
+// turnAway closes the descriptor that accept returned, unless close has.
 func (s *listenSocket) turnAway() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -75,9 +77,9 @@ func (s *listenSocket) turnAway() {
 	}
 }
 
-// close ends accepting. A descriptor that is still in a hook of the user's does not wait for that.
-// A unix socket's file goes first: while the socket lives no other file can have its inode, and a successor, which binds as soon as
-// the path is free, is not met by our removal.
+// close ends accepting. It also closes the descriptor that accept returned last, if a user's hook
+// still decides about it. It removes a unix socket's file before the socket: until then no other
+// file can have its inode, and a successor binds only once the path is free.
 func (s *listenSocket) close(p poller) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,7 +104,7 @@ func (s *listenSocket) close(p poller) {
 	}
 }
 
-// nextAdopted takes one of them; nil when there is none.
+// nextAdopted takes the first of adopted. It returns nil if there is none.
 func (s *listenSocket) nextAdopted() *Conn {
 	if !s.adopting.Load() {
 		return nil
@@ -118,14 +120,16 @@ func (s *listenSocket) nextAdopted() *Conn {
 	return c
 }
 
-// longestBacklog is the default of net.core.somaxconn. Peers that keep coming do not keep Shutdown from its end.
+// longestBacklog bounds what Shutdown accepts, since peers may go on connecting. It is the default
+// of net.core.somaxconn.
 const longestBacklog = 4096
 
-// acceptState is what the first loop, which accepts for all, knows of the backlog. It is owned by that loop's role.
+// acceptState is what the first loop, which accepts for all, knows of the backlog. The goroutine
+// with that loop's role owns it.
 type acceptState uint8
 
 const (
 	acceptIdle  acceptState = iota // the backlog was seen empty: the next connection is an edge
 	acceptMore                     // there may be more in it
-	acceptPause                    // there may be, but no room, or no descriptor; retryAccept ends that
+	acceptPause                    // there may be more, but no room or descriptor; see retryAccept
 )

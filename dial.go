@@ -16,31 +16,31 @@ func (l *Listener) Dial(ctx context.Context, network, address string) (*Conn, er
 	return l.DialWith(ctx, d, network, address)
 }
 
-// DialWith connects to address with d, on "tcp", "tcp4", "tcp6" or "unix", and then serves the connection
-// on l's loops beside the accepted ones. Every field of a net.Dialer has its effect: source address,
-// Resolver, Timeout, Deadline, Cancel, FallbackDelay, Control.
+// DialWith connects to address with d, on "tcp", "tcp4", "tcp6" or "unix", and then serves the
+// connection on l's loops beside the accepted ones. Every field of a net.Dialer has its effect:
+// source address, Resolver, Timeout, Deadline, Cancel, FallbackDelay, Control.
 //
 // TCP_NODELAY, KeepAlive and UserTimeout are set as on accepted connections, behind d's Control or
-// ControlContext, with two exceptions. A KeepAlive that is not zero, or an enabled KeepAliveConfig, holds
-// in place of l's. A TCP_USER_TIMEOUT that Control has set stays. An error of Control's ends the attempt
-// and is in what DialWith returns. Multipath TCP is used if d says so (net.Dialer.SetMultipathTCP); where
-// it lacks one of l's options the connection goes without. d is neither changed nor kept, and may be used
-// elsewhere at the same time; nil is the zero Dialer.
+// ControlContext, with two exceptions. A KeepAlive that is not zero, or an enabled KeepAliveConfig,
+// holds in place of l's. A TCP_USER_TIMEOUT that Control has set stays. An error of Control's ends
+// the attempt and is in what DialWith returns. Multipath TCP is used if d says so
+// (net.Dialer.SetMultipathTCP); where it lacks one of l's options the connection goes without. d is
+// neither changed nor kept, and may be used elsewhere at the same time; nil is the zero Dialer.
 //
-// DialWith blocks until the connection is established, ctx ends, or l has stopped. An actor may call it,
-// since it may block; the hooks Admit and Actor must not.
+// DialWith blocks until the connection is established, ctx ends, or l has stopped. An actor may
+// call it, since it may block; the hooks Admit and Actor must not.
 //
-// If the events of accepted connections go to Events or Streams, those of this one do too, Opened first.
-// Otherwise it has no route, like a connection that NetListener hands out: it is a plain blocking net.Conn
-// without events and without EOFTimeout, until Conn.Attach or Conn.Events gives it a route, which begins with
-// Opened.
+// If the events of accepted connections go to Events or Streams, those of this one do too, Opened
+// first. Otherwise it has no route, like a connection that NetListener hands out: it is a plain
+// blocking net.Conn without events and without EOFTimeout, until Conn.Attach or Conn.Events gives
+// it a route, which begins with Opened.
 //
-// The options for accepted connections have no effect on it: Actor, OnConnEvent, the bounds on which
-// connections are served (but it counts for MaxConns), and TLSConfig, which is a server's: a dialled
-// connection is plain.
+// The options for accepted connections have no effect on it: Actor, OnConnEvent, the bounds on
+// which connections are served (but it counts for MaxConns), and TLSConfig, which is a server's: a
+// dialled connection is plain.
 //
-// Serve must be running. Errors are *net.OpError: around net.ErrClosed once l is stopping, otherwise what
-// net.Dialer returns, whose Timeout tells that ctx had a deadline.
+// Serve must be running. Errors are *net.OpError: around net.ErrClosed once l is stopping,
+// otherwise what net.Dialer returns, whose Timeout tells that ctx had a deadline.
 func (l *Listener) DialWith(ctx context.Context, d *net.Dialer, network, address string) (*Conn, error) {
 	fail := func(err error) (*Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
@@ -83,7 +83,7 @@ func (l *Listener) endDial(ctx context.Context, cancel context.CancelCauseFunc) 
 	}
 }
 
-// tuned is a copy of d that sets l's options behind d's own Control.
+// tuned returns a copy of d that sets l's options behind d's own Control.
 func (l *Listener) tuned(d *net.Dialer) *net.Dialer {
 	if d == nil {
 		d = new(net.Dialer)
@@ -117,7 +117,7 @@ func (l *Listener) tuned(d *net.Dialer) *net.Dialer {
 	return &own
 }
 
-// mayAdd says why l cannot serve one more connection.
+// mayAdd returns why l cannot serve one more connection, nil if it can.
 func (l *Listener) mayAdd() error {
 	if l.stopping.Load() {
 		return net.ErrClosed
@@ -130,7 +130,7 @@ func (l *Listener) mayAdd() error {
 	return nil
 }
 
-// serveOther serves a connection that was not accepted. Its descriptor moves, unless there is an error.
+// serveOther serves a connection that was not accepted. On an error nc is as it was.
 func (l *Listener) serveOther(nc net.Conn, from origin) (*Conn, error) {
 	if err := l.mayAdd(); err != nil {
 		return nil, err
@@ -142,16 +142,16 @@ func (l *Listener) serveOther(nc net.Conn, from origin) (*Conn, error) {
 	}
 	c := l.newConn(l.leastBusy(true), fd, peer, from)
 	if local == nil {
-		local = sys.LocalAddr(fd, sys.Zone{}) // reset before somebody asked
+		local = sys.LocalAddr(fd, sys.Zone{}) // it was reset before nc asked
 	}
 	c.ext = &connExt{local: local, remote: remote}
-	c.flags &^= fDefer // it is no news: who made it may have read its first bytes
+	c.flags &^= fDefer // its first bytes may have been read from nc
 	if _, ok := nc.(*net.TCPConn); ok && sys.Multipath(fd) {
 		c.flags |= fDistrust // a short read of it proves nothing
 	}
 	if from == dialled && (c.stream == nil || l.netListener != nil) {
 		c.stream, c.actor = nil, nil
-		c.flags |= fMute | fOpened // moveLocked tells of Opened
+		c.flags |= fMute | fOpened // moveLocked emits Opened
 	}
 	asks := l.asksForActor(c)
 	if err := l.register(c); err != nil {

@@ -43,7 +43,8 @@ func (l *Listener) NetListener() net.Listener {
 	return l.netListener
 }
 
-// A netListener hands out connections. Their Opened, and nothing else of them, goes to Listener.accepted.
+// A netListener hands out connections. Their Opened, and nothing else of them, goes to
+// Listener.accepted.
 type netListener struct {
 	l      *Listener
 	once   sync.Once
@@ -156,9 +157,10 @@ func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	return c, nil
 }
 
-// GetListener returns the listening socket as a *net.TCPListener, the same on every call, for its address and options: a
-// duplicate in the Go runtime's poller, closed with l. Accepting from it takes connections away from l. It returns nil for
-// a unix socket, after Close, and when the system has no descriptor left. New programs want Addr.
+// GetListener returns the listening socket as a *net.TCPListener, the same on every call, for its
+// address and options: a duplicate in the Go runtime's poller, closed with l. Accepting from it
+// takes connections away from l. It returns nil for a unix socket, after Close, and when the system
+// has no descriptor left. New programs want Addr.
 func (l *Listener) GetListener() *net.TCPListener {
 	l.socket.mu.Lock()
 	defer l.socket.mu.Unlock()

@@ -10,9 +10,10 @@ import (
 // lastID numbers the connections of the process.
 var lastID atomic.Uint64
 
-// newConn makes a connection of fd, on lp.
+// newConn makes a connection of fd on lp. register adds it there.
 func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr, from origin) *Conn {
-	c := &Conn{sh: &lp.shard, id: lastID.Add(1), peer: peer, origin: from, fd: fd, stream: l.streamFor(lp)}
+	c := &Conn{sh: &lp.shard, id: lastID.Add(1), peer: peer, origin: from, fd: fd}
+	c.stream = l.streamFor(lp)
 	if !peer.IsIP {
 		c.flags |= fDistrust
 	} else if l.multipath && sys.Multipath(fd) {
@@ -31,10 +32,11 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr, from origin) *Conn
 	return c
 }
 
-// register gives c to its loop. One that was accepted is announced by the loop at its first edge, whatever that says, and
-// there is one, since nothing was sent on it yet: it is writable. That saves the wake-up of its loop. What else is served
-// may have no edge until its peer moves, so it is announced here. On an error the descriptor is closed. If c is to get its
-// actor from the user's hook, it has no turn before employ.
+// register gives c to its loop. It emits Opened for adopted and dialled connections, which may have
+// no edge until the peer sends. For an accepted one the loop emits it at the first edge: there is
+// one, since the socket is writable, and that saves a wake-up of the loop. On an error the
+// descriptor is closed. A connection that gets its actor from the user's hook has no turn before
+// employ.
 func (l *Listener) register(c *Conn) error {
 	sh := c.sh
 	served := c.origin != refused
@@ -54,14 +56,14 @@ func (l *Listener) register(c *Conn) error {
 		if arrived {
 			sys.Close(c.fd, false)
 		} else {
-			sys.CloseFD(c.fd) // whoever brought it keeps it
+			sys.CloseFD(c.fd) // the caller keeps its own
 		}
 		l.unadmit(c)
 		l.connClosed(c)
 		return net.ErrClosed
 	}
-	// From add on others see c, and it may end at any moment. fNew keeps the descriptor until the registration
-	// is over, fRunning its events until the actor is there.
+	// From add on other goroutines see c, and it may end at any moment. fNew keeps the descriptor
+	// until register returns, fRunning the events until employ.
 	c.flags |= fNew
 	asks := l.asksForActor(c)
 	if asks {
@@ -88,10 +90,10 @@ func (l *Listener) register(c *Conn) error {
 	}
 	if err != nil {
 		if c.flags&fOpened == 0 {
-			c.flags |= fMute // nobody has heard of it
+			c.flags |= fMute // no event of it was sent
 		}
 		if !arrived {
-			c.extLocked().given = true // whoever brought it keeps it
+			c.extLocked().given = true // the caller keeps its own
 		}
 		if asks {
 			c.endTurnLocked()
@@ -99,7 +101,7 @@ func (l *Listener) register(c *Conn) error {
 		c.releaseLocked(err)
 		return err
 	}
-	// Shutdown and Close look at the connections after they have set ending: this one they may have missed.
+	// Shutdown and Close set ending and then visit the connections. They may have missed this one.
 	switch l.ending.Load() {
 	case endTold:
 		if !arrived { // else see late
@@ -113,26 +115,27 @@ func (l *Listener) register(c *Conn) error {
 	return nil
 }
 
-// asksForActor says whether the user's hook makes c's actor. c is not registered yet.
+// asksForActor reports whether the user's hook makes c's actor. c is not registered yet.
 func (l *Listener) asksForActor(c *Conn) bool {
 	return l.opts.Actor != nil && (c.origin == accepted || c.origin == adopted)
 }
 
-// employ gives c its actor and begins its turns, unless it was claimed meanwhile; nil refuses it.
+// employ gives c its actor, unless c was claimed meanwhile, and begins its turns. A nil actor
+// refuses c.
 func (c *Conn) employ(actor Actor) {
 	c.mu.Lock()
 	defer c.unlock()
 	if c.stream == nil && c.actor == nil {
 		if c.actor = actor; actor == nil {
-			c.flags |= fMute // nobody is there to be told
+			c.flags |= fMute // there is no route for Closed
 			c.abortLocked(net.ErrClosed)
 		}
 	}
 	c.endTurnLocked()
 }
 
-// refuse ends a connection that is not to be served, with the reply if there is one: as a connection without events, so
-// that input does not turn the reply into a reset.
+// refuse ends a connection that is not to be served. If there is a reply, a Conn without events
+// sends it and discards input, which would turn the reply into a reset.
 func (l *Listener) refuse(lp *loop, fd int32, peer sys.Addr, why refusal) {
 	lp.count.refused[why].Add(1)
 	if len(l.opts.RefuseReply) == 0 || l.opts.TLSConfig != nil || l.refusing.Load() >= maxRefusing {
@@ -152,5 +155,6 @@ func (l *Listener) refuse(lp *loop, fd int32, peer sys.Addr, why refusal) {
 	c.unlock()
 }
 
-// maxRefusing bounds the refused connections that are kept until their peer has the reply; more are refused without one.
+// maxRefusing bounds the refused connections that stay open until their peer has the reply. Any
+// more are refused without a reply.
 const maxRefusing = 256
