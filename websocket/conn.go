@@ -47,6 +47,8 @@ type Conn struct {
 	due        int64
 	next, prev *Conn
 
+	writing sync.Mutex // held by WriteText and WriteBinary; taken before mu
+
 	mu sync.Mutex // taken before the tcpio.Conn's own lock, behind Server.naming
 	// Guarded by mu.
 	phase    phase
@@ -54,14 +56,14 @@ type Conn struct {
 	again    bool // something happened meanwhile: another turn has to follow
 	streamed bool // events go to the server's Events
 	driven   bool // the core's route is the driver
-	gone     bool // Closed was delivered
 	paused   bool
-	told     bool       // Opened was delivered
-	heard    bool       // since the ping's deadline was armed
-	refused  bool       // a write was: Writable is owed
-	sending  bool       // WriteText or WriteBinary is between two fragments
-	wmu      sync.Mutex // held by WriteText and WriteBinary; taken before mu
-	skipped  int        // messages that Groups have left out, not yet told
+	told     bool // Opened was delivered
+	gone     bool // Closed was delivered, or is being delivered
+	heard    bool // since the ping's deadline was armed
+	pinged   bool // and not heard since
+	refused  bool // a write was: Writable is owed
+	sending  bool // WriteText or WriteBinary may be between two fragments
+	skipped  int  // messages that Groups have left out, not yet told
 	actor    Actor
 	out      *control // control frames that wait for room
 	end      *ending  // why and how it ends

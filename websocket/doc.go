@@ -70,7 +70,7 @@
 //	text that is not UTF-8, bad deflate   1007                   1007, Local; Err is a *FrameError
 //	MaxMessage, MaxFrame                  1009                   1009, Local; Err is a *FrameError
 //	CloseSlow of a Group                  1013                   1013, Local; Err is tcpio.ErrSlow
-//	Shutdown                              1001                   1001, Local
+//	Shutdown, then DrainTimeout           1001                   1001, Local
 //	TCP's end, a reset, a time limit      nothing                1006, Neither; Err is the cause
 //
 // After a Close of ours the peer's Close frame is awaited for CloseTimeout; after a violation, and
@@ -92,7 +92,7 @@
 // breaks, pauses or moves the connection, it keeps the rest and posts a nudge to the connection
 // itself, so that the rest follows on the route of then.
 //
-// Locks are taken in this order: Conn.wmu, Group.writing, Server.naming; Conn.mu; then those of
+// Locks are taken in this order: Conn.writing, Group.writing, Server.naming; Conn.mu; then those of
 // tcpio, Group.mu or timers.mu, which are leaves.
 //
 // # Non-goals

@@ -181,6 +181,16 @@ func (p *peer) next() string {
 	return strings.TrimRight(fmt.Sprintf("%s %s", name, b), " ")
 }
 
+// readFrame reads a frame.
+func readFrame(r io.Reader) (h ws.Header, b []byte, err error) {
+	if h, err = ws.ReadHeader(r); err != nil {
+		return h, nil, err
+	}
+	b = make([]byte, h.Length)
+	_, err = io.ReadFull(r, b)
+	return h, b, err
+}
+
 // expect reads frames.
 func (p *peer) expect(lines ...string) {
 	p.t.Helper()

@@ -59,9 +59,9 @@ type Options struct {
 
 	// HandshakeTimeout bounds the opening handshake, from accepting on; 0 means 10 s.
 	HandshakeTimeout time.Duration
-	// PingInterval, if not 0, is how long a peer may be silent before it gets a ping. If it is
-	// silent for PongTimeout longer, the connection is closed with PolicyViolation. 0 for
-	// PongTimeout means 10 s.
+	// PingInterval, if not 0, is how long a peer may be silent before it gets a ping, and at most
+	// once as much longer. If it is silent for PongTimeout behind the ping, the connection is
+	// closed with PolicyViolation. 0 for PongTimeout means 10 s.
 	PingInterval, PongTimeout time.Duration
 	// CloseTimeout is how long a closing handshake waits for the peer's Close frame; 0 means 5 s.
 	CloseTimeout time.Duration

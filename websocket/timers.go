@@ -33,6 +33,9 @@ type timers struct {
 	stopped bool
 }
 
+// claimDrain is how long the receiver of a claim has for Draining without a DrainTimeout, as in tcpio.
+const claimDrain = 250 * time.Millisecond
+
 var epoch = time.Now().Add(-time.Second)
 
 // now is the monotonic clock in nanoseconds, never 0.
@@ -45,7 +48,7 @@ func (ts *timers) init(s *Server) {
 		forPing:      o.PingInterval,
 		forPong:      o.PongTimeout,
 		forClose:     o.CloseTimeout,
-		forDrain:     s.drain,
+		forDrain:     max(s.drain, claimDrain),
 	}
 }
 

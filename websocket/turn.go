@@ -127,6 +127,10 @@ func (t *turn) enter() bool {
 		return false
 	}
 	c.busy, c.heard = true, true
+	if c.pinged {
+		c.pinged = false
+		c.s.timers.arm(c, forPing)
+	}
 	return true
 }
 
@@ -304,11 +308,12 @@ func (t *turn) draining() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	_, claimed := c.actor.(*claim) // its receiver has only begun to handle Draining
 	switch {
 	case c.phase == opening:
 		c.overLocked()
 	case c.phase != open:
-	case c.s.drain > 0:
+	case c.s.drain > 0 || claimed && c.s.l != nil: // else tcpio closes the connection now
 		c.s.timers.arm(c, forDrain)
 	default:
 		c.closeLocked(ending{code: GoingAway, by: Local})
@@ -355,13 +360,14 @@ func (c *Conn) expired(kind deadline) {
 	case kind == forDrain:
 		c.closeLocked(ending{code: GoingAway, by: Local})
 	case c.heard || c.paused:
-		c.heard = false
+		c.heard, c.pinged = false, false
 		c.s.timers.arm(c, forPing)
 	case kind == forPing:
 		if c.controlLocked(frameOf(c, opPing, nil)) == tcpio.ErrWouldBlock {
 			c.s.timers.arm(c, forPing) // its output makes no progress: that is WriteTimeout's
 			break
 		}
+		c.pinged = true
 		c.s.timers.arm(c, forPong)
 	case kind == forPong:
 		c.failLocked(ending{code: PolicyViolation, by: Local, reason: "no pong", err: errNoPong})

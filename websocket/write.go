@@ -125,8 +125,8 @@ func (c *Conn) putLocked(f *frame) error {
 func (c *Conn) write(op ws.OpCode, p []byte) error {
 	m := c.payloadOf(op, p)
 	defer m.free()
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	if len(m.p) <= fragmentSize {
 		f := m.whole(c.client)
 		c.mu.Lock()

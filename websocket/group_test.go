@@ -1,0 +1,175 @@
+//go:build linux
+
+package websocket
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// joined is a server whose connections join g.
+func joined(t *testing.T, g *Group, opts Options, tcp tcpio.ListenerOptions) (*Server, *record, chan *Conn) {
+	conns := make(chan *Conn, 100)
+	s, r := watched(t, "actor", tcp, opts, func(ev Event) error {
+		if ev, ok := ev.(Opened); ok {
+			g.Join(ev.Conn)
+			g.Join(ev.Conn)
+			conns <- ev.Conn
+		}
+		return nil
+	})
+	return s, r, conns
+}
+
+func TestGroup(t *testing.T) {
+	var g Group
+	s, _, conns := joined(t, &g, Options{Compress: true, CompressMin: 20}, tcpio.ListenerOptions{})
+	var plain, packs []*peer
+	for range 3 {
+		plain = append(plain, dialPeer(t, s, ""))
+		<-conns
+		packs = append(packs, dialPeer(t, s, offer))
+		<-conns
+	}
+	text := strings.Repeat("to all of you ", 10)
+	if n := g.WriteText([]byte(text)); n != 6 || g.Len() != 6 {
+		t.Fatal(n, g.Len())
+	}
+	g.WriteBinary([]byte("short"))
+	for _, p := range plain {
+		p.expect(big("text", len(text)), "binary short")
+	}
+	for _, p := range packs {
+		if got := p.packed(); got != text {
+			t.Error(got)
+		}
+		p.expect("binary short")
+	}
+	plain[0].send(bye)
+	plain[0].expect("close 1000", "eof")
+	if n := g.WriteText([]byte("x")); n != 5 {
+		t.Error(n)
+	}
+	waitFor(t, func() bool { return g.Len() == 5 })
+	for tc := range s.Listener().Conns() {
+		g.Leave(tc.Data().(*Conn))
+		g.Leave(tc.Data().(*Conn))
+	}
+	if g.Len() != 0 || g.WriteText([]byte("y")) != 0 {
+		t.Error(g.Len())
+	}
+}
+
+func waitFor(t *testing.T, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(testLimit); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not come about")
+		}
+	}
+}
+
+// A member that never reads is left out, which is counted and told; it costs what WriteBuffer says,
+// and others get everything at once.
+func TestGroupSkips(t *testing.T) {
+	var g Group
+	s, r, conns := joined(t, &g, Options{}, tcpio.ListenerOptions{WriteBuffer: 64 << 10})
+	slow := dialPeer(t, s, "")
+	slowConn := <-conns
+	fast := dialPeer(t, s, "")
+	<-conns
+	msg := []byte(long)
+	n, took := 0, 0
+	for g.Skipped() < 10 {
+		n++
+		took += g.WriteText(msg)
+		fast.expect(big("text", len(msg)))
+	}
+	if lost := 2*n - took; lost != int(g.Skipped()) {
+		t.Errorf("%d lost, %d counted", lost, g.Skipped())
+	}
+	if queued := slowConn.Underlying().Buffered(); queued > 64<<10+len(msg)+10 {
+		t.Errorf("%d bytes are queued", queued)
+	}
+	for range n - int(g.Skipped()) {
+		slow.expect(big("text", len(msg)))
+	}
+	r.wait(t, "writable true")
+	if g.WriteText([]byte("again")) != 2 {
+		t.Error("the slow member is not back")
+	}
+	slow.expect("text again")
+}
+
+func TestGroupClosesSlow(t *testing.T) {
+	g := Group{Slow: tcpio.CloseSlow}
+	s, r, conns := joined(t, &g, Options{CloseTimeout: 100 * time.Millisecond}, tcpio.ListenerOptions{WriteBuffer: 64 << 10, CloseTimeout: 100 * time.Millisecond})
+	reads, never := dialPeer(t, s, ""), dialPeer(t, s, "")
+	<-conns
+	<-conns
+	n := 0
+	for ; g.Skipped() < 2; n++ {
+		g.WriteText([]byte(long))
+	}
+	for line := ""; line != "close 1013 too slow"; line = reads.next() {
+		if line == "eof" {
+			t.Fatal(line)
+		}
+	}
+	reads.Close()
+	r.wait(t, "closed 1013 too slow Local: tcpio: connection did not keep up with its group")
+	waitFor(t, func() bool { return g.Len() == 0 && s.Listener().Len() == 0 })
+	never.Close()
+}
+
+// Members that write long messages of their own get none of the group's in between.
+func TestGroupBesideWrites(t *testing.T) {
+	var g Group
+	s, _, conns := joined(t, &g, Options{}, tcpio.ListenerOptions{})
+	p := dialPeer(t, s, "")
+	c := <-conns
+	var writers sync.WaitGroup
+	writers.Go(func() {
+		for i := range 20 {
+			if err := c.WriteText([]byte(strings.Repeat("w", 300000+i))); err != nil {
+				t.Error(err)
+			}
+		}
+		c.Close(Normal, "")
+	})
+	stop := make(chan bool)
+	writers.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				g.WriteText([]byte("group"))
+			}
+		}
+	})
+	next := 0
+	for {
+		switch line := p.next(); line {
+		case "text group":
+			continue
+		case fmt.Sprintf("text (%d bytes)", 300000+next):
+			next++
+			continue
+		case "close 1000":
+		default:
+			t.Error(line)
+		}
+		break
+	}
+	close(stop)
+	writers.Wait()
+	if next != 20 {
+		t.Error(next)
+	}
+}

@@ -1,0 +1,122 @@
+//go:build linux
+
+package websocket
+
+import (
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// honest talks to s until stop is closed, and returns the longest time an echo took at the 99th
+// percentile.
+func honest(t *testing.T, s *Server, stop chan bool) time.Duration {
+	p := dialPeer(t, s, "")
+	var took []time.Duration
+	for {
+		select {
+		case <-stop:
+			slices.Sort(took)
+			return took[len(took)*99/100]
+		default:
+		}
+		begin := time.Now()
+		p.send(fr(opText, "x"))
+		if line := p.next(); line != "text x" {
+			t.Error(line)
+			return 0
+		}
+		took = append(took, time.Since(begin))
+	}
+}
+
+func heapInUse() int {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapInuse)
+}
+
+// What hostile peers do keeps no honest one waiting, and costs no memory that grows.
+func TestHostilePeers(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		peers  int
+		attack func(p *peer)
+	}{
+		{"pings", 1, func(p *peer) {
+			go func() {
+				for line := "pong"; strings.HasPrefix(line, "pong"); line = p.next() {
+				}
+			}()
+			burst := slices.Repeat(fr(opPing, ""), 1000)
+			for range 100 {
+				p.send(burst)
+			}
+		}},
+		{"pings, and never reads", 1, func(p *peer) {
+			burst := slices.Repeat(fr(opPing, long[:125]), 1000)
+			for range 50 {
+				p.Write(burst)
+			}
+		}},
+		{"fragments of a byte", 1, func(p *peer) {
+			p.send(fr(opBinary, "x", "-"))
+			burst := slices.Repeat(fr(opMore, "x", "-"), 1000)
+			for range 500 {
+				p.send(burst)
+			}
+		}},
+		{"empty fragments for ever", 1, func(p *peer) {
+			p.send(fr(opBinary, "", "-"))
+			burst := slices.Repeat(fr(opMore, "", "-"), 1000)
+			for range 500 {
+				p.send(burst)
+			}
+		}},
+		{"headers that promise much", 200, func(p *peer) {
+			p.send(fr(opBinary, strings.Repeat("x", 1<<20))[:100])
+		}},
+		{"echoes that nobody reads", 1, func(p *peer) {
+			p.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+			msg := fr(opBinary, long)
+			for {
+				if _, err := p.Write(msg); err != nil {
+					return // it is held back
+				}
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := start(t, tcpio.ListenerOptions{WriteBuffer: 256 << 10}, Options{Actor: echoActor, MaxMessage: 1 << 20}, nil)
+			before := heapInUse()
+			stop := make(chan bool)
+			var worst time.Duration
+			var running, attacks sync.WaitGroup
+			running.Go(func() { worst = honest(t, s, stop) })
+			var peers []*peer
+			for range c.peers {
+				p := dialPeer(t, s, "")
+				peers = append(peers, p)
+				attacks.Go(func() { c.attack(p) })
+			}
+			attacks.Wait()
+			after := heapInUse()
+			close(stop)
+			running.Wait()
+			t.Logf("99%% of the honest peer's echoes took at most %v; %d KiB more are in use", worst, (after-before)>>10)
+			if grown := after - before; grown > 8<<20 && !raceEnabled {
+				t.Errorf("%d KiB more are in use", grown>>10)
+			}
+			if worst > 500*time.Millisecond { // 20 ms on a machine of its own
+				t.Errorf("an honest peer waited for %v", worst)
+			}
+			runtime.KeepAlive(peers)
+		})
+	}
+}
