@@ -146,10 +146,11 @@ func ShutdownWrite(fd int32) error {
 	return os.NewSyscallError("shutdown", unix.Shutdown(int(fd), unix.SHUT_WR))
 }
 
-// Close closes a connected socket, by a reset if reset is set (SO_LINGER of zero, socket(7)). It
-// sets SO_LINGER in any case, for a quarter of a microsecond. With a time in that option close(2)
-// waits that long for unsent bytes to be acknowledged, on a non-blocking socket too. The user may
-// have set it through SyscallConn, and accepted sockets inherit it from a shared listening socket.
+// Close closes a connected socket, by a reset if reset is set (SO_LINGER of zero, socket(7)).
+// It sets SO_LINGER in any case, which costs a quarter of a microsecond: with a time in that option
+// close(2) waits that long for unsent bytes to be acknowledged, on a non-blocking socket too. The
+// user may have set it through SyscallConn, and accepted sockets inherit it from a shared listening
+// socket.
 func Close(fd int32, reset bool) {
 	var linger unix.Linger
 	if reset {
