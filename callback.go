@@ -175,29 +175,6 @@ func (cb *callback) listenerFailed(sh *shared, err error) {
 	}
 }
 
-// peekLocked reports whether there is anything to read, and whether that is only the end. If there is nothing, the
-// Readable was stale, and the next edge is a new one.
-func (c *Conn) peekLocked() (ready, end bool) {
-	switch {
-	case c.ended():
-		return false, false
-	case c.ext != nil && (c.ext.frames.b != nil || c.ext.frames.busy || c.ext.readErr != nil):
-		return true, false
-	case c.flags&fEOF != 0:
-		untold := c.flags&fTold == 0
-		return untold, untold
-	}
-	if c.flags&fTLS != 0 {
-		return c.peekTLSLocked()
-	}
-	var b [1]byte
-	_, err := c.lookLocked(b[:])
-	if err == ErrWouldBlock {
-		c.drainedLocked()
-	}
-	return err != ErrWouldBlock, err == io.EOF
-}
-
 // discard reads and throws away one block of input.
 func (c *Conn) discard() error {
 	b := c.sh.pool.Get(buf.Large)

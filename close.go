@@ -235,44 +235,6 @@ func (c *Conn) leaveSomeLocked() bool {
 	return c.leaveGroupsLocked() && x.timers == nil
 }
 
-// leaveRest goes on until all are gone.
-func (c *Conn) leaveRest() {
-	for all := false; !all; {
-		c.mu.Lock()
-		all = c.leaveSomeLocked()
-		c.mu.Unlock()
-	}
-}
-
-// expireLocked is called by the loop when the connection's timer is due.
-func (c *Conn) expireLocked(tm *timer) {
-	switch tm.kind {
-	case timerHandshake:
-		c.handshakeTimedOutLocked()
-	case timerReadable:
-		if !c.ended() && c.flags&fTold == 0 {
-			c.moreLocked()
-		}
-	case timerMessage:
-		c.timedLocked(tm)
-	case timerClose:
-		c.cutLocked()
-	}
-}
-
-// cutLocked ends a connection whose time to close is over.
-func (c *Conn) cutLocked() {
-	if c.released() {
-		return
-	}
-	c.sh.count.timeouts[limitClose].Add(1)
-	if c.out != nil {
-		c.abortLocked(ErrCloseTimeout)
-		return
-	}
-	c.releaseLocked(nil)
-}
-
 // leaveGroupsLocked leaves groups, as many as one hold of mu may. It reports whether that was all.
 func (c *Conn) leaveGroupsLocked() bool {
 	x := c.ext

@@ -78,20 +78,6 @@ func (c *Conn) socketErrorLocked() error {
 	return c.readFailLocked(c.opErrorLocked("read", errno))
 }
 
-// sendFailLocked notes that writing failed for good. The first cause stays. What is queued cannot go out any more.
-func (c *Conn) sendFailLocked(errno syscall.Errno) error {
-	if c.flags&fSendErr == 0 {
-		c.extLocked().sendErr = c.opErrorLocked("write", errno)
-		c.flags |= fSendErr | fDistrust
-	}
-	if c.out != nil {
-		c.out.drop(c.sh.shared)
-		c.out = nil
-	}
-	c.roomLocked()
-	return c.ext.sendErr
-}
-
 // causeLocked is why a connection that nobody gives a cause for did not end in order; nil if it did.
 func (c *Conn) causeLocked() error {
 	switch {

@@ -163,54 +163,6 @@ func (c *Conn) endLimitsLocked() {
 // limitBudget is how many connections one turn looks at before others have theirs: many may be due at once.
 const limitBudget = 256
 
-// limitDueLocked is called when one of the connection's limits could be reached.
-func (c *Conn) limitDueLocked() {
-	if c.ended() {
-		return
-	}
-	kind, limit, wait := c.nextLimitLocked(c.sh.coarse())
-	if limit != 0 && wait <= 0 && kind != limitWrite {
-		if c.arrivedLocked() {
-			c.heardLocked()
-		}
-		kind, limit, wait = c.nextLimitLocked(c.sh.coarse())
-	}
-	switch {
-	case c.ended(): // by what TLS had to answer
-	case limit == 0:
-	case wait > 0:
-		c.armLimitLocked()
-	case kind == limitEOF:
-		c.endWaitLocked()
-	default:
-		c.sh.count.timeouts[kind].Add(1)
-		err := &LimitError{limitNames[kind], limit}
-		if kind == limitWrite {
-			c.abortLocked(err) // there is no point in waiting for what does not move
-		} else {
-			c.closeLocked(err)
-		}
-	}
-}
-
-// arrivedLocked reports whether bytes have arrived that the loop has not come to yet: it, or the whole process, was held
-// up, and the limit is looked at before them. Those of TLS must be decrypted before anybody can tell.
-func (c *Conn) arrivedLocked() bool {
-	switch {
-	case c.flags&fTLS != 0:
-		return c.spokenLocked()
-	case c.flags&(fReadable|fEOF) != 0:
-		return false // the loop has seen them
-	}
-	return sys.Unread(c.fd) > 0
-}
-
-// endWaitLocked closes a connection whose user has had the time to close it.
-func (c *Conn) endWaitLocked() {
-	c.sh.count.timeouts[limitEOF].Add(1)
-	c.closeLocked(nil)
-}
-
 // noteEdgeLocked notes what an edge says of input. Urgent data and the peer's end are no input, but may come with some.
 // What TLS has sealed is noted when it is read, or when a limit is due.
 func (c *Conn) noteEdgeLocked(bits uint32) {

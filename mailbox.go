@@ -3,16 +3,7 @@ package tcpio
 import (
 	"context"
 	"time"
-
-	"github.com/rabbit-backend/tcpio/internal/sched"
 )
-
-// mail is a value in a mailbox.
-type mail struct {
-	value any
-	ask   *ask
-	timed bool // from a timer: not counted against MailboxSize
-}
 
 // Post sends v to the connection: it arrives as a Message on whichever route the connection has. It does not block.
 // Values of one poster arrive in the order posted, all of them behind Opened and, if Post returned nil, before Closed.
@@ -55,19 +46,6 @@ func (c *Conn) deliverLocked(m mail) {
 	if c.flags&fMute == 0 && !early {
 		c.queueLocked()
 	}
-}
-
-// takeMailLocked takes the oldest value.
-func (c *Conn) takeMailLocked() Message {
-	x := c.ext
-	m, _ := x.mailbox.Pop()
-	if x.mailbox.Len() == 0 {
-		x.mailbox = sched.Queue[mail]{} // an idle connection holds no memory
-	}
-	if !m.timed {
-		x.posted--
-	}
-	return Message{c, m.value, m.ask}
 }
 
 // Ask posts v and blocks until the connection's handler has called Reply on the Message. It fails as Post does, with

@@ -17,11 +17,12 @@ import (
 // fileOrder is the package's files from the bottom to the top. A file uses what is defined in
 // itself and in the files before it.
 var fileOrder = strings.Fields(`
-	errors.go options.go stats.go splitters.go events.go actor.go
+	errors.go events.go actor.go options.go splitters.go stats.go
 	guard.go
 	epoll_linux.go timers.go shard.go conn.go log.go
-	stream.go limits.go ends.go budget.go read.go write.go tlslink.go tls.go handshake.go
-	close.go mailbox.go attach.go group.go groups.go frames.go netconn.go rawconn.go copy.go
+	ends.go route.go limits.go mailbox.go budget.go socket.go tlslink.go tls.go read.go write.go
+	close.go handshake.go settle.go
+	attach.go group.go groups.go frames.go netconn.go rawconn.go copy.go
 	callback.go backlog.go tcpio.go loop.go receive.go register.go accept.go dispatch.go serve.go
 	dial.go netlistener.go
 `)
@@ -29,22 +30,19 @@ var fileOrder = strings.Fields(`
 // upward has the exceptions: behind a file's name those that come after it, and that it uses all the
 // same. The list only ever gets shorter.
 const upward = `
-	options.go: actor.go conn.go
 	events.go: conn.go
+	options.go: conn.go
 	epoll_linux.go: shard.go
 	timers.go: conn.go shard.go
-	shard.go: conn.go handshake.go limits.go loop.go
-	conn.go: callback.go close.go ends.go frames.go handshake.go limits.go mailbox.go netconn.go
-	conn.go: read.go stream.go tls.go write.go
-	limits.go: close.go ends.go frames.go tls.go
-	ends.go: write.go
-	read.go: close.go frames.go tls.go
-	write.go: close.go tls.go
+	shard.go: conn.go limits.go loop.go
+	conn.go: frames.go limits.go route.go settle.go socket.go tls.go
+	limits.go: frames.go tls.go
+	socket.go: close.go tls.go write.go
 	tlslink.go: handshake.go tls.go
-	tls.go: frames.go handshake.go
-	handshake.go: callback.go close.go
-	close.go: frames.go mailbox.go netconn.go
-	rawconn.go: callback.go
+	tls.go: frames.go handshake.go read.go write.go
+	read.go: close.go frames.go
+	write.go: close.go
+	close.go: frames.go
 	tcpio.go: loop.go
 `
 

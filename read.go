@@ -1,10 +1,6 @@
 package tcpio
 
-import (
-	"io"
-
-	"github.com/rabbit-backend/tcpio/internal/sys"
-)
+import "io"
 
 const (
 	// recvMax bounds, in bytes, what one call reads under the connection's mu, which the loop needs too: a peer that sends as
@@ -13,63 +9,6 @@ const (
 	// readRounds bounds how often one call asks for more. A TLS peer can make a byte of data cost many records.
 	readRounds = 16
 )
-
-// readableLocked announces input, once until somebody reads.
-func (c *Conn) readableLocked() {
-	if c.ext != nil && c.ext.canRead.Open() {
-		return // the goroutine that was blocked reads it
-	}
-	if c.flags&fReadable != 0 {
-		return
-	}
-	c.flags |= fReadable
-	if c.flags&fMute != 0 {
-		return // noted for the route that may come
-	}
-	if c.stream != nil {
-		c.stamp = c.sh.demand.Add()
-	}
-	c.emitLocked(pendReadable)
-}
-
-// unreadableLocked takes back the announcement: somebody has read, or never will.
-func (c *Conn) unreadableLocked() {
-	if c.flags&fReadable == 0 {
-		return
-	}
-	c.flags &^= fReadable | pendReadable
-	if c.stream == nil {
-		c.stamp++ // counts reads; see callback
-	} else if c.flags&fMute == 0 && c.sh.demand.Done(c.stamp) {
-		c.todo |= todoHelp
-	}
-}
-
-// inChannelLocked reports whether the outstanding Readable is in its channel, not yet received. A read then does not answer
-// it, and it need not be sent again.
-func (c *Conn) inChannelLocked() bool {
-	return c.stream != nil && c.flags&(fReadable|pendReadable|fMute) == fReadable && c.stream.holds(c.sentAt)
-}
-
-// moreLocked is called behind a read that may have left something: level-triggered to the user, since no edge will say so.
-func (c *Conn) moreLocked() {
-	if c.inChannelLocked() || c.stream != nil && c.flags&pendReadable != 0 {
-		if c.ext != nil {
-			c.ext.canRead.Open()
-		}
-		return // the consumer has yet to receive one
-	}
-	c.unreadableLocked()
-	c.readableLocked()
-}
-
-// drainedLocked is called behind a read that left nothing: the next byte is a new edge. A Readable that the consumer has yet
-// to receive announces that byte too.
-func (c *Conn) drainedLocked() {
-	if !c.inChannelLocked() {
-		c.unreadableLocked()
-	}
-}
 
 // TryRead reads what has arrived into p, without blocking. It returns 1 to len(p) bytes; or [ErrWouldBlock] when
 // there is nothing; or [io.EOF] at the peer's end of stream, and again until the connection closed; or a *net.OpError
@@ -87,14 +26,6 @@ func (c *Conn) TryRead(p []byte) (int, error) {
 	c.askHelpLocked()
 	c.unlock()
 	return n, err
-}
-
-// askHelpLocked is called after a read: if the consumer of a stream has taken everything that was delivered, this is the
-// moment to look for more, before the answer is written; see loop.help.
-func (c *Conn) askHelpLocked() {
-	if s := c.stream; s != nil && !s.private && len(s.ch) == 0 {
-		c.todo |= todoHelp
-	}
 }
 
 func (c *Conn) readLocked(p []byte) (int, error) {
@@ -176,34 +107,6 @@ func (c *Conn) readFailedLocked(err error) {
 	}
 }
 
-// recvLocked is one recv.
-func (c *Conn) recvLocked(p []byte) (int, error) {
-	if err := c.readErrLocked(); err != nil {
-		return 0, err
-	}
-	n, err := c.receivedLocked(sys.Recv(c.fd, p))
-	if n > 0 {
-		c.countInLocked(n)
-	}
-	return n, err
-}
-
-// lookLocked is recvLocked that leaves the bytes where they are.
-func (c *Conn) lookLocked(p []byte) (int, error) {
-	if err := c.readErrLocked(); err != nil {
-		return 0, err
-	}
-	return c.receivedLocked(sys.Peek(c.fd, p))
-}
-
-// countInLocked accounts for n bytes of input.
-func (c *Conn) countInLocked(n int) {
-	c.sh.count.bytesIn.Add(uint64(n))
-	if c.flags&fTLS == 0 {
-		c.heardLocked() // of TLS plain text counts, see tlsReadLocked
-	}
-}
-
 // leaveEndLocked is called when a read meets the peer's end of stream. It reports true when a Readable is in the channel that
 // cannot be withdrawn: the read behind that one returns the end then, and so does any other, if it comes first.
 func (c *Conn) leaveEndLocked() bool {
@@ -231,4 +134,27 @@ func (c *Conn) noteEnd() {
 		c.endReadLocked()
 	}
 	c.unlock()
+}
+
+// peekLocked reports whether there is anything to read, and whether that is only the end. If there is nothing, the
+// Readable was stale, and the next edge is a new one.
+func (c *Conn) peekLocked() (ready, end bool) {
+	switch {
+	case c.ended():
+		return false, false
+	case c.ext != nil && (c.ext.frames.b != nil || c.ext.frames.busy || c.ext.readErr != nil):
+		return true, false
+	case c.flags&fEOF != 0:
+		untold := c.flags&fTold == 0
+		return untold, untold
+	}
+	if c.flags&fTLS != 0 {
+		return c.peekTLSLocked()
+	}
+	var b [1]byte
+	_, err := c.lookLocked(b[:])
+	if err == ErrWouldBlock {
+		c.drainedLocked()
+	}
+	return err != ErrWouldBlock, err == io.EOF
 }

@@ -6,10 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
-	"math/bits"
 	"net"
-	"syscall"
 
 	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/sys"
@@ -206,44 +203,6 @@ func (c *Conn) sealvLocked(bufs net.Buffers) error {
 		return nil
 	}
 	return c.sealLocked(b.Buf[:n])
-}
-
-// queuedLocked is what waits for the socket, in bytes of the user's.
-func (c *Conn) queuedLocked() int {
-	if c.out == nil {
-		return 0
-	}
-	if c.flags&fTLS == 0 || c.ext.tls.sealed == 0 {
-		return c.out.size
-	}
-	st := c.ext.tls
-	return plainShare(c.out.size, st.plain, st.sealed)
-}
-
-// plainShare is the part of plain bytes that size of their sealed bytes stand for, rounded up: it adds up to no less. The
-// product takes 128 bits: that of two lengths over 3 GiB has more than 63. What does not fit an int is the largest.
-func plainShare(size int, plain, sealed int64) int {
-	hi, lo := bits.Mul64(uint64(size), uint64(plain))
-	lo, carry := bits.Add64(lo, uint64(sealed-1), 0)
-	hi += carry
-	if hi >= uint64(sealed) {
-		return math.MaxInt // over 64 bits
-	}
-	share, _ := bits.Div64(hi, lo, uint64(sealed))
-	return int(min(share, math.MaxInt))
-}
-
-// rawWriteLocked sends or queues p as it is, whatever the queue holds.
-func (c *Conn) rawWriteLocked(p []byte) error {
-	switch {
-	case c.released() || c.fd < 0:
-		return net.ErrClosed
-	case c.flags&fSendErr != 0:
-		return c.ext.sendErr
-	case c.flags&fFinSent != 0:
-		return syscall.EPIPE
-	}
-	return c.putRawLocked(p)
 }
 
 // sayGoodbyeLocked queues the close_notify, if there is anybody who would understand it.

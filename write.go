@@ -2,10 +2,10 @@ package tcpio
 
 import (
 	"math"
+	"math/bits"
 	"net"
 	"syscall"
 
-	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
@@ -108,21 +108,6 @@ func (c *Conn) putLocked(p []byte) error {
 		return c.sealLocked(p)
 	}
 	return c.putRawLocked(p)
-}
-
-// putRawLocked is putLocked for bytes as they are.
-func (c *Conn) putRawLocked(p []byte) error {
-	sent := 0
-	if c.out == nil {
-		var err error
-		if sent, err = c.sendLocked(p); err != nil {
-			return err
-		}
-	}
-	if sent < len(p) {
-		c.queueOutLocked().append(c.sh.shared, p[sent:])
-	}
-	return nil
 }
 
 // putvLocked is putLocked for several pieces.
@@ -232,122 +217,6 @@ func (c *Conn) endBulkLocked() {
 	c.lastBytesLocked()
 }
 
-const (
-	// sendChunk bounds one system call, in bytes: a peer that reads as fast as we write keeps the kernel in it for all of
-	// p, and neither the collector nor the scheduler gets in between.
-	sendChunk = 1 << 20
-	// flushBudget is how much of a queue one turn sends, in bytes, before others have theirs.
-	flushBudget = 1 << 20
-)
-
-// sendLocked sends until the socket refuses, which is what makes epoll report the next room (epoll(7), edge-triggered).
-func (c *Conn) sendLocked(p []byte) (int, error) {
-	sent := 0
-	for sent < len(p) {
-		n, errno := sys.Send(c.fd, p[sent:min(len(p), sent+sendChunk)])
-		switch errno {
-		case 0:
-			sent += n
-			c.sentLocked(n)
-		case syscall.EAGAIN:
-			return sent, nil
-		default:
-			return sent, c.failSendLocked(errno)
-		}
-	}
-	return sent, nil
-}
-
-// sendvLocked is sendLocked for several pieces.
-func (c *Conn) sendvLocked(bufs net.Buffers) (int, error) {
-	sent, i, off := 0, 0, 0
-	for {
-		var v sys.Vec
-		for j, o, room := i, off, sendChunk; j < len(bufs) && room > 0; j, o = j+1, 0 {
-			p := bufs[j][o:]
-			p = p[:min(len(p), room)]
-			if !v.Add(p) {
-				break
-			}
-			room -= len(p)
-		}
-		if v.N == 0 {
-			return sent, nil
-		}
-		n, errno := sys.Sendv(c.fd, &v)
-		switch errno {
-		case 0:
-		case syscall.EAGAIN:
-			return sent, nil
-		default:
-			return sent, c.failSendLocked(errno)
-		}
-		sent += n
-		c.sentLocked(n)
-		for n > 0 {
-			left := len(bufs[i]) - off
-			if n < left {
-				off += n
-				break
-			}
-			n -= left
-			i, off = i+1, 0
-		}
-	}
-}
-
-// failSendLocked ends writing for good. Reading goes on: what the peer sent before it went is still there.
-func (c *Conn) failSendLocked(errno syscall.Errno) error {
-	err := c.sendFailLocked(errno)
-	if c.ended() || c.flags&fTold != 0 {
-		c.releaseLocked(err) // nothing will be read, so this is the end; no other edge will say it
-	} else if c.flags&fEOF == 0 {
-		c.readableLocked()
-	}
-	return err
-}
-
-// flushLocked moves queued output into the socket until the queue is empty or the socket refuses; see sendLocked. A peer
-// that reads as fast as that goes on in another turn.
-func (c *Conn) flushLocked() {
-	for sent := 0; c.out != nil; {
-		if sent >= flushBudget {
-			c.flushSoonLocked()
-			c.roomLocked()
-			return
-		}
-		var v sys.Vec
-		c.out.fill(&v)
-		n, errno := sys.Sendv(c.fd, &v)
-		switch {
-		case errno == syscall.EAGAIN:
-			c.roomLocked()
-			return
-		case errno != 0:
-			c.failSendLocked(errno)
-			return
-		}
-		sent += n
-		c.sentLocked(n)
-		c.out.consume(c.sh.shared, n)
-		if c.out.size == 0 {
-			c.out.drop(c.sh.shared)
-			c.out = nil
-			c.roomLocked()
-			c.lastBytesLocked()
-			return
-		}
-	}
-}
-
-// flushSoonLocked has the loop go on with a queue whose socket has not refused: no edge will say so.
-func (c *Conn) flushSoonLocked() {
-	if c.flags&fFlush == 0 {
-		c.flags |= fFlush
-		c.sh.schedule(c)
-	}
-}
-
 // roomLocked tells those who were refused once half of the limit is free.
 func (c *Conn) roomLocked() {
 	if c.flags&fHandshake != 0 || c.queuedLocked() > c.sh.opts.WriteBuffer/2 {
@@ -362,107 +231,34 @@ func (c *Conn) roomLocked() {
 	}
 }
 
-func (c *Conn) queueOutLocked() *outQueue {
+// Buffered returns the output in bytes that was accepted by a write and not yet by the socket.
+func (c *Conn) Buffered() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.queuedLocked()
+}
+
+// queuedLocked is what waits for the socket, in bytes of the user's.
+func (c *Conn) queuedLocked() int {
 	if c.out == nil {
-		c.out = new(outQueue)
-		c.outputWaitsLocked()
-	}
-	return c.out
-}
-
-// sentLocked accounts for n bytes that the socket took.
-func (c *Conn) sentLocked(n int) {
-	c.sh.count.bytesOut.Add(uint64(n))
-	if c.flags&fTimed != 0 && (c.flags&fTLS == 0 || !c.ext.tls.reading) { // an answer to a key update is no activity
-		c.limit.lastOut = c.sh.coarse()
-	}
-}
-
-// outQueue is output that waits for room in the socket, in pooled blocks. It is guarded by its connection's mu. A nil
-// queue is empty.
-type outQueue struct {
-	segs []segment // non-empty each
-	size int       // bytes
-}
-
-// A segment is b.Buf[off:end]. Blocks shared between connections are never written to.
-type segment struct {
-	b        *buf.Block
-	off, end int
-}
-
-func (q *outQueue) len() int {
-	if q == nil {
 		return 0
 	}
-	return q.size
+	if c.flags&fTLS == 0 || c.ext.tls.sealed == 0 {
+		return c.out.size
+	}
+	st := c.ext.tls
+	return plainShare(c.out.size, st.plain, st.sealed)
 }
 
-// append copies p to the end of the queue.
-func (q *outQueue) append(sh *shared, p []byte) {
-	q.size += len(p)
-	sh.budget.Add(len(p))
-	if n := len(q.segs); n > 0 {
-		if last := &q.segs[n-1]; !last.b.Shared() {
-			n := copy(last.b.Buf[last.end:], p)
-			last.end += n
-			p = p[n:]
-		}
+// plainShare is the part of plain bytes that size of their sealed bytes stand for, rounded up: it adds up to no less. The
+// product takes 128 bits: that of two lengths over 3 GiB has more than 63. What does not fit an int is the largest.
+func plainShare(size int, plain, sealed int64) int {
+	hi, lo := bits.Mul64(uint64(size), uint64(plain))
+	lo, carry := bits.Add64(lo, uint64(sealed-1), 0)
+	hi += carry
+	if hi >= uint64(sealed) {
+		return math.MaxInt // over 64 bits
 	}
-	for len(p) > 0 {
-		size := buf.Small
-		if len(p) > buf.Large/2 {
-			size = buf.Large // at least half full: a peer that never reads costs what is queued for it, and not a block's size
-		}
-		b := sh.pool.Get(size)
-		n := copy(b.Buf, p)
-		q.segs = append(q.segs, segment{b, 0, n})
-		p = p[n:]
-	}
-}
-
-// share appends a block without copying; the queue takes over one reference.
-func (q *outQueue) share(sh *shared, b *buf.Block, off, end int) {
-	q.size += end - off
-	sh.budget.Add(end - off)
-	q.segs = append(q.segs, segment{b, off, end})
-}
-
-// fill points v at the front of the queue.
-func (q *outQueue) fill(v *sys.Vec) {
-	room := sendChunk
-	for _, s := range q.segs {
-		n := min(s.end-s.off, room)
-		if n == 0 || !v.Add(s.b.Buf[s.off:s.off+n]) {
-			return
-		}
-		room -= n
-	}
-}
-
-// consume drops the first n bytes.
-func (q *outQueue) consume(sh *shared, n int) {
-	q.size -= n
-	wake(sh.budget.Free(n))
-	for n > 0 {
-		s := &q.segs[0]
-		left := s.end - s.off
-		if n < left {
-			s.off += n
-			return
-		}
-		n -= left
-		sh.pool.Put(s.b)
-		*s = segment{}
-		q.segs = q.segs[1:]
-	}
-}
-
-// drop gives everything back.
-func (q *outQueue) drop(sh *shared) {
-	wake(sh.budget.Free(q.size))
-	for _, s := range q.segs {
-		sh.pool.Put(s.b)
-	}
-	*q = outQueue{}
+	share, _ := bits.Div64(hi, lo, uint64(sealed))
+	return int(min(share, math.MaxInt))
 }

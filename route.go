@@ -212,3 +212,208 @@ func (s *stream) next() (c *Conn, failed error, done bool) {
 	}
 	return c, nil, false
 }
+
+// emitLocked delivers an event of this connection to its route, or notes it where the route finds it when there is room.
+// Opened always comes first.
+func (c *Conn) emitLocked(kind flags) {
+	if c.flags&fMute != 0 && kind != pendOpened || c.flags&(fHandshake|fOpened) == fHandshake {
+		if kind == pendClosed && c.stream != nil {
+			c.stream.leave() // whoever claimed it is not told, but does not wait for ever either
+		}
+		return
+	}
+	if c.flags&fOpened == 0 {
+		c.flags |= fOpened
+		if kind != pendOpened {
+			c.emitLocked(pendOpened)
+		}
+	}
+	c.sh.count.events.Add(1)
+	if s := c.stream; s != nil && c.flags&fQueued == 0 {
+		if at, ok := s.trySend(c.event(kind)); ok {
+			switch kind {
+			case pendReadable:
+				c.sentAt = at
+			case pendClosed:
+				s.leave()
+			}
+			return
+		}
+	}
+	c.flags |= kind
+	if kind == pendClosed && c.stream == nil {
+		c.sh.closedOwed.Add(1)
+	}
+	c.queueLocked()
+}
+
+// queueLocked puts the connection, which has something pending, into its route's queue.
+func (c *Conn) queueLocked() {
+	switch {
+	case c.flags&fQueued != 0:
+	case c.stream != nil:
+		c.flags |= fQueued
+		c.stream.enqueue(c)
+	case c.flags&fRunning == 0: // a running turn looks again before it ends
+		c.flags |= fQueued
+		c.sh.schedule(c)
+	}
+}
+
+func (c *Conn) event(kind flags) Event {
+	switch kind {
+	case pendOpened:
+		return Opened{c}
+	case pendReadable:
+		return Readable{c}
+	case pendWritable:
+		return Writable{c}
+	case pendDraining:
+		return Draining{c}
+	}
+	return Closed{c}
+}
+
+// takePending hands the connection's undelivered events to the feeder of s. A connection that has moved to another
+// route took them along.
+func (c *Conn) takePending(s *stream, evs []Event) []Event {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stream != s {
+		return evs
+	}
+	c.flags &^= fQueued
+	for range feedChunk {
+		ev := c.nextLocked()
+		switch ev.(type) {
+		case nil:
+			return evs
+		case Readable:
+			if s.holds(c.sentAt) {
+				continue // an earlier one is still in the channel, and says as much
+			}
+			c.sentAt = s.number(len(evs))
+		case Closed:
+			s.leave()
+		}
+		evs = append(evs, ev)
+	}
+	if c.flags&pendMask != 0 || c.mail() > 0 {
+		c.queueLocked()
+	}
+	return evs
+}
+
+// feedChunk is how many events of one connection are delivered before it is another one's turn.
+const feedChunk = 16
+
+// nextLocked takes the next undelivered event, in the order that the contract gives; nil when there is none.
+func (c *Conn) nextLocked() Event {
+	for _, kind := range [...]flags{pendOpened, pendReadable, pendWritable, pendDraining} {
+		if c.flags&kind != 0 {
+			c.flags &^= kind
+			return c.event(kind)
+		}
+	}
+	if c.mail() > 0 {
+		return c.takeMailLocked()
+	}
+	if c.flags&pendClosed != 0 {
+		c.flags &^= pendClosed
+		return c.event(pendClosed)
+	}
+	return nil
+}
+
+// mail is how many posted values can be delivered. Before Opened, which a TLS handshake delays, there are none.
+func (c *Conn) mail() int {
+	if c.ext == nil || c.flags&(fHandshake|fOpened) == fHandshake {
+		return 0
+	}
+	return c.ext.mailbox.Len()
+}
+
+// takeMailLocked takes the oldest value.
+func (c *Conn) takeMailLocked() Message {
+	x := c.ext
+	m, _ := x.mailbox.Pop()
+	if x.mailbox.Len() == 0 {
+		x.mailbox = sched.Queue[mail]{} // an idle connection holds no memory
+	}
+	if !m.timed {
+		x.posted--
+	}
+	return Message{c, m.value, m.ask}
+}
+
+// mail is a value in a mailbox.
+type mail struct {
+	value any
+	ask   *ask
+	timed bool // from a timer: not counted against MailboxSize
+}
+
+// readableLocked announces input, once until somebody reads.
+func (c *Conn) readableLocked() {
+	if c.ext != nil && c.ext.canRead.Open() {
+		return // the goroutine that was blocked reads it
+	}
+	if c.flags&fReadable != 0 {
+		return
+	}
+	c.flags |= fReadable
+	if c.flags&fMute != 0 {
+		return // noted for the route that may come
+	}
+	if c.stream != nil {
+		c.stamp = c.sh.demand.Add()
+	}
+	c.emitLocked(pendReadable)
+}
+
+// unreadableLocked takes back the announcement: somebody has read, or never will.
+func (c *Conn) unreadableLocked() {
+	if c.flags&fReadable == 0 {
+		return
+	}
+	c.flags &^= fReadable | pendReadable
+	if c.stream == nil {
+		c.stamp++ // counts reads; see callback
+	} else if c.flags&fMute == 0 && c.sh.demand.Done(c.stamp) {
+		c.todo |= todoHelp
+	}
+}
+
+// inChannelLocked reports whether the outstanding Readable is in its channel, not yet received. A read then does not answer
+// it, and it need not be sent again.
+func (c *Conn) inChannelLocked() bool {
+	return c.stream != nil && c.flags&(fReadable|pendReadable|fMute) == fReadable && c.stream.holds(c.sentAt)
+}
+
+// moreLocked is called behind a read that may have left something: level-triggered to the user, since no edge will say so.
+func (c *Conn) moreLocked() {
+	if c.inChannelLocked() || c.stream != nil && c.flags&pendReadable != 0 {
+		if c.ext != nil {
+			c.ext.canRead.Open()
+		}
+		return // the consumer has yet to receive one
+	}
+	c.unreadableLocked()
+	c.readableLocked()
+}
+
+// drainedLocked is called behind a read that left nothing: the next byte is a new edge. A Readable that the consumer has yet
+// to receive announces that byte too.
+func (c *Conn) drainedLocked() {
+	if !c.inChannelLocked() {
+		c.unreadableLocked()
+	}
+}
+
+// askHelpLocked is called after a read: if the consumer of a stream has taken everything that was delivered, this is the
+// moment to look for more, before the answer is written; see loop.help.
+func (c *Conn) askHelpLocked() {
+	if s := c.stream; s != nil && !s.private && len(s.ch) == 0 {
+		c.todo |= todoHelp
+	}
+}

@@ -1,0 +1,160 @@
+package tcpio
+
+import "github.com/rabbit-backend/tcpio/internal/sys"
+
+// leaveRest goes on until all are gone.
+func (c *Conn) leaveRest() {
+	for all := false; !all; {
+		c.mu.Lock()
+		all = c.leaveSomeLocked()
+		c.mu.Unlock()
+	}
+}
+
+// readyLocked takes in what epoll said.
+func (c *Conn) readyLocked(bits uint32) {
+	if c.released() {
+		return
+	}
+	if c.flags&(fOpened|fHandshake) == 0 && (c.flags&fDefer == 0 || c.hasSpokenLocked(bits)) {
+		c.emitLocked(pendOpened)
+	}
+	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
+		c.flags |= fDistrust
+	}
+	c.noteEdgeLocked(bits)
+	if bits&(pollOut|pollErr|pollHup) != 0 {
+		if c.ext != nil {
+			c.ext.canSend.Open()
+		}
+		c.flushLocked()
+	}
+	switch {
+	case c.ended():
+		c.advanceCloseLocked()
+	case c.flags&fHandshake != 0:
+		c.handshakeReadyLocked(bits)
+	case bits&(pollIn|pollHup|pollErr|pollRdHup|pollPri) == 0:
+	case c.flags&fEOF == 0:
+		c.readableLocked()
+	case bits&pollErr != 0:
+		// Nothing will be read any more that could show the reset, so it is acted on here.
+		if err := c.socketErrorLocked(); err != nil {
+			c.releaseLocked(err)
+		}
+	}
+}
+
+// hasSpokenLocked says whether the peer has sent anything, which is what fDefer waits for. With TLS an edge may be of bytes that
+// the handshake has read since, or of a record without data.
+func (c *Conn) hasSpokenLocked(bits uint32) bool {
+	if bits&(pollIn|pollHup|pollErr|pollRdHup) == 0 {
+		return false
+	}
+	if c.flags&fTLS == 0 {
+		return true
+	}
+	ready, _ := c.peekLocked()
+	return ready
+}
+
+// expireLocked is called by the loop when the connection's timer is due.
+func (c *Conn) expireLocked(tm *timer) {
+	switch tm.kind {
+	case timerHandshake:
+		c.handshakeTimedOutLocked()
+	case timerReadable:
+		if !c.ended() && c.flags&fTold == 0 {
+			c.moreLocked()
+		}
+	case timerMessage:
+		c.timedLocked(tm)
+	case timerClose:
+		c.cutLocked()
+	}
+}
+
+// cutLocked ends a connection whose time to close is over.
+func (c *Conn) cutLocked() {
+	if c.released() {
+		return
+	}
+	c.sh.count.timeouts[limitClose].Add(1)
+	if c.out != nil {
+		c.abortLocked(ErrCloseTimeout)
+		return
+	}
+	c.releaseLocked(nil)
+}
+
+// limitDueLocked is called when one of the connection's limits could be reached.
+func (c *Conn) limitDueLocked() {
+	if c.ended() {
+		return
+	}
+	kind, limit, wait := c.nextLimitLocked(c.sh.coarse())
+	if limit != 0 && wait <= 0 && kind != limitWrite {
+		if c.arrivedLocked() {
+			c.heardLocked()
+		}
+		kind, limit, wait = c.nextLimitLocked(c.sh.coarse())
+	}
+	switch {
+	case c.ended(): // by what TLS had to answer
+	case limit == 0:
+	case wait > 0:
+		c.armLimitLocked()
+	case kind == limitEOF:
+		c.endWaitLocked()
+	default:
+		c.sh.count.timeouts[kind].Add(1)
+		err := &LimitError{limitNames[kind], limit}
+		if kind == limitWrite {
+			c.abortLocked(err) // there is no point in waiting for what does not move
+		} else {
+			c.closeLocked(err)
+		}
+	}
+}
+
+// arrivedLocked reports whether bytes have arrived that the loop has not come to yet: it, or the whole process, was held
+// up, and the limit is looked at before them. Those of TLS must be decrypted before anybody can tell.
+func (c *Conn) arrivedLocked() bool {
+	switch {
+	case c.flags&fTLS != 0:
+		return c.spokenLocked()
+	case c.flags&(fReadable|fEOF) != 0:
+		return false // the loop has seen them
+	}
+	return sys.Unread(c.fd) > 0
+}
+
+// endWaitLocked closes a connection whose user has had the time to close it.
+func (c *Conn) endWaitLocked() {
+	c.sh.count.timeouts[limitEOF].Add(1)
+	c.closeLocked(nil)
+}
+
+// finish closes the descriptor: out of the table and out of epoll first, so that no event of this connection is
+// delivered to a later one of the same number, and a duplicate held elsewhere keeps nothing alive in epoll.
+func (c *Conn) finish(fd int32, given, reset bool) {
+	c.sh.conns.Remove(c.key)
+	_ = c.sh.p.remove(int(fd))
+	if given {
+		sys.CloseFD(fd)
+	} else {
+		sys.Close(fd, reset)
+	}
+	c.mu.Lock()
+	c.enterLocked(phaseGone)
+	c.emitLocked(pendClosed)
+	if c.ext != nil {
+		c.ext.gone.Open()
+	}
+	c.unlock()
+	c.sh.unadmit(c)
+	if c.origin != refused {
+		c.sh.count.closed.Add(1)
+	}
+	c.sh.onClosed(c)
+}

@@ -1,0 +1,300 @@
+package tcpio
+
+import (
+	"net"
+	"syscall"
+
+	"github.com/rabbit-backend/tcpio/internal/buf"
+	"github.com/rabbit-backend/tcpio/internal/sys"
+)
+
+// recvLocked is one recv.
+func (c *Conn) recvLocked(p []byte) (int, error) {
+	if err := c.readErrLocked(); err != nil {
+		return 0, err
+	}
+	n, err := c.receivedLocked(sys.Recv(c.fd, p))
+	if n > 0 {
+		c.countInLocked(n)
+	}
+	return n, err
+}
+
+// lookLocked is recvLocked that leaves the bytes where they are.
+func (c *Conn) lookLocked(p []byte) (int, error) {
+	if err := c.readErrLocked(); err != nil {
+		return 0, err
+	}
+	return c.receivedLocked(sys.Peek(c.fd, p))
+}
+
+// countInLocked accounts for n bytes of input.
+func (c *Conn) countInLocked(n int) {
+	c.sh.count.bytesIn.Add(uint64(n))
+	if c.flags&fTLS == 0 {
+		c.heardLocked() // of TLS plain text counts, see tlsReadLocked
+	}
+}
+
+const (
+	// sendChunk bounds one system call, in bytes: a peer that reads as fast as we write keeps the kernel in it for all of
+	// p, and neither the collector nor the scheduler gets in between.
+	sendChunk = 1 << 20
+	// flushBudget is how much of a queue one turn sends, in bytes, before others have theirs.
+	flushBudget = 1 << 20
+)
+
+// sendLocked sends until the socket refuses, which is what makes epoll report the next room (epoll(7), edge-triggered).
+func (c *Conn) sendLocked(p []byte) (int, error) {
+	sent := 0
+	for sent < len(p) {
+		n, errno := sys.Send(c.fd, p[sent:min(len(p), sent+sendChunk)])
+		switch errno {
+		case 0:
+			sent += n
+			c.sentLocked(n)
+		case syscall.EAGAIN:
+			return sent, nil
+		default:
+			return sent, c.failSendLocked(errno)
+		}
+	}
+	return sent, nil
+}
+
+// sendvLocked is sendLocked for several pieces.
+func (c *Conn) sendvLocked(bufs net.Buffers) (int, error) {
+	sent, i, off := 0, 0, 0
+	for {
+		var v sys.Vec
+		for j, o, room := i, off, sendChunk; j < len(bufs) && room > 0; j, o = j+1, 0 {
+			p := bufs[j][o:]
+			p = p[:min(len(p), room)]
+			if !v.Add(p) {
+				break
+			}
+			room -= len(p)
+		}
+		if v.N == 0 {
+			return sent, nil
+		}
+		n, errno := sys.Sendv(c.fd, &v)
+		switch errno {
+		case 0:
+		case syscall.EAGAIN:
+			return sent, nil
+		default:
+			return sent, c.failSendLocked(errno)
+		}
+		sent += n
+		c.sentLocked(n)
+		for n > 0 {
+			left := len(bufs[i]) - off
+			if n < left {
+				off += n
+				break
+			}
+			n -= left
+			i, off = i+1, 0
+		}
+	}
+}
+
+// failSendLocked ends writing for good. Reading goes on: what the peer sent before it went is still there.
+func (c *Conn) failSendLocked(errno syscall.Errno) error {
+	err := c.sendFailLocked(errno)
+	if c.ended() || c.flags&fTold != 0 {
+		c.releaseLocked(err) // nothing will be read, so this is the end; no other edge will say it
+	} else if c.flags&fEOF == 0 {
+		c.readableLocked()
+	}
+	return err
+}
+
+// sendFailLocked notes that writing failed for good. The first cause stays. What is queued cannot go out any more.
+func (c *Conn) sendFailLocked(errno syscall.Errno) error {
+	if c.flags&fSendErr == 0 {
+		c.extLocked().sendErr = c.opErrorLocked("write", errno)
+		c.flags |= fSendErr | fDistrust
+	}
+	if c.out != nil {
+		c.out.drop(c.sh.shared)
+		c.out = nil
+	}
+	c.roomLocked()
+	return c.ext.sendErr
+}
+
+// flushLocked moves queued output into the socket until the queue is empty or the socket refuses; see sendLocked. A peer
+// that reads as fast as that goes on in another turn.
+func (c *Conn) flushLocked() {
+	for sent := 0; c.out != nil; {
+		if sent >= flushBudget {
+			c.flushSoonLocked()
+			c.roomLocked()
+			return
+		}
+		var v sys.Vec
+		c.out.fill(&v)
+		n, errno := sys.Sendv(c.fd, &v)
+		switch {
+		case errno == syscall.EAGAIN:
+			c.roomLocked()
+			return
+		case errno != 0:
+			c.failSendLocked(errno)
+			return
+		}
+		sent += n
+		c.sentLocked(n)
+		c.out.consume(c.sh.shared, n)
+		if c.out.size == 0 {
+			c.out.drop(c.sh.shared)
+			c.out = nil
+			c.roomLocked()
+			c.lastBytesLocked()
+			return
+		}
+	}
+}
+
+// flushSoonLocked has the loop go on with a queue whose socket has not refused: no edge will say so.
+func (c *Conn) flushSoonLocked() {
+	if c.flags&fFlush == 0 {
+		c.flags |= fFlush
+		c.sh.schedule(c)
+	}
+}
+
+func (c *Conn) queueOutLocked() *outQueue {
+	if c.out == nil {
+		c.out = new(outQueue)
+		c.outputWaitsLocked()
+	}
+	return c.out
+}
+
+// putRawLocked is putLocked for bytes as they are.
+func (c *Conn) putRawLocked(p []byte) error {
+	sent := 0
+	if c.out == nil {
+		var err error
+		if sent, err = c.sendLocked(p); err != nil {
+			return err
+		}
+	}
+	if sent < len(p) {
+		c.queueOutLocked().append(c.sh.shared, p[sent:])
+	}
+	return nil
+}
+
+// rawWriteLocked sends or queues p as it is, whatever the queue holds.
+func (c *Conn) rawWriteLocked(p []byte) error {
+	switch {
+	case c.released() || c.fd < 0:
+		return net.ErrClosed
+	case c.flags&fSendErr != 0:
+		return c.ext.sendErr
+	case c.flags&fFinSent != 0:
+		return syscall.EPIPE
+	}
+	return c.putRawLocked(p)
+}
+
+// sentLocked accounts for n bytes that the socket took.
+func (c *Conn) sentLocked(n int) {
+	c.sh.count.bytesOut.Add(uint64(n))
+	if c.flags&fTimed != 0 && (c.flags&fTLS == 0 || !c.ext.tls.reading) { // an answer to a key update is no activity
+		c.limit.lastOut = c.sh.coarse()
+	}
+}
+
+// outQueue is output that waits for room in the socket, in pooled blocks. It is guarded by its connection's mu. A nil
+// queue is empty.
+type outQueue struct {
+	segs []segment // non-empty each
+	size int       // bytes
+}
+
+// A segment is b.Buf[off:end]. Blocks shared between connections are never written to.
+type segment struct {
+	b        *buf.Block
+	off, end int
+}
+
+func (q *outQueue) len() int {
+	if q == nil {
+		return 0
+	}
+	return q.size
+}
+
+// append copies p to the end of the queue.
+func (q *outQueue) append(sh *shared, p []byte) {
+	q.size += len(p)
+	sh.budget.Add(len(p))
+	if n := len(q.segs); n > 0 {
+		if last := &q.segs[n-1]; !last.b.Shared() {
+			n := copy(last.b.Buf[last.end:], p)
+			last.end += n
+			p = p[n:]
+		}
+	}
+	for len(p) > 0 {
+		size := buf.Small
+		if len(p) > buf.Large/2 {
+			size = buf.Large // at least half full: a peer that never reads costs what is queued for it, and not a block's size
+		}
+		b := sh.pool.Get(size)
+		n := copy(b.Buf, p)
+		q.segs = append(q.segs, segment{b, 0, n})
+		p = p[n:]
+	}
+}
+
+// share appends a block without copying; the queue takes over one reference.
+func (q *outQueue) share(sh *shared, b *buf.Block, off, end int) {
+	q.size += end - off
+	sh.budget.Add(end - off)
+	q.segs = append(q.segs, segment{b, off, end})
+}
+
+// fill points v at the front of the queue.
+func (q *outQueue) fill(v *sys.Vec) {
+	room := sendChunk
+	for _, s := range q.segs {
+		n := min(s.end-s.off, room)
+		if n == 0 || !v.Add(s.b.Buf[s.off:s.off+n]) {
+			return
+		}
+		room -= n
+	}
+}
+
+// consume drops the first n bytes.
+func (q *outQueue) consume(sh *shared, n int) {
+	q.size -= n
+	wake(sh.budget.Free(n))
+	for n > 0 {
+		s := &q.segs[0]
+		left := s.end - s.off
+		if n < left {
+			s.off += n
+			return
+		}
+		n -= left
+		sh.pool.Put(s.b)
+		*s = segment{}
+		q.segs = q.segs[1:]
+	}
+}
+
+// drop gives everything back.
+func (q *outQueue) drop(sh *shared) {
+	wake(sh.budget.Free(q.size))
+	for _, s := range q.segs {
+		sh.pool.Put(s.b)
+	}
+	*q = outQueue{}
+}
