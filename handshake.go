@@ -4,24 +4,15 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
 
-	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/quota"
 	"github.com/rabbit-backend/tcpio/internal/sys"
+	"github.com/rabbit-backend/tcpio/internal/tlsio"
 )
 
-const (
-	recordHeader    = 5                         // bytes; RFC 8446, 5.1
-	recordMax       = buf.Record - recordHeader // bytes
-	recordHandshake = 22                        // a record's type
-)
-
-// A TLS alert, fatal, unexpected_message: what a client that speaks no TLS is told. crypto/tls sends it none.
+// plainTextAlert is sent to a client that speaks no TLS, to which crypto/tls sends no alert: a
+// fatal unexpected_message.
 var plainTextAlert = []byte{21, 3, 1, 0, 2, 2, 10}
-
-// errNotTLS is why a handshake failed with a client that sent something else than TLS.
-var errNotTLS = errors.New("tcpio: the client does not speak TLS")
 
 // handshakeReadyLocked is readyLocked for a connection in its handshake.
 func (c *Conn) handshakeReadyLocked(bits uint32) {
@@ -45,36 +36,8 @@ func (c *Conn) handshakeReadyLocked(bits uint32) {
 	}
 }
 
-// helloLocked reads until the first record is whole. The goroutine of a handshake is for clients that have got as far as
-// that.
-func (t *tlsLink) helloLocked() error {
-	defer t.restLocked()
-	for t.left == 0 {
-		if t.end == t.off {
-			if err := t.fillLocked(); err != nil {
-				return t.hello(err)
-			}
-		}
-		if t.b.Buf[t.off] != recordHandshake {
-			return errNotTLS
-		}
-		if err := t.recordLocked(); err != nil {
-			return t.hello(err)
-		}
-	}
-	return nil
-}
-
-// hello is a read error before the handshake.
-func (t *tlsLink) hello(err error) error {
-	if err == io.EOF {
-		return errTruncated
-	}
-	return err
-}
-
-// hungUpLocked is why the handshake of a peer fails that has gone before its turn came: whoever has sent a ClientHello and then
-// its end will not answer what the server would compute for it.
+// hungUpLocked is the error of a handshake that has not begun and whose client has hung up: the
+// client will not answer what the server would compute for it.
 func (c *Conn) hungUpLocked() error {
 	if err := c.socketErrorLocked(); err != nil {
 		return err
@@ -82,7 +45,7 @@ func (c *Conn) hungUpLocked() error {
 	return errTruncated
 }
 
-// handshake is one connection's.
+// handshake runs on the goroutine that Handshakes gives it. t is its turn.
 func (c *Conn) handshake(t *quota.Turn) {
 	c.mu.Lock()
 	if !c.ended() && sys.HungUp(c.fd) { // the loop may not have come to it yet
@@ -116,13 +79,13 @@ func (c *Conn) handshake(t *quota.Turn) {
 	c.runHandshake(ctx, st, &err)
 }
 
-// runHandshake keeps a panic in one of the config's functions to its connection. A goroutine that such a
-// function exits still sets err.
+// runHandshake sets err also when a function of the config panics or ends its goroutine.
 func (c *Conn) runHandshake(ctx context.Context, st *tlsState, err *error) {
 	ok := guard("a function of TLSConfig", func() {
 		*err = st.conn.HandshakeContext(ctx)
 		var plain tls.RecordHeaderError
-		if errors.As(*err, &plain) { // asks methods of the user's, if a function of the config has failed
+		// errors.As calls methods of an error that a function of the config has returned.
+		if errors.As(*err, &plain) {
 			*err = plain
 		}
 	}, func(p *PanicError, _ bool) {
@@ -162,7 +125,7 @@ func (c *Conn) handshakeDoneLocked() {
 
 // handshakeFailedLocked ends a connection whose handshake failed, behind the alert for the peer.
 func (c *Conn) handshakeFailedLocked(err error) {
-	if _, plain := err.(tls.RecordHeaderError); plain || err == errNotTLS {
+	if _, plain := err.(tls.RecordHeaderError); plain || err == tlsio.ErrNotTLS {
 		_ = c.rawWriteLocked(plainTextAlert)
 	}
 	c.sh.count.handshakes.Add(1)

@@ -274,7 +274,7 @@ func (c *Conn) spokenLocked() bool {
 	}
 	n, err := c.decryptLocked()
 	if n == 0 && err == nil {
-		return st.link.b != nil || sys.Unread(c.fd) > 0
+		return !st.link.in.Empty() || sys.Unread(c.fd) > 0
 	}
 	if n == 0 && err == ErrWouldBlock || c.ended() {
 		return false

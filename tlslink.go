@@ -5,25 +5,19 @@ import (
 	"net"
 	"time"
 
-	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/quota"
+	"github.com/rabbit-backend/tcpio/internal/tlsio"
 )
 
-// tlsLink is the net.Conn below a tls.Conn. While the handshake runs it blocks and takes the connection's mu; afterwards
-// it does not block and the caller has mu.
-//
-// It hands out whole records only. What crypto/tls allocates for a record it keeps, as much as the header asks for, so
-// it is to see a header when the peer has sent all that it promises; until then the bytes are here, in a buffer of about
-// their size. And records can be counted.
+// tlsLink is the net.Conn below a tls.Conn. While the handshake runs, Read blocks, and Read and
+// Write take the connection's mu. Afterwards they do not block, and the caller has mu.
 type tlsLink struct {
 	c    *Conn
 	turn *quota.Turn // of the handshake, which alone changes it; nil afterwards
 
-	b        *buf.Block // sealed input, nil when there is none
-	off, end int        // b.Buf[off:end] is for crypto/tls
-	left     int        // of the record in front, if that has arrived whole and has been begun
-	records  int        // records that the running read may still take in
-	silent   int        // bytes of records since plain text came
+	in      tlsio.Records
+	records int // records that the running read may still begin
+	silent  int // bytes of records since plain text came
 }
 
 func (t *tlsLink) Read(p []byte) (int, error) {
@@ -57,105 +51,44 @@ func (t *tlsLink) Read(p []byte) (int, error) {
 
 // takeLocked moves bytes of one record to p.
 func (t *tlsLink) takeLocked(p []byte) (int, error) {
-	if t.left == 0 {
-		if t.records == 0 {
+	if t.in.Left() == 0 {
+		switch {
+		case t.records == 0:
 			return 0, ErrWouldBlock
+		case t.c.released():
+			return 0, net.ErrClosed // by a write of crypto/tls
 		}
-		if err := t.recordLocked(); err != nil {
+		size, err := t.in.Next(&t.c.sh.pool, t.c.recvLocked)
+		if err != nil {
 			return 0, err
 		}
 		if t.silent > silentMax {
-			t.left = 0
+			t.dropLocked()
 			return 0, errSilent
 		}
 		t.records--
-		t.silent += t.left
+		t.silent += size
 	}
-	n := copy(p, t.b.Buf[t.off:t.off+t.left])
-	t.off += n
-	t.left -= n
-	return n, nil
+	return t.in.Read(p), nil
 }
 
-// recordLocked reads until the record in front is whole. One that is longer than any may be is handed out as far as it
-// is there: crypto/tls refuses it by its header.
-func (t *tlsLink) recordLocked() error {
-	for {
-		if have := t.end - t.off; have >= recordHeader {
-			n := int(t.b.Buf[t.off+3])<<8 + int(t.b.Buf[t.off+4])
-			if n > recordMax {
-				t.left = have
-				return nil
-			}
-			if have >= recordHeader+n {
-				t.left = recordHeader + n
-				return nil
-			}
-		}
-		if err := t.fillLocked(); err != nil {
-			return err
-		}
+// helloLocked reads until the first record is whole: before that a handshake has no goroutine.
+func (t *tlsLink) helloLocked() error {
+	err := t.in.Hello(&t.c.sh.pool, t.c.recvLocked)
+	t.restLocked()
+	if err == io.EOF {
+		return errTruncated
 	}
-}
-
-// fillLocked is one recv. It reads no further ahead than a record can be long.
-func (t *tlsLink) fillLocked() error {
-	c := t.c
-	if c.released() {
-		return net.ErrClosed // by what crypto/tls wrote meanwhile
-	}
-	have := t.end - t.off
-	switch {
-	case t.b == nil:
-		t.b = c.sh.pool.Get(buf.Record)
-	case t.end == len(t.b.Buf):
-		b := t.b
-		if len(b.Buf) < buf.Record {
-			b = c.sh.pool.Get(buf.Record)
-		}
-		copy(b.Buf, t.b.Buf[t.off:t.end])
-		if b != t.b {
-			c.sh.pool.Put(t.b)
-			t.b = b
-		}
-		t.off, t.end = 0, have
-	}
-	n, err := c.recvLocked(t.b.Buf[t.end:])
-	t.end += n
 	return err
 }
 
-// restLocked gives back what is not needed until the next read. The beginning of a record is kept in a small buffer, with
-// room behind it: a record that comes a byte at a time is copied twice, not for every byte.
-func (t *tlsLink) restLocked() {
-	if t.b == nil {
-		return
-	}
-	have, pool := t.end-t.off, &t.c.sh.pool
-	var b *buf.Block
-	switch size := len(t.b.Buf); {
-	case have == 0:
-	case have < buf.Tiny && size > buf.Tiny:
-		b = pool.Get(buf.Tiny)
-	case have < buf.Small && size > buf.Small:
-		b = pool.Get(buf.Small)
-	default:
-		return
-	}
-	if b != nil {
-		copy(b.Buf, t.b.Buf[t.off:t.end])
-	}
-	pool.Put(t.b)
-	t.b, t.off, t.end = b, 0, have
-}
+func (t *tlsLink) restLocked() { t.in.Rest(&t.c.sh.pool) }
 
 // dropLocked throws away what has not been decrypted.
-func (t *tlsLink) dropLocked() {
-	t.off, t.end, t.left = 0, 0, 0
-	t.restLocked()
-}
+func (t *tlsLink) dropLocked() { t.in.Drop(&t.c.sh.pool) }
 
-// cause is a read error as crypto/tls has to see it: it takes a bare io.EOF between two records for an orderly end.
+// cause is a read error as crypto/tls has to see it: it takes a bare io.EOF between two records for
+// an orderly end.
 func (t *tlsLink) cause(err error) error {
 	switch err {
 	case ErrWouldBlock:
