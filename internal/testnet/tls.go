@@ -3,13 +3,16 @@
 package testnet
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"io"
 	"math/big"
+	"net"
 	"sync"
 	"testing"
 	"time"
@@ -64,3 +67,22 @@ func DialTLS(t testing.TB, l Listener, config *tls.Config) *tls.Conn {
 	}
 	return c
 }
+
+// ClientHello is what a client sends first.
+func ClientHello() []byte {
+	hello := new(bytes.Buffer)
+	_ = tls.Client(recorder{hello}, ClientTLS()).Handshake()
+	return hello.Bytes()
+}
+
+// recorder is a peer that only listens.
+type recorder struct{ w io.Writer }
+
+func (r recorder) Write(p []byte) (int, error)      { return r.w.Write(p) }
+func (r recorder) Read([]byte) (int, error)         { return 0, io.EOF }
+func (r recorder) Close() error                     { return nil }
+func (r recorder) LocalAddr() net.Addr              { return nil }
+func (r recorder) RemoteAddr() net.Addr             { return nil }
+func (r recorder) SetDeadline(time.Time) error      { return nil }
+func (r recorder) SetReadDeadline(time.Time) error  { return nil }
+func (r recorder) SetWriteDeadline(time.Time) error { return nil }

@@ -1,9 +1,8 @@
 //go:build linux
 
-package tcpio_test
+package tls_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -24,13 +23,6 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// clientHello is what a client sends first.
-func clientHello() []byte {
-	hello := new(bytes.Buffer)
-	_ = tls.Client(recorder{hello}, testnet.ClientTLS()).Handshake()
-	return hello.Bytes()
-}
-
 // silent is for listeners whose handshakes all fail.
 func silent(t testing.TB) func(tcpio.Event) error {
 	return func(ev tcpio.Event) error {
@@ -39,22 +31,11 @@ func silent(t testing.TB) func(tcpio.Event) error {
 	}
 }
 
-// tlsPing makes a round trip.
-func tlsPing(t testing.TB, c *tls.Conn) {
-	t.Helper()
-	if _, err := c.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // unfinished connects n clients that stop within their handshake: a third each silent, in the middle of the ClientHello,
 // and behind it.
 func unfinished(t testing.TB, l *tcpio.Listener, n int) []net.Conn {
 	t.Helper()
-	hello := clientHello()
+	hello := testnet.ClientHello()
 	conns := make([]net.Conn, n)
 	for i := range conns {
 		conns[i] = testnet.Dial(t, l)
@@ -75,7 +56,7 @@ func TestTLSUnfinishedHandshakesDoNotHoldUpOthers(t *testing.T) {
 	for range 20 {
 		begin := time.Now()
 		c := testnet.DialTLS(t, l, testnet.ClientTLS())
-		tlsPing(t, c)
+		testnet.Ping(t, c, "x")
 		took = append(took, time.Since(begin))
 		c.Close()
 	}
@@ -92,7 +73,7 @@ func TestTLSUnfinishedHandshakesDoNotHoldUpOthers(t *testing.T) {
 // HandshakeTimeout ends a client wherever it stops, and one that waits for a place or inside a function of the config.
 func TestTLSHandshakeTimeoutAtEachStage(t *testing.T) {
 	t.Parallel()
-	hello := clientHello()
+	hello := testnet.ClientHello()
 	stuck := testnet.ServerTLS()
 	stuck.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		<-hello.Context().Done()
@@ -144,7 +125,7 @@ func TestTLSHandshakeTimeoutAtEachStage(t *testing.T) {
 func TestTLSStalledHandshakesMakeRoom(t *testing.T) {
 	t.Parallel()
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{MaxHandshakes: 2, HandshakeTimeout: time.Hour, CloseTimeout: 10 * time.Millisecond}, harness.EchoActor)
-	tlsPing(t, testnet.DialTLS(t, l, testnet.ClientTLS()))
+	testnet.Ping(t, testnet.DialTLS(t, l, testnet.ClientTLS()), "x")
 	for i, c := range unfinished(t, l, 6) {
 		if i%3 != 2 {
 			continue // silent, or in the middle of the ClientHello
@@ -153,7 +134,7 @@ func TestTLSStalledHandshakesMakeRoom(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	tlsPing(t, testnet.DialTLS(t, l, testnet.ClientTLS()))
+	testnet.Ping(t, testnet.DialTLS(t, l, testnet.ClientTLS()), "x")
 	if n := l.Stats().Timeouts.Handshake; n < 1 || n > 2 {
 		t.Errorf("%d handshakes were ended by time", n)
 	}
@@ -177,7 +158,7 @@ func TestTLSWaitingConfigFunctionHoldsUpNobodyElse(t *testing.T) {
 		go func() { done <- c.Handshake() }()
 	}
 	c := testnet.DialTLS(t, l, testnet.ClientTLS())
-	tlsPing(t, c)
+	testnet.Ping(t, c, "x")
 	close(held)
 	for range cap(done) {
 		if err := testnet.Await(t, "a handshake", done); err != nil {
@@ -208,7 +189,7 @@ func TestTLSPanicInAConfigFunctionEndsItsConnection(t *testing.T) {
 			t.Errorf("%s: the client sees %v", name, err)
 		}
 	}
-	tlsPing(t, testnet.DialTLS(t, l, testnet.ClientTLS()))
+	testnet.Ping(t, testnet.DialTLS(t, l, testnet.ClientTLS()), "x")
 	var p *tcpio.PanicError
 	if err := testnet.Await(t, "Failed", log); !errors.As(err, &p) || p.Value != "no certificate today" {
 		t.Errorf("Failed says %v", err)
@@ -416,7 +397,7 @@ func TestTLSOversizeHelloIsRefusedAtOnce(t *testing.T) {
 // Handshakes that fail give back the place of their address, whichever way they fail.
 func TestTLSFailedHandshakesGiveTheirPlaceBack(t *testing.T) {
 	l, ended := harness.TLS(t, tcpio.ListenerOptions{MaxConnsPerIP: 1}, harness.EchoActor)
-	for i, send := range []string{"", "plain text", "\x16\x03", string(clientHello())} {
+	for i, send := range []string{"", "plain text", "\x16\x03", string(testnet.ClientHello())} {
 		c := testnet.Dial(t, l)
 		if _, err := io.WriteString(c, send); err != nil {
 			t.Fatal(err)
@@ -425,7 +406,7 @@ func TestTLSFailedHandshakesGiveTheirPlaceBack(t *testing.T) {
 		testnet.WaitFor(t, "the end of the failed one", func() bool { return l.Stats().Closed == uint64(i+1) && l.Len() == 0 })
 	}
 	c := testnet.DialTLS(t, l, testnet.ClientTLS())
-	tlsPing(t, c)
+	testnet.Ping(t, c, "x")
 	c.Close()
 	testnet.Await(t, "Closed", ended)
 }
@@ -434,13 +415,13 @@ func TestTLSFailedHandshakesGiveTheirPlaceBack(t *testing.T) {
 func TestTLSHandshakeFloodDoesNotStarveEstablishedConnections(t *testing.T) {
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	c := testnet.DialTLS(t, l, testnet.ClientTLS())
-	tlsPing(t, c)
+	testnet.Ping(t, c, "x")
 	stop := make(chan struct{})
 	var flood sync.WaitGroup
 	end := sync.OnceFunc(func() { close(stop); flood.Wait() })
 	defer end() // before the listener's, also when something fails
 	var done atomic.Int64
-	hello := clientHello()
+	hello := testnet.ClientHello()
 	for range 50 {
 		flood.Go(func() {
 			for {
@@ -468,7 +449,7 @@ func TestTLSHandshakeFloodDoesNotStarveEstablishedConnections(t *testing.T) {
 	for range 60 {
 		_ = c.SetDeadline(time.Now().Add(testnet.Limit))
 		begin := time.Now()
-		tlsPing(t, c)
+		testnet.Ping(t, c, "x")
 		took = append(took, time.Since(begin))
 	}
 	end()
@@ -490,7 +471,7 @@ func TestTLSGetCertificateSeesTheServerName(t *testing.T) {
 	}}
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config}, harness.EchoActor)
 	c := testnet.DialTLS(t, l, testnet.ClientTLS())
-	tlsPing(t, c)
+	testnet.Ping(t, c, "x")
 	if got, want := testnet.Await(t, "GetCertificate", names), "localhost "+c.LocalAddr().String(); got != want {
 		t.Errorf("GetCertificate saw %q, want %q", got, want)
 	}

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package soak
 
 import (
 	"bufio"

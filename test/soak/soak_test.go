@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package soak
 
 import (
 	"context"
@@ -38,7 +38,7 @@ const (
 // soakClients connections every soakPause/2, that is 800 a second. Each connection has bytes of its own, and what comes back
 // is compared to the last one. At the end nothing may be left: no connection, no descriptor, no goroutine, no memory.
 //
-//	go test -run Soak -soak 10m [-race] [-soak.seed N]
+//	go test [-race] ./test/soak -run Soak -soak 10m [-soak.seed N]
 //
 // A failure prints the seed. The choices of each client come from it; how they interleave does not.
 //
@@ -51,7 +51,7 @@ func TestSoak(t *testing.T) {
 	}
 	defer func() {
 		if t.Failed() {
-			t.Logf("to repeat it: go test -run Soak -soak %v -soak.seed %d", *soakTime, seed)
+			t.Logf("to repeat it: go test ./test/soak -run Soak -soak %v -soak.seed %d", *soakTime, seed)
 		}
 	}()
 	s := &soak{t: t, seed: seed, done: make(map[string]int)}

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package tls_test
 
 import (
 	"bufio"
@@ -145,7 +145,7 @@ func TestTLSLimitsBeginBehindTheHandshake(t *testing.T) {
 	l, ended := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config, IdleTimeout: 50 * time.Millisecond, ReadTimeout: 50 * time.Millisecond,
 		CloseTimeout: 20 * time.Millisecond}, harness.EchoActor)
 	c := testnet.DialTLS(t, l, testnet.ClientTLS())
-	tlsPing(t, c)
+	testnet.Ping(t, c, "x")
 	endedBy(t, ended, "idle")
 }
 

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package tls_test
 
 import (
 	"crypto/rand"
@@ -47,7 +47,7 @@ func TestTLSAConfigFunctionThatPanicsOrExitsEndsItsHandshakeOnly(t *testing.T) {
 				log := new(testnet.Log)
 				l, _ := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config, MaxHandshakes: 1, Logger: slog.New(log)}, harness.EchoActor)
 				old := testnet.DialTLS(t, l, testnet.ClientTLS())
-				tlsPing(t, old)
+				testnet.Ping(t, old, "x")
 				bad.Store(true)
 				for i := range 3 {
 					c := tls.Client(testnet.Dial(t, l), testnet.ClientTLS())
@@ -60,8 +60,8 @@ func TestTLSAConfigFunctionThatPanicsOrExitsEndsItsHandshakeOnly(t *testing.T) {
 					testnet.WaitFor(t, "it has failed", func() bool { return l.Stats().HandshakesFailed == uint64(i+1) })
 				}
 				bad.Store(false)
-				tlsPing(t, old)
-				tlsPing(t, testnet.DialTLS(t, l, testnet.ClientTLS()))
+				testnet.Ping(t, old, "x")
+				testnet.Ping(t, testnet.DialTLS(t, l, testnet.ClientTLS()), "x")
 				if n := log.Count("handler panicked"); n != 3 {
 					t.Errorf("%d lines for 3 handshakes", n)
 				}

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package tls_test
 
 import (
 	"bytes"
@@ -179,7 +179,7 @@ func TestTLSKeyUpdateFloodsHoldUpNobodyElse(t *testing.T) {
 		for range 200 {
 			_ = honest.SetDeadline(time.Now().Add(testnet.Limit))
 			begin := time.Now()
-			tlsPing(t, honest)
+			testnet.Ping(t, honest, "x")
 			took = append(took, time.Since(begin))
 		}
 		close(stop)
@@ -248,7 +248,7 @@ func (c chopped) Write(p []byte) (int, error) {
 // A ClientHello is taken in as it comes, each byte once, and the handshake succeeds however it and the rest are cut.
 func TestTLSClientHelloIsReadOnce(t *testing.T) {
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
-	hello := clientHello()
+	hello := testnet.ClientHello()
 	raw := testnet.Dial(t, l)
 	for i, b := range hello[:len(hello)-1] {
 		if _, err := raw.Write([]byte{b}); err != nil {
@@ -263,7 +263,7 @@ func TestTLSClientHelloIsReadOnce(t *testing.T) {
 		t.Fatal("the connection was closed within its ClientHello")
 	}
 	c := tls.Client(chopped{testnet.Dial(t, l), t}, testnet.ClientTLS())
-	tlsPing(t, c)
+	testnet.Ping(t, c, "x")
 }
 
 // A ClientHello in many records is one.
@@ -271,7 +271,7 @@ func TestTLSClientHelloInManyRecords(t *testing.T) {
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	for _, size := range []int{1, 7, 200} {
 		split := &splitHello{Conn: testnet.Dial(t, l), size: size}
-		tlsPing(t, tls.Client(split, testnet.ClientTLS()))
+		testnet.Ping(t, tls.Client(split, testnet.ClientTLS()), "x")
 	}
 }
 

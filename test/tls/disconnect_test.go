@@ -1,9 +1,8 @@
 //go:build linux
 
-package tcpio_test
+package tls_test
 
 import (
-	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -20,39 +19,25 @@ import (
 
 // A client may disappear behind any byte of its handshake: nothing is told, nothing is left, the next one is served.
 func TestTLSDisconnectAtEveryByteOfTheHello(t *testing.T) {
-	hello := new(bytes.Buffer)
-	client := tls.Client(recorder{hello}, testnet.ClientTLS())
-	_ = client.Handshake()
+	hello := testnet.ClientHello()
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 		t.Errorf("an event for a failed handshake: %T", ev)
 		return nil
 	})
-	for i := 0; i <= hello.Len(); i++ {
+	for i := 0; i <= len(hello); i++ {
 		c := testnet.Dial(t, l)
-		if _, err := c.Write(hello.Bytes()[:i]); err != nil {
+		if _, err := c.Write(hello[:i]); err != nil {
 			t.Fatal(err)
 		}
 		c.Close()
 	}
-	want := uint64(hello.Len() + 1)
+	want := uint64(len(hello) + 1)
 	for limit := time.Now().Add(60 * time.Second); l.Stats().HandshakesFailed < want || l.Len() > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(limit) {
 			t.Fatalf("%d of %d handshakes have failed, %d connections are left", l.Stats().HandshakesFailed, want, l.Len())
 		}
 	}
 }
-
-// recorder is a peer that only listens.
-type recorder struct{ w io.Writer }
-
-func (r recorder) Write(p []byte) (int, error)      { return r.w.Write(p) }
-func (r recorder) Read([]byte) (int, error)         { return 0, io.EOF }
-func (r recorder) Close() error                     { return nil }
-func (r recorder) LocalAddr() net.Addr              { return nil }
-func (r recorder) RemoteAddr() net.Addr             { return nil }
-func (r recorder) SetDeadline(time.Time) error      { return nil }
-func (r recorder) SetReadDeadline(time.Time) error  { return nil }
-func (r recorder) SetWriteDeadline(time.Time) error { return nil }
 
 // cutter is a proxy that passes on a number of bytes from the client, or from the server, and then cuts both off.
 type cutter struct {
@@ -131,7 +116,7 @@ func disconnects(t *testing.T, version uint16, reads, reset bool) {
 		return harness.EchoActor(ev)
 	})
 	first := testnet.DialTLS(t, l, testnet.ClientTLS())
-	tlsPing(t, first)
+	testnet.Ping(t, first, "x")
 	first.Close()
 	testnet.WaitFor(t, "the end of the first one", func() bool { return closed.Load() == 1 })
 	opened.Store(0)
@@ -169,6 +154,6 @@ func disconnects(t *testing.T, version uint16, reads, reset bool) {
 	testnet.WaitFor(t, "the goroutines", func() bool { return runtime.NumGoroutine() <= before+2 })
 	raw := testnet.Dial(t, l)
 	c := tls.Client(raw, config)
-	tlsPing(t, c)
+	testnet.Ping(t, c, "x")
 	t.Logf("%d byte counts, %d opened, %d goroutines before and %d after", n-1, opened.Load(), before, runtime.NumGoroutine())
 }

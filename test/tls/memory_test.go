@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package tls_test
 
 import (
 	"crypto/tls"
@@ -96,7 +96,7 @@ func TestTLSMemoryOfAnUnfinishedMessageIsBounded(t *testing.T) {
 	var writers []*recordWriter
 	for range conns {
 		w, c := dialRecords(t, l)
-		tlsPing(t, c)
+		testnet.Ping(t, c, "x")
 		w.use(w.secret)
 		w.seq = 1 // behind the client's own
 		writers = append(writers, w)

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package tls_test
 
 import (
 	"bufio"
@@ -265,7 +265,7 @@ func TestSSLScanFindsNothingOld(t *testing.T) {
 	wantIn(t, out, "SSLv2     disabled", "SSLv3     disabled", "TLSv1.0   disabled", "TLSv1.1   disabled",
 		"TLSv1.2   enabled", "TLSv1.3   enabled", "Session renegotiation not supported", "TLSv1.2 not vulnerable to heartbleed",
 		"TLSv1.3 not vulnerable to heartbleed", "Server supports TLS Fallback SCSV")
-	tlsPing(t, testnet.DialTLS(t, l, testnet.ClientTLS()))
+	testnet.Ping(t, testnet.DialTLS(t, l, testnet.ClientTLS()), "x")
 }
 
 // slowhttptest opens connections that send a line of a header every ten seconds (slowloris), over TLS: ReadTimeout ends

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package tls_test
 
 import (
 	"bufio"
@@ -183,7 +183,7 @@ func TestTLSIdleConnectionsHaveNoGoroutine(t *testing.T) {
 	// One in ten makes a whole handshake. The others resume a session of TLS 1.2, which costs next to nothing.
 	resume := testnet.ClientTLS()
 	resume.MaxVersion, resume.ClientSessionCache = tls.VersionTLS12, tls.NewLRUClientSessionCache(1)
-	tlsPing(t, testnet.DialTLS(t, l, resume))
+	testnet.Ping(t, testnet.DialTLS(t, l, resume), "x")
 	conns := make(chan net.Conn, n)
 	for range n {
 		conns <- testnet.Dial(t, l)

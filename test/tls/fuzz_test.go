@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package tls_test
 
 import (
 	"bytes"
@@ -18,7 +18,7 @@ import (
 // FuzzTLSHello sends any bytes to a TLS listener, in pieces of any size, and FIN: the connection ends and counts as a failed
 // handshake, nobody is told Opened, and the answer is whole TLS records; for what is no TLS at all it is the alert.
 func FuzzTLSHello(f *testing.F) {
-	hello := clientHello()
+	hello := testnet.ClientHello()
 	f.Add(hello, uint16(1000))
 	f.Add(hello[:len(hello)-1], uint16(7))
 	f.Add(append(bytes.Clone(hello), 23, 3, 3, 0, 1, 0), uint16(2))

@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package tls_test
 
 import (
 	"bytes"
@@ -119,7 +119,7 @@ func TestTLSResetIsToldOnce(t *testing.T) {
 	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	raw := testnet.Dial(t, l)
 	c := tls.Client(raw, testnet.ClientTLS())
-	tlsPing(t, c)
+	testnet.Ping(t, c, "x")
 	testnet.RST(t, raw)
 	err := testnet.Await(t, "Closed", ended).Err()
 	var op *net.OpError
@@ -141,21 +141,21 @@ func TestTLSHijackIsRefused(t *testing.T) {
 		t.Errorf("Hijack says %v", err)
 	}
 	c := tls.Client(raw, testnet.ClientTLS())
-	tlsPing(t, c)
+	testnet.Ping(t, c, "x")
 }
 
 // ReadTimeout waits for the user's first byte: a handshake is none. A client that has sent one is left alone.
 func TestTLSReadTimeoutCountsFromTheHandshake(t *testing.T) {
 	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 200 * time.Millisecond, CloseTimeout: 50 * time.Millisecond}, harness.EchoActor)
 	talks := testnet.DialTLS(t, l, testnet.ClientTLS())
-	tlsPing(t, talks)
+	testnet.Ping(t, talks, "x")
 	testnet.DialTLS(t, l, testnet.ClientTLS())
 	err := testnet.Await(t, "Closed", ended).Err()
 	var limit *tcpio.LimitError
 	if !errors.As(err, &limit) || limit.Limit != "read" {
 		t.Errorf("Err is %v", err)
 	}
-	tlsPing(t, talks)
+	testnet.Ping(t, talks, "x")
 }
 
 // IdleTimeout ends an idle connection with close_notify, and WriteTimeout one that reads nothing.
@@ -374,7 +374,7 @@ func TestStartTLSCountsWhatIsQueued(t *testing.T) {
 	}})
 	raw := testnet.Dial(t, l)
 	sc := testnet.Await(t, "StartTLS", conns)
-	_, _ = raw.Write(clientHello()) // its answer waits behind the plain text
+	_, _ = raw.Write(testnet.ClientHello()) // its answer waits behind the plain text
 	looks := 0
 	testnet.WaitFor(t, "the ClientHello", func() bool {
 		if n := sc.Buffered(); n < size/2 { // the kernel has the rest
@@ -403,7 +403,7 @@ func TestTLSOfAnAdoptedConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	testnet.WaitFor(t, "Adopt", func() bool { _, err := l.Adopt(nc); return err == nil })
-	tlsPing(t, tls.Client(raw, testnet.ClientTLS()))
+	testnet.Ping(t, tls.Client(raw, testnet.ClientTLS()), "x")
 }
 
 // tlsPipe is pipe with TLS in between: the client's end is a net.Pipe, since a tls.Conn itself does not survive deadlines.

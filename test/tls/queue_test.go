@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package tls_test
 
 import (
 	"bufio"
@@ -19,16 +19,6 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// asking is a server's config that says whose handshake begins, and waits until it may go on.
-func asking(began chan<- string, goOn <-chan struct{}) *tls.Config {
-	cert := testnet.ServerTLS().Certificates[0]
-	return &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		began <- hello.ServerName
-		<-goOn
-		return &cert, nil
-	}}
-}
-
 // A client that has hung up before its handshake's turn costs no handshake, whether by a FIN or a reset.
 func TestTLSNothingIsComputedForClientsThatHaveGone(t *testing.T) {
 	for _, reset := range []bool{false, true} {
@@ -44,7 +34,7 @@ func TestTLSNothingIsComputedForClientsThatHaveGone(t *testing.T) {
 			const n = 50
 			for range n {
 				c := testnet.Dial(t, l)
-				testnet.Send(t, c, clientHello())
+				testnet.Send(t, c, testnet.ClientHello())
 				if reset {
 					testnet.RST(t, c)
 				} else {
@@ -68,62 +58,9 @@ func TestTLSNothingIsComputedForClientsThatHaveGone(t *testing.T) {
 	}
 }
 
-// Of the ClientHellos that wait, the newest is served first.
-func TestTLSNewestClientHelloIsServedFirst(t *testing.T) {
-	began, goOn := make(chan string, 10), make(chan struct{})
-	l, _ := harness.TLS(t, tcpio.ListenerOptions{MaxHandshakes: 1, HandshakeTimeout: time.Hour, TLSConfig: asking(began, goOn)}, harness.EchoActor)
-	names := []string{"first", "second", "third", "fourth"}
-	for i, name := range names {
-		config := testnet.ClientTLS()
-		config.ServerName, config.InsecureSkipVerify = name, true
-		c := tls.Client(testnet.Dial(t, l), config)
-		done := make(chan struct{})
-		go func() { defer close(done); _ = c.Handshake() }()
-		t.Cleanup(func() { c.NetConn().Close(); <-done })
-		if i == 0 {
-			if got := testnet.Await(t, "the first handshake", began); got != name {
-				t.Fatalf("%q began", got)
-			}
-		} else {
-			testnet.WaitFor(t, "the place in the queue", func() bool { return tcpio.WaitingHandshakesOf(l) == i })
-		}
-	}
-	close(goOn)
-	for _, want := range []string{"fourth", "third", "second"} {
-		if got := testnet.Await(t, "a handshake", began); got != want {
-			t.Errorf("%q began, want %q", got, want)
-		}
-	}
-}
-
-// A connection that closes leaves the queue of handshakes at once, however long the one in front takes.
-func TestTLSClosedConnectionsLeaveTheQueueOfHandshakes(t *testing.T) {
-	began, goOn := make(chan string, 10), make(chan struct{})
-	l, _ := harness.TLS(t, tcpio.ListenerOptions{MaxHandshakes: 1, HandshakeTimeout: time.Hour, TLSConfig: asking(began, goOn)}, harness.EchoActor)
-	defer close(goOn)
-	testnet.Send(t, testnet.Dial(t, l), clientHello())
-	testnet.Await(t, "the first handshake", began)
-	var waiting []net.Conn
-	for range 100 {
-		c := testnet.Dial(t, l)
-		testnet.Send(t, c, clientHello())
-		waiting = append(waiting, c)
-	}
-	testnet.WaitFor(t, "the queue", func() bool { return tcpio.WaitingHandshakesOf(l) == 100 })
-	for i, c := range waiting {
-		switch i % 2 {
-		case 0:
-			c.Close()
-		case 1:
-			testnet.RST(t, c)
-		}
-	}
-	testnet.WaitFor(t, "the queue to be empty", func() bool { return tcpio.WaitingHandshakesOf(l) == 0 && l.Len() == 1 })
-}
-
 // StartTLS behind a hang-up ends the connection at once, whatever has come before it, and HandshakeTimeout is not waited for.
 func TestStartTLSBehindAHangUpFailsAtOnce(t *testing.T) {
-	hello := clientHello()
+	hello := testnet.ClientHello()
 	for _, tt := range []struct {
 		name string
 		send []byte
@@ -174,7 +111,7 @@ func TestStartTLSBehindAHangUpFailsAtOnce(t *testing.T) {
 // Beside thousands of clients that send a ClientHello and hang up an honest one is served.
 func TestTLSHonestClientsAreServedBesideHangUps(t *testing.T) {
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
-	hello := clientHello()
+	hello := testnet.ClientHello()
 	stop, done := make(chan struct{}), make(chan struct{})
 	var sent atomic.Int64
 	go func() {
@@ -200,7 +137,7 @@ func TestTLSHonestClientsAreServedBesideHangUps(t *testing.T) {
 	for range 20 {
 		begin := time.Now()
 		c := testnet.DialTLS(t, l, testnet.ClientTLS())
-		tlsPing(t, c)
+		testnet.Ping(t, c, "x")
 		worst = max(worst, time.Since(begin))
 		c.Close()
 	}
@@ -223,7 +160,7 @@ func TestStartTLSFromAHandlerBehindAHangUp(t *testing.T) {
 		})
 	}})
 	peer := testnet.Dial(t, l)
-	testnet.Send(t, peer, append([]byte("STARTTLS\n"), clientHello()[:50]...))
+	testnet.Send(t, peer, append([]byte("STARTTLS\n"), testnet.ClientHello()[:50]...))
 	testnet.FIN(t, peer)
 	if line, err := bufio.NewReader(peer).ReadString('\n'); err != nil || !strings.HasPrefix(line, "go ahead") {
 		t.Errorf("%q, %v", line, err)
