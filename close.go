@@ -182,10 +182,7 @@ func (c *Conn) releaseLocked(cause error) {
 	if c.sh.anyAddr {
 		c.extLocked().local = c.localLocked()
 	}
-	if c.out != nil {
-		c.out.drop(c.sh.shared)
-		c.out = nil
-	}
+	c.dropOutLocked()
 	c.unreadableLocked()
 	c.flags &^= fWantRoom | pendWritable
 	if c.ext != nil {

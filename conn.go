@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/sched"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 	"github.com/rabbit-backend/tcpio/internal/wait"
@@ -34,8 +35,8 @@ type Conn struct {
 	todo   todo
 	origin origin // immutable
 	flags  flags
-	out    *outQueue // output the socket did not take; nil when there is none
-	stream *stream   // where events go; nil: to the actor
+	out    *buf.Queue // output the socket did not take; nil when there is none
+	stream *stream    // where events go; nil: to the actor
 	actor  Actor
 	ext    *connExt // what few connections need
 	data   any

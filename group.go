@@ -199,14 +199,14 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 			switch {
 			case err != nil || sent == len(p):
 			case len(p) <= shareMin:
-				c.queueOutLocked().append(c.sh.shared, p[sent:])
+				c.enqueueLocked(p[sent:])
 			default:
 				if b == nil {
 					sh = c.sh.shared
 					b = sh.shareable(p)
 				}
 				b.Retain()
-				c.queueOutLocked().share(c.sh.shared, b, sent, len(p))
+				c.queueOutLocked(len(p)-sent).Share(b, sent, len(p))
 				if sent == holdMax {
 					c.flushSoonLocked() // a socket that has not refused shows no edge
 				}

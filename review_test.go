@@ -204,10 +204,10 @@ func TestShortWritesToAGroupHoldLittleMoreThanTheirBytes(t *testing.T) {
 			bytes := 0
 			for _, c := range conns {
 				c.mu.Lock()
-				for _, s := range c.out.segs {
-					if !held[s.b] {
-						held[s.b] = true
-						bytes += len(s.b.Buf)
+				for b := range c.out.Blocks {
+					if !held[b] {
+						held[b] = true
+						bytes += len(b.Buf)
 					}
 				}
 				bytes -= before + buf.Large

@@ -117,10 +117,7 @@ func (c *Conn) sendFailLocked(errno syscall.Errno) error {
 		c.extLocked().sendErr = c.opErrorLocked("write", errno)
 		c.flags |= fSendErr | fDistrust
 	}
-	if c.out != nil {
-		c.out.drop(c.sh.shared)
-		c.out = nil
-	}
+	c.dropOutLocked()
 	c.roomLocked()
 	return c.ext.sendErr
 }
@@ -135,7 +132,7 @@ func (c *Conn) flushLocked() {
 			return
 		}
 		var v sys.Vec
-		c.out.fill(&v)
+		c.out.Fill(&v, sendChunk)
 		n, errno := sys.Sendv(c.fd, &v)
 		switch {
 		case errno == syscall.EAGAIN:
@@ -147,9 +144,9 @@ func (c *Conn) flushLocked() {
 		}
 		sent += n
 		c.sentLocked(n)
-		c.out.consume(c.sh.shared, n)
-		if c.out.size == 0 {
-			c.out.drop(c.sh.shared)
+		c.out.Consume(&c.sh.pool, n)
+		wake(c.sh.budget.Free(n))
+		if c.out.Len() == 0 {
 			c.out = nil
 			c.roomLocked()
 			c.lastBytesLocked()
@@ -166,12 +163,26 @@ func (c *Conn) flushSoonLocked() {
 	}
 }
 
-func (c *Conn) queueOutLocked() *outQueue {
+// queueOutLocked returns the output queue, to which n bytes are going to be added.
+func (c *Conn) queueOutLocked(n int) *buf.Queue {
 	if c.out == nil {
-		c.out = new(outQueue)
+		c.out = new(buf.Queue)
 		c.outputWaitsLocked()
 	}
+	c.sh.budget.Add(n)
 	return c.out
+}
+
+// enqueueLocked copies p to the end of the output queue.
+func (c *Conn) enqueueLocked(p []byte) { c.queueOutLocked(len(p)).Append(&c.sh.pool, p) }
+
+// dropOutLocked gives up what is queued.
+func (c *Conn) dropOutLocked() {
+	if c.out != nil {
+		wake(c.sh.budget.Free(c.out.Len()))
+		c.out.Drop(&c.sh.pool)
+		c.out = nil
+	}
 }
 
 // putRawLocked is putLocked for bytes as they are.
@@ -184,7 +195,7 @@ func (c *Conn) putRawLocked(p []byte) error {
 		}
 	}
 	if sent < len(p) {
-		c.queueOutLocked().append(c.sh.shared, p[sent:])
+		c.enqueueLocked(p[sent:])
 	}
 	return nil
 }
@@ -208,93 +219,4 @@ func (c *Conn) sentLocked(n int) {
 	if c.flags&fTimed != 0 && (c.flags&fTLS == 0 || !c.ext.tls.reading) { // an answer to a key update is no activity
 		c.limit.lastOut = c.sh.coarse()
 	}
-}
-
-// outQueue is output that waits for room in the socket, in pooled blocks. It is guarded by its connection's mu. A nil
-// queue is empty.
-type outQueue struct {
-	segs []segment // non-empty each
-	size int       // bytes
-}
-
-// A segment is b.Buf[off:end]. Blocks shared between connections are never written to.
-type segment struct {
-	b        *buf.Block
-	off, end int
-}
-
-func (q *outQueue) len() int {
-	if q == nil {
-		return 0
-	}
-	return q.size
-}
-
-// append copies p to the end of the queue.
-func (q *outQueue) append(sh *shared, p []byte) {
-	q.size += len(p)
-	sh.budget.Add(len(p))
-	if n := len(q.segs); n > 0 {
-		if last := &q.segs[n-1]; !last.b.Shared() {
-			n := copy(last.b.Buf[last.end:], p)
-			last.end += n
-			p = p[n:]
-		}
-	}
-	for len(p) > 0 {
-		size := buf.Small
-		if len(p) > buf.Large/2 {
-			size = buf.Large // at least half full: a peer that never reads costs what is queued for it, and not a block's size
-		}
-		b := sh.pool.Get(size)
-		n := copy(b.Buf, p)
-		q.segs = append(q.segs, segment{b, 0, n})
-		p = p[n:]
-	}
-}
-
-// share appends a block without copying; the queue takes over one reference.
-func (q *outQueue) share(sh *shared, b *buf.Block, off, end int) {
-	q.size += end - off
-	sh.budget.Add(end - off)
-	q.segs = append(q.segs, segment{b, off, end})
-}
-
-// fill points v at the front of the queue.
-func (q *outQueue) fill(v *sys.Vec) {
-	room := sendChunk
-	for _, s := range q.segs {
-		n := min(s.end-s.off, room)
-		if n == 0 || !v.Add(s.b.Buf[s.off:s.off+n]) {
-			return
-		}
-		room -= n
-	}
-}
-
-// consume drops the first n bytes.
-func (q *outQueue) consume(sh *shared, n int) {
-	q.size -= n
-	wake(sh.budget.Free(n))
-	for n > 0 {
-		s := &q.segs[0]
-		left := s.end - s.off
-		if n < left {
-			s.off += n
-			return
-		}
-		n -= left
-		sh.pool.Put(s.b)
-		*s = segment{}
-		q.segs = q.segs[1:]
-	}
-}
-
-// drop gives everything back.
-func (q *outQueue) drop(sh *shared) {
-	wake(sh.budget.Free(q.size))
-	for _, s := range q.segs {
-		sh.pool.Put(s.b)
-	}
-	*q = outQueue{}
 }

@@ -172,7 +172,7 @@ func (c *Conn) tlsReadLocked(p []byte) (n int, err error) {
 // sealLocked encrypts p and sends it or queues it.
 func (c *Conn) sealLocked(p []byte) error {
 	st := c.ext.tls
-	st.plain, st.sealed = int64(c.queuedLocked())+int64(len(p)), int64(c.out.len()) // the link counts on
+	st.plain, st.sealed = int64(c.queuedLocked())+int64(len(p)), int64(c.out.Len()) // the link counts on
 	if _, err := st.conn.Write(p); err != nil {
 		if c.flags&fSendErr != 0 {
 			return c.ext.sendErr

@@ -127,7 +127,7 @@ func (c *Conn) putvLocked(bufs net.Buffers) error {
 			sent -= len(b)
 			continue
 		}
-		c.queueOutLocked().append(c.sh.shared, b[sent:])
+		c.enqueueLocked(b[sent:])
 		sent = 0
 	}
 	return nil
@@ -244,10 +244,10 @@ func (c *Conn) queuedLocked() int {
 		return 0
 	}
 	if c.flags&fTLS == 0 || c.ext.tls.sealed == 0 {
-		return c.out.size
+		return c.out.Len()
 	}
 	st := c.ext.tls
-	return plainShare(c.out.size, st.plain, st.sealed)
+	return plainShare(c.out.Len(), st.plain, st.sealed)
 }
 
 // plainShare is the part of plain bytes that size of their sealed bytes stand for, rounded up: it adds up to no less. The

@@ -9,10 +9,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
-	"unsafe"
 
 	"github.com/rabbit-backend/tcpio/internal/buf"
-	"github.com/rabbit-backend/tcpio/internal/sys"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
@@ -25,118 +23,6 @@ func numbered(off, n int) []byte {
 		p[i] = byte(k) ^ byte(k>>8)*31 ^ byte(k>>16)*17
 	}
 	return p
-}
-
-func vecBytes(v *sys.Vec) []byte {
-	var all []byte
-	for _, s := range v.Segs[:v.N] {
-		if s.Len == 0 {
-			panic("an empty segment")
-		}
-		all = append(all, unsafe.Slice(s.Base, int(s.Len))...)
-	}
-	return all
-}
-
-var queueSizes = rapid.SampledFrom([]int{1, 2, 3, 100, buf.Small - 1, buf.Small, buf.Small + 1, 20000,
-	buf.Large - 1, buf.Large, buf.Large + 1, 3*buf.Large + 7})
-
-// The queue against one byte slice.
-func TestOutQueueIsBytesJoin(t *testing.T) {
-	t.Parallel()
-	rapid.Check(t, func(t *rapid.T) {
-		sh := new(shared)
-		var q outQueue
-		var want []byte
-		var shared []*buf.Block
-		off := 0
-		next := func(n int) []byte {
-			off += n
-			return numbered(off-n, n)
-		}
-		t.Repeat(map[string]func(*rapid.T){
-			"append": func(t *rapid.T) {
-				p := next(queueSizes.Draw(t, "size"))
-				q.append(sh, p)
-				want = append(want, p...)
-				clear(p) // it is the caller's again
-			},
-			"appendNothing": func(*rapid.T) { q.append(sh, nil) },
-			"share": func(t *rapid.T) {
-				p := next(queueSizes.Draw(t, "size"))
-				from := rapid.IntRange(0, len(p)-1).Draw(t, "from")
-				b := sh.pool.Get(len(p))
-				copy(b.Buf, p)
-				b.Retain()
-				shared = append(shared, b)
-				q.share(sh, b, from, len(p))
-				want = append(want, p[from:]...)
-			},
-			"consume": func(t *rapid.T) {
-				n := min(queueSizes.Draw(t, "size"), len(want))
-				if rapid.Bool().Draw(t, "all of a vector") {
-					var v sys.Vec
-					q.fill(&v)
-					n = len(vecBytes(&v))
-				}
-				q.consume(sh, n)
-				want = want[n:]
-			},
-			"drop": func(*rapid.T) {
-				q.drop(sh)
-				want = nil
-			},
-			"": func(t *rapid.T) {
-				if q.len() != len(want) {
-					t.Fatalf("%d bytes, want %d", q.len(), len(want))
-				}
-				var v sys.Vec
-				q.fill(&v)
-				got := vecBytes(&v)
-				if v.N < min(sys.VecMax, len(q.segs)) {
-					t.Fatalf("%d of %d segments filled in", v.N, len(q.segs))
-				}
-				if !bytes.Equal(got, want[:min(len(got), len(want))]) {
-					t.Fatalf("the front of the queue is not what was put in")
-				}
-			},
-		})
-		q.drop(sh)
-		for _, b := range shared {
-			if b.Shared() {
-				t.Fatalf("a block has other references than the test's own")
-			}
-		}
-	})
-}
-
-// A block that other connections queue too is never appended to.
-func TestSharedBlockIsNeverWrittenTo(t *testing.T) {
-	sh := new(shared)
-	b := sh.pool.Get(10)
-	copy(b.Buf, "sharedshared")
-	b.Retain()
-	b.Retain()
-	var q1, q2 outQueue
-	q1.share(sh, b, 0, 6)
-	q2.share(sh, b, 0, 6)
-	q1.append(sh, []byte("one"))
-	q2.append(sh, []byte("two"))
-	if got := string(b.Buf[:12]); got != "sharedshared" {
-		t.Errorf("the shared block is now %q", got)
-	}
-	for q, want := range map[*outQueue]string{&q1: "sharedone", &q2: "sharedtwo"} {
-		var v sys.Vec
-		q.fill(&v)
-		if got := string(vecBytes(&v)); got != want {
-			t.Errorf("queue holds %q, want %q", got, want)
-		}
-	}
-	q1.drop(sh)
-	q2.drop(sh)
-	if b.Shared() {
-		t.Error("there are other references than the test's own")
-	}
 }
 
 // TryWritev over a socket with the smallest send buffer there is: what arrives is bytes.Join of all that was accepted.
@@ -265,11 +151,11 @@ func TestAFastReaderOfALongQueueLeavesOthersTheirTurn(t *testing.T) {
 		}
 		read <- nil
 	}()
-	queued := c.out.len()
+	queued := c.out.Len()
 	waitFor(t, "the peer has what the socket held", func() bool { return got.Load() == int64(size-queued) })
 	c.flags &^= fFlush
 	c.flushLocked()
-	sent, waits := queued-c.out.len(), c.flags&fFlush != 0
+	sent, waits := queued-c.out.Len(), c.flags&fFlush != 0
 	c.mu.Unlock()
 	if sent >= flushBudget+sendChunk || waits != (sent >= flushBudget) {
 		t.Errorf("one turn sent %d bytes of %d, and the rest waits for another: %v", sent, queued, waits)

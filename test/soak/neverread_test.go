@@ -144,7 +144,7 @@ func peakRSS(t *testing.T) int {
 // Ten thousand clients ask and do not read the answers. What they cost the server is bounded by WriteBuffer, in memory that
 // GOMEMLIMIT caps and without processor time; a client that reads is served meanwhile.
 //
-// To see it fail: take a large block in outQueue.append whatever the size; answer in the actor without looking at
+// To see it fail: take a large block in buf.Queue.Append whatever the size; answer in the actor without looking at
 // ErrWouldBlock.
 func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
 	t.Parallel()
