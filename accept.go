@@ -143,7 +143,7 @@ func (a *accepting) hook(in, what string, peer netip.AddrPort, f, exited func())
 	lp := a.lp
 	w := uint64(0)
 	if a.kept {
-		lp.holder.Store(nil)
+		lp.handlerConn.Store(nil)
 		lp.watch()
 		w = lp.enter(hook)
 	}

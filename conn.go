@@ -200,7 +200,7 @@ func (c *Conn) unlock() {
 		c.finish(fd, given, reset)
 	}
 	if do&todoHelp != 0 {
-		c.sh.help()
+		c.sh.pollForLoop()
 	}
 }
 

@@ -8,21 +8,21 @@ import (
 // begin readies the loop, which polls p, for drive.
 func (lp *loop) begin(p poller) {
 	lp.p = p
-	lp.shard.help, lp.shard.blocks, lp.resume = lp.help, lp.willBlock, lp.drive
-	lp.dog = time.AfterFunc(time.Hour, lp.bark)
-	lp.dog.Stop()
+	lp.shard.pollForLoop, lp.shard.willBlock, lp.resume = lp.pollForLoop, lp.willBlock, lp.drive
+	lp.watchdog = time.AfterFunc(time.Hour, lp.tickWatchdog)
+	lp.watchdog.Stop()
 }
 
-// drive does the loop's work until the loop has ended or the role was lost. The caller has the role, and perhaps the rest
-// of a batch.
+// drive polls and dispatches until the loop has ended or another goroutine took over the role. The
+// caller has the role, and perhaps the rest of a batch.
 func (lp *loop) drive() {
-	for lp.work() {
+	for lp.runReady() {
 		if lp.ended() {
 			lp.enter(over)
 			close(lp.done)
 			return
 		}
-		timeout := lp.rest()
+		timeout := lp.pollTimeout()
 		n, err := lp.p.wait(lp.events, timeout)
 		if lp.asleep {
 			lp.asleep = false
@@ -34,14 +34,15 @@ func (lp *loop) drive() {
 			lp.l.abortAll()
 			<-lp.l.allClosed // every connection is aborted; there is nothing left to poll with
 		}
-		lp.take(n)
+		lp.startBatch(n)
 	}
 }
 
-// help is called by a consumer that has read everything delivered. If the loop is parked, the consumer's goroutine
-// polls in its place, once and without blocking, and delivers what it finds, which saves two switches of goroutines for
-// every batch. It runs no handler and no hook of the user's, who is inside a TryRead.
-func (lp *loop) help() {
+// pollForLoop is called by a consumer that has answered every event delivered. If the loop is parked,
+// the consumer's goroutine polls in its place, once and without blocking, and delivers what it finds,
+// which saves two switches of goroutines for every batch. pollForLoop never calls user code: its
+// caller is already inside TryRead.
+func (lp *loop) pollForLoop() {
 	for {
 		w := lp.state.Load()
 		if role(w&roleMask) != parked || !lp.state.CompareAndSwap(w, w&^roleMask) {
@@ -52,18 +53,18 @@ func (lp *loop) help() {
 			n = 0 // the loop's own goroutine meets it next
 		}
 		lp.tickClock()
-		lp.take(n)
+		lp.startBatch(n)
 		lp.dispatch(false)
 		lp.runTimers()
 		if o := &lp.l.opts; o.Actor == nil && o.Admit == nil && o.AcceptRate == nil {
 			lp.runAccept() // it calls no hook, so that the role stays here
 		}
 		if n == 0 || lp.accept == acceptMore || lp.kicked.Load() || !lp.demand.Outstanding() {
-			lp.polled = n == 0
+			lp.emptyPoll = n == 0
 			lp.wakeup <- struct{}{}
 			return
 		}
-		lp.lull = lp.demand.Word()
+		lp.parkedAt = lp.demand.Word()
 		lp.enter(parked)
 		if !lp.kicked.Load() && lp.demand.Outstanding() {
 			break
@@ -74,8 +75,10 @@ func (lp *loop) help() {
 	}
 }
 
-// work dispatches the batch and then looks at everything else. It reports false when the role was lost on the way.
-func (lp *loop) work() bool {
+// runReady dispatches the batch and then runs the queue, the timers and the accepting. It returns
+// false if another goroutine took over the loop meanwhile; the caller must then return without
+// touching it.
+func (lp *loop) runReady() bool {
 	if lp.n > 0 {
 		lp.watch()
 	}
@@ -102,8 +105,8 @@ func (lp *loop) work() bool {
 	return true
 }
 
-// take prepares the dispatching of n events.
-func (lp *loop) take(n int) {
+// startBatch finds the connections of the n events that a poll has returned.
+func (lp *loop) startBatch(n int) {
 	lp.next, lp.n = 0, n
 	if n == 0 {
 		return
@@ -115,7 +118,8 @@ func (lp *loop) take(n int) {
 	lp.conns.Unlock()
 }
 
-// dispatch hands the batch to its connections. Actors are run only by a goroutine of the loop's own.
+// dispatch hands the rest of the batch to its connections. Actors run only if own says that this is
+// one of the loop's goroutines. It returns false as runReady does.
 func (lp *loop) dispatch(own bool) bool {
 	for lp.next < lp.n {
 		i := lp.next
@@ -142,7 +146,7 @@ func (lp *loop) dispatch(own bool) bool {
 	return true
 }
 
-// runQueue gives every connection that is in the queue now its turn.
+// runQueue gives a turn to every connection that is in the queue now. It returns false as runReady does.
 func (lp *loop) runQueue() bool {
 	for range lp.queue.Len() {
 		c, ok := lp.queue.Pop()
@@ -217,12 +221,12 @@ func (lp *loop) runLimits(t int64) {
 	lp.kick() // there may be more
 }
 
-// bark is the watchdog. It ends a park in which the consumer does not get on, and a handler's hold on the loop, when it
-// sees the same visit of that state for a second time.
-func (lp *loop) bark() {
+// tickWatchdog is the watchdog's tick. When it sees the same visit of a state for the second time, it
+// ends a park, and takes the role from a handler or a hook.
+func (lp *loop) tickWatchdog() {
 	lp.tickClock()
 	w := lp.state.Load()
-	again := lp.seen.Swap(w) == w
+	again := lp.lastTick.Swap(w) == w
 	switch role(w & roleMask) {
 	case over:
 		return
@@ -233,8 +237,8 @@ func (lp *loop) bark() {
 		}
 	case parked:
 		if again && lp.state.CompareAndSwap(w, w&^roleMask) {
-			lp.slice = lp.demand.Word() != lp.lull
-			if !lp.slice {
+			lp.lookOnce = lp.demand.Word() != lp.parkedAt
+			if !lp.lookOnce {
 				lp.demand.WriteOff()
 			}
 			lp.wakeup <- struct{}{}
@@ -244,5 +248,5 @@ func (lp *loop) bark() {
 			lp.takeOver(w, false)
 		}
 	}
-	lp.dog.Reset(tickEvery)
+	lp.watchdog.Reset(tickEvery)
 }

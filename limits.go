@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/rabbit-backend/tcpio/internal/sched"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
@@ -21,16 +20,6 @@ type limitState struct {
 	idle    uint32 // the idle limit in milliseconds; 0: none
 	place   int32  // in the list, see sched.Item
 }
-
-// limits is the connections of a loop that have a time limit: sh.eofs has those that EOFTimeout runs
-// for, sh.limits the others. Its lock is taken under a Conn's mu.
-type limits = sched.Deadlines[limited]
-
-// limited is a Conn in limits.
-type limited struct{ c *Conn }
-
-// Place implements sched.Item.
-func (l limited) Place() *int32 { return &l.c.limit.place }
 
 // SetIdleTimeout replaces [ListenerOptions.IdleTimeout] for this connection, from its last activity on; 0 means none. It
 // fails on a negative or too long (20 days) limit and, after Close, with net.ErrClosed.

@@ -7,30 +7,6 @@ import (
 	"time"
 )
 
-// The role of a loop is to poll and to dispatch what is ready. One goroutine has it at a time:
-//
-//	running   a goroutine polls or dispatches
-//	handler   it is inside an actor's Receive; the watchdog may give the role to another goroutine
-//	hook      it is inside one of the hooks that decide about a new connection; likewise
-//	sleeping  it is blocked in the poller, with nothing else to do
-//	over      the loop has ended
-//	parked    nobody polls: a batch is with the consumer, who takes the role when it has read all of it
-//
-// Whoever moves the state from parked to running has the role. The word holds the state and a count that tells two
-// visits of the same state apart.
-type role uint64
-
-const (
-	running role = iota
-	handler
-	hook
-	sleeping
-	parked
-	over
-	roleBits = 3
-	roleMask = 1<<roleBits - 1
-)
-
 const (
 	batchSize = 256                    // events one poll takes
 	tickEvery = 500 * time.Microsecond // of the watchdog, while the loop is not asleep
@@ -50,25 +26,25 @@ type loop struct {
 	stream *stream       // of this loop's connections, when Streams was called; guarded by Listener.mu where these have an actor
 
 	// Atomic.
-	watching atomic.Bool          // the watchdog is running
-	helped   atomic.Uint32        // polls made by consumers
-	holder   atomic.Pointer[Conn] // whose handler runs, while the state is handler
+	watching    atomic.Bool          // the watchdog is running
+	helped      atomic.Uint32        // polls made by consumers
+	handlerConn atomic.Pointer[Conn] // whose handler runs, while the state is handler
 
 	// Owned by the role.
-	events  []readyEvent
-	batch   []*Conn // the connections of events, nil where there is none any more
-	next, n int     // batch[next:n] is still to be dispatched
-	visits  role    // counts the states entered
-	polled  bool    // a consumer has just polled and found nothing
-	slice   bool    // the consumer gets on, but has been at it for long: look once and park again
-	asleep  bool    // the state is sleeping
-	yield   int     // events since the last yield
-	lull    uint64  // the demand when the loop parked
-	accept  acceptState
+	events    []readyEvent
+	batch     []*Conn // the connections of events, nil where there is none any more
+	next, n   int     // batch[next:n] is still to be dispatched
+	visits    role    // counts the states entered
+	emptyPoll bool    // a consumer has just polled and found nothing
+	lookOnce  bool    // set by the watchdog when the consumer is slow but reading: poll once without blocking, then park again
+	asleep    bool    // the state is sleeping
+	yield     int     // events since the last yield
+	parkedAt  uint64  // the demand when the loop parked
+	accept    acceptState
 
 	// The watchdog, which is one goroutine at a time; watching says who may reset it, and a sleep stops it.
-	dog  *time.Timer
-	seen atomic.Uint64 // the state at the last tick
+	watchdog *time.Timer
+	lastTick atomic.Uint64 // the state at the last tick
 }
 
 func newLoop(l *Listener, index int) *loop {
@@ -82,28 +58,28 @@ func newLoop(l *Listener, index int) *loop {
 	}
 }
 
-// rest says how long the next poll may wait. While a batch is with its consumer the loop does not poll but parks: polls
-// made beside a working consumer find one event each, and each costs a wake-up.
-func (lp *loop) rest() time.Duration {
+// pollTimeout returns how long the next poll may wait. While a consumer has a batch the loop does not
+// poll but parks: polls made beside a working consumer find one event each, and each costs a wake-up.
+func (lp *loop) pollTimeout() time.Duration {
 	switch {
 	case lp.kicked.Load() || lp.accept == acceptMore:
 		return 0
-	case lp.demand.Outstanding() && (lp.n > 0 || lp.slice):
+	case lp.demand.Outstanding() && (lp.n > 0 || lp.lookOnce):
 		lp.park()
-		if !lp.polled {
+		if !lp.emptyPoll {
 			return 0
 		}
 	case lp.n > 0:
 		return 0 // a look that cannot block comes before a wait that can
 	}
-	lp.slice = false
+	lp.lookOnce = false
 	lp.yield = 0
 	runtime.Gosched() // who is ready to run comes first: a blocked wait would keep the processor for a while
-	if lp.watching.Load() && lp.dog.Stop() {
+	if lp.watching.Load() && lp.watchdog.Stop() {
 		lp.watching.Store(false) // it would wake up only to find the loop asleep
 	}
 	lp.asleep = true
-	lp.holder.Store(nil) // an idle loop keeps no connection alive
+	lp.handlerConn.Store(nil) // an idle loop keeps no connection alive
 	lp.enter(sleeping)
 	if lp.kicked.Load() {
 		return 0
@@ -111,7 +87,7 @@ func (lp *loop) rest() time.Duration {
 	return lp.untilDue()
 }
 
-// untilDue is how long the loop may sleep; negative means for ever.
+// untilDue is how long the loop may sleep; negative means until something happens.
 func (lp *loop) untilDue() time.Duration {
 	first := lp.timers.First()
 	for _, limit := range [...]int64{lp.limits.First(), lp.eofs.First()} {
@@ -125,12 +101,13 @@ func (lp *loop) untilDue() time.Duration {
 	return time.Duration(max(first-now(), 0))
 }
 
-// park leaves the polling to the consumer, see help. It returns with the role, when the consumer found nothing more to
-// do, or there is work that only the loop's own goroutine does, or the consumer does not get on.
+// park leaves the polling to the consumer, see pollForLoop. It returns with the role when a consumer's
+// poll found nothing, when there is work that only the loop's own goroutine does, or when the
+// watchdog sees that the consumer is slow.
 func (lp *loop) park() {
 	lp.watch()
-	lp.polled, lp.slice = false, false
-	lp.lull = lp.demand.Word()
+	lp.emptyPoll, lp.lookOnce = false, false
+	lp.parkedAt = lp.demand.Word()
 	w := lp.enter(parked)
 	if (lp.kicked.Load() || !lp.demand.Outstanding()) && lp.state.CompareAndSwap(w, w&^roleMask) {
 		return
@@ -151,7 +128,7 @@ func (lp *loop) watch() {
 	if lp.watching.Load() || !lp.watching.CompareAndSwap(false, true) {
 		return
 	}
-	lp.dog.Reset(tickEvery)
+	lp.watchdog.Reset(tickEvery)
 }
 
 // closedGivenUp is the closedOwed of a loop that has ended. It is so far below zero that late

@@ -46,7 +46,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 		opened, late := x.canRead.Enter(), x.readLimit.Channel()
 		c.askHelpLocked()
 		c.unlock()
-		c.sh.blocks(c)
+		c.sh.willBlock(c)
 		select {
 		case <-opened:
 			woken = true
@@ -146,7 +146,7 @@ func (c *Conn) waitRoomLocked() error {
 	x := c.extLocked()
 	opened, late := x.canSend.Enter(), x.sendLimit.Channel()
 	c.unlock()
-	c.sh.blocks(c)
+	c.sh.willBlock(c)
 	select {
 	case <-opened:
 	case <-late:

@@ -19,7 +19,7 @@ import (
 var fileOrder = strings.Fields(`
 	errors.go events.go actor.go options.go splitters.go stats.go
 	guard.go
-	epoll_linux.go timers.go shard.go conn.go log.go
+	epoll_linux.go shard.go conn.go log.go
 	ends.go route.go limits.go mailbox.go budget.go socket.go tlslink.go tls.go read.go write.go
 	close.go handshake.go settle.go
 	attach.go group.go groups.go frames.go netconn.go rawconn.go copy.go
@@ -33,13 +33,12 @@ const upward = `
 	events.go: conn.go
 	options.go: conn.go
 	epoll_linux.go: shard.go
-	timers.go: conn.go shard.go
-	shard.go: conn.go limits.go loop.go
-	conn.go: frames.go limits.go route.go settle.go socket.go tls.go
+	shard.go: conn.go limits.go
+	conn.go: frames.go limits.go route.go settle.go tls.go
 	limits.go: frames.go tls.go
 	socket.go: close.go tls.go write.go
 	tlslink.go: handshake.go tls.go
-	tls.go: frames.go handshake.go read.go write.go
+	tls.go: frames.go handshake.go write.go
 	read.go: close.go frames.go
 	write.go: close.go
 	close.go: frames.go

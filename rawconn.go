@@ -113,7 +113,7 @@ func (c *Conn) tryFD(op string, g *wait.Gate, opened chan struct{}, late <-chan 
 	if err := c.withFD(op, func(fd uintptr) { done = f(fd) }); err != nil || done {
 		return false, err
 	}
-	c.sh.blocks(c)
+	c.sh.willBlock(c)
 	select {
 	case <-opened:
 	case <-late:

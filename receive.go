@@ -5,8 +5,9 @@ import "io"
 // actorBudget is how many events one turn of an actor handles before others have theirs.
 const actorBudget = 16
 
-// runActor runs a turn of c's actor. The caller has set fRunning, which nobody else clears, and has the role. It reports
-// false when the role was lost in a handler that blocked; the turn then ends with that handler.
+// runActor runs a turn of c's actor. The caller has set fRunning, which nobody else clears, and has
+// the role. It returns false if the role was lost in a handler that blocked; the turn then ends with
+// that handler.
 func (lp *loop) runActor(c *Conn) (kept bool) {
 	kept = true
 	for budget := actorBudget; ; budget-- {
@@ -40,7 +41,7 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 
 // receive calls the actor and deals with how it ends. It reports whether the caller still has the role.
 func (lp *loop) receive(c *Conn, actor Actor, ev Event) (kept bool) {
-	lp.holder.Store(c)
+	lp.handlerConn.Store(c)
 	w := lp.enter(handler)
 	var err error
 	ok := guard("Receive", func() { err = actor.Receive(ev) }, func(p *PanicError, exiting bool) {
@@ -59,7 +60,8 @@ func (lp *loop) receive(c *Conn, actor Actor, ev Event) (kept bool) {
 	return kept
 }
 
-// abandon is called on a goroutine that is exiting inside a handler: the loop goes on without it.
+// abandon is called on a goroutine that is exiting inside a handler. It ends the turn, and another
+// goroutine goes on with the loop.
 func (lp *loop) abandon(c *Conn, ev Event, kept bool) {
 	if _, last := ev.(Closed); last {
 		lp.closedOwed.Add(-1)
@@ -106,18 +108,18 @@ func (c *Conn) actorPanicked(ev Event, p *PanicError) {
 	}
 }
 
-// willBlock is called before a blocking call on c. If c's own handler has the loop, the loop goes on without waiting for
-// the watchdog to notice.
+// willBlock is called before a blocking call on c. If c's own handler holds the loop, another
+// goroutine takes it over at once, before the watchdog sees it.
 func (lp *loop) willBlock(c *Conn) {
 	w := lp.state.Load()
-	if role(w&roleMask) == handler && lp.holder.Load() == c && lp.state.Load() == w {
+	if role(w&roleMask) == handler && lp.handlerConn.Load() == c && lp.state.Load() == w {
 		lp.takeOver(w, true)
 	}
 }
 
-// takeOver gives the role of a loop whose owner has been in user code for long, state w, to a new goroutine,
-// which carries on with the rest of the batch. At the bound the loop waits for its handler instead, which
-// must not be when the handler waits for the loop, nor when the listener is over. A hook does not count:
+// takeOver gives the role to a new goroutine, which goes on with the rest of the batch. The owner of
+// the role is in user code, in the state w. At MaxBlocked the loop waits for its handler instead,
+// unless the handler waits for the loop (must) or the listener is over. A hook does not count, since
 // there is one at a time.
 func (lp *loop) takeOver(w uint64, must bool) {
 	counts := role(w&roleMask) == handler

@@ -411,7 +411,7 @@ func (c *Conn) drainedLocked() {
 }
 
 // askHelpLocked is called after a read: if the consumer of a stream has taken everything that was delivered, this is the
-// moment to look for more, before the answer is written; see loop.help.
+// moment to look for more, before the answer is written; see loop.pollForLoop.
 func (c *Conn) askHelpLocked() {
 	if s := c.stream; s != nil && !s.private && len(s.ch) == 0 {
 		c.todo |= todoHelp

@@ -129,7 +129,7 @@ func (l *Listener) finish() {
 			close(lp.stream.ch)
 		}
 		if l.polling {
-			lp.dog.Stop()
+			lp.watchdog.Stop()
 			lp.p.close()
 		}
 	}

@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"math"
 	"net"
 	"sync/atomic"
 	"time"
@@ -58,10 +59,10 @@ type shard struct {
 	*shared
 
 	// Immutable.
-	p      poller        // set by Serve
-	wakeup chan struct{} // hands the role to the loop's own goroutine, which is parked
-	help   func()        // see loop.help
-	blocks func(c *Conn) // see loop.willBlock
+	p           poller        // set by Serve
+	wakeup      chan struct{} // hands the role to the loop's own goroutine, which is parked
+	pollForLoop func()        // see loop.pollForLoop
+	willBlock   func(c *Conn) // see loop.willBlock
 
 	// Atomic, or with locks of their own.
 	state      atomic.Uint64         // a role
@@ -96,8 +97,8 @@ func (sh *shard) report(err error) {
 	sh.kick()
 }
 
-// kick makes the loop look at its queue, its timers and the listener's state soon. Many kicks before the loop has
-// looked are one wake-up, and none while it is awake.
+// kick makes the loop look soon at its queue, its timers and the listener's state. Further kicks before
+// the loop has looked cost no wake-up, nor do those of a loop that is awake.
 func (sh *shard) kick() {
 	if sh.kicked.Swap(true) {
 		return
@@ -136,11 +137,91 @@ func (sh *shard) tickClock() {
 
 func (sh *shard) tick() { sh.clock.Store(now()) }
 
-// coarse is the time for a note. A sleeping loop has stopped its clock, and so has one whose listener has no time limits, which
-// only connections have that EOFTimeout runs for.
+// coarse returns the time for a note. It reads the clock where nobody keeps the coarse one going: while
+// the loop sleeps, and where the listener has no time limits but EOFTimeout.
 func (sh *shard) coarse() int64 {
 	if !sh.timed.Load() || role(sh.state.Load()&roleMask) == sleeping {
 		sh.tick()
 	}
 	return sh.clock.Load()
 }
+
+// The role of a loop is to poll and to dispatch what is ready. One goroutine has it at a time:
+//
+//	running   a goroutine polls or dispatches
+//	handler   it is inside an actor's Receive; the watchdog may give the role to another goroutine
+//	hook      it is inside one of the hooks that decide about a new connection; likewise
+//	sleeping  it is blocked in the poller, with nothing else to do
+//	over      the loop has ended
+//	parked    nobody polls: a batch is with the consumer, who takes the role when it has read all of it
+//
+// Whoever moves the state from parked to running has the role. The word holds the state and a count that tells two
+// visits of the same state apart.
+type role uint64
+
+const (
+	running role = iota
+	handler
+	hook
+	sleeping
+	parked
+	over
+	roleBits = 3
+	roleMask = 1<<roleBits - 1
+)
+
+type timerKind uint8
+
+const (
+	timerClose     timerKind = iota // CloseTimeout is over
+	timerAccept                     // try accepting again
+	timerWake                       // the loop wants to look at the clock
+	timerMessage                    // post value to c
+	timerHandshake                  // HandshakeTimeout is over
+	timerReadable                   // announce unread input again
+)
+
+// A timer is due once, in the timers of its loop. It costs no goroutine: the loop waits in the
+// poller until the first one is due. One that is stopped leaves at once. It takes 48 bytes, and 16
+// of the heap; a time limit takes 24 and 16, see limitState, which is why limits are no timers.
+type timer struct {
+	// Immutable.
+	c     *Conn
+	value any
+	kind  timerKind
+
+	place int32 // in the loop's timers
+
+	// Guarded by c.mu: the connection's other timers.
+	next, prev *timer
+}
+
+// Place implements sched.Item.
+func (tm *timer) Place() *int32 { return &tm.place }
+
+// epoch makes now a small positive number.
+var epoch = time.Now().Add(-time.Second)
+
+// now is the monotonic clock in nanoseconds.
+func now() int64 { return int64(time.Since(epoch)) }
+
+// addTimer starts tm, due d from now, and makes sure that the loop wakes up in time for it.
+func (sh *shard) addTimer(tm *timer, d time.Duration) {
+	at := now() + max(int64(d), 0)
+	if at < 0 {
+		at = math.MaxInt64 // centuries from now
+	}
+	if sh.timers.Add(tm, at) {
+		sh.kick()
+	}
+}
+
+// limits is the connections of a loop that have a time limit: sh.eofs has those that EOFTimeout runs
+// for, sh.limits the others. Its lock is taken under a Conn's mu.
+type limits = sched.Deadlines[limited]
+
+// limited is a Conn in limits.
+type limited struct{ c *Conn }
+
+// Place implements sched.Item.
+func (l limited) Place() *int32 { return &l.c.limit.place }

@@ -248,7 +248,7 @@ func (c *Conn) decryptLocked() (int, error) {
 		return 0, nil // it cannot be seen; the sealed bytes count
 	}
 	f.busy = true // what has to be answered may end the connection, which drops the buffer
-	n, err := c.inputLocked(f.b.Buf[f.end:])
+	n, err := c.tlsReadLocked(f.b.Buf[f.end:])
 	f.busy = false
 	if f.end += n; n > 0 {
 		f.partial = false
