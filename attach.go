@@ -15,7 +15,7 @@ func (c *Conn) Attach(a Actor) error {
 	}
 	c.mu.Lock()
 	defer c.unlock()
-	if c.toldLocked() || c.stream != nil && c.flags&pendClosed != 0 && !c.sh.oweClosed() {
+	if c.toldLocked() || c.stream != nil && c.pending.has(pendClosed) && !c.sh.oweClosed() {
 		return c.endedLocked("attach")
 	}
 	c.moveLocked(nil, a)
@@ -46,33 +46,33 @@ func (c *Conn) Events() <-chan Event {
 
 // toldLocked reports whether Closed has left the connection.
 func (c *Conn) toldLocked() bool {
-	return c.phase == phaseGone && c.flags&pendClosed == 0
+	return c.phase == phaseGone && !c.pending.has(pendClosed)
 }
 
 // moveLocked changes the route to s, or to a if s is nil. What is undelivered goes along.
 func (c *Conn) moveLocked(s *stream, a Actor) {
-	unread := c.flags&fReadable != 0
+	unread := c.announced()
 	c.unreadableLocked()
 	if old := c.stream; old != nil {
-		c.flags &^= fQueued // the old stream's feeder passes over it
+		c.route.drop(routeQueued) // the old stream's feeder passes over it
 		old.leave()
 	} else if s != nil {
-		c.flags &^= fQueued // and so does the loop
+		c.wants.drop(wantTurn)
 	}
-	if c.flags&pendClosed != 0 && c.stream == nil && s != nil {
+	if c.pending.has(pendClosed) && c.stream == nil && s != nil {
 		c.sh.closedOwed.Add(-1) // the other way round Attach has counted it
 		c.sh.kick()             // it may be the last one that the end waits for
 	}
 	c.stream, c.actor, c.sentAt = s, a, 0
-	plain := c.flags&fMute != 0
+	plain := c.claim != claimed
 	if c.ext != nil {
 		c.ext.late = 0
 	}
-	c.flags &^= fMute | fDefer
-	if plain && c.flags&(fHandshake|pendOpened) == 0 {
+	c.claim = claimed
+	if plain && !c.handshaking() && !c.pending.has(pendOpened) {
 		c.emitLocked(pendOpened) // it was handed out as a net.Conn
 	}
-	if c.flags&(pendMask&^pendReadable) != 0 || c.mail() > 0 {
+	if c.pending.has(^pendReadable) || c.mail() > 0 {
 		c.queueLocked()
 	}
 	if unread {
@@ -84,17 +84,17 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 
 // endTurnLocked ends a turn. A connection whose handler was told of the Shutdown is closed behind it.
 func (c *Conn) endTurnLocked() {
-	c.flags &^= fRunning
+	c.route.drop(routeRunning)
 	c.endDrainLocked()
 	c.awaitUserLocked()
-	if c.stream == nil && (c.flags&pendMask != 0 || c.mail() > 0) {
+	if c.stream == nil && (!c.pending.empty() || c.mail() > 0) {
 		c.queueLocked()
 	}
 }
 
 // endDrainLocked closes a connection whose actor was told of the Shutdown and has nothing more to do.
 func (c *Conn) endDrainLocked() {
-	if c.phase == phaseDrained && c.flags&fRunning == 0 && !c.callWaitsLocked() && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
+	if c.phase == phaseDrained && !c.inActor() && !c.callWaitsLocked() && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
 		c.closeLocked(nil)
 	}
 }

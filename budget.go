@@ -14,7 +14,7 @@ func (c *Conn) mayQueueLocked(size int) bool {
 	if size <= buf.Small && c.out == nil || b.Fits(size) {
 		return true
 	}
-	c.flags |= fStarved
+	c.user.add(userStarved)
 	wake(b.Wait(c))
 	return false
 }
@@ -44,8 +44,8 @@ func (c *Conn) shareOfBudgetLocked(size int) int {
 
 // unstarveLocked ends the waiting of a connection that ends.
 func (c *Conn) unstarveLocked() {
-	if c.flags&fStarved != 0 {
-		c.flags &^= fStarved
+	if c.user.has(userStarved) {
+		c.user.drop(userStarved)
 		c.sh.budget.Leave(c)
 	}
 }

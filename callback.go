@@ -113,7 +113,7 @@ func (cb *callback) call(c *Conn) {
 	case err != nil:
 		c.closeLocked(err)
 	case c.ended():
-	case c.flags&fTold != 0:
+	case c.peerEnd >= peerTold:
 		c.closeLocked(nil)
 	case c.stamp != before:
 		// It has read; whatever is left announces itself.

@@ -54,7 +54,7 @@ func TestShutdownWaitsForACallbackThatWaitsForItsTurn(t *testing.T) {
 	waitFor(t, "the end of Draining", func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.phase == phaseDrained && c.flags&fRunning == 0
+		return c.phase == phaseDrained && !c.route.has(routeRunning)
 	})
 	close(release)
 	answer, err := io.ReadAll(peer)

@@ -44,10 +44,10 @@ func (c *Conn) CloseWrite() error {
 	if c.ended() {
 		return c.endedLocked("close")
 	}
-	if c.flags&fHandshake != 0 {
+	if c.handshaking() {
 		return c.opErrorLocked("close", errors.New("the TLS handshake is not done"))
 	}
-	c.flags |= fSendShut
+	reach(&c.sendEnd, sendShut)
 	c.lastBytesLocked()
 	return nil
 }
@@ -58,7 +58,7 @@ func (c *Conn) lastBytesLocked() {
 	switch {
 	case c.ended():
 		c.advanceCloseLocked()
-	case c.flags&(fSendShut|fBulk) == fSendShut:
+	case c.sendEnd == sendShut && c.writing != writeBulk:
 		c.sayGoodbyeLocked()
 		c.sendFinLocked()
 	}
@@ -77,7 +77,8 @@ func (c *Conn) closeLocked(cause error) {
 		c.extLocked().err = cause
 	}
 	c.unreadableLocked()
-	c.flags &^= fWantRoom | pendWritable
+	c.user.drop(userWantsRoom)
+	c.pending.drop(pendWritable)
 	c.leaveAllLocked()
 	c.advanceCloseLocked()
 	if !c.released() {
@@ -89,18 +90,18 @@ func (c *Conn) closeLocked(cause error) {
 
 // advanceCloseLocked goes as far towards the end as it can without blocking.
 func (c *Conn) advanceCloseLocked() {
-	if c.released() || c.flags&fBulk != 0 {
+	if c.released() || c.writing == writeBulk {
 		return
 	}
 	c.sayGoodbyeLocked()
 	if c.released() || c.out != nil {
 		return // the next edge of writability flushes and comes back here
 	}
-	if c.flags&fSendErr != 0 {
+	if c.sendErrLocked() != nil {
 		c.releaseLocked(nil)
 		return
 	}
-	if c.flags&fFinSeen != 0 {
+	if c.sock.has(sockFinSeen) {
 		c.releaseLocked(nil) // the peer has nothing more to say: close sends the FIN
 		return
 	}
@@ -110,10 +111,10 @@ func (c *Conn) advanceCloseLocked() {
 
 // sendFinLocked sends our FIN as soon as the queue is empty.
 func (c *Conn) sendFinLocked() {
-	if c.released() || c.flags&fFinSent != 0 || c.out != nil {
+	if c.released() || c.sendEnd == sendFin || c.out != nil {
 		return
 	}
-	c.flags |= fFinSent
+	reach(&c.sendEnd, sendFin)
 	_ = sys.ShutdownWrite(c.fd) // ENOTCONN after a reset: the read that follows says so
 }
 
@@ -128,11 +129,11 @@ func (c *Conn) drain() {
 func (c *Conn) tellDrainingLocked() {
 	switch {
 	case c.phase != phaseOpen:
-	case c.flags&fOpened == 0 && (c.flags&(fHandshake|fDefer) != 0):
+	case !c.opened() && (c.handshaking() || c.claim == unheard):
 		c.closeLocked(nil) // nobody has heard of it yet
 	default:
 		c.enterLocked(phaseDraining)
-		if c.flags&(fReadable|fEOF|fMute|fHandshake) == 0 && sys.Unread(c.fd) > 0 {
+		if !c.announced() && !c.atEOF() && c.claim == claimed && !c.handshaking() && sys.Unread(c.fd) > 0 {
 			c.readableLocked() // it came first, though the loop has not come to it yet
 		}
 		c.emitLocked(pendDraining)
@@ -157,7 +158,7 @@ func (c *Conn) drainLocked() {
 			return
 		}
 	}
-	c.sh.schedule(c) // more of it, but others first
+	c.wantLocked(wantDrain) // more of it, but others first
 }
 
 // abortLocked releases with a reset.
@@ -165,7 +166,7 @@ func (c *Conn) abortLocked(cause error) {
 	if c.released() {
 		return
 	}
-	c.flags |= fReset
+	c.sock.add(sockReset)
 	c.releaseLocked(cause)
 }
 
@@ -184,7 +185,8 @@ func (c *Conn) releaseLocked(cause error) {
 	}
 	c.dropOutLocked()
 	c.unreadableLocked()
-	c.flags &^= fWantRoom | pendWritable
+	c.user.drop(userWantsRoom)
+	c.pending.drop(pendWritable)
 	if c.ext != nil {
 		if c.ext.timer != nil {
 			c.sh.timers.Remove(c.ext.timer)

@@ -28,30 +28,28 @@ type Conn struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	fd     int32  // -1 once the descriptor is being released
-	sentAt uint32 // with a stream: the number that the outstanding Readable has in it
-	stamp  uint32 // with a stream: the demand batch of the outstanding Readable; else counts the reads
-	phase  phase
-	todo   todo
-	origin origin // immutable
-	flags  flags
-	out    *buf.Queue // output the socket did not take; nil when there is none
-	stream *stream    // where events go; nil: to the actor
-	actor  Actor
-	ext    *connExt // what few connections need
-	data   any
-	limit  limitState
+	fd      int32  // -1 once the descriptor is being released
+	sentAt  uint32 // with a stream: the number that the outstanding Readable has in it
+	stamp   uint32 // with a stream: the demand batch of the outstanding Readable; else counts the reads
+	phase   phase
+	todo    todo
+	origin  origin // immutable
+	sendEnd sendEnd
+	peerEnd peerEnd
+	writing writing
+	claim   claim
+	pending set[event] // events that wait in the Conn for room on their route
+	route   set[routeMark]
+	wants   set[want]
+	sock    set[sockMark]
+	user    set[userMark]
+	out     *buf.Queue // output the socket did not take; nil when there is none
+	stream  *stream    // where events go; nil: to the actor
+	actor   Actor
+	ext     *connExt // what few connections need
+	data    any
+	limit   limitState
 }
-
-// An origin is where a connection comes from.
-type origin uint8
-
-const (
-	accepted origin = iota
-	refused         // accepted and only kept until its peer has the reply; it has no ID, since nobody sees it
-	adopted
-	dialled // plain
-)
 
 // connExt holds what few connections need, so that the others do not pay for it.
 type connExt struct {
@@ -60,7 +58,7 @@ type connExt struct {
 
 	// Guarded by the Conn's mu.
 	err     error             // why the connection ended
-	readErr error             // why reading failed; the peer's end of stream is fEOF. See ends.go
+	readErr error             // why reading failed; the peer's end of stream is peerEnd. See ends.go
 	sendErr error             // why writing failed
 	local   net.Addr          // the local address, kept at release
 	timer   *timer            // the limit on Close
@@ -127,54 +125,42 @@ func (c *Conn) ended() bool { return c.phase >= phaseClosing }
 // released reports whether the connection is through with its socket.
 func (c *Conn) released() bool { return c.phase >= phaseReleased }
 
-// A todo is what unlock has to do once mu is free.
-type todo uint8
+// opened reports whether Opened was emitted.
+func (c *Conn) opened() bool { return c.route.has(routeOpened) }
 
-const (
-	todoClose todo = 1 << iota // close the descriptor, when its last user has gone
-	todoLeave                  // let go of the timers and groups that are left of very many
-	todoHelp                   // poll in the loop's place: every Readable that was delivered is answered
-)
+// inActor reports whether a goroutine is inside the connection's actor.
+func (c *Conn) inActor() bool { return c.route.has(routeRunning) }
 
-// flags are a connection's other states.
-type flags uint64
+// announced reports whether a Readable is outstanding.
+func (c *Conn) announced() bool { return c.user.has(userReadable) }
 
-const (
-	// Events that wait in the Conn for room on their route; see stream.
-	pendOpened flags = 1 << iota
-	pendReadable
-	pendWritable
-	pendDraining
-	pendClosed
+// atEOF reports whether the peer's end of stream was read.
+func (c *Conn) atEOF() bool { return c.peerEnd != peerOpen }
 
-	fOpened    // Opened was emitted
-	fQueued    // in its route's queue
-	fRunning   // a goroutine is inside this connection's actor
-	fReadable  // a Readable is outstanding: emitted, and nobody has read since
-	fWantRoom  // TryWrite refused: a Writable is owed
-	fDistrust  // a short read proves nothing: end, error or urgent data was signalled, or the socket is not TCP
-	fEOF       // the peer's end of stream was read
-	fTold      // io.EOF was returned to the user
-	fEnded     // since fTold EOFTimeout runs: the connection is in its loop's eofs, not in limits
-	fSendShut  // CloseWrite was called
-	fFinSent   // our FIN is out
-	fSendErr   // writing failed for good; ext.sendErr
-	fReset     // release with a reset
-	fMute      // handed out by NetListener: no events but Opened, until claimed
-	fDefer     // Opened waits for the first bytes
-	fTimed     // the connection has, or had, a time limit
-	fHeard     // a byte has arrived
-	fTLS       // the connection speaks TLS, or is about to
-	fHandshake // the TLS handshake is not done: nothing is read, written or announced
-	fFinSeen   // the peer's FIN was read; with TLS that is not fEOF
-	fFlush     // the rest of the output waits for its turn in the loop's queue
-	fWriting   // a blocking or a large write is under way: nobody else's bytes come between its own
-	fBulk      // a large TryWrite has given up mu for a moment: what it has left goes out before the end does
-	fStarved   // a write was refused for MaxBuffered
-	fNew       // register is at work: fd stays
+// tls returns the state of the connection's TLS, nil if it has none.
+func (c *Conn) tls() *tlsState {
+	if c.ext == nil {
+		return nil
+	}
+	return c.ext.tls
+}
 
-	pendMask = pendOpened | pendReadable | pendWritable | pendDraining | pendClosed
-)
+// handshaking reports whether the TLS handshake is not done: nothing is read, written or announced.
+func (c *Conn) handshaking() bool {
+	st := c.tls()
+	return st != nil && !st.done
+}
+
+// isEarly reports whether nothing can be announced yet: a TLS handshake comes before Opened.
+func (c *Conn) isEarly() bool { return !c.opened() && c.handshaking() }
+
+// wantLocked puts the connection into its loop's queue.
+func (c *Conn) wantLocked(w want) {
+	if c.wants.empty() {
+		c.sh.schedule(c)
+	}
+	c.wants.add(w)
+}
 
 // unlock releases mu, and then does what must not be done under it.
 func (c *Conn) unlock() {
@@ -182,7 +168,7 @@ func (c *Conn) unlock() {
 		c.mu.Unlock()
 		return
 	}
-	do, fd, given, reset := c.todo, int32(-1), false, c.flags&fReset != 0
+	do, fd, given, reset := c.todo, int32(-1), false, c.sock.has(sockReset)
 	c.todo = 0
 	if do&todoClose != 0 {
 		if c.fdUsedLocked() {
@@ -205,7 +191,7 @@ func (c *Conn) unlock() {
 }
 
 // fdUsedLocked reports whether somebody uses the descriptor outside mu.
-func (c *Conn) fdUsedLocked() bool { return c.flags&fNew != 0 || c.ext != nil && c.ext.fdUsers > 0 }
+func (c *Conn) fdUsedLocked() bool { return c.sock.has(sockNew) || c.ext != nil && c.ext.fdUsers > 0 }
 
 func (c *Conn) extLocked() *connExt {
 	if c.ext == nil {

@@ -98,7 +98,7 @@ func (c *Conn) noteCopy(n int32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.extLocked().copies += n
-	if c.flags&fEnded != 0 {
+	if c.peerEnd == peerTimed {
 		c.limit.lastOut = c.sh.coarse()
 	}
 }
@@ -181,7 +181,7 @@ func (c *Conn) spliceTo(to *Conn) (n int64, err error) {
 
 // spliceInLocked moves input into the pipe. It returns 0 when there is nothing that it can move.
 func (c *Conn) spliceInLocked(pipe sys.Pipe) int {
-	if c.ended() || c.flags&(fTLS|fEOF) != 0 {
+	if c.ended() || c.tls() != nil || c.atEOF() {
 		return 0
 	}
 	if x := c.ext; x != nil && (x.frames.b != nil || x.readLimit.Passed() || x.readErr != nil) {
@@ -207,7 +207,7 @@ func (c *Conn) spliceOutLocked(pipe sys.Pipe, size int) (n int, whole bool, err 
 			return n, false, err
 		}
 		put, errno := 0, syscall.EINVAL // StartTLS came in between: TLS has to seal the rest
-		if c.flags&fTLS == 0 {
+		if c.tls() == nil {
 			put, errno = pipe.SpliceTo(c.fd, size-n)
 		}
 		switch {

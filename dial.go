@@ -145,13 +145,14 @@ func (l *Listener) serveOther(nc net.Conn, from origin) (*Conn, error) {
 		local = sys.LocalAddr(fd, sys.Zone{}) // it was reset before nc asked
 	}
 	c.ext = &connExt{local: local, remote: remote}
-	c.flags &^= fDefer // its first bytes may have been read from nc
+	c.claim = min(c.claim, unclaimed) // its first bytes may have been read from nc
 	if _, ok := nc.(*net.TCPConn); ok && sys.Multipath(fd) {
-		c.flags |= fDistrust // a short read of it proves nothing
+		c.sock.add(sockUnsure) // a short read of it proves nothing
 	}
 	if from == dialled && (c.stream == nil || l.netListener != nil) {
 		c.stream, c.actor = nil, nil
-		c.flags |= fMute | fOpened // moveLocked emits Opened
+		c.claim = unclaimed
+		c.route.add(routeOpened) // moveLocked emits Opened
 	}
 	asks := l.asksForActor(c)
 	if err := l.register(c); err != nil {

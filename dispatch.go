@@ -133,9 +133,9 @@ func (lp *loop) dispatch(own bool) bool {
 		}
 		lp.batch[i] = nil
 		c.mu.Lock()
-		turn := own && c.actor != nil && c.flags&fRunning == 0 && !c.released()
+		turn := own && c.actor != nil && !c.inActor() && !c.released()
 		if turn {
-			c.flags |= fRunning
+			c.route.add(routeRunning)
 		}
 		c.readyLocked(lp.events[i].bits())
 		c.unlock()
@@ -154,22 +154,22 @@ func (lp *loop) runQueue() bool {
 			break
 		}
 		c.mu.Lock()
-		if c.flags&fFlush != 0 {
-			c.flags &^= fFlush
+		wants := c.wants
+		c.wants = set[want]{}
+		// A turn that is running, in a handler that lost its loop, looks again before it ends.
+		turn := wants.has(wantTurn) && c.stream == nil && !c.inActor()
+		if turn {
+			c.route.add(routeRunning)
+		}
+		if wants.has(wantFlush) {
 			c.flushLocked()
 		}
-		if c.ended() {
+		if wants.has(wantDrain) {
 			c.advanceCloseLocked()
 		}
-		if c.flags&fStarved != 0 {
-			c.flags &^= fStarved
+		if c.user.has(userStarved) {
+			c.user.drop(userStarved)
 			c.roomLocked()
-		}
-		turn := false
-		if c.stream == nil && c.flags&fQueued != 0 {
-			// A turn that is running, in a handler that lost its loop, looks again before it ends.
-			turn = c.flags&fRunning == 0
-			c.flags = c.flags&^fQueued | fRunning
 		}
 		c.unlock()
 		if turn && !lp.runActor(c) {

@@ -13,7 +13,7 @@ import (
 // look, a send or a copy. Each of them notes it here, and whatever is asked afterwards, by whichever way, is answered from
 // here: a reset never becomes an end of stream.
 //
-// Input ends by fEOF, the peer's end of stream, or by readErr; output by sendErr, or by our own CloseWrite or Close.
+// Input ends by the peer's end of stream, or by readErr; output by sendErr, or by our own CloseWrite or Close.
 
 // receivedLocked makes the result of a system call that reads, looks or copies from the socket into what a read returns,
 // and notes an end.
@@ -29,7 +29,7 @@ func (c *Conn) receivedLocked(n int, errno syscall.Errno) (int, error) {
 	if err := c.cutOffLocked(); err != nil {
 		return 0, c.readFailLocked(err)
 	}
-	c.flags |= fFinSeen
+	c.sock.add(sockFinSeen)
 	return 0, io.EOF
 }
 
@@ -50,20 +50,28 @@ func (c *Conn) readErrLocked() error {
 	return c.ext.readErr
 }
 
+// sendErrLocked is why writing failed before, nil if it did not.
+func (c *Conn) sendErrLocked() error {
+	if c.ext == nil {
+		return nil
+	}
+	return c.ext.sendErr
+}
+
 // cutOffLocked is why an end of input is not the peer's end of stream: the connection was reset, and another call was told of
 // it. A FIN that came before the reset is an end of stream all the same. The kernel shows which it was: a reset behind a FIN
 // is EPIPE (tcp_reset in tcp_input.c), and recv looks for the FIN before the error (tcp_recvmsg_locked in tcp.c).
 func (c *Conn) cutOffLocked() error {
-	if c.flags&fFinSeen != 0 {
+	if c.sock.has(sockFinSeen) {
 		return nil
 	}
-	if c.flags&fSendErr != 0 {
-		if err := c.ext.sendErr; c.ext.raw || !errors.Is(err, syscall.EPIPE) {
+	if err := c.sendErrLocked(); err != nil {
+		if c.ext.raw || !errors.Is(err, syscall.EPIPE) {
 			return err
 		}
 		return nil
 	}
-	if !c.peer.IsIP || c.flags&fFinSent != 0 || !sys.Disconnected(c.fd) || sys.HasError(c.fd) {
+	if !c.peer.IsIP || c.sendEnd == sendFin || !sys.Disconnected(c.fd) || sys.HasError(c.fd) {
 		return nil // an error that is still pending comes behind a FIN, or recv had returned it
 	}
 	return c.opErrorLocked("read", syscall.ECONNRESET) // someone with the descriptor was told: see SyscallConn
@@ -81,7 +89,7 @@ func (c *Conn) socketErrorLocked() error {
 // causeLocked is why a connection that nobody gives a cause for did not end in order; nil if it did.
 func (c *Conn) causeLocked() error {
 	switch {
-	case c.flags&fSendErr != 0:
+	case c.sendErrLocked() != nil:
 		return c.ext.sendErr // what was written did not all go out
 	case c.ext != nil:
 		return c.ext.readErr

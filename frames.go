@@ -191,7 +191,7 @@ func (c *Conn) beginFrames() error {
 		return errFramesBusy
 	}
 	// An outstanding Readable is what an edge since then was merged into, so none will say what the socket holds.
-	f.busy, f.more, f.drained = true, c.flags&(fReadable|fEOF) == fReadable, false
+	f.busy, f.more, f.drained = true, c.announced() && !c.atEOF(), false
 	return nil
 }
 
@@ -211,7 +211,7 @@ func (c *Conn) endFrames() {
 	if f.partial {
 		c.armLimitLocked()
 	}
-	if more || f.b != nil && !f.partial || c.flags&(fEOF|fTold) == fEOF {
+	if more || f.b != nil && !f.partial || c.peerEnd == peerRead {
 		c.moreLocked()
 	}
 	f.shrink(c.sh.shared)
@@ -221,7 +221,7 @@ func (c *Conn) endFrames() {
 func (c *Conn) leaveFrames() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flags&fMute != 0 {
+	if c.claim != claimed {
 		return false
 	}
 	f := &c.ext.frames
@@ -241,7 +241,7 @@ func (c *Conn) frameData() (data []byte, atEOF bool, err error) {
 	if f.b != nil {
 		data = f.b.Buf[f.off:f.end:f.end]
 	}
-	return data, c.flags&fEOF != 0, nil
+	return data, c.atEOF(), nil
 }
 
 func (c *Conn) advanceFrames(n int) {
@@ -293,7 +293,7 @@ func (c *Conn) fillFrames() (more bool, err error) {
 		c.unlock()
 		return false, &tooLongError{"MaxFrame", limit}
 	}
-	if f.drained && c.flags&fReadable == 0 {
+	if f.drained && !c.announced() {
 		f.partial = have > 0
 		c.unlock()
 		return false, nil // no edge since the last read: there is nothing
@@ -306,7 +306,7 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	room = room[:min(len(room), recvMax)]
 	n, err := c.inputLocked(room)
 	f.end += n
-	f.drained = err == ErrWouldBlock || n > 0 && n < len(room) && c.flags&fDistrust == 0
+	f.drained = err == ErrWouldBlock || n > 0 && n < len(room) && !c.sock.has(sockUnsure)
 	f.more = n > 0 && !f.drained
 	switch {
 	case f.more:
@@ -318,7 +318,7 @@ func (c *Conn) fillFrames() (more bool, err error) {
 			break
 		}
 		c.drainedLocked()
-		c.flags |= fEOF
+		reach(&c.peerEnd, peerRead)
 		err = nil // split sees it first, and what it makes of the rest; then it is told, see noteEnd
 	default:
 		c.readFailedLocked(err)

@@ -52,7 +52,7 @@ func TestBufferedFramesDoNotAnswerForTheSocket(t *testing.T) {
 	if err := peer.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the end is signalled", func() bool { return flagsOf(c)&fDistrust != 0 })
+	waitFor(t, "the end is signalled", func() bool { return markedSock(c, sockUnsure) })
 	var got []string
 	for end := error(nil); end == nil; {
 		receiveAs[Readable](t, events)

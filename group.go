@@ -178,7 +178,7 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 		}
 		c.mu.Lock()
 		err := c.mayWriteLocked(len(p))
-		if err == nil && b == nil && len(p) > holdMax && c.flags&fTLS == 0 {
+		if err == nil && b == nil && len(p) > holdMax && c.tls() == nil {
 			c.unlock() // the copy takes as long as p is, and no socket will take all of p
 			sh = c.sh.shared
 			b = sh.shareable(p)
@@ -187,7 +187,7 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 		}
 		switch err {
 		case nil:
-			if c.flags&fTLS != 0 {
+			if c.tls() != nil {
 				_, _ = c.writeLocked(p) // every connection has keys of its own: nothing can be shared
 				break
 			}
@@ -214,7 +214,7 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 		case ErrWouldBlock:
 			// Otherwise a write or a copy is under way, or others' output has taken the room, and it is only skipped.
 			full := c.out != nil && len(p) > c.sh.opts.WriteBuffer-c.queuedLocked()
-			if g.Slow == CloseSlow && full && c.flags&fHandshake == 0 { // in which nobody can take anything
+			if g.Slow == CloseSlow && full && !c.handshaking() { // in which nobody can take anything
 				g.closeSlowLocked(c)
 			} else {
 				g.skip(c)
@@ -246,7 +246,7 @@ func (sh *shared) shareable(p []byte) *buf.Block {
 
 // closeSlowLocked closes a member that has no room.
 func (g *Group) closeSlowLocked(c *Conn) {
-	if len(g.Notice) > 0 && c.flags&fWriting == 0 { // it does not come between a write's bytes
+	if len(g.Notice) > 0 && c.writing == writeFree { // it does not come between a write's bytes
 		_ = c.putBulkLocked(g.Notice)
 	}
 	c.closeLocked(ErrSlow)

@@ -25,8 +25,8 @@ func nothingLeft(t *testing.T, c *Conn) {
 	t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.fdUsedLocked() || c.flags&fWriting != 0 {
-		t.Errorf("the descriptor is in use: %v, writing: %v", c.fdUsedLocked(), c.flags&fWriting != 0)
+	if c.fdUsedLocked() || c.writing != writeFree {
+		t.Errorf("the descriptor is in use: %v, writing: %v", c.fdUsedLocked(), c.writing != writeFree)
 	}
 	if x := c.ext; x != nil && (x.canRead.Waiting() != 0 || x.canSend.Waiting() != 0 || x.frames.busy || x.frames.split) {
 		t.Errorf("%d readers and %d writers at the gates, frames busy: %v, split: %v", x.canRead.Waiting(), x.canSend.Waiting(), x.frames.busy, x.frames.split)

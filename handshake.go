@@ -102,21 +102,21 @@ func (c *Conn) handshakeDoneLocked() {
 	c.sh.timers.Remove(st.timer)
 	st.timer, st.config = nil, nil
 	st.link.silent = 0
-	c.flags &^= fHandshake
+	st.done = true
 	c.ext.canSend.Open()
-	if c.flags&fTimed != 0 {
+	if c.sock.has(sockTimed) {
 		c.limit.lastIn = c.sh.coarse() // the other limits begin here
 		c.armLimitLocked()
 	}
-	if c.flags&fOpened == 0 {
-		if c.flags&fDefer != 0 {
+	if !c.opened() {
+		if c.claim == unheard {
 			if ready, _ := c.peekLocked(); !ready {
 				return
 			}
 		}
 		c.emitLocked(pendOpened)
 	}
-	if c.mail() > 0 && c.flags&fMute == 0 {
+	if c.mail() > 0 && c.claim == claimed {
 		c.queueLocked()
 	}
 	c.roomLocked()
@@ -130,7 +130,7 @@ func (c *Conn) handshakeFailedLocked(err error) {
 	}
 	c.sh.count.handshakes.Add(1)
 	opErr := c.opErrorLocked("handshake", err)
-	if c.flags&fOpened == 0 {
+	if !c.opened() {
 		c.sh.report(opErr)
 	}
 	c.closeLocked(opErr)
@@ -138,7 +138,7 @@ func (c *Conn) handshakeFailedLocked(err error) {
 
 // handshakeTimedOutLocked ends a connection whose client has taken too long for its handshake.
 func (c *Conn) handshakeTimedOutLocked() {
-	if !c.ended() && c.flags&fHandshake != 0 {
+	if !c.ended() && c.handshaking() {
 		c.sh.count.timeouts[limitHandshake].Add(1)
 		c.handshakeFailedLocked(&LimitError{limitNames[limitHandshake], c.sh.opts.HandshakeTimeout})
 	}

@@ -132,7 +132,7 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 		if route == "actor" {
 			waitFor(t, "the connection is there", func() bool {
 				for c = range acting.Conns() {
-					return flagsOf(c)&fOpened != 0
+					return markedRoute(c, routeOpened)
 				}
 				return false
 			})
@@ -307,7 +307,7 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 // state names the phase, and in it whether our FIN is out.
 func state(c *Conn) string {
 	return locked(c, func() string {
-		if c.phase == phaseClosing && c.flags&fFinSent != 0 {
+		if c.phase == phaseClosing && c.sendEnd == sendFin {
 			return "FIN sent"
 		}
 		return c.phase.String()
@@ -360,7 +360,7 @@ func TestStatesFollowTheTable(t *testing.T) {
 				if err := peer.CloseWrite(); err != nil {
 					t.Fatal(err)
 				}
-				waitFor(t, "EOF is read", func() bool { read(c); return flagsOf(c)&fEOF != 0 || locked(c, c.released) })
+				waitFor(t, "EOF is read", func() bool { read(c); return locked(c, func() bool { return c.peerEnd != peerOpen || c.released() }) })
 			}, nil, 0},
 		{"the actor's error", []string{"open"},
 			func(t *testing.T, r *rig, peer *net.TCPConn, c *Conn) {

@@ -54,8 +54,8 @@ func (c *Conn) beginLimitsLocked() {
 
 // beginNotesLocked starts the notes of a connection's activity, which it has none of without a limit.
 func (c *Conn) beginNotesLocked() {
-	if c.flags&fTimed == 0 {
-		c.flags |= fTimed
+	if !c.sock.has(sockTimed) {
+		c.sock.add(sockTimed)
 		c.limit.lastIn = c.sh.coarse()
 		c.limit.lastOut = c.limit.lastIn
 	}
@@ -64,24 +64,24 @@ func (c *Conn) beginNotesLocked() {
 // awaitUserLocked starts EOFTimeout for a connection whose user was told of the peer's end of stream, and is to close it. One that
 // was handed out as a net.Conn has none, and a handler that runs has all the time it takes.
 func (c *Conn) awaitUserLocked() {
-	if c.flags&(fTold|fEnded|fMute|fRunning) != fTold || c.ended() || c.callWaitsLocked() {
+	if c.peerEnd != peerTold || c.claim != claimed || c.ended() || c.inActor() || c.callWaitsLocked() {
 		return
 	}
 	c.endLimitsLocked()
 	c.beginNotesLocked()
 	c.limit.lastIn = c.sh.coarse()
-	c.flags |= fEnded
+	reach(&c.peerEnd, peerTimed)
 	c.armLimitLocked()
 }
 
 // busyLocked reports whether output is under way, or a handler runs that may write.
 func (c *Conn) busyLocked() bool {
-	return c.out != nil || c.flags&(fWriting|fRunning) != 0 || c.ext != nil && (c.ext.copies > 0 || c.ext.late > 0)
+	return c.out != nil || c.writing != writeFree || c.inActor() || c.ext != nil && (c.ext.copies > 0 || c.ext.late > 0)
 }
 
 // outputWaitsLocked notes that output begins to wait for the socket.
 func (c *Conn) outputWaitsLocked() {
-	if c.flags&fTimed != 0 {
+	if c.sock.has(sockTimed) {
 		c.limit.lastOut = c.sh.coarse()
 		c.armLimitLocked()
 	}
@@ -89,7 +89,7 @@ func (c *Conn) outputWaitsLocked() {
 
 // limitsLocked is where the connection's limits are.
 func (c *Conn) limitsLocked() *limits {
-	if c.flags&fEnded != 0 {
+	if c.peerEnd == peerTimed {
 		return &c.sh.eofs
 	}
 	return &c.sh.limits
@@ -105,10 +105,10 @@ func (c *Conn) nextLimitLocked(t int64) (kind limitKind, limit, wait time.Durati
 	}
 	s := &c.limit
 	in, out := time.Duration(t-s.lastIn), time.Duration(t-s.lastOut)
-	if c.flags&fHandshake == 0 { // which has a limit of its own, and the others begin behind it
+	if !c.handshaking() { // which has a limit of its own, and the others begin behind it
 		consider(limitIdle, time.Duration(s.idle)*time.Millisecond, min(in, out))
-		if c.flags&fEOF == 0 && (c.flags&fHeard == 0 || c.ext != nil && c.ext.frames.partial) {
-			if c.flags&fReadable != 0 && (c.flags&fTLS == 0 || c.ext.tls.waits) {
+		if !c.atEOF() && (!c.sock.has(sockHeard) || c.ext != nil && c.ext.frames.partial) {
+			if c.announced() && (c.tls() == nil || c.ext.tls.waits) {
 				in = 0 // the peer has sent, and it is not its fault that nobody has read
 			}
 			consider(limitRead, o.ReadTimeout, in)
@@ -117,7 +117,7 @@ func (c *Conn) nextLimitLocked(t int64) (kind limitKind, limit, wait time.Durati
 	if c.out != nil || c.ext != nil && c.ext.waiting {
 		consider(limitWrite, o.WriteTimeout, out)
 	}
-	if c.flags&fEnded != 0 {
+	if c.peerEnd == peerTimed {
 		quiet := min(in, out)
 		if c.busyLocked() {
 			quiet = 0
@@ -130,7 +130,7 @@ func (c *Conn) nextLimitLocked(t int64) (kind limitKind, limit, wait time.Durati
 // armLimitLocked makes sure that the loop looks at the connection when its next limit could be reached. It is called when
 // that may have come nearer; later is noticed when the time comes.
 func (c *Conn) armLimitLocked() {
-	if c.flags&fTimed == 0 || c.ended() {
+	if !c.sock.has(sockTimed) || c.ended() {
 		return
 	}
 	_, limit, wait := c.nextLimitLocked(c.sh.coarse())
@@ -144,7 +144,7 @@ func (c *Conn) armLimitLocked() {
 
 // endLimitsLocked takes the connection out.
 func (c *Conn) endLimitsLocked() {
-	if c.flags&fTimed != 0 {
+	if c.sock.has(sockTimed) {
 		c.limitsLocked().Remove(limited{c})
 	}
 }
@@ -155,7 +155,7 @@ const limitBudget = 256
 // noteEdgeLocked notes what an edge says of input. Urgent data and the peer's end are no input, but may come with some.
 // What TLS has sealed is noted when it is read, or when a limit is due.
 func (c *Conn) noteEdgeLocked(bits uint32) {
-	if c.flags&(fTimed|fTLS) != fTimed || bits&pollIn == 0 {
+	if !c.sock.has(sockTimed) || c.tls() != nil || bits&pollIn == 0 {
 		return // a limit must not come between the bytes and who will read them; without a limit it cannot
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) == 0 || sys.Unread(c.fd) > 0 {
@@ -165,8 +165,8 @@ func (c *Conn) noteEdgeLocked(bits uint32) {
 
 // heardLocked notes that bytes have arrived.
 func (c *Conn) heardLocked() {
-	if c.flags&fTimed != 0 {
-		c.flags |= fHeard
+	if c.sock.has(sockTimed) {
+		c.sock.add(sockHeard)
 		c.limit.lastIn = c.sh.coarse()
 	}
 }

@@ -13,7 +13,7 @@ var _ [24 - unsafe.Sizeof(limitState{})]byte
 
 // A connection that has only been read from for 30 days is idle when that ends.
 func TestAnOldLastWriteDoesNotPutTheIdleTimeoutOff(t *testing.T) {
-	c := &Conn{sh: &shard{shared: new(shared)}, flags: fTimed | fHeard}
+	c := &Conn{sh: &shard{shared: new(shared)}, sock: set[sockMark]{sockTimed | sockHeard}}
 	now := 100 * 24 * int64(time.Hour)
 	c.limit.idle = 500
 	c.limit.lastIn, c.limit.lastOut = now-600*int64(time.Millisecond), now-30*24*int64(time.Hour)

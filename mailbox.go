@@ -27,13 +27,13 @@ func (c *Conn) post(m mail) error {
 
 // deliverLocked sends m to the connection's route, or leaves it in the mailbox until the route has room.
 func (c *Conn) deliverLocked(m mail) {
-	early := c.flags&(fHandshake|fOpened) == fHandshake
-	if c.flags&(fOpened|fDefer|fHandshake) == 0 {
+	early := c.isEarly()
+	if !early && !c.opened() && c.claim != unheard {
 		c.emitLocked(pendOpened)
 	}
 	c.sh.count.events.Add(1)
 	c.sh.count.posted.Add(1)
-	if s := c.stream; s != nil && !early && c.flags&(fQueued|fMute) == 0 {
+	if s := c.stream; s != nil && !early && !c.route.has(routeQueued) && c.claim == claimed {
 		if _, ok := s.trySend(Message{c, m.value, m.ask}); ok {
 			return
 		}
@@ -43,7 +43,7 @@ func (c *Conn) deliverLocked(m mail) {
 	if !m.timed {
 		x.posted++
 	}
-	if c.flags&fMute == 0 && !early {
+	if c.claim == claimed && !early {
 		c.queueLocked()
 	}
 }

@@ -42,7 +42,7 @@ func TestAShortReadOfMultipathTCPProvesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer peer.Close()
-		if c := receiveAs[Opened](t, events).Conn; (flagsOf(c)&fDistrust != 0) != on {
+		if c := receiveAs[Opened](t, events).Conn; markedSock(c, sockUnsure) != on {
 			t.Errorf("accepted, multipath %v: distrusted %v", on, !on)
 		}
 	}
@@ -53,7 +53,7 @@ func TestAShortReadOfMultipathTCPProvesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	receiveAs[Opened](t, events)
-	if flagsOf(c)&fDistrust == 0 {
+	if !markedSock(c, sockUnsure) {
 		t.Error("a dialled one is trusted")
 	}
 	nc, err := up.Accept()
@@ -64,7 +64,7 @@ func TestAShortReadOfMultipathTCPProvesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	receiveAs[Opened](t, events)
-	if flagsOf(c)&fDistrust == 0 {
+	if !markedSock(c, sockUnsure) {
 		t.Error("an adopted one is trusted")
 	}
 }

@@ -34,7 +34,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 			return 0, err
 		}
 		n, err := read()
-		if err == ErrWouldBlock && c.flags&fEOF != 0 && (c.ext == nil || !c.ext.frames.split) {
+		if err == ErrWouldBlock && c.atEOF() && (c.ext == nil || !c.ext.frames.split) {
 			n, err = read() // the end was left to a Readable that is in a channel; see leaveEndLocked
 		}
 		if err != ErrWouldBlock {
@@ -60,7 +60,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 
 // reannounceLocked announces input that a blocked reader was woken for and did not take.
 func (c *Conn) reannounceLocked() {
-	if !c.ended() && c.flags&fTold == 0 {
+	if !c.ended() && c.peerEnd < peerTold {
 		c.readableLocked()
 	}
 }
@@ -85,7 +85,7 @@ func (c *Conn) writeAllLocked(p []byte) (n int, err error) {
 	for {
 		size := min(len(p)-n, holdMax)
 		took := 0
-		if c.out == nil && c.flags&fTLS == 0 {
+		if c.out == nil && c.tls() == nil {
 			// Send before queueing, also after a wait: epoll reports writability only after a send has returned EAGAIN.
 			if took, err = c.sendLocked(p[n : n+size]); err != nil {
 				return n + took, err
@@ -126,8 +126,8 @@ func (c *Conn) beginWriteLocked() error {
 		if err := c.sendableLocked(); err != nil {
 			return err
 		}
-		if c.flags&(fWriting|fHandshake) == 0 {
-			c.flags |= fWriting
+		if c.writing == writeFree && !c.handshaking() {
+			c.writing = writeHeld
 			return nil
 		}
 		if err := c.waitRoomLocked(); err != nil {
@@ -137,7 +137,7 @@ func (c *Conn) beginWriteLocked() error {
 }
 
 func (c *Conn) endWriteLocked() {
-	c.flags &^= fWriting
+	c.writing = writeFree
 	c.roomLocked()
 }
 
@@ -212,7 +212,7 @@ func (c *Conn) setLimits(t time.Time, read, send bool) error {
 func (c *Conn) Hijack() (*net.TCPConn, error) {
 	c.mu.Lock()
 	defer c.unlock()
-	if c.flags&fTLS != 0 && !c.ended() {
+	if c.tls() != nil && !c.ended() {
 		return nil, c.opErrorLocked("hijack", errors.New("the connection speaks TLS"))
 	}
 	if err := c.beginWriteLocked(); err != nil {

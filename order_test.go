@@ -19,7 +19,7 @@ import (
 var fileOrder = strings.Fields(`
 	errors.go events.go actor.go options.go splitters.go stats.go
 	guard.go
-	epoll_linux.go shard.go conn.go log.go
+	epoll_linux.go shard.go states.go conn.go log.go
 	ends.go route.go limits.go mailbox.go budget.go socket.go tlslink.go tls.go read.go write.go
 	close.go handshake.go settle.go
 	attach.go group.go groups.go frames.go netconn.go rawconn.go copy.go

@@ -51,7 +51,7 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 		}
 		c.mu.Lock()
 		defer c.unlock()
-		if c.ended() || c.flags&fTold != 0 {
+		if c.ended() || c.peerEnd >= peerTold {
 			return
 		}
 		if read {

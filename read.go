@@ -43,11 +43,11 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 		n = c.ext.frames.read(c.sh.shared, p[:min(len(p), recvMax)])
 	}
 	for round := 1; ; round++ {
-		if n == len(p) || n > 0 && c.flags&fEOF != 0 || round > readRounds || n >= recvMax {
+		if n == len(p) || n > 0 && c.atEOF() || round > readRounds || n >= recvMax {
 			c.moreLocked()
 			return n, nil
 		}
-		if c.flags&fEOF != 0 {
+		if c.atEOF() {
 			c.endReadLocked() // again, or Frames has read it
 			return 0, io.EOF
 		}
@@ -55,7 +55,7 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 		m, err := c.inputLocked(q)
 		n += m
 		switch {
-		case err == nil && c.flags&fTLS != 0 && n < len(p):
+		case err == nil && c.tls() != nil && n < len(p):
 			if c.ext.tls.more { // it has read all there is, or its share
 				c.moreLocked()
 			} else {
@@ -63,7 +63,7 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 			}
 			return n, nil
 		case err == nil:
-			if m < len(q) && c.flags&fDistrust == 0 {
+			if m < len(q) && !c.sock.has(sockUnsure) {
 				c.drainedLocked() // a short read has drained a TCP socket; the next byte is a new edge
 				return n, nil
 			}
@@ -92,7 +92,7 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 
 // inputLocked is one read, of plain text.
 func (c *Conn) inputLocked(p []byte) (int, error) {
-	if c.flags&fTLS != 0 {
+	if c.tls() != nil {
 		return c.tlsReadLocked(p)
 	}
 	return c.recvLocked(p)
@@ -100,7 +100,7 @@ func (c *Conn) inputLocked(p []byte) (int, error) {
 
 // readFailedLocked ends a connection that cannot be read from. The peer of a TLS connection is told by an alert.
 func (c *Conn) readFailedLocked(err error) {
-	if c.flags&fTLS != 0 {
+	if c.tls() != nil {
 		c.closeLocked(err)
 	} else {
 		c.releaseLocked(err)
@@ -113,7 +113,7 @@ func (c *Conn) leaveEndLocked() bool {
 	if !c.inChannelLocked() || c.stream.withdraw(c.sentAt) {
 		return false
 	}
-	c.flags |= fEOF
+	reach(&c.peerEnd, peerRead)
 	return true
 }
 
@@ -123,14 +123,14 @@ func (c *Conn) endReadLocked() {
 		c.stream.withdraw(c.sentAt)
 	}
 	c.unreadableLocked()
-	c.flags |= fEOF | fTold
+	reach(&c.peerEnd, peerTold)
 	c.awaitUserLocked()
 }
 
 // noteEnd is called when the user is told of the peer's end of stream other than by a read.
 func (c *Conn) noteEnd() {
 	c.mu.Lock()
-	if c.flags&fTold == 0 && !c.ended() {
+	if c.peerEnd < peerTold && !c.ended() {
 		c.endReadLocked()
 	}
 	c.unlock()
@@ -144,11 +144,11 @@ func (c *Conn) peekLocked() (ready, end bool) {
 		return false, false
 	case c.ext != nil && (c.ext.frames.b != nil || c.ext.frames.busy || c.ext.readErr != nil):
 		return true, false
-	case c.flags&fEOF != 0:
-		untold := c.flags&fTold == 0
+	case c.atEOF():
+		untold := c.peerEnd < peerTold
 		return untold, untold
 	}
-	if c.flags&fTLS != 0 {
+	if c.tls() != nil {
 		return c.peekTLSLocked()
 	}
 	var b [1]byte

@@ -5,7 +5,7 @@ import "io"
 // actorBudget is how many events one turn of an actor handles before others have theirs.
 const actorBudget = 16
 
-// runActor runs a turn of c's actor. The caller has set fRunning, which nobody else clears, and has
+// runActor runs a turn of c's actor. The caller has set routeRunning, which nobody else clears, and has
 // the role. It returns false if the role was lost in a handler that blocked; the turn then ends with
 // that handler.
 func (lp *loop) runActor(c *Conn) (kept bool) {

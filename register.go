@@ -15,18 +15,18 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr, from origin) *Conn
 	c := &Conn{sh: &lp.shard, id: lastID.Add(1), peer: peer, origin: from, fd: fd}
 	c.stream = l.streamFor(lp)
 	if !peer.IsIP {
-		c.flags |= fDistrust
+		c.sock.add(sockUnsure)
 	} else if l.multipath && sys.Multipath(fd) {
-		c.flags |= fDistrust
+		c.sock.add(sockUnsure)
 	}
 	switch {
 	case l.opts.Actor != nil: // register asks for it
 	case l.callbacks != nil:
 		c.actor = l.callbacks
 	case l.netListener != nil:
-		c.flags |= fMute
+		c.claim = unclaimed
 		if l.opts.DeferAccept {
-			c.flags |= fDefer
+			c.claim = unheard
 		}
 	}
 	return c
@@ -62,12 +62,12 @@ func (l *Listener) register(c *Conn) error {
 		l.connClosed(c)
 		return net.ErrClosed
 	}
-	// From add on other goroutines see c, and it may end at any moment. fNew keeps the descriptor
-	// until register returns, fRunning the events until employ.
-	c.flags |= fNew
+	// From add on other goroutines see c, and it may end at any moment. sockNew keeps the descriptor
+	// until register returns, routeRunning the events until employ.
+	c.sock.add(sockNew)
 	asks := l.asksForActor(c)
 	if asks {
-		c.flags |= fRunning
+		c.route.add(routeRunning)
 	}
 	if served {
 		c.mu.Lock()
@@ -81,16 +81,16 @@ func (l *Listener) register(c *Conn) error {
 	err := sh.p.add(int(c.fd), c.key, pollConn)
 	c.mu.Lock()
 	defer c.unlock()
-	c.flags &^= fNew
+	c.sock.drop(sockNew)
 	if served {
 		sh.count.accepted.Add(1)
 	}
-	if !arrived && err == nil && !c.released() && c.flags&(fOpened|fHandshake) == 0 {
+	if !arrived && err == nil && !c.released() && !c.opened() && !c.handshaking() {
 		c.emitLocked(pendOpened)
 	}
 	if err != nil {
-		if c.flags&fOpened == 0 {
-			c.flags |= fMute // no event of it was sent
+		if !c.opened() {
+			c.claim = unclaimed // no event of it was sent
 		}
 		if !arrived {
 			c.extLocked().given = true // the caller keeps its own
@@ -127,7 +127,7 @@ func (c *Conn) employ(actor Actor) {
 	defer c.unlock()
 	if c.stream == nil && c.actor == nil {
 		if c.actor = actor; actor == nil {
-			c.flags |= fMute // there is no route for Closed
+			c.claim = unclaimed // there is no route for Closed
 			c.abortLocked(net.ErrClosed)
 		}
 	}
@@ -142,9 +142,9 @@ func (l *Listener) refuse(lp *loop, fd int32, peer sys.Addr, why refusal) {
 		l.socket.turnAway()
 		return
 	}
-	c := &Conn{sh: &lp.shard, peer: peer.Unnamed(), origin: refused, fd: fd, flags: fMute}
+	c := &Conn{sh: &lp.shard, peer: peer.Unnamed(), origin: refused, fd: fd, claim: unclaimed}
 	if !peer.IsIP {
-		c.flags |= fDistrust
+		c.sock.add(sockUnsure)
 	}
 	if l.register(c) != nil {
 		return

@@ -28,7 +28,7 @@ func TestAnIdleTimeoutSetByTheActorHookHolds(t *testing.T) {
 	}}).serve()
 	r.dial()
 	c := receive(t, "the hook", hooked)
-	waitFor(t, "Opened", func() bool { return flagsOf(c)&fOpened != 0 })
+	waitFor(t, "Opened", func() bool { return markedRoute(c, routeOpened) })
 	if got := locked(c, func() uint32 { return c.limit.idle }); got != uint32(time.Minute/time.Millisecond) {
 		t.Errorf("the limit is %d ms", got)
 	}
@@ -70,7 +70,7 @@ func TestCopiesInTheKernelCount(t *testing.T) {
 	if s := r.Stats(); s.BytesIn != size || s.BytesOut != 2*size {
 		t.Errorf("counted %d in, %d out", s.BytesIn, s.BytesOut)
 	}
-	if flagsOf(a)&fHeard == 0 {
+	if !markedSock(a, sockHeard) {
 		t.Error("the first byte was not noticed: ReadTimeout would close the connection")
 	}
 }

@@ -86,8 +86,8 @@ func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
 				t.Fatal(err)
 			}
 			last = string(line)
-			if f := flagsOf(c); f&(fEOF|fTold|fEnded) != fEOF || r.loops[0].eofs.First() != 0 {
-				t.Errorf("in the body of the last frame: flags %b, its time to close has begun", f)
+			if end := locked(c, func() peerEnd { return c.peerEnd }); end != peerRead || r.loops[0].eofs.First() != 0 {
+				t.Errorf("in the body of the last frame: the peer's end is at %d, its time to close has begun", end)
 			}
 			break
 		}
@@ -135,7 +135,7 @@ func TestAPanicErrorThatIsReturnedIsAnError(t *testing.T) {
 			if got := r.Blocked(); got != 0 {
 				t.Errorf("%d handlers count as blocked", got)
 			}
-			if f := flagsOf(c); f&fReset != 0 {
+			if markedSock(c, sockReset) {
 				t.Error("aborted, as after a panic")
 			}
 		})

@@ -215,21 +215,21 @@ func (s *stream) next() (c *Conn, failed error, done bool) {
 
 // emitLocked delivers an event of this connection to its route, or notes it where the route finds it when there is room.
 // Opened always comes first.
-func (c *Conn) emitLocked(kind flags) {
-	if c.flags&fMute != 0 && kind != pendOpened || c.flags&(fHandshake|fOpened) == fHandshake {
+func (c *Conn) emitLocked(kind event) {
+	if c.claim != claimed && kind != pendOpened || c.isEarly() {
 		if kind == pendClosed && c.stream != nil {
 			c.stream.leave() // whoever claimed it is not told, but does not wait for ever either
 		}
 		return
 	}
-	if c.flags&fOpened == 0 {
-		c.flags |= fOpened
+	if !c.opened() {
+		c.route.add(routeOpened)
 		if kind != pendOpened {
 			c.emitLocked(pendOpened)
 		}
 	}
 	c.sh.count.events.Add(1)
-	if s := c.stream; s != nil && c.flags&fQueued == 0 {
+	if s := c.stream; s != nil && !c.route.has(routeQueued) {
 		if at, ok := s.trySend(c.event(kind)); ok {
 			switch kind {
 			case pendReadable:
@@ -240,7 +240,7 @@ func (c *Conn) emitLocked(kind flags) {
 			return
 		}
 	}
-	c.flags |= kind
+	c.pending.add(kind)
 	if kind == pendClosed && c.stream == nil {
 		c.sh.closedOwed.Add(1)
 	}
@@ -250,17 +250,17 @@ func (c *Conn) emitLocked(kind flags) {
 // queueLocked puts the connection, which has something pending, into its route's queue.
 func (c *Conn) queueLocked() {
 	switch {
-	case c.flags&fQueued != 0:
-	case c.stream != nil:
-		c.flags |= fQueued
+	case c.stream == nil:
+		if !c.inActor() { // a running turn looks again before it ends
+			c.wantLocked(wantTurn)
+		}
+	case !c.route.has(routeQueued):
+		c.route.add(routeQueued)
 		c.stream.enqueue(c)
-	case c.flags&fRunning == 0: // a running turn looks again before it ends
-		c.flags |= fQueued
-		c.sh.schedule(c)
 	}
 }
 
-func (c *Conn) event(kind flags) Event {
+func (c *Conn) event(kind event) Event {
 	switch kind {
 	case pendOpened:
 		return Opened{c}
@@ -282,7 +282,7 @@ func (c *Conn) takePending(s *stream, evs []Event) []Event {
 	if c.stream != s {
 		return evs
 	}
-	c.flags &^= fQueued
+	c.route.drop(routeQueued)
 	for range feedChunk {
 		ev := c.nextLocked()
 		switch ev.(type) {
@@ -298,7 +298,7 @@ func (c *Conn) takePending(s *stream, evs []Event) []Event {
 		}
 		evs = append(evs, ev)
 	}
-	if c.flags&pendMask != 0 || c.mail() > 0 {
+	if !c.pending.empty() || c.mail() > 0 {
 		c.queueLocked()
 	}
 	return evs
@@ -309,17 +309,17 @@ const feedChunk = 16
 
 // nextLocked takes the next undelivered event, in the order that the contract gives; nil when there is none.
 func (c *Conn) nextLocked() Event {
-	for _, kind := range [...]flags{pendOpened, pendReadable, pendWritable, pendDraining} {
-		if c.flags&kind != 0 {
-			c.flags &^= kind
+	for _, kind := range [...]event{pendOpened, pendReadable, pendWritable, pendDraining} {
+		if c.pending.has(kind) {
+			c.pending.drop(kind)
 			return c.event(kind)
 		}
 	}
 	if c.mail() > 0 {
 		return c.takeMailLocked()
 	}
-	if c.flags&pendClosed != 0 {
-		c.flags &^= pendClosed
+	if c.pending.has(pendClosed) {
+		c.pending.drop(pendClosed)
 		return c.event(pendClosed)
 	}
 	return nil
@@ -327,7 +327,7 @@ func (c *Conn) nextLocked() Event {
 
 // mail is how many posted values can be delivered. Before Opened, which a TLS handshake delays, there are none.
 func (c *Conn) mail() int {
-	if c.ext == nil || c.flags&(fHandshake|fOpened) == fHandshake {
+	if c.ext == nil || c.isEarly() {
 		return 0
 	}
 	return c.ext.mailbox.Len()
@@ -358,11 +358,11 @@ func (c *Conn) readableLocked() {
 	if c.ext != nil && c.ext.canRead.Open() {
 		return // the goroutine that was blocked reads it
 	}
-	if c.flags&fReadable != 0 {
+	if c.announced() {
 		return
 	}
-	c.flags |= fReadable
-	if c.flags&fMute != 0 {
+	c.user.add(userReadable)
+	if c.claim != claimed {
 		return // noted for the route that may come
 	}
 	if c.stream != nil {
@@ -373,13 +373,14 @@ func (c *Conn) readableLocked() {
 
 // unreadableLocked takes back the announcement: somebody has read, or never will.
 func (c *Conn) unreadableLocked() {
-	if c.flags&fReadable == 0 {
+	if !c.announced() {
 		return
 	}
-	c.flags &^= fReadable | pendReadable
+	c.user.drop(userReadable)
+	c.pending.drop(pendReadable)
 	if c.stream == nil {
 		c.stamp++ // counts reads; see callback
-	} else if c.flags&fMute == 0 && c.sh.demand.Done(c.stamp) {
+	} else if c.claim == claimed && c.sh.demand.Done(c.stamp) {
 		c.todo |= todoHelp
 	}
 }
@@ -387,12 +388,12 @@ func (c *Conn) unreadableLocked() {
 // inChannelLocked reports whether the outstanding Readable is in its channel, not yet received. A read then does not answer
 // it, and it need not be sent again.
 func (c *Conn) inChannelLocked() bool {
-	return c.stream != nil && c.flags&(fReadable|pendReadable|fMute) == fReadable && c.stream.holds(c.sentAt)
+	return c.stream != nil && c.announced() && !c.pending.has(pendReadable) && c.claim == claimed && c.stream.holds(c.sentAt)
 }
 
 // moreLocked is called behind a read that may have left something: level-triggered to the user, since no edge will say so.
 func (c *Conn) moreLocked() {
-	if c.inChannelLocked() || c.stream != nil && c.flags&pendReadable != 0 {
+	if c.inChannelLocked() || c.stream != nil && c.pending.has(pendReadable) {
 		if c.ext != nil {
 			c.ext.canRead.Open()
 		}

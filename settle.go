@@ -16,11 +16,11 @@ func (c *Conn) readyLocked(bits uint32) {
 	if c.released() {
 		return
 	}
-	if c.flags&(fOpened|fHandshake) == 0 && (c.flags&fDefer == 0 || c.hasSpokenLocked(bits)) {
+	if !c.opened() && !c.handshaking() && (c.claim != unheard || c.hasSpokenLocked(bits)) {
 		c.emitLocked(pendOpened)
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
-		c.flags |= fDistrust
+		c.sock.add(sockUnsure)
 	}
 	c.noteEdgeLocked(bits)
 	if bits&(pollOut|pollErr|pollHup) != 0 {
@@ -32,10 +32,10 @@ func (c *Conn) readyLocked(bits uint32) {
 	switch {
 	case c.ended():
 		c.advanceCloseLocked()
-	case c.flags&fHandshake != 0:
+	case c.handshaking():
 		c.handshakeReadyLocked(bits)
 	case bits&(pollIn|pollHup|pollErr|pollRdHup|pollPri) == 0:
-	case c.flags&fEOF == 0:
+	case !c.atEOF():
 		c.readableLocked()
 	case bits&pollErr != 0:
 		// Nothing will be read any more that could show the reset, so it is acted on here.
@@ -45,13 +45,13 @@ func (c *Conn) readyLocked(bits uint32) {
 	}
 }
 
-// hasSpokenLocked says whether the peer has sent anything, which is what fDefer waits for. With TLS an edge may be of bytes that
+// hasSpokenLocked says whether the peer has sent anything, which is what an unheard connection waits for. With TLS an edge may be of bytes that
 // the handshake has read since, or of a record without data.
 func (c *Conn) hasSpokenLocked(bits uint32) bool {
 	if bits&(pollIn|pollHup|pollErr|pollRdHup) == 0 {
 		return false
 	}
-	if c.flags&fTLS == 0 {
+	if c.tls() == nil {
 		return true
 	}
 	ready, _ := c.peekLocked()
@@ -64,7 +64,7 @@ func (c *Conn) expireLocked(tm *timer) {
 	case timerHandshake:
 		c.handshakeTimedOutLocked()
 	case timerReadable:
-		if !c.ended() && c.flags&fTold == 0 {
+		if !c.ended() && c.peerEnd < peerTold {
 			c.moreLocked()
 		}
 	case timerMessage:
@@ -121,9 +121,9 @@ func (c *Conn) limitDueLocked() {
 // up, and the limit is looked at before them. Those of TLS must be decrypted before anybody can tell.
 func (c *Conn) arrivedLocked() bool {
 	switch {
-	case c.flags&fTLS != 0:
+	case c.tls() != nil:
 		return c.spokenLocked()
-	case c.flags&(fReadable|fEOF) != 0:
+	case c.announced() || c.atEOF():
 		return false // the loop has seen them
 	}
 	return sys.Unread(c.fd) > 0

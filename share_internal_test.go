@@ -21,7 +21,7 @@ func hasMore(t *testing.T, c *Conn) {
 	waitFor(t, "more input", func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.fd < 0 || sys.Unread(c.fd) > 0 && (c.flags&fReadable != 0 || !c.ext.frames.drained)
+		return c.fd < 0 || sys.Unread(c.fd) > 0 && (c.announced() || !c.ext.frames.drained)
 	})
 }
 

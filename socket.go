@@ -31,7 +31,7 @@ func (c *Conn) lookLocked(p []byte) (int, error) {
 // countInLocked accounts for n bytes of input.
 func (c *Conn) countInLocked(n int) {
 	c.sh.count.bytesIn.Add(uint64(n))
-	if c.flags&fTLS == 0 {
+	if c.tls() == nil {
 		c.heardLocked() // of TLS plain text counts, see tlsReadLocked
 	}
 }
@@ -103,9 +103,9 @@ func (c *Conn) sendvLocked(bufs net.Buffers) (int, error) {
 // failSendLocked ends writing for good. Reading goes on: what the peer sent before it went is still there.
 func (c *Conn) failSendLocked(errno syscall.Errno) error {
 	err := c.sendFailLocked(errno)
-	if c.ended() || c.flags&fTold != 0 {
+	if c.ended() || c.peerEnd >= peerTold {
 		c.releaseLocked(err) // nothing will be read, so this is the end; no other edge will say it
-	} else if c.flags&fEOF == 0 {
+	} else if !c.atEOF() {
 		c.readableLocked()
 	}
 	return err
@@ -113,9 +113,9 @@ func (c *Conn) failSendLocked(errno syscall.Errno) error {
 
 // sendFailLocked notes that writing failed for good. The first cause stays. What is queued cannot go out any more.
 func (c *Conn) sendFailLocked(errno syscall.Errno) error {
-	if c.flags&fSendErr == 0 {
+	if c.sendErrLocked() == nil {
 		c.extLocked().sendErr = c.opErrorLocked("write", errno)
-		c.flags |= fSendErr | fDistrust
+		c.sock.add(sockUnsure)
 	}
 	c.dropOutLocked()
 	c.roomLocked()
@@ -157,10 +157,7 @@ func (c *Conn) flushLocked() {
 
 // flushSoonLocked has the loop go on with a queue whose socket has not refused: no edge will say so.
 func (c *Conn) flushSoonLocked() {
-	if c.flags&fFlush == 0 {
-		c.flags |= fFlush
-		c.sh.schedule(c)
-	}
+	c.wantLocked(wantFlush)
 }
 
 // queueOutLocked returns the output queue, to which n bytes are going to be added.
@@ -205,9 +202,9 @@ func (c *Conn) rawWriteLocked(p []byte) error {
 	switch {
 	case c.released() || c.fd < 0:
 		return net.ErrClosed
-	case c.flags&fSendErr != 0:
+	case c.sendErrLocked() != nil:
 		return c.ext.sendErr
-	case c.flags&fFinSent != 0:
+	case c.sendEnd == sendFin:
 		return syscall.EPIPE
 	}
 	return c.putRawLocked(p)
@@ -216,7 +213,7 @@ func (c *Conn) rawWriteLocked(p []byte) error {
 // sentLocked accounts for n bytes that the socket took.
 func (c *Conn) sentLocked(n int) {
 	c.sh.count.bytesOut.Add(uint64(n))
-	if c.flags&fTimed != 0 && (c.flags&fTLS == 0 || !c.ext.tls.reading) { // an answer to a key update is no activity
+	if c.sock.has(sockTimed) && (c.tls() == nil || !c.ext.tls.reading) { // an answer to a key update is no activity
 		c.limit.lastOut = c.sh.coarse()
 	}
 }

@@ -24,7 +24,7 @@ func socketless(r *rig, s *stream) *Conn {
 	return &Conn{sh: &r.loops[0].shard, id: lastID.Add(1), fd: -1, stream: s}
 }
 
-func emit(c *Conn, kind flags) {
+func emit(c *Conn, kind event) {
 	c.mu.Lock()
 	c.emitLocked(kind)
 	c.mu.Unlock()
@@ -143,7 +143,7 @@ func TestStoppedConsumerCostsNoMemory(t *testing.T) {
 	write(t, other, []byte("x"))
 	write(t, peer, []byte("x"))
 	waitFor(t, "the stream is full", func() bool { return r.events.blocked.Load() })
-	f := flagsOf(c) | flagsOf(d)
+	outstanding := announced(c) || announced(d)
 	for range 100 {
 		write(t, peer, []byte("more"))
 		write(t, other, []byte("more"))
@@ -155,7 +155,7 @@ func TestStoppedConsumerCostsNoMemory(t *testing.T) {
 	if queued > 2 {
 		t.Errorf("%d entries queued for two connections", queued)
 	}
-	if f&fReadable == 0 {
+	if !outstanding {
 		t.Error("no Readable is outstanding")
 	}
 	r.dial() // and accepting pauses

@@ -174,7 +174,14 @@ func locked[T any](c *Conn, f func() T) T {
 	return f()
 }
 
-func flagsOf(c *Conn) flags { return locked(c, func() flags { return c.flags }) }
+func markedSock(c *Conn, m sockMark) bool { return locked(c, func() bool { return c.sock.has(m) }) }
+
+// announced reports whether a Readable is outstanding.
+func announced(c *Conn) bool { return locked(c, c.announced) }
+
+func markedRoute(c *Conn, m routeMark) bool {
+	return locked(c, func() bool { return c.route.has(m) })
+}
 
 // write sends all of p from a client.
 func write(t tester, c net.Conn, p []byte) {

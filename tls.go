@@ -21,6 +21,7 @@ import (
 type tlsState struct {
 	config *tls.Config
 	conn   *tls.Conn // nil before the handshake begins
+	done   bool      // the handshake is
 	link   tlsLink
 	timer  *timer        // HandshakeTimeout
 	place  *list.Element // in the queue of handshakes, from the whole ClientHello on
@@ -72,10 +73,11 @@ func (again) Temporary() bool { return true }
 func (c *Conn) TLS() *tls.ConnectionState {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flags&(fTLS|fHandshake) != fTLS {
+	st := c.tls()
+	if st == nil || !st.done {
 		return nil
 	}
-	state := c.ext.tls.conn.ConnectionState()
+	state := st.conn.ConnectionState()
 	return &state
 }
 
@@ -96,9 +98,9 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 		return c.endedLocked("starttls")
 	case config == nil:
 		return c.opErrorLocked("starttls", errors.New("the config is nil"))
-	case c.flags&fTLS != 0:
+	case c.tls() != nil:
 		return c.opErrorLocked("starttls", errors.New("the connection has TLS already"))
-	case c.flags&(fEOF|fSendShut|fWriting) != 0:
+	case c.atEOF() || c.sendEnd != sendOpen || c.writing != writeFree:
 		return c.opErrorLocked("starttls", errors.New("the connection is half-closed, or a write is under way"))
 	case c.ext != nil && c.ext.frames.b != nil && c.ext.frames.off < c.ext.frames.end:
 		return c.opErrorLocked("starttls", errors.New("plain-text input is still buffered"))
@@ -111,7 +113,7 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 
 // beginTLSLocked puts the connection before its handshake.
 func (c *Conn) beginTLSLocked(config *tls.Config) {
-	c.flags |= fTLS | fHandshake | fDistrust
+	c.sock.add(sockUnsure)
 	tm := &timer{kind: timerHandshake, c: c}
 	c.extLocked().tls = &tlsState{config: config, timer: tm, link: tlsLink{c: c}}
 	c.sh.addTimer(tm, c.sh.opts.HandshakeTimeout)
@@ -121,7 +123,7 @@ func (c *Conn) beginTLSLocked(config *tls.Config) {
 // behind a spent budget the loop announces the rest, when others have had their turn; with bytes the caller does, if
 // tlsState.more says so.
 func (c *Conn) tlsReadLocked(p []byte) (n int, err error) {
-	if c.flags&fHandshake != 0 {
+	if c.handshaking() {
 		return 0, ErrWouldBlock
 	}
 	x, st := c.ext, c.ext.tls
@@ -174,7 +176,7 @@ func (c *Conn) sealLocked(p []byte) error {
 	st := c.ext.tls
 	st.plain, st.sealed = int64(c.queuedLocked())+int64(len(p)), int64(c.out.Len()) // the link counts on
 	if _, err := st.conn.Write(p); err != nil {
-		if c.flags&fSendErr != 0 {
+		if c.sendErrLocked() != nil {
 			return c.ext.sendErr
 		}
 		return c.opErrorLocked("write", err)
@@ -207,8 +209,8 @@ func (c *Conn) sealvLocked(bufs net.Buffers) error {
 
 // sayGoodbyeLocked queues the close_notify, if there is anybody who would understand it.
 func (c *Conn) sayGoodbyeLocked() {
-	if c.flags&(fTLS|fHandshake|fSendErr|fFinSent) == fTLS {
-		_ = c.ext.tls.conn.CloseWrite() // a failure to write is the connection's, and known
+	if st := c.tls(); st != nil && st.done && c.sendErrLocked() == nil && c.sendEnd != sendFin {
+		_ = st.conn.CloseWrite() // a failure to write is the connection's, and known
 	}
 }
 
@@ -264,7 +266,7 @@ func (c *Conn) decryptLocked() (int, error) {
 func (c *Conn) spokenLocked() bool {
 	x, st := c.ext, c.ext.tls
 	switch {
-	case c.flags&(fHandshake|fEOF) != 0:
+	case c.handshaking() || c.atEOF():
 		return false
 	case x.frames.busy, x.frames.b != nil && !x.frames.partial:
 		st.waits = true // it was heard when it was decrypted
@@ -280,7 +282,7 @@ func (c *Conn) spokenLocked() bool {
 		return false
 	}
 	st.waits = true
-	if c.flags&fOpened == 0 {
+	if !c.opened() {
 		c.emitLocked(pendOpened) // DeferAccept's
 	}
 	c.readableLocked()

@@ -50,9 +50,9 @@ func (c *Conn) sendableLocked() error {
 	switch {
 	case c.ended():
 		return c.endedLocked("write")
-	case c.flags&fSendShut != 0:
+	case c.sendEnd != sendOpen:
 		return c.opErrorLocked("write", syscall.EPIPE)
-	case c.flags&fSendErr != 0:
+	case c.sendErrLocked() != nil:
 		return c.ext.sendErr
 	}
 	return nil
@@ -60,17 +60,17 @@ func (c *Conn) sendableLocked() error {
 
 // mayWriteLocked says whether size more bytes are taken now.
 func (c *Conn) mayWriteLocked(size int) error {
-	if c.ended() || c.flags&(fSendShut|fSendErr) != 0 {
-		return c.sendableLocked()
+	if err := c.sendableLocked(); err != nil {
+		return err
 	}
 	switch {
 	case size == 0:
 		return nil
-	case c.flags&(fWriting|fHandshake) != 0, c.out != nil && size > c.sh.opts.WriteBuffer-c.queuedLocked():
-		c.flags |= fWantRoom
+	case c.writing != writeFree, c.handshaking(), c.out != nil && size > c.sh.opts.WriteBuffer-c.queuedLocked():
+		c.user.add(userWantsRoom)
 		return ErrWouldBlock
 	case !c.mayQueueLocked(size):
-		c.flags |= fWantRoom
+		c.user.add(userWantsRoom)
 		return ErrWouldBlock
 	}
 	return nil
@@ -104,7 +104,7 @@ func (c *Conn) writevLocked(bufs net.Buffers, total int) error {
 
 // putLocked takes p: the socket what it takes, the queue the rest. With TLS p is sealed.
 func (c *Conn) putLocked(p []byte) error {
-	if c.flags&fTLS != 0 {
+	if c.tls() != nil {
 		return c.sealLocked(p)
 	}
 	return c.putRawLocked(p)
@@ -112,7 +112,7 @@ func (c *Conn) putLocked(p []byte) error {
 
 // putvLocked is putLocked for several pieces.
 func (c *Conn) putvLocked(bufs net.Buffers) error {
-	if c.flags&fTLS != 0 {
+	if c.tls() != nil {
 		return c.sealvLocked(bufs)
 	}
 	sent := 0
@@ -144,7 +144,7 @@ const (
 // putBulkLocked is putLocked for a large p. Others have mu in between, but their bytes do not come between these, and an end
 // that begins meanwhile waits for them; only a reset does not.
 func (c *Conn) putBulkLocked(p []byte) error {
-	c.flags |= fWriting | fBulk
+	c.writing = writeBulk
 	defer c.endBulkLocked()
 	for {
 		n := min(len(p), holdMax)
@@ -162,7 +162,7 @@ func (c *Conn) putBulkLocked(p []byte) error {
 
 // putvBulkLocked is putBulkLocked for many pieces.
 func (c *Conn) putvBulkLocked(bufs net.Buffers) error {
-	c.flags |= fWriting | fBulk
+	c.writing = writeBulk
 	defer c.endBulkLocked()
 	var part [sys.VecMax][]byte
 	for off := 0; len(bufs) > 0; {
@@ -201,7 +201,7 @@ func (c *Conn) breatheLocked() error {
 	switch {
 	case c.released():
 		return c.endedLocked("write")
-	case c.flags&fSendErr != 0:
+	case c.sendErrLocked() != nil:
 		return c.ext.sendErr
 	}
 	return nil
@@ -209,7 +209,7 @@ func (c *Conn) breatheLocked() error {
 
 // endBulkLocked goes on with what had to wait for a large write.
 func (c *Conn) endBulkLocked() {
-	c.flags &^= fWriting | fBulk
+	c.writing = writeFree
 	if c.released() {
 		return
 	}
@@ -219,14 +219,14 @@ func (c *Conn) endBulkLocked() {
 
 // roomLocked tells those who were refused once half of the limit is free.
 func (c *Conn) roomLocked() {
-	if c.flags&fHandshake != 0 || c.queuedLocked() > c.sh.opts.WriteBuffer/2 {
+	if c.handshaking() || c.queuedLocked() > c.sh.opts.WriteBuffer/2 {
 		return
 	}
 	if c.ext != nil {
 		c.ext.canSend.Open()
 	}
-	if c.flags&(fWantRoom|fWriting|fMute) == fWantRoom && !c.ended() {
-		c.flags &^= fWantRoom
+	if c.user.has(userWantsRoom) && c.writing == writeFree && c.claim == claimed && !c.ended() {
+		c.user.drop(userWantsRoom)
 		c.emitLocked(pendWritable)
 	}
 }
@@ -243,7 +243,7 @@ func (c *Conn) queuedLocked() int {
 	if c.out == nil {
 		return 0
 	}
-	if c.flags&fTLS == 0 || c.ext.tls.sealed == 0 {
+	if c.tls() == nil || c.ext.tls.sealed == 0 {
 		return c.out.Len()
 	}
 	st := c.ext.tls

@@ -153,9 +153,9 @@ func TestAFastReaderOfALongQueueLeavesOthersTheirTurn(t *testing.T) {
 	}()
 	queued := c.out.Len()
 	waitFor(t, "the peer has what the socket held", func() bool { return got.Load() == int64(size-queued) })
-	c.flags &^= fFlush
+	c.wants.drop(wantFlush)
 	c.flushLocked()
-	sent, waits := queued-c.out.Len(), c.flags&fFlush != 0
+	sent, waits := queued-c.out.Len(), c.wants.has(wantFlush)
 	c.mu.Unlock()
 	if sent >= flushBudget+sendChunk || waits != (sent >= flushBudget) {
 		t.Errorf("one turn sent %d bytes of %d, and the rest waits for another: %v", sent, queued, waits)
