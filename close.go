@@ -204,7 +204,7 @@ func (c *Conn) leaveAllLocked() {
 	if x == nil {
 		return
 	}
-	x.frames.drop(c.sh.shared)
+	x.frames.drop(&c.sh.pool)
 	if x.tls != nil {
 		c.endTLSLocked()
 	}

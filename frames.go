@@ -10,37 +10,32 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/buf"
 )
 
-// A frameBuffer is input that Frames has read and not yet handed out: a partial frame, or whole ones after a break. It
-// is guarded by the Conn's mu; the zero value is empty and holds no memory.
+// A frameBuffer is input that Frames has read and not yet handed out: a partial frame, or whole ones after a break. The
+// Conn's mu guards it; the zero value is empty and holds no memory.
 type frameBuffer struct {
-	b        *buf.Block
-	off, end int  // b.Buf[off:end] is unread
-	busy     bool // an iterator is running: b stays where it is
-	split    bool // split is looking at b[off:end], or it is being moved: nobody else reads
-	more     bool // the socket may hold more, and no edge will say so
-	drained  bool // the socket was read empty: an edge will say when there is more
-	partial  bool // split has seen the bytes and wants more
+	buf.Window
+	busy    bool // an iterator is running: the bytes stay where they are
+	split   bool // split is looking at the bytes, or they are being moved: nobody else reads
+	more    bool // the socket may hold more, and no edge will say so
+	drained bool // the socket was read empty: an edge will say when there is more
+	partial bool // split has seen the bytes and wants more
 }
 
 // read moves buffered bytes to p.
-func (f *frameBuffer) read(sh *shared, p []byte) int {
-	if f.b == nil {
-		return 0
-	}
-	n := copy(p, f.b.Buf[f.off:f.end])
-	if f.off += n; f.off == f.end {
-		f.drop(sh)
+func (f *frameBuffer) read(pool *buf.Pool, p []byte) int {
+	n := copy(p, f.Bytes())
+	if f.Skip(n); f.Len() == 0 {
+		f.drop(pool)
 	}
 	return n
 }
 
 // drop gives the memory back, unless an iterator still shows it to somebody; that one calls drop again.
-func (f *frameBuffer) drop(sh *shared) {
-	if f.b == nil || f.busy {
-		return
+func (f *frameBuffer) drop(pool *buf.Pool) {
+	if f.Held() && !f.busy {
+		f.Drop(pool)
+		*f = frameBuffer{}
 	}
-	sh.pool.Put(f.b)
-	*f = frameBuffer{}
 }
 
 // errFramesBusy is what a second, concurrent iteration gets.
@@ -202,8 +197,8 @@ func (c *Conn) endFrames() {
 	f := &c.ext.frames
 	f.busy, f.split = false, false
 	more := f.more
-	if c.ended() || f.off == f.end {
-		f.drop(c.sh.shared)
+	if c.ended() || f.Len() == 0 {
+		f.drop(&c.sh.pool)
 	}
 	if c.ended() {
 		return
@@ -211,10 +206,10 @@ func (c *Conn) endFrames() {
 	if f.partial {
 		c.armLimitLocked()
 	}
-	if more || f.b != nil && !f.partial || c.peerEnd == peerRead {
+	if more || f.Held() && !f.partial || c.peerEnd == peerRead {
 		c.moreLocked()
 	}
-	f.shrink(c.sh.shared)
+	f.Shrink(&c.sh.pool)
 }
 
 // leaveFrames reports whether an iteration that has had its share is to end: not where no Readable would begin the next one.
@@ -238,17 +233,14 @@ func (c *Conn) frameData() (data []byte, atEOF bool, err error) {
 	}
 	f := &c.ext.frames
 	f.partial, f.split = false, true
-	if f.b != nil {
-		data = f.b.Buf[f.off:f.end:f.end]
-	}
-	return data, c.atEOF(), nil
+	return f.Bytes(), c.atEOF(), nil
 }
 
 func (c *Conn) advanceFrames(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f := &c.ext.frames
-	f.off = min(f.off+n, f.end)
+	f.Skip(n)
 	f.split = false
 }
 
@@ -275,7 +267,7 @@ func (c *Conn) readOnFrames() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f := &c.ext.frames
-	return f.more && f.end < len(f.b.Buf) && f.end-f.off >= recvMax
+	return f.more && !f.Full() && f.Len() >= recvMax
 }
 
 // fillFrames reads more behind the partial frame. It reports false when there is no more for the moment.
@@ -288,7 +280,7 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	}
 	f := &c.ext.frames
 	limit := c.sh.opts.MaxFrame
-	have := f.end - f.off
+	have := f.Len()
 	if have > limit {
 		c.unlock()
 		return false, &tooLongError{"MaxFrame", limit}
@@ -302,10 +294,10 @@ func (c *Conn) fillFrames() (more bool, err error) {
 		c.unlock()
 		return false, err
 	}
-	room := f.b.Buf[f.end:]
+	room := f.Room()
 	room = room[:min(len(room), recvMax)]
 	n, err := c.inputLocked(room)
-	f.end += n
+	f.Filled(n)
 	f.drained = err == ErrWouldBlock || n > 0 && n < len(room) && !c.sock.has(sockUnsure)
 	f.more = n > 0 && !f.drained
 	switch {
@@ -334,70 +326,22 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	return err == nil, err
 }
 
-// makeRoomLocked leaves room behind the unread bytes: for one byte more than the largest frame, at most, so that a frame that
-// is too long is seen. What moves may be as large as that, so mu is given up meanwhile; split keeps others out.
+// makeRoomLocked leaves room behind the unread bytes. What moves may be as large as MaxFrame, at most a gigabyte, so mu is
+// given up meanwhile; split keeps others out.
 func (c *Conn) makeRoomLocked(limit int) error {
 	f := &c.ext.frames
-	pool := &c.sh.pool
-	switch {
-	case f.b == nil:
-		f.b, f.off, f.end = pool.Get(buf.Large), 0, 0
-		return nil
-	case f.end < len(f.b.Buf):
+	if !f.Full() {
 		return nil
 	}
-	old, unread := f.b, f.b.Buf[f.off:f.end]
+	w := f.Window
 	f.split = true
 	c.mu.Unlock()
-	b := old
-	if len(unread) > len(old.Buf)/2 {
-		size := limit + 1 // at most a gigabyte and a byte, see ListenerOptions.MaxFrame
-		if len(old.Buf) <= limit/2 {
-			size = 2 * len(old.Buf)
-		}
-		b = pool.Get(max(size, len(unread)+1))
-	}
-	buf.Copy(b.Buf, unread)
+	w = w.Widened(&c.sh.pool, limit)
 	c.mu.Lock()
 	f.split = false
-	f.b, f.off, f.end = b, 0, len(unread)
-	if b != old {
-		pool.Put(old)
-	}
+	f.Window = w
 	if c.ended() {
 		return c.endedLocked("read")
 	}
 	return nil
-}
-
-// makeSomeRoom leaves room behind the unread bytes without moving more than buf.Large. It reports false where that cannot be.
-func (f *frameBuffer) makeSomeRoom(pool *buf.Pool) bool {
-	have := f.end - f.off
-	switch {
-	case f.b == nil:
-		f.b, f.off, f.end = pool.Get(buf.Small), 0, 0
-	case f.end < len(f.b.Buf):
-	case have >= buf.Large:
-		return false
-	case f.off > 0:
-		copy(f.b.Buf, f.b.Buf[f.off:f.end])
-		f.off, f.end = 0, have
-	default:
-		b := pool.Get(buf.Large)
-		copy(b.Buf, f.b.Buf[:have])
-		pool.Put(f.b)
-		f.b = b
-	}
-	return true
-}
-
-// shrink keeps a small rest in a small block: the connection may be idle for long.
-func (f *frameBuffer) shrink(sh *shared) {
-	if f.b == nil || len(f.b.Buf) == buf.Small || f.end-f.off > buf.Small {
-		return
-	}
-	b := sh.pool.Get(buf.Small)
-	have := copy(b.Buf, f.b.Buf[f.off:f.end])
-	sh.pool.Put(f.b)
-	f.b, f.off, f.end = b, 0, have
 }

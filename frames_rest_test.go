@@ -75,10 +75,10 @@ func TestPartialFrameHoldsASmallBlockAndAnIdleOneNone(t *testing.T) {
 	peer, c := r.open()
 	held := func() int {
 		return locked(c, func() int {
-			if c.ext == nil || c.ext.frames.b == nil {
+			if c.ext == nil || !c.ext.frames.Held() {
 				return 0
 			}
-			return len(c.ext.frames.b.Buf)
+			return c.ext.frames.Size()
 		})
 	}
 	lines := bytes.Repeat([]byte("0123456789abcde\n"), 3000) // 48,000 bytes
@@ -97,7 +97,7 @@ func TestPartialFrameHoldsASmallBlockAndAnIdleOneNone(t *testing.T) {
 			for _, err := range c.Frames(testnet.SplitRawLines) {
 				t.Fatalf("a frame too many, or %v", err)
 			}
-			return locked(c, func() bool { f := &c.ext.frames; return f.end-f.off == len("partial") })
+			return locked(c, func() bool { f := &c.ext.frames; return f.Len() == len("partial") })
 		})
 		if n := held(); n != buf.Small {
 			t.Errorf("%d bytes held for a partial frame of 7, want %d", n, buf.Small)
@@ -162,7 +162,7 @@ func TestCloseInsideTheBodyEndsTheIteration(t *testing.T) {
 		t.Errorf("%d pairs, want a frame and an error", n)
 	}
 	receiveAs[Closed](t, events)
-	if b := locked(c, func() *buf.Block { return c.ext.frames.b }); b != nil {
+	if n := locked(c, func() int { return c.ext.frames.Size() }); n != 0 {
 		t.Error("memory is held after Closed")
 	}
 }

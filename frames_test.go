@@ -9,7 +9,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
@@ -57,7 +56,7 @@ func TestEndlessFrameIsTooLong(t *testing.T) {
 	if !errors.Is(c.Err(), bufio.ErrTooLong) {
 		t.Errorf("Err is %v", c.Err())
 	}
-	if b := locked(c, func() *buf.Block { return c.ext.frames.b }); b != nil {
-		t.Errorf("%d bytes are still held", len(b.Buf))
+	if n := locked(c, func() int { return c.ext.frames.Size() }); n != 0 {
+		t.Errorf("%d bytes are still held", n)
 	}
 }

@@ -227,7 +227,7 @@ func (c *Conn) Hijack() (*net.TCPConn, error) {
 		return nil, c.opErrorLocked("hijack", errors.New("not a TCP connection"))
 	case c.readErrLocked() != nil:
 		return nil, c.ext.readErr // the socket would not tell it again
-	case c.ext != nil && c.ext.frames.b != nil:
+	case c.ext != nil && c.ext.frames.Held():
 		return nil, c.opErrorLocked("hijack", errors.New("bytes that were read are still buffered"))
 	}
 	tc, err := sys.GiveAway(c.fd)

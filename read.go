@@ -40,7 +40,7 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 		if c.ext.frames.split {
 			return 0, ErrWouldBlock
 		}
-		n = c.ext.frames.read(c.sh.shared, p[:min(len(p), recvMax)])
+		n = c.ext.frames.read(&c.sh.pool, p[:min(len(p), recvMax)])
 	}
 	for round := 1; ; round++ {
 		if n == len(p) || n > 0 && c.atEOF() || round > readRounds || n >= recvMax {
@@ -142,7 +142,7 @@ func (c *Conn) peekLocked() (ready, end bool) {
 	switch {
 	case c.ended():
 		return false, false
-	case c.ext != nil && (c.ext.frames.b != nil || c.ext.frames.busy || c.ext.readErr != nil):
+	case c.ext != nil && (c.ext.frames.Held() || c.ext.frames.busy || c.ext.readErr != nil):
 		return true, false
 	case c.atEOF():
 		untold := c.peerEnd < peerTold

@@ -66,7 +66,7 @@ func TestAReadTakesABoundedPartOfAPartialFrame(t *testing.T) {
 	buffered := func() int {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.ext.frames.end - c.ext.frames.off
+		return c.ext.frames.Len()
 	}
 	for had := 0; had < size; had = buffered() {
 		receiveAs[Readable](t, events)

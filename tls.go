@@ -102,7 +102,7 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 		return c.opErrorLocked("starttls", errors.New("the connection has TLS already"))
 	case c.atEOF() || c.sendEnd != sendOpen || c.writing != writeFree:
 		return c.opErrorLocked("starttls", errors.New("the connection is half-closed, or a write is under way"))
-	case c.ext != nil && c.ext.frames.b != nil && c.ext.frames.off < c.ext.frames.end:
+	case c.ext != nil && c.ext.frames.Len() > 0:
 		return c.opErrorLocked("starttls", errors.New("plain-text input is still buffered"))
 	}
 	c.unreadableLocked()
@@ -245,18 +245,18 @@ func (c *Conn) peekTLSLocked() (ready, end bool) {
 // decryptLocked reads plain text before anybody asks for it, behind what Frames has kept.
 func (c *Conn) decryptLocked() (int, error) {
 	f := &c.ext.frames
-	fresh := f.b == nil
-	if !f.makeSomeRoom(&c.sh.pool) {
+	fresh := !f.Held()
+	if !f.WidenSome(&c.sh.pool) {
 		return 0, nil // it cannot be seen; the sealed bytes count
 	}
 	f.busy = true // what has to be answered may end the connection, which drops the buffer
-	n, err := c.tlsReadLocked(f.b.Buf[f.end:])
+	n, err := c.tlsReadLocked(f.Room())
 	f.busy = false
-	if f.end += n; n > 0 {
+	if f.Filled(n); n > 0 {
 		f.partial = false
 	}
 	if c.ended() || n == 0 && fresh {
-		f.drop(c.sh.shared)
+		f.drop(&c.sh.pool)
 	}
 	return n, err
 }
@@ -268,10 +268,10 @@ func (c *Conn) spokenLocked() bool {
 	switch {
 	case c.handshaking() || c.atEOF():
 		return false
-	case x.frames.busy, x.frames.b != nil && !x.frames.partial:
+	case x.frames.busy, x.frames.Held() && !x.frames.partial:
 		st.waits = true // it was heard when it was decrypted
 		return false
-	case x.frames.partial && x.frames.end-x.frames.off > c.sh.opts.MaxFrame:
+	case x.frames.partial && x.frames.Len() > c.sh.opts.MaxFrame:
 		return false
 	}
 	n, err := c.decryptLocked()

@@ -44,7 +44,7 @@ var sizes = []int{1, 2, 3, 100, Small - 1, Small, Small + 1, 20000, Large - 1, L
 func runModel(t *testing.T, model func(*testing.T, []byte)) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 0))
-	for range 50 {
+	for range 20 {
 		ops := make([]byte, rng.IntN(60))
 		for i := range ops {
 			ops[i] = byte(rng.Uint32())
