@@ -50,7 +50,10 @@ type epoll struct {
 	wakeFD int // -1 once closed: whoever kicks a loop may come after its end
 }
 
-func newPoller() (poller, error) {
+// wakeKey is the eventfd's; of what is no connection the generation is zero.
+var wakeKey = sched.Key{Slot: 0}
+
+func newEpoll() (*epoll, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)

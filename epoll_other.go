@@ -30,4 +30,4 @@ type readyEvent struct {
 func (e *readyEvent) bits() uint32   { return e.b }
 func (e *readyEvent) key() sched.Key { return e.k }
 
-func newPoller() (poller, error) { return nil, errors.ErrUnsupported }
+func newEpoll() (poller, error) { return nil, errors.ErrUnsupported }

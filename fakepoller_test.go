@@ -38,7 +38,7 @@ func fakePollers(r *rig, n int) []*fakePoller {
 	}
 	next := 0
 	r.newPoller = func() (poller, error) {
-		p, err := newPoller()
+		p, err := newEpoll()
 		if err != nil {
 			return nil, err
 		}

@@ -214,7 +214,7 @@ func TestFailingPollerIsServesError(t *testing.T) {
 		if made++; made == 3 {
 			return nil, broken
 		}
-		return newPoller()
+		return newEpoll()
 	}
 	if err := r.Serve(t.Context()); !errors.Is(err, broken) {
 		t.Errorf("Serve returned %v, want %v", err, broken)

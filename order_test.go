@@ -32,7 +32,6 @@ var fileOrder = strings.Fields(`
 const upward = `
 	events.go: conn.go
 	options.go: conn.go
-	epoll_linux.go: shard.go
 	shard.go: conn.go limits.go
 	conn.go: frames.go limits.go route.go settle.go tls.go
 	limits.go: frames.go tls.go

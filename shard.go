@@ -23,11 +23,8 @@ type poller interface {
 }
 
 // A key in the poller's data names a registration. No Go pointer goes there, the collector could not
-// see it. The keys of what is not a connection have the generation zero, which no connection has.
-var (
-	wakeKey   = sched.Key{Slot: 0}
-	listenKey = sched.Key{Slot: 1}
-)
+// see it. listenKey is the listening socket's; no connection has the generation zero.
+var listenKey = sched.Key{Slot: 1}
 
 // shared is what all connections of a listener share, and all its loops.
 type shared struct {

@@ -70,7 +70,13 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 		routesKnown: make(chan struct{}),
 		allClosed:   make(chan struct{}),
 
-		newPoller: newPoller,
+		newPoller: func() (poller, error) {
+			p, err := newEpoll()
+			if err != nil {
+				return nil, err // and no *epoll
+			}
+			return p, nil
+		},
 	}
 	l.roomAgain, l.onClosed = l.retryAccept, l.connClosed
 	if err := l.opts.check(); err != nil {
