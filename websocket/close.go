@@ -155,12 +155,17 @@ func (c *Conn) flushControlLocked() {
 		return
 	}
 	out.pong = nil
-	if out.end != nil && c.controlLocked(out.end) == tcpio.ErrWouldBlock {
+	if out.end == nil {
+		c.out = nil
 		return
 	}
-	ended := out.end != nil
+	err := c.controlLocked(out.end)
+	if err == tcpio.ErrWouldBlock {
+		return
+	}
 	c.out = nil
-	if ended && c.phase == over {
+	if err != nil || c.phase == over { // where nothing can be written, nothing needs to be awaited
+		c.phase = over
 		c.tc.Close()
 	}
 }

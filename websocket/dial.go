@@ -32,6 +32,9 @@ func (s *Server) Dial(ctx context.Context, rawURL string, header http.Header) (*
 	if u.Scheme != "ws" {
 		return nil, errors.New("websocket: Dial: the URL's scheme is not ws: " + u.Scheme)
 	}
+	if s.opts.Actor == nil && s.tls {
+		return nil, errors.New("websocket: Dial: a server with TLSConfig, and without Actor, does not dial")
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.opts.HandshakeTimeout)
 	defer cancel()
 	addr := u.Host
@@ -59,8 +62,7 @@ func (s *Server) Dial(ctx context.Context, rawURL string, header http.Header) (*
 		}
 		return nil, err
 	}
-	_ = nc.SetDeadline(time.Time{})
-	c, err := s.take(nc, o, nil)
+	c, err := s.take(nc, o)
 	if err != nil {
 		nc.Close()
 	}

@@ -65,7 +65,7 @@ func TestGroup(t *testing.T) {
 	}
 }
 
-func waitFor(t *testing.T, ok func() bool) {
+func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(testLimit); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -258,43 +259,56 @@ func (s *Server) Upgrade(w http.ResponseWriter, r *http.Request) (*Conn, error) 
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 		return nil, err
 	}
-	o.rest, _ = rw.Reader.Peek(rw.Reader.Buffered())
-	o.rest = bytes.Clone(o.rest)
-	c, err := s.take(nc, o, answer)
-	if err != nil {
+	if err := s.serves(nc); err != nil {
 		_, _ = nc.Write(refusal(http.StatusInternalServerError))
 		nc.Close()
+		return nil, err
 	}
-	return c, err
+	o.rest, _ = rw.Reader.Peek(rw.Reader.Buffered())
+	o.rest = bytes.Clone(o.rest)
+	_ = nc.SetDeadline(time.Now().Add(s.opts.HandshakeTimeout)) // a connection that has ended says so below
+	if _, err = nc.Write(answer); err == nil {
+		var c *Conn
+		if c, err = s.take(nc, o); err == nil {
+			return c, nil
+		}
+	}
+	nc.Close()
+	return nil, err
 }
 
-// take makes a Conn of nc and sends it the answer. After an error nothing was sent.
-func (s *Server) take(nc net.Conn, o opened, answer []byte) (*Conn, error) {
-	tc, ok := nc.(*tcpio.Conn)
+// serves says why the server cannot serve nc.
+func (s *Server) serves(nc net.Conn) error {
 	switch nc.(type) {
 	case *tcpio.Conn:
+		return nil
 	case *net.TCPConn, *net.UnixConn:
-		if s.l == nil {
-			return nil, errors.New("websocket: Upgrade: the http.Server is not on a NetListener, and the Server has no listener")
+		switch {
+		case s.l == nil:
+			return errors.New("websocket: the http.Server is not on a NetListener, and the Server has no listener; see Server.Upgrade")
+		case s.tls:
+			return errors.New("websocket: a Server with TLSConfig takes no connections from elsewhere; see Server.Upgrade")
 		}
-	default:
-		return nil, errors.New("websocket: Upgrade: the connection is neither tcpio's nor a socket; see Server.Upgrade")
+		return nil
 	}
-	_ = nc.SetDeadline(time.Now().Add(s.opts.HandshakeTimeout)) // a connection that has ended says so below
-	if len(answer) > 0 {
-		if _, err := nc.Write(answer); err != nil {
-			return nil, err
-		}
-	}
+	return fmt.Errorf("websocket: a %T is neither tcpio's nor a socket; see Server.Upgrade", nc)
+}
+
+// take makes a Conn of nc, whose handshake is done.
+func (s *Server) take(nc net.Conn, o opened) (*Conn, error) {
 	_ = nc.SetDeadline(time.Time{})
+	tc, ok := nc.(*tcpio.Conn)
 	if !ok {
 		return s.adopt(nc, o)
 	}
 	c := &Conn{tc: tc, s: s, driven: s.opts.Actor != nil && !o.client}
 	tc.SetData(c)
 	c.open(o)
-	if c.driven {
-		return c, tc.Attach((*driver)(c))
+	if !c.driven {
+		return c, nil
+	}
+	if err := tc.Attach((*driver)(c)); err != nil {
+		return nil, err
 	}
 	return c, nil
 }

@@ -22,6 +22,7 @@ type Server struct {
 	opts  Options
 	l     *tcpio.Listener // nil: New made it
 	drain time.Duration   // how long a connection has behind Draining
+	tls   bool            // l has a TLSConfig
 	log   func(msg string, args ...any)
 	over  chan struct{} // closed when Serve has returned; nil without a listener
 
@@ -65,6 +66,7 @@ func Listen(tcp *tcpio.ListenerOptions, opts *Options) (*Server, error) {
 	if s.opts.Actor != nil {
 		o.Actor = func(tc *tcpio.Conn) tcpio.Actor { return (*driver)(s.connOf(tc)) }
 	}
+	s.tls = o.TLSConfig != nil
 	if o.Logger != nil {
 		s.log = o.Logger.Error
 	}
