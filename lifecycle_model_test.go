@@ -127,10 +127,10 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 		if route == "actor" {
 			r = acting
 		}
-		peer := dialTo(t, r.Listener)
+		peer := testnet.Connect(t, r.Listener).(*net.TCPConn)
 		defer peer.Close()
 		if route == "actor" {
-			waitFor(t, "the connection is there", func() bool {
+			testnet.WaitFor(t, "the connection is there", func() bool {
 				for c = range acting.Conns() {
 					return markedRoute(c, routeOpened)
 				}
@@ -154,7 +154,7 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 			if route == "stream" {
 				receiveEnd(t, events)
 			} else if route == "actor" {
-				receive(t, "Closed", gone)
+				testnet.Receive(t, "Closed", gone)
 			}
 		}()
 
@@ -266,7 +266,7 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 		_ = c.Close()
 		switch {
 		case route == "actor":
-			if got := receive(t, "Closed", gone); got != c {
+			if got := testnet.Receive(t, "Closed", gone); got != c {
 				t.Fatalf("another connection's Closed")
 			}
 			mu.Lock()
@@ -275,12 +275,12 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 			mu.Unlock()
 		case !ended:
 			for g.closed == 0 {
-				g.take(receive(t, "the next event", ch))
+				g.take(testnet.Receive(t, "the next event", ch))
 			}
 		}
 		ended = true
 		if route == "claimed" {
-			receiveClosed(t, ch)
+			testnet.AwaitClosed(t, "the channel", ch)
 		}
 		if g.bad != nil || g.opened != 1 || g.closed != 1 {
 			t.Fatalf("events out of order: %q, %d Opened, %d Closed", g.bad, g.opened, g.closed)
@@ -320,7 +320,7 @@ func inState(t *testing.T, r *rig, want string) (*net.TCPConn, *Conn) {
 	peer := r.dial()
 	var c *Conn
 	for c == nil {
-		if o, ok := receive(t, "Opened", r.Events()).(Opened); ok {
+		if o, ok := testnet.Receive(t, "Opened", r.Events()).(Opened); ok {
 			c = o.Conn
 		}
 	}
@@ -360,7 +360,7 @@ func TestStatesFollowTheTable(t *testing.T) {
 				if err := peer.CloseWrite(); err != nil {
 					t.Fatal(err)
 				}
-				waitFor(t, "EOF is read", func() bool { read(c); return locked(c, func() bool { return c.peerEnd != peerOpen || c.released() }) })
+				testnet.WaitFor(t, "EOF is read", func() bool { read(c); return locked(c, func() bool { return c.peerEnd != peerOpen || c.released() }) })
 			}, nil, 0},
 		{"the actor's error", []string{"open"},
 			func(t *testing.T, r *rig, peer *net.TCPConn, c *Conn) {
@@ -386,7 +386,7 @@ func TestStatesFollowTheTable(t *testing.T) {
 			func(t *testing.T, _ *rig, peer *net.TCPConn, c *Conn) {
 				_ = peer.SetLinger(0)
 				peer.Close()
-				waitFor(t, "the error is read", func() bool { read(c); return state(c) == "gone" })
+				testnet.WaitFor(t, "the error is read", func() bool { read(c); return state(c) == "gone" })
 			}, syscall.ECONNRESET, 0},
 		{"CloseTimeout with output left", []string{"closing"},
 			func(*testing.T, *rig, *net.TCPConn, *Conn) {}, ErrCloseTimeout, 50 * time.Millisecond},
@@ -408,7 +408,7 @@ func TestStatesFollowTheTable(t *testing.T) {
 				if !errors.Is(tc.err, own) {
 					receiveEnd(t, events)
 				}
-				waitFor(t, "the connection is gone", func() bool { return state(c) == "gone" })
+				testnet.WaitFor(t, "the connection is gone", func() bool { return state(c) == "gone" })
 				if err := c.Err(); tc.err == nil && err != nil || !errors.Is(err, tc.err) {
 					t.Errorf("Err is %v, want %v", err, tc.err)
 				}
@@ -418,12 +418,12 @@ func TestStatesFollowTheTable(t *testing.T) {
 }
 
 // receive0 waits until ch is closed.
-func receive0(t tester, what string, ch <-chan struct{}) {
+func receive0(t testnet.T, what string, ch <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-ch:
-	case <-time.After(testLimit):
-		t.Fatalf("after %v still not: %s", testLimit, what)
+	case <-time.After(testnet.Limit):
+		t.Fatalf("after %v still not: %s", testnet.Limit, what)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/rabbit-backend/tcpio/internal/sched"
 	"github.com/rabbit-backend/tcpio/internal/sys"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,9 +43,9 @@ func echoActor(*Conn) Actor {
 }
 
 // echo makes one round trip.
-func echo(t tester, c net.Conn, p []byte) {
+func echo(t testnet.T, c net.Conn, p []byte) {
 	t.Helper()
-	write(t, c, p)
+	testnet.Send(t, c, p)
 	got := make([]byte, len(p))
 	if _, err := io.ReadFull(c, got); err != nil {
 		t.Fatalf("client's read: %v", err)
@@ -99,7 +100,7 @@ func TestStaleTokenReachesNobody(t *testing.T) {
 	if _, err := b.TryRead(make([]byte, 1)); err != ErrWouldBlock {
 		t.Errorf("a spurious Readable: TryRead says %v, want ErrWouldBlock", err)
 	}
-	write(t, peer, []byte("x"))
+	testnet.Send(t, peer, "x")
 	receiveAs[Readable](t, events)
 }
 
@@ -121,7 +122,7 @@ func TestSignalsLoseNothing(t *testing.T) {
 	echo(t, peer, []byte("warm"))
 	asleep(t, r.Listener)
 	before := f.waits.Load()
-	waitFor(t, "signals interrupt the wait a hundred times", func() bool {
+	testnet.WaitFor(t, "signals interrupt the wait a hundred times", func() bool {
 		signalThreads(t)
 		return f.waits.Load() >= before+100
 	})
@@ -170,11 +171,11 @@ func TestFailingWaitEndsServeAndClosesEverything(t *testing.T) {
 		for range 4 {
 			peers = append(peers, r.dial())
 		}
-		waitFor(t, "all are accepted", func() bool { return r.Len() == 4 })
+		testnet.WaitFor(t, "all are accepted", func() bool { return r.Len() == 4 })
 		fakes[1].set(func() { fakes[1].broken = broken })
 		for range 4 {
 			if actors {
-				if err := receive(t, "Closed", closed); !errors.Is(err, net.ErrClosed) {
+				if err := testnet.Receive(t, "Closed", closed); !errors.Is(err, net.ErrClosed) {
 					t.Errorf("Err is %v, want net.ErrClosed", err)
 				}
 			}
@@ -190,7 +191,7 @@ func TestFailingWaitEndsServeAndClosesEverything(t *testing.T) {
 				t.Errorf("%d Closed, want 4", n)
 			}
 		}
-		err := receive(t, "the end of Serve", r.served)
+		err := testnet.Receive(t, "the end of Serve", r.served)
 		r.served = nil
 		if !errors.Is(err, broken) {
 			t.Errorf("Serve returned %v, want %v", err, broken)
@@ -234,7 +235,7 @@ func TestRefusedRegistrationIsToldAndLeaksNothing(t *testing.T) {
 	if _, err := peer.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the refused peer's read: %v, want an end", err)
 	}
-	waitFor(t, "the refused connection is forgotten", func() bool { return r.Len() == 0 })
+	testnet.WaitFor(t, "the refused connection is forgotten", func() bool { return r.Len() == 0 })
 	if got := slices.Collect(r.loops[0].conns.All()); len(got) != 0 {
 		t.Errorf("%d connections are left in the table", len(got))
 	}
@@ -286,7 +287,7 @@ func TestEndlessAcceptErrorsStarveNobody(t *testing.T) {
 	r.socket.mu.Lock()
 	r.socket.call = sys.Accept
 	r.socket.mu.Unlock()
-	waitFor(t, "the second connection is accepted", func() bool { return r.Len() == 2 })
+	testnet.WaitFor(t, "the second connection is accepted", func() bool { return r.Len() == 2 })
 }
 
 func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
@@ -307,9 +308,9 @@ func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
 	if failed := receiveAs[Failed](t, events); !errors.Is(failed.Err, syscall.EMFILE) {
 		t.Errorf("Failed says %v, want EMFILE", failed.Err)
 	}
-	last := receive(t, "an accept", calls)
+	last := testnet.Receive(t, "an accept", calls)
 	for want := acceptBackoff; want < acceptSlowest; want *= 2 {
-		at := receive(t, "the next attempt", calls)
+		at := testnet.Receive(t, "the next attempt", calls)
 		if d := at.Sub(last); d < want-time.Millisecond {
 			t.Errorf("attempt after %v, want at least %v", d, want)
 		}
@@ -325,7 +326,7 @@ func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
 	first.Abort()
 	var c *Conn
 	for c == nil {
-		switch ev := receive(t, "Opened", events).(type) {
+		switch ev := testnet.Receive(t, "Opened", events).(type) {
 		case Opened:
 			c = ev.Conn
 		case Closed, Failed: // more than a second has passed since the first Failed
@@ -362,7 +363,7 @@ func TestALastingFailureIsOneLineOfLogASecond(t *testing.T) {
 	for range 200 {
 		r.dial()
 	}
-	waitFor(t, "all are accepted", func() bool { conns = slices.Collect(r.loops[0].conns.All()); return len(conns) == 200 })
+	testnet.WaitFor(t, "all are accepted", func() bool { conns = slices.Collect(r.loops[0].conns.All()); return len(conns) == 200 })
 	var failures atomic.Int64
 	r.socket.mu.Lock()
 	r.socket.call = func(int32) (int32, sys.Addr, syscall.Errno) {
@@ -372,11 +373,11 @@ func TestALastingFailureIsOneLineOfLogASecond(t *testing.T) {
 	r.socket.mu.Unlock()
 	start := time.Now()
 	r.dial()
-	waitFor(t, "accepting fails", func() bool { return failures.Load() > 0 })
+	testnet.WaitFor(t, "accepting fails", func() bool { return failures.Load() > 0 })
 	for _, c := range conns { // each that ends makes the listener look again
 		before := failures.Load()
 		c.Abort()
-		waitFor(t, "it has looked again", func() bool { return failures.Load() > before })
+		testnet.WaitFor(t, "it has looked again", func() bool { return failures.Load() > before })
 	}
 	lines, most := log.lines.Load(), int64(time.Since(start)/time.Second)+1
 	if lines < 1 || lines > most {
@@ -406,7 +407,7 @@ func TestManyKicksAreOneWakeUp(t *testing.T) {
 	if got != 1 {
 		t.Errorf("%d wake-ups for a thousand kicks, want 1", got)
 	}
-	waitFor(t, "the loop has looked", func() bool { return !lp.kicked.Load() })
+	testnet.WaitFor(t, "the loop has looked", func() bool { return !lp.kicked.Load() })
 }
 
 func TestNoKickIsLost(t *testing.T) {
@@ -420,14 +421,14 @@ func TestNoKickIsLost(t *testing.T) {
 	}})
 	r.serve()
 	r.dial()
-	waitFor(t, "accepted", func() bool { return r.Len() == 1 })
+	testnet.WaitFor(t, "accepted", func() bool { return r.Len() == 1 })
 	c := slices.Collect(r.Conns())[0]
 	got := make(chan struct{}, 1)
 	for range 5000 { // each post comes while the loop is on its way to sleep
 		if err := c.Post(got); err != nil {
 			t.Fatal(err)
 		}
-		receive(t, "the message", got)
+		testnet.Receive(t, "the message", got)
 	}
 }
 
@@ -438,7 +439,7 @@ func TestIdleServerMakesNoPolls(t *testing.T) {
 	buf := make([]byte, 16)
 	for range 50 {
 		peer, c := r.open()
-		write(t, peer, []byte("x"))
+		testnet.Send(t, peer, "x")
 		receiveAs[Readable](t, events)
 		if _, err := c.TryRead(buf); err != nil {
 			t.Fatal(err)

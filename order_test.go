@@ -122,3 +122,34 @@ func fileArrows(t *testing.T) map[[2]string]string {
 	}
 	return arrows
 }
+
+// A look at the interfaces is a conversation with the kernel by netlink that takes as long as there
+// are interfaces. None is made by this package, so none is made under a lock.
+func TestNobodyAsksNetlinkForTheNameOfAZone(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	inside, err2 := filepath.Glob("internal/*/*.go")
+	if err != nil || err2 != nil || len(files) == 0 || len(inside) == 0 {
+		t.Fatal(files, inside, err, err2)
+	}
+	fset := token.NewFileSet()
+	for _, name := range append(files, inside...) {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(fset, name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			s, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if p, ok := s.X.(*ast.Ident); ok && p.Name == "net" && strings.HasPrefix(s.Sel.Name, "Interface") ||
+				ok && p.Name == "unix" && s.Sel.Name == "AF_NETLINK" {
+				t.Errorf("%s: %s.%s", fset.Position(n.Pos()), p.Name, s.Sel.Name)
+			}
+			return true
+		})
+	}
+}

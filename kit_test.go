@@ -3,13 +3,116 @@
 package tcpio
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/rabbit-backend/tcpio/internal/sched"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
+
+func TestMain(m *testing.M) { testnet.Main(m) }
+
+// receiveAs takes the next event from ch, which must be an E.
+func receiveAs[E Event](t testnet.T, ch <-chan Event) E {
+	t.Helper()
+	var want E
+	ev := testnet.Receive(t, fmt.Sprintf("%T", want), ch)
+	e, ok := ev.(E)
+	if !ok {
+		t.Fatalf("got %T, want %T", ev, want)
+	}
+	return e
+}
+
+// A rig is a listener under test.
+type rig struct {
+	*Listener
+	t      testing.TB
+	served chan error
+	once   sync.Once
+}
+
+// listen opens a listener on loopback that is closed, and Serve waited for, when the test ends.
+func listen(t testing.TB, o ListenerOptions) *rig {
+	t.Helper()
+	if o.Addr == "" && o.Listener == nil {
+		o.Addr = "127.0.0.1:0"
+	}
+	if o.CloseTimeout == 0 {
+		o.CloseTimeout = testnet.Limit
+	}
+	l, err := Listen(&o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{Listener: l, t: t}
+	t.Cleanup(r.end)
+	return r
+}
+
+// serve starts Serve.
+func (r *rig) serve() *rig {
+	r.served = make(chan error, 1)
+	go func() { r.served <- r.Serve(context.Background()) }()
+	return r
+}
+
+// end closes the listener, receives what is left of its stream, and waits for Serve.
+func (r *rig) end() {
+	r.once.Do(func() {
+		r.Close()
+		r.mu.Lock()
+		s := r.events
+		r.mu.Unlock()
+		if s != nil {
+			for range s.ch {
+			}
+		}
+		if r.served != nil {
+			err := testnet.Receive(r.t, "the end of Serve", r.served)
+			if err != nil && !errors.Is(err, net.ErrClosed) { // it is that if the test ended before Serve had begun
+				r.t.Errorf("Serve: %v", err)
+			}
+		}
+	})
+}
+
+// dial opens a client connection that is closed when the test ends.
+func (r *rig) dial() *net.TCPConn {
+	r.t.Helper()
+	return testnet.DialTCP(r.t, r.Listener)
+}
+
+// open dials and returns both ends; nothing else may be happening on the stream.
+func (r *rig) open() (*net.TCPConn, *Conn) {
+	r.t.Helper()
+	peer := r.dial()
+	return peer, receiveAs[Opened](r.t, r.Events()).Conn
+}
+
+// locked calls f under c's mu.
+func locked[T any](c *Conn, f func() T) T {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return f()
+}
+
+func markedSock(c *Conn, m sockMark) bool { return locked(c, func() bool { return c.sock.has(m) }) }
+
+// announced reports whether a Readable is outstanding.
+func announced(c *Conn) bool { return locked(c, c.announced) }
+
+func markedRoute(c *Conn, m routeMark) bool {
+	return locked(c, func() bool { return c.route.has(m) })
+}
+
+func phaseOf(c *Conn) phase { return locked(c, func() phase { return c.phase }) }
 
 // A fakePoller is a real poller with a hand on it: it counts, and adds failures and events that the kernel is free to
 // produce but does not on demand.
@@ -123,10 +226,10 @@ func (f *fakePoller) set(change func()) {
 }
 
 // say makes f report events as if the kernel had, and waits until they were dispatched.
-func (f *fakePoller) say(t tester, events ...readyEvent) {
+func (f *fakePoller) say(t testnet.T, events ...readyEvent) {
 	t.Helper()
 	f.set(func() { f.inject = append(f.inject, events...) })
-	waitFor(t, "the events said are dispatched", func() bool {
+	testnet.WaitFor(t, "the events said are dispatched", func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return len(f.inject) == 0 && f.waits.Load() > f.said
@@ -134,10 +237,10 @@ func (f *fakePoller) say(t tester, events ...readyEvent) {
 }
 
 // asleep waits until the only loop of r has nothing to do and its watchdog has stopped.
-func asleep(t tester, l *Listener) {
+func asleep(t testnet.T, l *Listener) {
 	t.Helper()
 	for _, lp := range l.loops {
-		waitFor(t, "the loop sleeps", func() bool {
+		testnet.WaitFor(t, "the loop sleeps", func() bool {
 			return role(lp.state.Load()&roleMask) == sleeping && !lp.watching.Load()
 		})
 	}

@@ -4,6 +4,7 @@ package tcpio
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rabbit-backend/tcpio/internal/sys"
 	"golang.org/x/sys/unix"
@@ -66,7 +68,7 @@ func TestARawConnFunctionThatPanicsOrExitsLeavesNothingBehind(t *testing.T) {
 			}
 			testnet.Misbehave(t, func(misdeed func()) { call(raw, misdeed) })
 			nothingLeft(t, c)
-			write(t, peer, []byte("hello"))
+			testnet.Send(t, peer, "hello")
 			expectInput(t, r, c, "hello")
 			_ = c.Abort()
 			// One that ends the connection first is the last to hold its descriptor.
@@ -74,7 +76,7 @@ func TestARawConnFunctionThatPanicsOrExitsLeavesNothingBehind(t *testing.T) {
 				peer := r.dial()
 				defer peer.Close()
 				for {
-					if o, ok := receive(t, "Opened", r.Events()).(Opened); ok {
+					if o, ok := testnet.Receive(t, "Opened", r.Events()).(Opened); ok {
 						raw, err := o.Conn.SyscallConn()
 						if err != nil {
 							t.Error(err)
@@ -83,7 +85,7 @@ func TestARawConnFunctionThatPanicsOrExitsLeavesNothingBehind(t *testing.T) {
 					}
 				}
 			})
-			waitFor(t, "the connections are gone", func() bool { return r.Len() == 0 })
+			testnet.WaitFor(t, "the connections are gone", func() bool { return r.Len() == 0 })
 		})
 	}
 }
@@ -105,7 +107,7 @@ func TestARawConnReaderThatWasWokenAndPanicsDoesNotTakeTheAnnouncement(t *testin
 			if err == nil && n == 1 {
 				misdeed()
 			}
-			write(t, peer, []byte("x"))
+			testnet.Send(t, peer, "x")
 			return false
 		})
 	})
@@ -116,7 +118,7 @@ func TestARawConnReaderThatWasWokenAndPanicsDoesNotTakeTheAnnouncement(t *testin
 	for len(r.Events()) > 0 {
 		<-r.Events()
 	}
-	write(t, peer, []byte("y"))
+	testnet.Send(t, peer, "y")
 	receiveAs[Readable](t, r.Events())
 }
 
@@ -138,7 +140,7 @@ func TestFramesThatPanicOrExitLeaveNothingBehind(t *testing.T) {
 			r.Events()
 			r.serve()
 			peer, c := r.open()
-			write(t, peer, []byte("one\ntwo\nthree\n"))
+			testnet.Send(t, peer, "one\ntwo\nthree\n")
 			receiveAs[Readable](t, r.Events())
 			testnet.Misbehave(t, func(misdeed func()) {
 				loop(c, misdeed)
@@ -160,7 +162,7 @@ func TestFramesThatPanicOrExitLeaveNothingBehind(t *testing.T) {
 				t.Errorf("the frames are %q, want %q", got, want)
 			}
 			nothingLeft(t, c)
-			write(t, peer, []byte("x"))
+			testnet.Send(t, peer, "x")
 			expectInput(t, r, c, "x")
 		})
 	}
@@ -177,7 +179,7 @@ func TestFramesThatPanicOrExitLeaveNothingBehind(t *testing.T) {
 				}
 				peer.Close()
 				for {
-					if ev, ok := receive(t, "Closed", r.Events()).(Closed); ok {
+					if ev, ok := testnet.Receive(t, "Closed", r.Events()).(Closed); ok {
 						if err := ev.Conn.Err(); err != errBad {
 							t.Errorf("Err: %v", err)
 						}
@@ -185,7 +187,7 @@ func TestFramesThatPanicOrExitLeaveNothingBehind(t *testing.T) {
 					}
 				}
 			}()
-			write(t, peer, []byte("x"))
+			testnet.Send(t, peer, "x")
 			receiveAs[Readable](t, r.Events())
 			for _, err := range c.Frames(func([]byte, bool) (int, []byte, error) { return 0, nil, errBad }) {
 				if err != nil {
@@ -235,7 +237,7 @@ func TestAReaderOrWriterThatPanicsOrExitsInACopyLeavesNothingBehind(t *testing.T
 			r.serve()
 			peer, c := r.open()
 			testnet.Misbehave(t, func(misdeed func()) {
-				write(t, peer, []byte("input"))
+				testnet.Send(t, peer, "input")
 				copies(c, misdeed)
 			})
 			nothingLeft(t, c)
@@ -278,7 +280,7 @@ func TestOnErrorEventThatPanicsOrExitsForTheListenerIsOnlyLogged(t *testing.T) {
 					exhausted.Store(true)
 					r.reportedAt.Store(0)
 					peer := r.dial()
-					receive(t, "OnErrorEvent", told)
+					testnet.Receive(t, "OnErrorEvent", told)
 					exhausted.Store(false)
 					echo(t, peer, []byte("x"))
 					echo(t, old, []byte("y"))
@@ -300,7 +302,7 @@ func TestFailuresWaitForOnErrorEventAsOne(t *testing.T) {
 		r.deliverFailed(err)
 	}
 	fail(errors.New("first"))
-	receive(t, "the first", inside)
+	testnet.Receive(t, "the first", inside)
 	before := runtime.NumGoroutine()
 	last := errors.New("last")
 	for range 100 {
@@ -311,7 +313,136 @@ func TestFailuresWaitForOnErrorEventAsOne(t *testing.T) {
 		t.Errorf("%d goroutines more", n-before)
 	}
 	close(release)
-	if err := receive(t, "the last", inside); err != last {
+	if err := testnet.Receive(t, "the last", inside); err != last {
 		t.Errorf("told %v", err)
+	}
+}
+
+// queuedCallback serves two connections: the callback of one blocks until release is closed, and that of the other, which
+// has sent a byte, waits for its turn.
+func queuedCallback(t *testing.T) (l *Listener, release chan struct{}, c *Conn, peer net.Conn) {
+	release = make(chan struct{})
+	entered := make(chan *Conn, 2)
+	r := listen(t, ListenerOptions{CloseTimeout: 5 * time.Second, OnConnEvent: func(conn net.Conn) error {
+		var b [1]byte
+		if _, err := conn.Read(b[:]); err != nil {
+			return err
+		}
+		if b[0] == 'b' {
+			entered <- conn.(*Conn)
+			<-release
+		}
+		_, err := conn.Write([]byte("answer"))
+		return err
+	}}).serve()
+	testnet.Send(t, r.dial(), "b")
+	first := testnet.Receive(t, "the call that blocks", entered)
+	tcp := r.dial()
+	peer = tcp
+	testnet.Send(t, tcp, "x")
+	testnet.WaitFor(t, "the call that waits", func() bool {
+		for other := range r.Conns() {
+			other.mu.Lock()
+			waits := other != first && other.callWaitsLocked()
+			other.mu.Unlock()
+			if waits {
+				c = other
+			}
+		}
+		return c != nil
+	})
+	return r.Listener, release, c, peer
+}
+
+// What was sent before the Shutdown is answered, whoever's callback had to come first.
+func TestShutdownWaitsForACallbackThatWaitsForItsTurn(t *testing.T) {
+	l, release, c, peer := queuedCallback(t)
+	down := make(chan error, 1)
+	go func() { down <- l.Shutdown(context.Background()) }()
+	testnet.WaitFor(t, "the end of Draining", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.phase == phaseDrained && !c.route.has(routeRunning)
+	})
+	close(release)
+	answer, err := io.ReadAll(peer)
+	if string(answer) != "answer" || err != nil {
+		t.Errorf("the peer got %q, %v", answer, err)
+	}
+	peer.Close()
+	// The other peer keeps its side open, which takes Shutdown up to CloseTimeout.
+	if err := testnet.Receive(t, "the end of Shutdown", down); err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+// It takes along what it has not yet read.
+func TestAConnectionMayLeaveACallbackThatWaitsForItsTurn(t *testing.T) {
+	l, release, c, peer := queuedCallback(t)
+	events := c.Events()
+	if _, ok := testnet.Receive(t, "Readable", events).(Readable); !ok {
+		t.Fatal("no Readable")
+	}
+	// The queue goes on, over the call: the calls behind it are made.
+	over := make(chan struct{}, 1)
+	l.callbacks.calls.Post(func() { over <- struct{}{} })
+	close(release)
+	testnet.Receive(t, "the turn behind the call", over)
+	var b [2]byte
+	if n, err := c.TryRead(b[:]); n != 1 || b[0] != 'x' || err != nil {
+		t.Errorf("TryRead on the new route: %q, %v", b[:n], err)
+	}
+	c.Close()
+	if answer, err := io.ReadAll(peer); len(answer) > 0 || err != nil {
+		t.Errorf("the old route answered %q, %v", answer, err)
+	}
+}
+
+// More that arrives while such a call runs is for another call, which is not lost when the first one ends.
+func TestACallThatWaitsIsNotLostToOneThatRuns(t *testing.T) {
+	entered, release := make(chan *Conn, 2), make(chan struct{})
+	r := listen(t, ListenerOptions{OnConnEvent: func(conn net.Conn) error {
+		var b [1]byte
+		if _, err := conn.Read(b[:]); err != nil {
+			return err
+		}
+		if b[0] == 'b' {
+			entered <- conn.(*Conn)
+			<-release
+		}
+		_, err := conn.Write(b[:])
+		return err
+	}}).serve()
+	late := func(n int32) func() bool {
+		return func() bool {
+			for c := range r.Conns() {
+				c.mu.Lock()
+				calls := int32(0)
+				if c.ext != nil {
+					calls = c.ext.late
+				}
+				c.mu.Unlock()
+				if calls == n {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	testnet.Send(t, r.dial(), "b")
+	testnet.Receive(t, "the call that blocks", entered)
+	peer := r.dial()
+	testnet.Send(t, peer, "b")
+	testnet.WaitFor(t, "a call that waits", late(1))
+	release <- struct{}{}
+	testnet.Receive(t, "the late call", entered)
+	testnet.Send(t, peer, "x")
+	testnet.WaitFor(t, "another call that waits", late(2))
+	release <- struct{}{}
+	if err := peer.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(peer); string(answer) != "bx" || err != nil {
+		t.Errorf("the peer got %q, %v", answer, err)
 	}
 }

@@ -1,4 +1,4 @@
-package tcpio_test
+package contract
 
 import (
 	"bufio"

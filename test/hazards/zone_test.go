@@ -1,56 +1,24 @@
 //go:build linux
 
-package tcpio
+package hazards
 
 import (
 	"context"
 	"errors"
-	"go/ast"
-	"go/parser"
-	gotoken "go/token"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// A look at the interfaces is a conversation with the kernel by netlink that takes as long as there are interfaces. None is
-// made by this package, so none is made under a lock.
-func TestNobodyAsksNetlinkForTheNameOfAZone(t *testing.T) {
-	files, err := filepath.Glob("*.go")
-	inside, err2 := filepath.Glob("internal/*/*.go")
-	if err != nil || err2 != nil || len(files) == 0 || len(inside) == 0 {
-		t.Fatal(files, inside, err, err2)
-	}
-	fset := gotoken.NewFileSet()
-	for _, name := range append(files, inside...) {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
-		}
-		f, err := parser.ParseFile(fset, name, nil, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ast.Inspect(f, func(n ast.Node) bool {
-			s, ok := n.(*ast.SelectorExpr)
-			if !ok {
-				return true
-			}
-			if p, ok := s.X.(*ast.Ident); ok && p.Name == "net" && strings.HasPrefix(s.Sel.Name, "Interface") ||
-				ok && p.Name == "unix" && s.Sel.Name == "AF_NETLINK" {
-				t.Errorf("%s: %s.%s", fset.Position(n.Pos()), p.Name, s.Sel.Name)
-			}
-			return true
-		})
-	}
-}
+	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+)
 
 // linkLocal runs f in a network namespace with the addresses fe80::1 and fe80::2 on an interface tcpio0. Sockets that f
 // opens on its own goroutine are there.
@@ -84,7 +52,7 @@ func linkLocal(t *testing.T, f func(t *testing.T)) {
 		skipped = ""
 		f(t)
 	}()
-	if skipped := receive(t, "the end in the namespace", done); skipped != "" && !t.Failed() {
+	if skipped := testnet.Receive(t, "the end in the namespace", done); skipped != "" && !t.Failed() {
 		t.Skip(skipped)
 	}
 }
@@ -100,11 +68,11 @@ func TestLinkLocalAddressesAreThePackageNets(t *testing.T) {
 
 func linkLocalAddresses(t *testing.T, listenAt string) {
 	asked := make(chan netip.AddrPort, 8)
-	o := ListenerOptions{Network: "tcp6", Addr: listenAt, MaxConnsPerIP: 10, Admit: func(ap netip.AddrPort) error {
+	o := tcpio.ListenerOptions{Network: "tcp6", Addr: listenAt, MaxConnsPerIP: 10, Admit: func(ap netip.AddrPort) error {
 		asked <- ap
 		return nil
 	}}
-	l, err := Listen(&o)
+	l, err := tcpio.Listen(&o)
 	if err != nil {
 		t.Error(err)
 		return
@@ -127,37 +95,38 @@ func linkLocalAddresses(t *testing.T, listenAt string) {
 			t.Errorf("%s: %v, the package net has %v", what, got, want)
 		}
 	}
-	next := func() Event {
+	next := func() tcpio.Event {
 		select {
 		case ev := <-events:
 			return ev
-		case <-time.After(testLimit):
+		case <-time.After(testnet.Limit):
 			t.Error("no event")
 			return nil
 		}
 	}
-	opened := func() *Conn {
+	opened := func() *tcpio.Conn {
 		t.Helper()
-		o, ok := next().(Opened)
+		o, ok := next().(tcpio.Opened)
 		if !ok {
 			t.Error("no Opened")
 			runtime.Goexit()
 		}
 		return o.Conn
 	}
-	throughLife := func(what string, c *Conn, local, remote net.Addr) {
+	throughLife := func(what string, c *tcpio.Conn, local, remote net.Addr) {
 		t.Helper()
 		check(what+", local", c.LocalAddr(), local)
 		check(what+", remote", c.RemoteAddr(), remote)
+		_ = c.CloseWrite()
 		var oe *net.OpError
-		if err := c.opError("read", unix.EIO); !errors.As(err, &oe) {
+		if _, err := c.TryWrite([]byte("x")); !errors.As(err, &oe) {
 			t.Error(err)
 		} else {
 			check(what+", an error's source", oe.Source, local)
 			check(what+", an error's peer", oe.Addr, remote)
 		}
 		c.Abort()
-		if _, ok := next().(Closed); !ok {
+		if _, ok := next().(tcpio.Closed); !ok {
 			t.Error("no Closed")
 		}
 		check(what+", closed, local", c.LocalAddr(), local)
@@ -167,7 +136,7 @@ func linkLocalAddresses(t *testing.T, listenAt string) {
 		{IP: net.ParseIP("fe80::2"), Zone: "tcpio0"},
 		{IP: net.ParseIP("fd00::1")},
 	} {
-		d := net.Dialer{LocalAddr: from, Timeout: testLimit}
+		d := net.Dialer{LocalAddr: from, Timeout: testnet.Limit}
 		to := net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: port, Zone: "tcpio0"}
 		peer, err := d.Dial("tcp6", to.String())
 		if err != nil {
@@ -208,7 +177,7 @@ func linkLocalAddresses(t *testing.T, listenAt string) {
 	throughLife("dialled", c, nc.RemoteAddr(), nc.LocalAddr())
 	nc.Close()
 
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("fe80::2"), Zone: "tcpio0"}, Timeout: testLimit}
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("fe80::2"), Zone: "tcpio0"}, Timeout: testnet.Limit}
 	peer, err := d.Dial("tcp6", ln.Addr().String())
 	if err != nil {
 		t.Error(err)

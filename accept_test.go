@@ -1,0 +1,263 @@
+//go:build linux
+
+package tcpio
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+)
+
+// ListenerOptions.Actor may turn a connection away. It must not touch the others, nor the counts.
+func TestActorHookMayEndItsConnection(t *testing.T) {
+	var end atomic.Int32
+	closed := make(chan Event, 10)
+	r := listen(t, ListenerOptions{Loops: 1, Actor: func(c *Conn) Actor {
+		switch end.Load() {
+		case 1:
+			c.Abort()
+		case 2:
+			c.Close()
+		}
+		echoes := echoActor(c)
+		return ActorFunc(func(ev Event) error {
+			if _, ok := ev.(Closed); ok {
+				closed <- ev
+			}
+			return echoes.Receive(ev)
+		})
+	}})
+	r.serve()
+	old := r.dial()
+	echo(t, old, []byte("before"))
+	for _, how := range []int32{1, 2} {
+		end.Store(how)
+		if p, err := net.Dial("tcp", r.Addr().String()); err == nil { // else it is reset already
+			if _, err := p.Read(make([]byte, 1)); err == nil {
+				t.Errorf("%d: the peer got bytes", how)
+			}
+			p.Close()
+		}
+		testnet.Receive(t, "Closed", closed)
+		testnet.WaitFor(t, "only the first is left", func() bool { return r.Len() == 1 })
+		if n := len(slices.Collect(r.loops[0].conns.All())); n != 1 {
+			t.Errorf("%d: %d connections in the table, want 1", how, n)
+		}
+		echo(t, old, []byte("after"))
+	}
+}
+
+// Conns shows a connection while it is still being admitted; to end it then is as good as later.
+func TestConnectionsMayEndWhileTheyAreAdmitted(t *testing.T) {
+	r := listen(t, ListenerOptions{Loops: 2, Actor: echoActor})
+	r.serve()
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			for c := range r.Conns() {
+				c.Abort()
+			}
+			runtime.Gosched()
+		}
+	})
+	for range 200 {
+		p, err := net.Dial("tcp", r.Addr().String())
+		if err != nil {
+			continue // reset already
+		}
+		_ = p.SetDeadline(time.Now().Add(testnet.Limit))
+		_, _ = p.Read(make([]byte, 1))
+		p.Close()
+	}
+	close(stop)
+	wg.Wait()
+	testnet.WaitFor(t, "all are gone", func() bool { return r.Len() == 0 })
+	for _, lp := range r.loops {
+		if slots, free := lp.conns.Slots(); slots != free {
+			t.Errorf("%d slots, %d free ones", slots, free)
+		}
+	}
+}
+
+func TestAConnectionThatIsNotAdoptedIsLeftAsItWas(t *testing.T) {
+	r, f := fakeOne(t, ListenerOptions{})
+	r.Events()
+	r.serve()
+	r.dial() // Serve is running
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	peer, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	nc, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if err := nc.(*net.TCPConn).SetLinger(7); err != nil {
+		t.Fatal(err)
+	}
+	testnet.WaitFor(t, "Serve is running", func() bool { return r.mayAdd() == nil })
+	f.set(func() { f.refuse = syscall.ENOSPC })
+	if _, err := r.Adopt(nc); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("Adopt: %v", err)
+	}
+	raw, err := nc.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		for name, opt := range map[string]int{"SO_RCVTIMEO": unix.SO_RCVTIMEO, "SO_SNDTIMEO": unix.SO_SNDTIMEO} {
+			if tv, err := unix.GetsockoptTimeval(int(fd), unix.SOL_SOCKET, opt); err != nil || *tv != (unix.Timeval{}) {
+				t.Errorf("%s is %v, %v", name, tv, err)
+			}
+		}
+		if v, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_LINGER); err != nil || v == 0 {
+			t.Errorf("SO_LINGER is %d, %v", v, err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	nc.(*net.TCPConn).SetLinger(0)
+}
+
+// asking is a server's config that says whose handshake begins, and waits until it may go on.
+func asking(began chan<- string, goOn <-chan struct{}) *tls.Config {
+	cert := testnet.ServerTLS().Certificates[0]
+	return &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		began <- hello.ServerName
+		<-goOn
+		return &cert, nil
+	}}
+}
+
+// Of the ClientHellos that wait, the newest is served first.
+func TestTLSNewestClientHelloIsServedFirst(t *testing.T) {
+	began, goOn := make(chan string, 10), make(chan struct{})
+	r := listen(t, ListenerOptions{MaxHandshakes: 1, HandshakeTimeout: time.Hour,
+		TLSConfig: asking(began, goOn), Actor: echoActor}).serve()
+	names := []string{"first", "second", "third", "fourth"}
+	for i, name := range names {
+		config := testnet.ClientTLS()
+		config.ServerName, config.InsecureSkipVerify = name, true
+		c := tls.Client(r.dial(), config)
+		done := make(chan struct{})
+		go func() { defer close(done); _ = c.Handshake() }()
+		t.Cleanup(func() { c.NetConn().Close(); <-done })
+		if i == 0 {
+			if got := testnet.Await(t, "the first handshake", began); got != name {
+				t.Fatalf("%q began", got)
+			}
+		} else {
+			testnet.WaitFor(t, "the place in the queue", func() bool { return r.handshakes.Waiting() == i })
+		}
+	}
+	close(goOn)
+	for _, want := range []string{"fourth", "third", "second"} {
+		if got := testnet.Await(t, "a handshake", began); got != want {
+			t.Errorf("%q began, want %q", got, want)
+		}
+	}
+}
+
+// A connection that closes leaves the queue of handshakes at once, however long the one in front takes.
+func TestTLSClosedConnectionsLeaveTheQueueOfHandshakes(t *testing.T) {
+	began, goOn := make(chan string, 10), make(chan struct{})
+	r := listen(t, ListenerOptions{MaxHandshakes: 1, HandshakeTimeout: time.Hour,
+		TLSConfig: asking(began, goOn), Actor: echoActor}).serve()
+	defer close(goOn)
+	testnet.Send(t, r.dial(), testnet.ClientHello())
+	testnet.Await(t, "the first handshake", began)
+	var waiting []net.Conn
+	for range 100 {
+		c := r.dial()
+		testnet.Send(t, c, testnet.ClientHello())
+		waiting = append(waiting, c)
+	}
+	testnet.WaitFor(t, "the queue", func() bool { return r.handshakes.Waiting() == 100 })
+	for i, c := range waiting {
+		switch i % 2 {
+		case 0:
+			c.Close()
+		case 1:
+			testnet.RST(t, c)
+		}
+	}
+	testnet.WaitFor(t, "the queue to be empty", func() bool { return r.handshakes.Waiting() == 0 && r.Len() == 1 })
+}
+
+// While descriptors are exhausted, neither new peers nor connections that end make the loop try more and more often.
+// To see it fail: let acceptFailed make a timer each time.
+func TestAcceptingTriesOneTimerLongWhileDescriptorsAreExhausted(t *testing.T) {
+	var exhausted atomic.Bool
+	r := listen(t, ListenerOptions{Loops: 1})
+	accept := r.socket.call
+	r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
+		if exhausted.Load() {
+			return -1, sys.Addr{}, syscall.EMFILE
+		}
+		return accept(fd)
+	}
+	r.Events()
+	r.serve()
+	const n = 20
+	conns := make([]*Conn, n)
+	for i := range conns {
+		_, conns[i] = r.open()
+	}
+	exhausted.Store(true)
+	late := r.dial()
+	receiveAs[Failed](t, r.Events())
+	for _, c := range conns { // each makes the loop look at once
+		c.Abort()
+		receiveAs[Closed](t, r.Events())
+		asleep(t, r.Listener)
+	}
+	if pending := r.loops[0].timers.Len(); pending > 1 {
+		t.Errorf("%d timers to look again", pending)
+	}
+	exhausted.Store(false)
+	receiveAs[Opened](t, r.Events())
+	late.Close()
+}
+
+// To see it fail: let register begin the limits behind the hook.
+func TestAnIdleTimeoutSetByTheActorHookHolds(t *testing.T) {
+	hooked := make(chan *Conn, 1)
+	r := listen(t, ListenerOptions{Loops: 1, IdleTimeout: time.Hour, Actor: func(c *Conn) Actor {
+		if err := c.SetIdleTimeout(time.Minute); err != nil {
+			t.Error(err)
+		}
+		hooked <- c
+		return ActorFunc(func(Event) error { return nil })
+	}}).serve()
+	r.dial()
+	c := testnet.Receive(t, "the hook", hooked)
+	testnet.WaitFor(t, "Opened", func() bool { return markedRoute(c, routeOpened) })
+	if got := locked(c, func() uint32 { return c.limit.idle }); got != uint32(time.Minute/time.Millisecond) {
+		t.Errorf("the limit is %d ms", got)
+	}
+}
