@@ -59,7 +59,7 @@ func (c *Conn) lastBytesLocked() {
 	case c.ended():
 		c.advanceCloseLocked()
 	case c.sendEnd == sendShut && c.writing != writeBulk:
-		c.sayGoodbyeLocked()
+		c.sendCloseNotifyLocked()
 		c.sendFinLocked()
 	}
 }
@@ -93,7 +93,7 @@ func (c *Conn) advanceCloseLocked() {
 	if c.released() || c.writing == writeBulk {
 		return
 	}
-	c.sayGoodbyeLocked()
+	c.sendCloseNotifyLocked()
 	if c.released() || c.out != nil {
 		return // the next edge of writability flushes and comes back here
 	}

@@ -122,7 +122,7 @@ func (c *Conn) limitDueLocked() {
 func (c *Conn) arrivedLocked() bool {
 	switch {
 	case c.tls() != nil:
-		return c.spokenLocked()
+		return c.plainTextWaitsLocked()
 	case c.announced() || c.atEOF():
 		return false // the loop has seen them
 	}

@@ -7,15 +7,16 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 
 	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// TLS on the standard crypto/tls. A handshake runs on a goroutine of its own, which begins when a whole ClientHello has
-// arrived and ends with the handshake; a silent client has none. Afterwards tls.Conn is called under the connection's
-// mu, over a transport that never blocks: crypto/tls keeps a partial record across a temporary error, so that an idle
-// connection has no goroutine either.
+// TLS uses the standard crypto/tls. A handshake runs on a goroutine of its own, from when a whole
+// ClientHello has arrived until the handshake ends; a silent client has none. Afterwards tls.Conn
+// is called under the connection's mu, over a tlsLink that never blocks: crypto/tls goes on after a
+// temporary error, so that an idle connection has no goroutine either.
 
 // tlsState is a connection's TLS. It is guarded by the Conn's mu.
 type tlsState struct {
@@ -27,49 +28,52 @@ type tlsState struct {
 	place  *list.Element // in the queue of handshakes, from the whole ClientHello on
 	cancel func()        // ends the context that the config's functions see, while the handshake runs
 
-	// What is queued is told in plain-text bytes, by the share of these that was sealed bytes when a write last looked.
+	// The two sizes of the output queue at the last write, in plain-text and in sealed bytes. By
+	// their ratio queuedLocked counts the queue in plain-text bytes.
 	plain, sealed int64
 
 	reading bool // tls.Conn.Read is running: what it writes answers the peer
 	replied int  // bytes of such answers since the queue was last empty
 
-	more  bool // the last read left something behind that no edge will announce: records beyond its budget, the end, an error
-	waits bool // a time limit has looked, and plain text, or the end, waits for whoever reads
+	// The last read left something that no edge will announce: records beyond its budget, the end,
+	// or an error.
+	more bool
+	// plainTextWaitsLocked has found plain text or the end, which the user has not read yet.
+	waits bool
 }
 
 // errTruncated is an end of stream without close_notify.
-var errTruncated = fmt.Errorf("tcpio: TLS connection ended without close_notify: %w", io.ErrUnexpectedEOF)
+var errTruncated = fmt.Errorf("tcpio: TLS connection ended without close_notify: %w",
+	io.ErrUnexpectedEOF)
 
-// repliesMax bounds, in bytes, what a peer may ask for without reading, by key updates: over two thousand answers.
+// repliesMax bounds the answers to key updates, in bytes, that a peer may ask for without reading
+// them: over two thousand answers.
 const repliesMax = 64 << 10
 
 // errReplies ends a connection whose peer asks for ever more and reads nothing.
 var errReplies = errors.New("tcpio: the peer asks for TLS key updates and does not read them")
 
 const (
-	// recordBudget is how many records one read takes in. A key update costs some 20 µs with its answer, so that a peer who
-	// sends nothing else holds a connection's mu, and its loop, for a millisecond or two.
+	// recordBudget is how many records one read takes in. A key update costs some 20 µs with its
+	// answer, so that a peer that sends nothing else holds its connection's mu, and the loop, for
+	// 1 to 2 ms.
 	recordBudget = 64
-	// silentMax is how many bytes of records in a row may bring no plain text, and still be followed by another record: key
-	// updates, records without data, and an unfinished message, of which crypto/tls would keep 256 KiB. It is one record of
-	// the largest size, so that no more than two of them are ever kept for such a message.
+	// silentMax is how many bytes of records in a row may bring no plain text and still be followed
+	// by another record: key updates, records without data, and parts of a message, of which
+	// crypto/tls would keep 256 KiB. It is one record of the largest size, so that at most two such
+	// records are kept for a message.
 	silentMax = buf.Record
 )
 
-// errSilent ends a connection whose peer sends records for ever that bring no plain text.
+// errSilent ends a connection whose peer sends more than silentMax without plain text.
 var errSilent = errors.New("tcpio: the peer sends TLS records without data")
 
-// errAgain is what the transport says instead of blocking. crypto/tls goes on behind a temporary error.
-var errAgain net.Error = again{}
+// errAgain is what tlsLink returns instead of blocking. It is a temporary net.Error, after which
+// crypto/tls goes on.
+const errAgain = syscall.EAGAIN
 
-type again struct{}
-
-func (again) Error() string   { return ErrWouldBlock.Error() }
-func (again) Timeout() bool   { return true }
-func (again) Temporary() bool { return true }
-
-// TLS returns the state of the connection's TLS, nil while there is none: before the handshake of StartTLS is done, and on
-// a plain connection. It works after Close.
+// TLS returns the state of the connection's TLS, or nil while there is none: on a plain connection,
+// and before the handshake of StartTLS is done. It works after Close.
 func (c *Conn) TLS() *tls.ConnectionState {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -81,14 +85,15 @@ func (c *Conn) TLS() *tls.ConnectionState {
 	return &state
 }
 
-// StartTLS begins TLS on a plain connection, as the server, and returns at once: the client's next bytes must be its
-// handshake, as after a STARTTLS command. What is queued goes out in plain text before it. Until the handshake is done
-// reads and writes find nothing and no room; then a Readable says so, and TLS returns the state. When it fails, or
-// takes longer than [ListenerOptions.HandshakeTimeout], the connection closes with the error.
+// StartTLS begins TLS on a plain connection, as the server, and returns at once: the client's next
+// bytes must be its handshake, as after a STARTTLS command. What is queued is sent in plain text
+// before it. Until the handshake is done, TryRead and TryWrite return [ErrWouldBlock]; then a
+// Readable comes, and TLS returns the state. If the handshake fails, or takes longer than
+// [ListenerOptions.HandshakeTimeout], the connection closes with the error.
 //
-// It fails when input that was read in plain text is still buffered by Frames: commands injected there must not be taken
-// for the peer's encrypted ones. It fails on a nil config and on a connection that has TLS, and after Close with
-// net.ErrClosed.
+// StartTLS fails if Frames still buffers input that was read in plain text: commands injected there
+// must not be taken for encrypted ones. It fails on a nil config and on a connection that has TLS,
+// and after Close with net.ErrClosed.
 func (c *Conn) StartTLS(config *tls.Config) error {
 	config = guardTLS(config)
 	c.mu.Lock()
@@ -101,7 +106,8 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 	case c.tls() != nil:
 		return c.opErrorLocked("starttls", errors.New("the connection has TLS already"))
 	case c.atEOF() || c.sendEnd != sendOpen || c.writing != writeFree:
-		return c.opErrorLocked("starttls", errors.New("the connection is half-closed, or a write is under way"))
+		return c.opErrorLocked("starttls",
+			errors.New("the connection is half-closed, or a write is under way"))
 	case c.ext != nil && c.ext.frames.Len() > 0:
 		return c.opErrorLocked("starttls", errors.New("plain-text input is still buffered"))
 	}
@@ -111,7 +117,7 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 	return nil
 }
 
-// beginTLSLocked puts the connection before its handshake.
+// beginTLSLocked makes the connection wait for its handshake.
 func (c *Conn) beginTLSLocked(config *tls.Config) {
 	c.sock.add(sockUnsure)
 	tm := &timer{kind: timerHandshake, c: c}
@@ -119,9 +125,10 @@ func (c *Conn) beginTLSLocked(config *tls.Config) {
 	c.sh.addTimer(tm, c.sh.opts.HandshakeTimeout)
 }
 
-// tlsReadLocked reads what has been decrypted, or can be, until p is full or recordBudget is spent. With 0, ErrWouldBlock
-// behind a spent budget the loop announces the rest, when others have had their turn; with bytes the caller does, if
-// tlsState.more says so.
+// tlsReadLocked decrypts until p is full, no record is left, or recordBudget is spent. If it
+// returns bytes, and tlsState.more is set, the caller announces the rest. If the budget is spent
+// without any, it returns ErrWouldBlock, and the loop announces the rest after its other
+// connections.
 func (c *Conn) tlsReadLocked(p []byte) (n int, err error) {
 	if c.handshaking() {
 		return 0, ErrWouldBlock
@@ -174,7 +181,8 @@ func (c *Conn) tlsReadLocked(p []byte) (n int, err error) {
 // sealLocked encrypts p and sends it or queues it.
 func (c *Conn) sealLocked(p []byte) error {
 	st := c.ext.tls
-	st.plain, st.sealed = int64(c.queuedLocked())+int64(len(p)), int64(c.out.Len()) // the link counts on
+	st.plain = int64(c.queuedLocked()) + int64(len(p))
+	st.sealed = int64(c.out.Len()) // tlsLink.Write adds what it sends of p
 	if _, err := st.conn.Write(p); err != nil {
 		if c.sendErrLocked() != nil {
 			return c.ext.sendErr
@@ -207,14 +215,14 @@ func (c *Conn) sealvLocked(bufs net.Buffers) error {
 	return c.sealLocked(b.Buf[:n])
 }
 
-// sayGoodbyeLocked queues the close_notify, if there is anybody who would understand it.
-func (c *Conn) sayGoodbyeLocked() {
+// sendCloseNotifyLocked queues the close_notify of a connection whose handshake is done.
+func (c *Conn) sendCloseNotifyLocked() {
 	if st := c.tls(); st != nil && st.done && c.sendErrLocked() == nil && c.sendEnd != sendFin {
-		_ = st.conn.CloseWrite() // a failure to write is the connection's, and known
+		_ = st.conn.CloseWrite() // an error is in ext.sendErr already
 	}
 }
 
-// endTLSLocked lets go of what only an open connection has.
+// endTLSLocked releases what only an open connection has.
 func (c *Conn) endTLSLocked() {
 	st := c.ext.tls
 	if st.timer != nil {
@@ -228,8 +236,8 @@ func (c *Conn) endTLSLocked() {
 	st.link.dropLocked()
 }
 
-// peekTLSLocked is peekLocked for a connection whose bytes must be decrypted to be seen: they are kept as Frames keeps its
-// own.
+// peekTLSLocked is peekLocked for a connection with TLS. It keeps what it decrypts in the buffer of
+// Frames.
 func (c *Conn) peekTLSLocked() (ready, end bool) {
 	n, err := c.decryptLocked()
 	switch {
@@ -239,17 +247,17 @@ func (c *Conn) peekTLSLocked() (ready, end bool) {
 		c.drainedLocked()
 		return false, false
 	}
-	return true, err == io.EOF // a read says so again
+	return true, err == io.EOF // which a read returns again
 }
 
-// decryptLocked reads plain text before anybody asks for it, behind what Frames has kept.
+// decryptLocked reads plain text before the user does, into the buffer of Frames.
 func (c *Conn) decryptLocked() (int, error) {
 	f := &c.ext.frames
 	fresh := !f.Held()
 	if !f.WidenSome(&c.sh.pool) {
-		return 0, nil // it cannot be seen; the sealed bytes count
+		return 0, nil // there is no room to decrypt it
 	}
-	f.busy = true // what has to be answered may end the connection, which drops the buffer
+	f.busy = true // an answer of crypto/tls may end the connection, which must not drop the buffer
 	n, err := c.tlsReadLocked(f.Room())
 	f.busy = false
 	if f.Filled(n); n > 0 {
@@ -261,15 +269,16 @@ func (c *Conn) decryptLocked() (int, error) {
 	return n, err
 }
 
-// spokenLocked is asked when a time limit is due: has the peer sent plain text that is still to be read? Sealed bytes alone
-// say nothing. What is found is kept for whoever reads, once: more than that is not read ahead.
-func (c *Conn) spokenLocked() bool {
+// plainTextWaitsLocked reports, when a time limit is due, whether the peer has sent plain text that
+// was not known of: sealed bytes may hold none. It decrypts into the buffer of Frames, and only if
+// nothing is there that the user has not looked at.
+func (c *Conn) plainTextWaitsLocked() bool {
 	x, st := c.ext, c.ext.tls
 	switch {
 	case c.handshaking() || c.atEOF():
 		return false
 	case x.frames.busy, x.frames.Held() && !x.frames.partial:
-		st.waits = true // it was heard when it was decrypted
+		st.waits = true // it counted when it was decrypted
 		return false
 	case x.frames.partial && x.frames.Len() > c.sh.opts.MaxFrame:
 		return false
@@ -283,7 +292,7 @@ func (c *Conn) spokenLocked() bool {
 	}
 	st.waits = true
 	if !c.opened() {
-		c.emitLocked(pendOpened) // DeferAccept's
+		c.emitLocked(pendOpened) // DeferAccept has held it back
 	}
 	c.readableLocked()
 	return n > 0
