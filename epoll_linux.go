@@ -22,8 +22,8 @@ const (
 	pollRdHup = unix.EPOLLRDHUP
 
 	// Every connection is registered once, with this mask, so that no request costs an epoll_ctl.
-	// EPOLLPRI is in it because a read stops short at urgent data (tcp(7)), which a short read must then not be
-	// taken as proof that the socket is drained.
+	// EPOLLPRI is in it because a read stops short at urgent data (tcp(7)), which a short read must
+	// then not be taken as proof that the socket is drained.
 	pollConn = pollIn | pollOut | pollPri | pollRdHup | unix.EPOLLET
 	pollEdge = pollIn | unix.EPOLLET
 )
@@ -39,15 +39,16 @@ func makeReady(bits uint32, k sched.Key) readyEvent {
 	return readyEvent{Events: bits, Fd: int32(k.Slot), Pad: int32(k.Gen)}
 }
 
-// epoll is the kernel's poller. The eventfd ends a blocked wait; it is registered edge-triggered and never read, since
-// every write to it is an edge of its own (epoll(7), eventfd(2)) and its counter cannot come near its limit of 2^64-2.
+// epoll is the kernel's poller. The eventfd ends a blocked wait; it is registered edge-triggered
+// and never read, since every write to it is an edge of its own (epoll(7), eventfd(2)) and its
+// counter cannot come near its limit of 2^64-2.
 type epoll struct {
 	// Immutable.
 	fd int
 
 	mu sync.Mutex
 	// Guarded by mu.
-	wakeFD int // -1 once closed: whoever kicks a loop may come after its end
+	wakeFD int // -1 once closed: a loop may be kicked after its end
 }
 
 // wakeKey is the eventfd's; of what is no connection the generation is zero.
@@ -80,8 +81,9 @@ func (p *epoll) remove(fd int) error {
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(p.fd, unix.EPOLL_CTL_DEL, fd, nil))
 }
 
-// wait with a zero timeout cannot block, so it goes around the scheduler's hand-off; any other goes through it.
-// An interrupted wait is reported as no events: the caller looks at its clock and its queues and comes back.
+// wait with a zero timeout cannot block, so it goes around the scheduler's hand-off; any other goes
+// through it. An interrupted wait is reported as no events: the caller looks at its clock and its
+// queues and comes back.
 func (p *epoll) wait(events []readyEvent, timeout time.Duration) (int, error) {
 	var n uintptr
 	var errno syscall.Errno
@@ -125,7 +127,8 @@ func (p *epoll) close() {
 	p.wakeFD = -1
 }
 
-// waitMillis rounds up, so that a timer is never polled for before it is due; negative means for ever.
+// waitMillis rounds up, so that a timer is never polled for before it is due; negative means for
+// ever.
 func waitMillis(d time.Duration) int {
 	if d < 0 {
 		return -1

@@ -9,15 +9,16 @@ import (
 	"time"
 )
 
-// ErrWouldBlock says that a Try method could do nothing without blocking: TryRead found nothing to read (a Readable
-// follows), TryWrite found the queue full (a Writable follows). It is returned as it is, never wrapped.
+// ErrWouldBlock says that a Try method could do nothing without blocking: TryRead found nothing to
+// read (a Readable follows), TryWrite found the queue full (a Writable follows). It is returned as
+// it is, never wrapped.
 var ErrWouldBlock = errors.New("tcpio: operation would block")
 
 // ErrMailboxFull says that a post was refused because MailboxSize values are waiting already.
 var ErrMailboxFull = errors.New("tcpio: mailbox full")
 
-// ErrCloseTimeout is a connection's Err when CloseTimeout ended before its output was flushed. It is a *[LimitError] and
-// matches os.ErrDeadlineExceeded.
+// ErrCloseTimeout is a connection's Err when CloseTimeout ended before its output was flushed. It
+// is a *[LimitError] and matches os.ErrDeadlineExceeded.
 var ErrCloseTimeout error = &LimitError{Limit: "close"}
 
 // LimitError is the Err of a connection that a time limit ended. It matches os.ErrDeadlineExceeded.
@@ -42,7 +43,8 @@ func (e *LimitError) Temporary() bool { return false }
 // Is reports whether target is os.ErrDeadlineExceeded.
 func (e *LimitError) Is(target error) bool { return target == os.ErrDeadlineExceeded }
 
-// A PanicError is the Err of a connection whose actor panicked, or called runtime.Goexit; Value then says so.
+// A PanicError is the Err of a connection whose actor panicked, or called runtime.Goexit; Value
+// then says so.
 type PanicError struct {
 	Value any    // what panic was called with
 	Stack []byte // of the goroutine at the panic, as runtime/debug.Stack has it

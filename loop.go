@@ -10,7 +10,7 @@ import (
 const (
 	batchSize = 256                    // events one poll takes
 	tickEvery = 500 * time.Microsecond // of the watchdog, while the loop is not asleep
-	yieldMark = 64                     // events between two yields to the scheduler, which thinks us stuck otherwise
+	yieldMark = 64                     // events between two yields to the scheduler
 )
 
 // A loop serves the connections of one poller.
@@ -23,7 +23,7 @@ type loop struct {
 	done   chan struct{} // closed when the loop has ended
 	err    error         // why it had to; read after done is closed
 	resume func()        // see loop.drive
-	stream *stream       // of this loop's connections, when Streams was called; guarded by Listener.mu where these have an actor
+	stream *stream       // what Streams returned; guarded by Listener.mu, as Listener.perLoop is
 
 	// Atomic.
 	watching    atomic.Bool          // the watchdog is running
@@ -36,13 +36,14 @@ type loop struct {
 	next, n   int     // batch[next:n] is still to be dispatched
 	visits    role    // counts the states entered
 	emptyPoll bool    // a consumer has just polled and found nothing
-	lookOnce  bool    // set by the watchdog when the consumer is slow but reading: poll once without blocking, then park again
+	lookOnce  bool    // the watchdog saw a slow consumer that reads: poll once, then park again
 	asleep    bool    // the state is sleeping
 	yield     int     // events since the last yield
 	parkedAt  uint64  // the demand when the loop parked
 	accept    acceptState
 
-	// The watchdog, which is one goroutine at a time; watching says who may reset it, and a sleep stops it.
+	// The watchdog, of one goroutine at a time: only what sets watching may reset it. A sleep stops
+	// it.
 	watchdog *time.Timer
 	lastTick atomic.Uint64 // the state at the last tick
 }
@@ -58,8 +59,9 @@ func newLoop(l *Listener, index int) *loop {
 	}
 }
 
-// pollTimeout returns how long the next poll may wait. While a consumer has a batch the loop does not
-// poll but parks: polls made beside a working consumer find one event each, and each costs a wake-up.
+// pollTimeout returns how long the next poll may wait. While a consumer has a batch the loop does
+// not poll but parks: polls made beside a working consumer find one event each, and each costs a
+// wake-up.
 func (lp *loop) pollTimeout() time.Duration {
 	switch {
 	case lp.kicked.Load() || lp.accept == acceptMore:
@@ -74,7 +76,7 @@ func (lp *loop) pollTimeout() time.Duration {
 	}
 	lp.lookOnce = false
 	lp.yield = 0
-	runtime.Gosched() // who is ready to run comes first: a blocked wait would keep the processor for a while
+	runtime.Gosched() // goroutines that are ready come first: a wait keeps the processor for a while
 	if lp.watching.Load() && lp.watchdog.Stop() {
 		lp.watching.Store(false) // it would wake up only to find the loop asleep
 	}
@@ -101,9 +103,9 @@ func (lp *loop) untilDue() time.Duration {
 	return time.Duration(max(first-now(), 0))
 }
 
-// park leaves the polling to the consumer, see pollForLoop. It returns with the role when a consumer's
-// poll found nothing, when there is work that only the loop's own goroutine does, or when the
-// watchdog sees that the consumer is slow.
+// park leaves the polling to the consumer, see pollForLoop. It returns with the role when a
+// consumer's poll found nothing, when there is work that only the loop's own goroutine does, or
+// when the watchdog sees that the consumer is slow.
 func (lp *loop) park() {
 	lp.watch()
 	lp.emptyPoll, lp.lookOnce = false, false
@@ -135,8 +137,8 @@ func (lp *loop) watch() {
 // decrements cannot bring it back to zero.
 const closedGivenUp = math.MinInt64 / 2
 
-// ended tells a loop that it has nothing more to do: every descriptor is closed, and every actor of its own
-// was told, for which a handler that still blocks has CloseTimeout.
+// ended tells a loop that it has nothing more to do: every descriptor is closed, and every actor of
+// its own was told, for which a handler that still blocks has CloseTimeout.
 func (lp *loop) ended() bool {
 	if !lp.l.stopping.Load() {
 		return false

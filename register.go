@@ -62,8 +62,8 @@ func (l *Listener) register(c *Conn) error {
 		l.connClosed(c)
 		return net.ErrClosed
 	}
-	// From add on other goroutines see c, and it may end at any moment. sockNew keeps the descriptor
-	// until register returns, routeRunning the events until employ.
+	// From add on other goroutines see c, and it may end at any moment. sockNew keeps the
+	// descriptor until register returns, routeRunning the events until employ.
 	c.sock.add(sockNew)
 	asks := l.asksForActor(c)
 	if asks {

@@ -10,9 +10,10 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Start runs the listener until Close or Shutdown, as Serve does with a context that never ends; what Serve would return
-// goes to OnErrorEvent. It is what programs written for the first tcpio call. Without OnConnEvent, and without any other
-// route, connections are accepted and their input is thrown away.
+// Start runs the listener until Close or Shutdown, as Serve does with a context that never ends;
+// what Serve would return goes to OnErrorEvent. It is what programs written for the first tcpio
+// call. Without OnConnEvent, and without any other route, connections are accepted and their input
+// is thrown away.
 func (l *Listener) Start() {
 	l.mu.Lock()
 	if !l.routesFixed() {
@@ -59,7 +60,7 @@ func (l *Listener) Serve(ctx context.Context) error {
 		var g errgroup.Group
 		for _, lp := range l.loops {
 			g.Go(func() error {
-				go lp.drive() // a handler that blocks for ever keeps the goroutine it is on, and Serve ends without it
+				go lp.drive() // on a goroutine that a handler may keep for ever: Serve ends without it
 				<-lp.done
 				return lp.err
 			})
@@ -97,8 +98,9 @@ func (l *Listener) startLoops() (started bool, err error) {
 	return l.polling, err
 }
 
-// finish waits for the last events to be received and closes the channels. There is one CloseTimeout for
-// all that is still to be told when the last descriptor is closed: handlers that block may have used it up.
+// finish waits for the last events to be received and closes the channels. There is one
+// CloseTimeout for events that are left when the last descriptor is closed: handlers that block may
+// have used it up.
 func (l *Listener) finish() {
 	<-l.allClosed
 	left := time.Duration(l.allClosedAt + int64(l.opts.CloseTimeout) - now())
@@ -135,7 +137,8 @@ func (l *Listener) finish() {
 	}
 }
 
-// finishUnserved closes the channels of a listener that Serve was never called on, and now never will be.
+// finishUnserved closes the channels of a listener that Serve was never called on, and now never
+// will be.
 func (l *Listener) finishUnserved() {
 	l.mu.Lock()
 	mine := !l.served
@@ -146,18 +149,19 @@ func (l *Listener) finishUnserved() {
 	}
 }
 
-// Shutdown stops the listener in order. It accepts what the backlog holds and then nothing more; it sends
-// [Draining] to every connection; it closes each as Conn.Close does, when [ListenerOptions].DrainTimeout
-// says; and it returns nil once every descriptor is closed. When ctx ends first, Shutdown cuts off the
-// connections that are left, with ErrCloseTimeout if output was left, and returns ctx's error.
+// Shutdown stops the listener in order. It accepts what the backlog holds and then nothing more; it
+// sends [Draining] to every connection; it closes each as Conn.Close does, when
+// [ListenerOptions].DrainTimeout says; and it returns nil once every descriptor is closed. When ctx
+// ends first, Shutdown cuts off the connections that are left, with ErrCloseTimeout if output was
+// left, and returns ctx's error.
 //
-// It does not wait for events to be received, so a consumer may call it; the Closed events are still to
-// come.
+// It does not wait for events to be received, so a consumer may call it; the Closed events are
+// still to come.
 //
-// Whatever ctx is, a connection has DrainTimeout, or CloseTimeout while its actor's Receive blocks, and
-// then CloseTimeout. Shutdown does not wait longer for a hook that blocks (Admit, AcceptRate, Actor): it
-// gives up its connection and the backlog. A Receive that itself calls Shutdown counts as one that blocks,
-// so the call takes CloseTimeout; call it from a goroutine of its own instead.
+// Whatever ctx is, a connection has DrainTimeout, or CloseTimeout while its actor's Receive blocks,
+// and then CloseTimeout. Shutdown does not wait longer for a hook that blocks (Admit, AcceptRate,
+// Actor): it gives up its connection and the backlog. A Receive that itself calls Shutdown counts
+// as one that blocks, so the call takes CloseTimeout; call it from a goroutine of its own instead.
 func (l *Listener) Shutdown(ctx context.Context) error {
 	l.endAt(endTold)
 	l.acceptRest()
@@ -200,13 +204,14 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// drainGrace is how long a consumer whose turn has no visible end, a channel's, has from Draining on.
+// drainGrace is how long a consumer whose turn has no visible end, a channel's, has from Draining
+// on.
 const drainGrace = 250 * time.Millisecond
 
 var errGrace = errors.New("tcpio: handlers have had their time")
 
-// awaitAllClosed waits until every descriptor is closed. It gives up with ctx's error, or after limit, if there
-// is one, with errGrace.
+// awaitAllClosed waits until every descriptor is closed. It gives up with ctx's error, or after
+// limit, if there is one, with errGrace.
 func (l *Listener) awaitAllClosed(ctx context.Context, limit time.Duration) error {
 	var late <-chan time.Time
 	if limit > 0 {
@@ -225,7 +230,8 @@ func (l *Listener) awaitAllClosed(ctx context.Context, limit time.Duration) erro
 }
 
 // Close stops at once: it accepts nothing more, aborts every connection, and returns nil when every
-// descriptor is closed. It does not wait for events to be received. Called again it does nothing more.
+// descriptor is closed. It does not wait for events to be received. Called again it does nothing
+// more.
 func (l *Listener) Close() error {
 	l.abortAll()
 	<-l.allClosed
@@ -233,8 +239,8 @@ func (l *Listener) Close() error {
 	return nil
 }
 
-// acceptRest stops behind what the kernel has accepted already, so that closing the listening socket resets
-// nobody. The first loop takes it: hooks run one at a time.
+// acceptRest stops behind what the kernel has accepted already, so that closing the listening
+// socket resets nobody. The first loop takes it: hooks run one at a time.
 func (l *Listener) acceptRest() {
 	if l.stop() == nil {
 		l.stopAccepting() // the loops do not run, and never will

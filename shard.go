@@ -22,8 +22,8 @@ type poller interface {
 	close()
 }
 
-// A key in the poller's data names a registration. No Go pointer goes there, the collector could not
-// see it. listenKey is the listening socket's; no connection has the generation zero.
+// A key in the poller's data names a registration. No Go pointer goes there, the collector could
+// not see it. listenKey is the listening socket's; no connection has the generation zero.
 var listenKey = sched.Key{Slot: 1}
 
 // shared is what all connections of a listener share, and all its loops.
@@ -32,7 +32,7 @@ type shared struct {
 	opts      ListenerOptions // with the defaults filled in
 	addr      net.Addr
 	anyAddr   bool          // bound to a wildcard: each connection has a local address of its own
-	multipath bool          // a given listener, as net.Listen makes it, speaks multipath TCP with clients that do
+	multipath bool          // a given listener, as net.Listen makes it, speaks multipath TCP
 	zone      sys.Zone      // of the network interface that the listening socket is bound to
 	roomAgain func()        // is called when a stream that was full has been emptied
 	onClosed  func(c *Conn) // see Listener.connClosed
@@ -40,7 +40,7 @@ type shared struct {
 	// With locks of their own, or atomic.
 	pool        buf.Pool
 	timed       atomic.Bool         // there are time limits: the loops keep their coarse clocks
-	feeders     atomic.Int64        // goroutines that feed a stream; a claimed one may get one at any time
+	feeders     atomic.Int64        // goroutines that feed a stream
 	feedersDone chan struct{}       // of one: the last feeder has ended
 	dropEvents  chan struct{}       // closed when undelivered events are dropped
 	budget      quota.Budget[*Conn] // MaxBuffered: the output queues of all connections
@@ -51,7 +51,8 @@ type shared struct {
 	reportedAt  atomic.Int64   // when the last Failed was reported, on the clock of now
 }
 
-// A shard is what connections need of their loop. The loop has it, and the connections have nothing else of the loop.
+// A shard is what connections need of their loop. The loop has it, and the connections have nothing
+// else of the loop.
 type shard struct {
 	*shared
 
@@ -63,16 +64,16 @@ type shard struct {
 
 	// Atomic, or with locks of their own.
 	state      atomic.Uint64         // a role
-	kicked     atomic.Bool           // there is something in queue, timers or the listener's state to look at
+	kicked     atomic.Bool           // look at queue, timers and the listener's state
 	live       atomic.Int64          // connections that have a descriptor
-	closedOwed atomic.Int64          // Closed events that actors have not received yet; closedGivenUp after the loop has ended
+	closedOwed atomic.Int64          // Closed events that actors have yet to receive; see closedGivenUp
 	trouble    atomic.Pointer[error] // reported and not delivered yet
-	demand     sched.Demand          // Readables that were delivered to channels and not yet answered by a read
+	demand     sched.Demand          // Readables in channels that no read has answered yet
 	conns      sched.Table[*Conn]
 	timers     sched.Deadlines[*timer]
 	limits     limits       // of connections that are open
-	eofs       limits       // of those whose peer has ended, and whose user was told
-	clock      atomic.Int64 // the coarse one: what now returned a millisecond ago at most, see tickClock
+	eofs       limits       // of those whose user has read the end of stream: EOFTimeout runs
+	clock      atomic.Int64 // the coarse one, see tickClock
 	count      counters
 	queue      sched.SharedQueue[*Conn] // connections that want a turn
 }
@@ -83,19 +84,20 @@ func (sh *shard) schedule(c *Conn) {
 	sh.kick()
 }
 
-// report has the loop deliver a Failed about err, which concerns no connection: one a second at most.
-// It may be called under any lock.
+// report has the loop deliver a Failed about err, which concerns no connection: one a second at
+// most. It may be called under any lock.
 func (sh *shard) report(err error) {
 	t := now()
-	if last := sh.reportedAt.Load(); last != 0 && t-last < int64(time.Second) || !sh.reportedAt.CompareAndSwap(last, t) {
+	last := sh.reportedAt.Load()
+	if last != 0 && t-last < int64(time.Second) || !sh.reportedAt.CompareAndSwap(last, t) {
 		return
 	}
 	sh.trouble.Store(&err)
 	sh.kick()
 }
 
-// kick makes the loop look soon at its queue, its timers and the listener's state. Further kicks before
-// the loop has looked cost no wake-up, nor do those of a loop that is awake.
+// kick makes the loop look soon at its queue, its timers and the listener's state. Further kicks
+// before the loop has looked cost no wake-up, nor do those of a loop that is awake.
 func (sh *shard) kick() {
 	if sh.kicked.Swap(true) {
 		return
@@ -124,8 +126,9 @@ func (sh *shard) oweClosed() bool {
 	}
 }
 
-// tickClock keeps the coarse clock going, if anybody looks at it. It is called whenever the loop has polled and by the
-// watchdog, so that while the loop is awake the clock is a millisecond late at most.
+// tickClock keeps the coarse clock going, if anybody looks at it. It is called whenever the loop
+// has polled and by the watchdog, so that while the loop is awake the clock is a millisecond late
+// at most.
 func (sh *shard) tickClock() {
 	if sh.timed.Load() {
 		sh.tick()
@@ -134,8 +137,8 @@ func (sh *shard) tickClock() {
 
 func (sh *shard) tick() { sh.clock.Store(now()) }
 
-// coarse returns the time for a note. It reads the clock where nobody keeps the coarse one going: while
-// the loop sleeps, and where the listener has no time limits but EOFTimeout.
+// coarse returns the time for a note. It reads the clock where nobody keeps the coarse one going:
+// while the loop sleeps, and where the listener has no time limits but EOFTimeout.
 func (sh *shard) coarse() int64 {
 	if !sh.timed.Load() || role(sh.state.Load()&roleMask) == sleeping {
 		sh.tick()
@@ -150,10 +153,10 @@ func (sh *shard) coarse() int64 {
 //	hook      it is inside one of the hooks that decide about a new connection; likewise
 //	sleeping  it is blocked in the poller, with nothing else to do
 //	over      the loop has ended
-//	parked    nobody polls: a batch is with the consumer, who takes the role when it has read all of it
+//	parked    nobody polls: a consumer has a batch, and takes the role when it has read all of it
 //
-// Whoever moves the state from parked to running has the role. The word holds the state and a count that tells two
-// visits of the same state apart.
+// The goroutine that moves the state from parked to running has the role. The word holds the state
+// and a count that tells two visits of the same state apart.
 type role uint64
 
 const (
@@ -213,8 +216,8 @@ func (sh *shard) addTimer(tm *timer, d time.Duration) {
 	}
 }
 
-// limits is the connections of a loop that have a time limit: sh.eofs has those that EOFTimeout runs
-// for, sh.limits the others. Its lock is taken under a Conn's mu.
+// limits is the connections of a loop that have a time limit: sh.eofs has those that EOFTimeout
+// runs for, sh.limits the others. Its lock is taken under a Conn's mu.
 type limits = sched.Deadlines[limited]
 
 // limited is a Conn in limits.

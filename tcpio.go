@@ -36,7 +36,7 @@ type Listener struct {
 	mu sync.Mutex
 	// Guarded by mu until routesKnown is closed, immutable after that.
 	loops       []*loop
-	perLoop     bool         // each loop has a stream of its own; with an actor or callbacks for the connections guarded by mu
+	perLoop     bool         // each loop has a stream; with an actor or callbacks guarded by mu for good
 	callbacks   *callback    // OnConnEvent, or Start without any other route
 	netListener net.Listener // what NetListener returned
 	accepted    *stream      // the Opened of its connections
@@ -223,7 +223,7 @@ func (l *Listener) Streams() []<-chan Event {
 		panic("tcpio: Listener.Streams called after NetListener")
 	case !l.routesFixed():
 		l.fixRoutesLocked(defaultLoops(), true)
-	case !l.perLoop: // with an actor or callbacks for the connections; or it was stopped before it had any loop
+	case !l.perLoop: // with an actor or callbacks; or stopped before it had any loop
 		for _, lp := range l.loops {
 			lp.stream = newStream(&l.shared, l.opts.EventBuffer, false)
 			if l.finished {
@@ -282,7 +282,8 @@ func (l *Listener) everyConn() iter.Seq[*Conn] {
 	}
 }
 
-// Len returns the number of connections that have a descriptor, without those that were refused. It takes no lock.
+// Len returns the number of connections that have a descriptor, without those that were refused. It
+// takes no lock.
 func (l *Listener) Len() int {
 	if !l.routesFixed() {
 		return 0
@@ -294,7 +295,8 @@ func (l *Listener) Len() int {
 	return int(n)
 }
 
-// Stats returns the counters of the moment. It takes no lock that connections or loops wait for, and works after Close.
+// Stats returns the counters of the moment. It takes no lock that connections or loops wait for,
+// and works after Close.
 func (l *Listener) Stats() Stats {
 	s := Stats{
 		Queued:   l.budget.Used(),
@@ -337,13 +339,14 @@ func (l *Listener) Stats() Stats {
 	return s
 }
 
-// Blocked returns the number of goroutines that are in an actor's Receive which has blocked and lost its loop.
+// Blocked returns the number of goroutines that are in an actor's Receive which has blocked and
+// lost its loop.
 func (l *Listener) Blocked() int { return int(l.blocked.Load()) }
 
-// How far the end has come. It is set before the connections are gone through: one that is registered
-// meanwhile either is seen there or sees it.
+// How far the end has come. It is set before the connections are gone through: one that is
+// registered meanwhile either is seen there or sees it.
 const (
-	endTold   = 1 + iota // Shutdown has told the connections
+	endTold   = 1 + iota // Shutdown has sent Draining
 	endClosed            // their time is over
 	endCut               // Close, or the end of Shutdown's ctx
 )
@@ -373,7 +376,8 @@ func (l *Listener) stopAccepting() {
 	l.checkAllClosed()
 }
 
-// stop notes that the listener is stopping. It returns the first loop's poller, nil if there is none.
+// stop notes that the listener is stopping. It returns the first loop's poller, nil if there is
+// none.
 func (l *Listener) stop() poller {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -415,8 +419,8 @@ func (l *Listener) checkAllClosed() {
 	}
 }
 
-// timeIsUp reports whether handlers that still block have had their time: every descriptor is closed since
-// CloseTimeout.
+// timeIsUp reports whether handlers that still block have had their time: every descriptor is
+// closed since CloseTimeout.
 func (l *Listener) timeIsUp() bool {
 	select {
 	case <-l.allClosed:
@@ -451,8 +455,8 @@ func (l *Listener) deliverFailed(err error) {
 	}
 }
 
-// errorsTo is whose OnErrorEvent is told. Where there are no callbacks its calls come one at a time all the
-// same.
+// errorsTo returns whose OnErrorEvent is called. Where there are no callbacks its calls come one at
+// a time all the same.
 func (l *Listener) errorsTo() *callback {
 	if l.callbacks != nil {
 		return l.callbacks
