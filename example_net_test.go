@@ -77,7 +77,10 @@ func ExampleConn_StartTLS() {
 					}
 					if string(line) == "STARTTLS" {
 						fmt.Fprintln(c, "go ahead")
-						return c.StartTLS(config) // an error if the client has sent more in plain text
+						if err := c.StartTLS(config); err != nil {
+							return err
+						}
+						continue // a handshake that came with the command is begun; frames go on behind it
 					}
 					fmt.Fprintf(c, "%s, TLS: %t\n", line, c.TLS() != nil)
 				}

@@ -57,6 +57,9 @@ const (
 // is kept comes first in a later TryRead or Read. A connection that has no route yet gets no Readable: its frames are
 // handed out until none is left.
 //
+// What a loop leaves behind a break is not lost: the next Frames or read begins there, and StartTLS takes it as the peer's
+// handshake.
+//
 // A frame is valid until the next iteration; it is then overwritten. Until then it may be changed in place, and append copies
 // it, since its capacity is its length. An error is the last pair: io.EOF at the peer's end
 // of stream, where split is called with atEOF first; io.ErrUnexpectedEOF when the end cuts a frame, also if split says so;

@@ -85,38 +85,6 @@ func (c *Conn) TLS() *tls.ConnectionState {
 	return &state
 }
 
-// StartTLS begins TLS on a plain connection, as the server, and returns at once: the client's next
-// bytes must be its handshake, as after a STARTTLS command. What is queued is sent in plain text
-// before it. Until the handshake is done, TryRead and TryWrite return [ErrWouldBlock]; then a
-// Readable comes, and TLS returns the state. If the handshake fails, or takes longer than
-// [ListenerOptions.HandshakeTimeout], the connection closes with the error.
-//
-// StartTLS fails if Frames still buffers input that was read in plain text: commands injected there
-// must not be taken for encrypted ones. It fails on a nil config and on a connection that has TLS,
-// and after Close with net.ErrClosed.
-func (c *Conn) StartTLS(config *tls.Config) error {
-	config = guardTLS(config)
-	c.mu.Lock()
-	defer c.unlock()
-	switch {
-	case c.ended():
-		return c.endedLocked("starttls")
-	case config == nil:
-		return c.opErrorLocked("starttls", errors.New("the config is nil"))
-	case c.tls() != nil:
-		return c.opErrorLocked("starttls", errors.New("the connection has TLS already"))
-	case c.atEOF() || c.sendEnd != sendOpen || c.writing != writeFree:
-		return c.opErrorLocked("starttls",
-			errors.New("the connection is half-closed, or a write is under way"))
-	case c.ext != nil && c.ext.frames.Len() > 0:
-		return c.opErrorLocked("starttls", errors.New("plain-text input is still buffered"))
-	}
-	c.unreadableLocked()
-	c.beginTLSLocked(config)
-	c.handshakeReadyLocked(pollIn)
-	return nil
-}
-
 // beginTLSLocked makes the connection wait for its handshake.
 func (c *Conn) beginTLSLocked(config *tls.Config) {
 	c.sock.add(sockUnsure)

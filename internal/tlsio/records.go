@@ -27,6 +27,13 @@ type Records struct {
 	left     int        // bytes of the record in front, once Next or Hello has found it whole
 }
 
+// Begin makes p, which was read from the socket before, the first input. It copies p. Nothing must
+// have been read into r yet.
+func (r *Records) Begin(pool *buf.Pool, p []byte) {
+	r.b = pool.Get(max(len(p), buf.Record))
+	r.end = copy(r.b.Buf, p)
+}
+
 // Left returns how many bytes Read may still take before the next call of Next.
 func (r *Records) Left() int { return r.left }
 

@@ -1,0 +1,219 @@
+//go:build linux
+
+package tls_test
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
+)
+
+// A headConn sends head in one segment with the beginning of what is written first, and the rest of that behind it.
+type headConn struct {
+	net.Conn
+	head  string
+	after int // bytes of the first write that go with head; negative: all
+}
+
+func (c *headConn) Write(p []byte) (int, error) {
+	if c.head == "" {
+		return c.Conn.Write(p)
+	}
+	first := len(p)
+	if c.after >= 0 {
+		first = min(c.after, len(p))
+	}
+	if _, err := c.Conn.Write(append([]byte(c.head), p[:first]...)); err != nil {
+		return 0, err
+	}
+	c.head = ""
+	if first < len(p) {
+		if _, err := c.Conn.Write(p[first:]); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+// To see it fail: leave out startLocked in StartTLS.
+func TestStartTLSTakesAHandshakeThatCameWithTheHeader(t *testing.T) {
+	const header = "PROXY TCP4 192.0.2.1 192.0.2.2 1111 443\r\n"
+	handle := map[string]func(c *tcpio.Conn) error{
+		// The loop over Frames ends at the header.
+		"break": func(c *tcpio.Conn) error {
+			for line, err := range c.Frames(bufio.ScanLines) {
+				if err != nil {
+					return err
+				}
+				if c.TLS() == nil {
+					if string(line)+"\r\n" != header {
+						t.Errorf("the header is %q", line)
+					}
+					if err := c.StartTLS(testnet.ServerTLS()); err != nil {
+						t.Error(err)
+					}
+					break
+				}
+				if _, err := c.Write(append(bytes.Clone(line), '\n')); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		// It goes on, and its next frames come out of TLS.
+		"go on": func(c *tcpio.Conn) error {
+			for line, err := range c.Frames(bufio.ScanLines) {
+				switch {
+				case err != nil:
+					return err
+				case c.TLS() == nil:
+					before := string(line)
+					if err := c.StartTLS(testnet.ServerTLS()); err != nil {
+						t.Error(err)
+					}
+					if string(line) != before {
+						t.Errorf("StartTLS changed the frame %q to %q", before, line)
+					}
+					continue
+				}
+				if _, err := c.Write(append(bytes.Clone(line), '\n')); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	for name, f := range handle {
+		for _, after := range []int{-1, 0, 1, 5, 6, 100} {
+			t.Run(name, func(t *testing.T) {
+				l := harness.Actor(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+					if r, ok := ev.(tcpio.Readable); ok {
+						return f(r.Conn)
+					}
+					return nil
+				}))
+				c := tls.Client(&headConn{testnet.Dial(t, l), header, after}, testnet.ClientTLS())
+				for range 3 {
+					testnet.Ping(t, c, "hello\n")
+				}
+			})
+		}
+	}
+}
+
+func TestStartTLSOnTheStreamTakesAHandshakeThatCameWithTheCommand(t *testing.T) {
+	l := harness.Stream(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) {
+		r, ok := ev.(tcpio.Readable)
+		if !ok {
+			return
+		}
+		for line, err := range r.Conn.Frames(bufio.ScanLines) {
+			if err != nil {
+				r.Conn.Close()
+				return
+			}
+			if string(line) == "STARTTLS" {
+				if err := r.Conn.StartTLS(testnet.ServerTLS()); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			_, _ = r.Conn.TryWrite(append(bytes.Clone(line), '\n'))
+		}
+	})
+	c := tls.Client(&headConn{testnet.Dial(t, l), "STARTTLS\n", -1}, testnet.ClientTLS())
+	testnet.Ping(t, c, "hello\n")
+	c.Close()
+}
+
+// What was injected in plain text behind the command, before a handshake or without one, is never handed out.
+func TestPlainTextBehindStartTLSIsNeverHandedOut(t *testing.T) {
+	for _, injected := range []string{"INJECTED\n", "\x16", "\x16\x03\x01\x00\x09INJECTED\n", strings.Repeat("INJECTED\n", 5000)} {
+		ended := make(chan error, 1)
+		l := harness.Actor(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+			switch ev := ev.(type) {
+			case tcpio.Readable:
+				for line, err := range ev.Conn.Frames(bufio.ScanLines) {
+					if err != nil {
+						return err
+					}
+					if string(line) != "STARTTLS" {
+						t.Errorf("handed out: %q", line)
+						continue
+					}
+					if err := ev.Conn.StartTLS(testnet.ServerTLS()); err != nil {
+						t.Error(err)
+					}
+				}
+			case tcpio.Closed:
+				ended <- ev.Conn.Err()
+			}
+			return nil
+		}))
+		raw := testnet.Dial(t, l)
+		c := tls.Client(&headConn{raw, "STARTTLS\n" + injected, -1}, testnet.ClientTLS())
+		if err := c.Handshake(); err == nil {
+			t.Errorf("behind %.20q the handshake succeeded", injected)
+		}
+		raw.Close()
+		if err := testnet.Receive(t, "the end", ended); err == nil {
+			t.Errorf("behind %.20q Err is nil", injected)
+		}
+	}
+}
+
+func TestStartTLSThatWouldDropBytesFailsAndTakesNothing(t *testing.T) {
+	t.Run("too many", func(t *testing.T) {
+		const size = 100 << 10
+		l, events := harness.Manual(t, tcpio.ListenerOptions{MaxFrame: 1 << 20})
+		c, peer := harness.Open(t, l, events)
+		p := testnet.Pattern(size)
+		go func() { _, _ = peer.Write(p) }()
+		// Frames keeps what is no whole frame yet.
+		more := func(data []byte, _ bool) (int, []byte, error) { return 0, nil, nil }
+		seen := 0
+		for seen < size {
+			harness.Expect[tcpio.Readable](t, events)
+			for _, err := range c.Frames(func(data []byte, atEOF bool) (int, []byte, error) {
+				seen = len(data)
+				return more(data, atEOF)
+			}) {
+				t.Fatal(err)
+			}
+		}
+		if err := c.StartTLS(testnet.ServerTLS()); err == nil {
+			t.Fatal("StartTLS took 100 KiB")
+		}
+		got := make([]byte, size+1)
+		if n, err := c.TryRead(got); err != nil || !bytes.Equal(got[:n], p) {
+			t.Errorf("%d bytes are left of %d, %v", n, size, err)
+		}
+	})
+	t.Run("in split", func(t *testing.T) {
+		l, events := harness.Manual(t, tcpio.ListenerOptions{})
+		c, peer := harness.Open(t, l, events)
+		testnet.Send(t, peer, "hello")
+		harness.Expect[tcpio.Readable](t, events)
+		for frame, err := range c.Frames(func(data []byte, _ bool) (int, []byte, error) {
+			if len(data) == 0 {
+				return 0, nil, nil
+			}
+			if err := c.StartTLS(testnet.ServerTLS()); err == nil || errors.Is(err, net.ErrClosed) {
+				t.Errorf("StartTLS while split runs: %v", err)
+			}
+			return len(data), data, nil
+		}) {
+			if err != nil || string(frame) != "hello" {
+				t.Errorf("%q, %v", frame, err)
+			}
+		}
+	})
+}
