@@ -1,6 +1,8 @@
 package tcpio
 
 import (
+	"container/list"
+	"crypto/tls"
 	"log/slog"
 	"net"
 	"os"
@@ -10,8 +12,10 @@ import (
 	"syscall"
 
 	"github.com/rabbit-backend/tcpio/internal/buf"
+	"github.com/rabbit-backend/tcpio/internal/quota"
 	"github.com/rabbit-backend/tcpio/internal/sched"
 	"github.com/rabbit-backend/tcpio/internal/sys"
+	"github.com/rabbit-backend/tcpio/internal/tlsio"
 	"github.com/rabbit-backend/tcpio/internal/wait"
 )
 
@@ -79,6 +83,78 @@ type connExt struct {
 	gone    wait.Gate // goroutines blocked until the connection is gone
 
 	readLimit, sendLimit wait.Deadline // deadlines of Read and Write
+}
+
+// limitState is a connection's part: 24 bytes, and 16 in its loop's list. The connection's mu guards
+// lastIn, lastOut and idle, the list's lock guards place.
+type limitState struct {
+	lastIn  int64  // when bytes arrived or were read (of TLS: decrypted), or the connection was accepted
+	lastOut int64  // when bytes went out, or began to wait; like lastIn on the coarse clock
+	idle    uint32 // the idle limit in milliseconds; 0: none
+	place   int32  // in the list, see sched.Item
+}
+
+// A frameBuffer is input that Frames has read and not yet handed out: a partial frame, or whole ones after a break. The
+// Conn's mu guards it; the zero value is empty and holds no memory.
+type frameBuffer struct {
+	buf.Window
+	busy    bool // an iterator is running: the bytes stay where they are
+	split   bool // split is looking at the bytes, or they are being moved: nobody else reads
+	more    bool // the socket may hold more, and no edge will say so
+	drained bool // the socket was read empty: an edge will say when there is more
+	partial bool // split has seen the bytes and wants more
+}
+
+// read moves buffered bytes to p.
+func (f *frameBuffer) read(pool *buf.Pool, p []byte) int {
+	n := copy(p, f.Bytes())
+	if f.Skip(n); f.Len() == 0 {
+		f.drop(pool)
+	}
+	return n
+}
+
+// drop gives the memory back, unless an iterator still shows it to somebody; that one calls drop again.
+func (f *frameBuffer) drop(pool *buf.Pool) {
+	if f.Held() && !f.busy {
+		f.Drop(pool)
+		*f = frameBuffer{}
+	}
+}
+
+// tlsState is a connection's TLS. It is guarded by the Conn's mu.
+type tlsState struct {
+	config *tls.Config
+	conn   *tls.Conn // nil before the handshake begins
+	done   bool      // the handshake is
+	link   tlsLink
+	timer  *timer        // HandshakeTimeout
+	place  *list.Element // in the queue of handshakes, from the whole ClientHello on
+	cancel func()        // ends the context that the config's functions see, while the handshake runs
+
+	// The two sizes of the output queue at the last write, in plain-text and in sealed bytes. By
+	// their ratio queuedLocked counts the queue in plain-text bytes.
+	plain, sealed int64
+
+	reading bool // tls.Conn.Read is running: what it writes answers the peer
+	replied int  // bytes of such answers since the queue was last empty
+
+	// The last read left something that no edge will announce: records beyond its budget, the end,
+	// or an error.
+	more bool
+	// plainTextWaitsLocked has found plain text or the end, which the user has not read yet.
+	waits bool
+}
+
+// tlsLink is the net.Conn below a tls.Conn. While the handshake runs, Read blocks, and Read and
+// Write take the connection's mu. Afterwards they do not block, and the caller has mu.
+type tlsLink struct {
+	c    *Conn
+	turn *quota.Turn // of the handshake, which alone changes it; nil afterwards
+
+	in      tlsio.Records
+	records int // records that the running read may still begin
+	silent  int // bytes of records since plain text came
 }
 
 // A membership is what a connection leaves when it ends: a Group.

@@ -6,37 +6,7 @@ import (
 	"io"
 	"iter"
 	"time"
-
-	"github.com/rabbit-backend/tcpio/internal/buf"
 )
-
-// A frameBuffer is input that Frames has read and not yet handed out: a partial frame, or whole ones after a break. The
-// Conn's mu guards it; the zero value is empty and holds no memory.
-type frameBuffer struct {
-	buf.Window
-	busy    bool // an iterator is running: the bytes stay where they are
-	split   bool // split is looking at the bytes, or they are being moved: nobody else reads
-	more    bool // the socket may hold more, and no edge will say so
-	drained bool // the socket was read empty: an edge will say when there is more
-	partial bool // split has seen the bytes and wants more
-}
-
-// read moves buffered bytes to p.
-func (f *frameBuffer) read(pool *buf.Pool, p []byte) int {
-	n := copy(p, f.Bytes())
-	if f.Skip(n); f.Len() == 0 {
-		f.drop(pool)
-	}
-	return n
-}
-
-// drop gives the memory back, unless an iterator still shows it to somebody; that one calls drop again.
-func (f *frameBuffer) drop(pool *buf.Pool) {
-	if f.Held() && !f.busy {
-		f.Drop(pool)
-		*f = frameBuffer{}
-	}
-}
 
 // errFramesBusy is what a second, concurrent iteration gets.
 var errFramesBusy = errors.New("tcpio: Conn.Frames: an iteration is running already")

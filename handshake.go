@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 
 	"github.com/rabbit-backend/tcpio/internal/quota"
 	"github.com/rabbit-backend/tcpio/internal/sys"
@@ -141,5 +142,34 @@ func (c *Conn) handshakeTimedOutLocked() {
 	if !c.ended() && c.handshaking() {
 		c.sh.count.timeouts[limitHandshake].Add(1)
 		c.handshakeFailedLocked(&LimitError{limitNames[limitHandshake], c.sh.opts.HandshakeTimeout})
+	}
+}
+
+func (t *tlsLink) Read(p []byte) (int, error) {
+	c := t.c
+	if t.turn == nil {
+		n, err := t.takeLocked(p)
+		return n, t.cause(err)
+	}
+	for {
+		c.mu.Lock()
+		if c.ended() {
+			c.unlock()
+			return 0, net.ErrClosed
+		}
+		t.records, t.silent = 1, 0 // crypto/tls has bounds of its own for a handshake
+		n, err := t.takeLocked(p)
+		if err != ErrWouldBlock {
+			c.unlock()
+			return n, t.cause(err)
+		}
+		t.restLocked()
+		opened := c.ext.canRead.Enter()
+		c.unlock()
+		if !t.turn.Wait(opened) { // opened: bytes, the end, or HandshakeTimeout
+			c.mu.Lock()
+			c.handshakeTimedOutLocked()
+			c.unlock()
+		}
 	}
 }

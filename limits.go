@@ -12,15 +12,6 @@ import (
 // reached; when that comes, the notes say whether it was, or when it could be next. A limit costs no
 // goroutine.
 
-// limitState is a connection's part: 24 bytes, and 16 in its loop's list. The connection's mu guards
-// lastIn, lastOut and idle, the list's lock guards place.
-type limitState struct {
-	lastIn  int64  // when bytes arrived or were read (of TLS: decrypted), or the connection was accepted
-	lastOut int64  // when bytes went out, or began to wait; like lastIn on the coarse clock
-	idle    uint32 // the idle limit in milliseconds; 0: none
-	place   int32  // in the list, see sched.Item
-}
-
 // SetIdleTimeout replaces [ListenerOptions.IdleTimeout] for this connection, from its last activity on; 0 means none. It
 // fails on a negative or too long (20 days) limit and, after Close, with net.ErrClosed.
 func (c *Conn) SetIdleTimeout(d time.Duration) error {

@@ -32,15 +32,11 @@ var fileOrder = strings.Fields(`
 const upward = `
 	events.go: conn.go
 	options.go: conn.go
-	shard.go: conn.go limits.go
-	conn.go: frames.go limits.go route.go settle.go tls.go
-	limits.go: frames.go tls.go
-	socket.go: close.go tls.go write.go
-	tlslink.go: handshake.go tls.go
-	tls.go: frames.go handshake.go write.go
-	read.go: close.go frames.go
+	shard.go: conn.go
+	conn.go: route.go settle.go
+	socket.go: close.go
+	read.go: close.go
 	write.go: close.go
-	close.go: frames.go
 	tcpio.go: loop.go
 `
 

@@ -1,6 +1,8 @@
 package tcpio
 
 import (
+	"math"
+	"math/bits"
 	"net"
 	"syscall"
 
@@ -215,5 +217,44 @@ func (c *Conn) sentLocked(n int) {
 	c.sh.count.bytesOut.Add(uint64(n))
 	if c.sock.has(sockTimed) && (c.tls() == nil || !c.ext.tls.reading) { // an answer to a key update is no activity
 		c.limit.lastOut = c.sh.coarse()
+	}
+}
+
+// queuedLocked is what waits for the socket, in bytes of the user's.
+func (c *Conn) queuedLocked() int {
+	if c.out == nil {
+		return 0
+	}
+	if c.tls() == nil || c.ext.tls.sealed == 0 {
+		return c.out.Len()
+	}
+	st := c.ext.tls
+	return plainShare(c.out.Len(), st.plain, st.sealed)
+}
+
+// plainShare is the part of plain bytes that size of their sealed bytes stand for, rounded up: it adds up to no less. The
+// product takes 128 bits: that of two lengths over 3 GiB has more than 63. What does not fit an int is the largest.
+func plainShare(size int, plain, sealed int64) int {
+	hi, lo := bits.Mul64(uint64(size), uint64(plain))
+	lo, carry := bits.Add64(lo, uint64(sealed-1), 0)
+	hi += carry
+	if hi >= uint64(sealed) {
+		return math.MaxInt // over 64 bits
+	}
+	share, _ := bits.Div64(hi, lo, uint64(sealed))
+	return int(min(share, math.MaxInt))
+}
+
+// roomLocked tells those who were refused once half of the limit is free.
+func (c *Conn) roomLocked() {
+	if c.handshaking() || c.queuedLocked() > c.sh.opts.WriteBuffer/2 {
+		return
+	}
+	if c.ext != nil {
+		c.ext.canSend.Open()
+	}
+	if c.user.has(userWantsRoom) && c.writing == writeFree && c.claim == claimed && !c.ended() {
+		c.user.drop(userWantsRoom)
+		c.emitLocked(pendWritable)
 	}
 }

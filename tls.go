@@ -1,13 +1,9 @@
 package tcpio
 
 import (
-	"container/list"
 	"crypto/tls"
-	"errors"
-	"fmt"
 	"io"
 	"net"
-	"syscall"
 
 	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/sys"
@@ -17,60 +13,6 @@ import (
 // ClientHello has arrived until the handshake ends; a silent client has none. Afterwards tls.Conn
 // is called under the connection's mu, over a tlsLink that never blocks: crypto/tls goes on after a
 // temporary error, so that an idle connection has no goroutine either.
-
-// tlsState is a connection's TLS. It is guarded by the Conn's mu.
-type tlsState struct {
-	config *tls.Config
-	conn   *tls.Conn // nil before the handshake begins
-	done   bool      // the handshake is
-	link   tlsLink
-	timer  *timer        // HandshakeTimeout
-	place  *list.Element // in the queue of handshakes, from the whole ClientHello on
-	cancel func()        // ends the context that the config's functions see, while the handshake runs
-
-	// The two sizes of the output queue at the last write, in plain-text and in sealed bytes. By
-	// their ratio queuedLocked counts the queue in plain-text bytes.
-	plain, sealed int64
-
-	reading bool // tls.Conn.Read is running: what it writes answers the peer
-	replied int  // bytes of such answers since the queue was last empty
-
-	// The last read left something that no edge will announce: records beyond its budget, the end,
-	// or an error.
-	more bool
-	// plainTextWaitsLocked has found plain text or the end, which the user has not read yet.
-	waits bool
-}
-
-// errTruncated is an end of stream without close_notify.
-var errTruncated = fmt.Errorf("tcpio: TLS connection ended without close_notify: %w",
-	io.ErrUnexpectedEOF)
-
-// repliesMax bounds the answers to key updates, in bytes, that a peer may ask for without reading
-// them: over two thousand answers.
-const repliesMax = 64 << 10
-
-// errReplies ends a connection whose peer asks for ever more and reads nothing.
-var errReplies = errors.New("tcpio: the peer asks for TLS key updates and does not read them")
-
-const (
-	// recordBudget is how many records one read takes in. A key update costs some 20 µs with its
-	// answer, so that a peer that sends nothing else holds its connection's mu, and the loop, for
-	// 1 to 2 ms.
-	recordBudget = 64
-	// silentMax is how many bytes of records in a row may bring no plain text and still be followed
-	// by another record: key updates, records without data, and parts of a message, of which
-	// crypto/tls would keep 256 KiB. It is one record of the largest size, so that at most two such
-	// records are kept for a message.
-	silentMax = buf.Record
-)
-
-// errSilent ends a connection whose peer sends more than silentMax without plain text.
-var errSilent = errors.New("tcpio: the peer sends TLS records without data")
-
-// errAgain is what tlsLink returns instead of blocking. It is a temporary net.Error, after which
-// crypto/tls goes on.
-const errAgain = syscall.EAGAIN
 
 // TLS returns the state of the connection's TLS, or nil while there is none: on a plain connection,
 // and before the handshake of StartTLS is done. It works after Close.

@@ -1,53 +1,17 @@
 package tcpio
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
-	"github.com/rabbit-backend/tcpio/internal/quota"
-	"github.com/rabbit-backend/tcpio/internal/tlsio"
+	"github.com/rabbit-backend/tcpio/internal/buf"
 )
 
-// tlsLink is the net.Conn below a tls.Conn. While the handshake runs, Read blocks, and Read and
-// Write take the connection's mu. Afterwards they do not block, and the caller has mu.
-type tlsLink struct {
-	c    *Conn
-	turn *quota.Turn // of the handshake, which alone changes it; nil afterwards
-
-	in      tlsio.Records
-	records int // records that the running read may still begin
-	silent  int // bytes of records since plain text came
-}
-
-func (t *tlsLink) Read(p []byte) (int, error) {
-	c := t.c
-	if t.turn == nil {
-		n, err := t.takeLocked(p)
-		return n, t.cause(err)
-	}
-	for {
-		c.mu.Lock()
-		if c.ended() {
-			c.unlock()
-			return 0, net.ErrClosed
-		}
-		t.records, t.silent = 1, 0 // crypto/tls has bounds of its own for a handshake
-		n, err := t.takeLocked(p)
-		if err != ErrWouldBlock {
-			c.unlock()
-			return n, t.cause(err)
-		}
-		t.restLocked()
-		opened := c.ext.canRead.Enter()
-		c.unlock()
-		if !t.turn.Wait(opened) { // opened: bytes, the end, or HandshakeTimeout
-			c.mu.Lock()
-			c.handshakeTimedOutLocked()
-			c.unlock()
-		}
-	}
-}
+// What a tlsLink does, but for Read, which blocks while the handshake runs: see handshake.go.
 
 // takeLocked moves bytes of one record to p.
 func (t *tlsLink) takeLocked(p []byte) (int, error) {
@@ -129,3 +93,33 @@ func (t *tlsLink) RemoteAddr() net.Addr             { return t.c.RemoteAddr() }
 func (t *tlsLink) SetDeadline(time.Time) error      { return nil }
 func (t *tlsLink) SetReadDeadline(time.Time) error  { return nil }
 func (t *tlsLink) SetWriteDeadline(time.Time) error { return nil }
+
+// errTruncated is an end of stream without close_notify.
+var errTruncated = fmt.Errorf("tcpio: TLS connection ended without close_notify: %w",
+	io.ErrUnexpectedEOF)
+
+// repliesMax bounds the answers to key updates, in bytes, that a peer may ask for without reading
+// them: over two thousand answers.
+const repliesMax = 64 << 10
+
+// errReplies ends a connection whose peer asks for ever more and reads nothing.
+var errReplies = errors.New("tcpio: the peer asks for TLS key updates and does not read them")
+
+const (
+	// recordBudget is how many records one read takes in. A key update costs some 20 µs with its
+	// answer, so that a peer that sends nothing else holds its connection's mu, and the loop, for
+	// 1 to 2 ms.
+	recordBudget = 64
+	// silentMax is how many bytes of records in a row may bring no plain text and still be followed
+	// by another record: key updates, records without data, and parts of a message, of which
+	// crypto/tls would keep 256 KiB. It is one record of the largest size, so that at most two such
+	// records are kept for a message.
+	silentMax = buf.Record
+)
+
+// errSilent ends a connection whose peer sends more than silentMax without plain text.
+var errSilent = errors.New("tcpio: the peer sends TLS records without data")
+
+// errAgain is what tlsLink returns instead of blocking. It is a temporary net.Error, after which
+// crypto/tls goes on.
+const errAgain = syscall.EAGAIN
