@@ -18,8 +18,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Main is TestMain's body: it runs the tests and fails if they leave a goroutine or a descriptor. To
-// see it fail: start a goroutine that blocks, or open a socket, in any test and leave it.
+// Main is TestMain's body: it runs the tests and fails if they leave a goroutine or a descriptor.
+// To see it fail: start a goroutine that blocks, or open a socket, in any test and leave it.
 func Main(m *testing.M) {
 	// What runs together merely waits, for limits of time and for slow peers: more of it than there
 	// are processors. What measures the whole process is not parallel, and runs before.
@@ -44,9 +44,9 @@ func leaks(before map[int]string) error {
 	if err := goleak.Find(); err != nil {
 		return fmt.Errorf("goroutines left by the tests: %w", err)
 	}
-	// The package net keeps the pipes that it splices through until the garbage collector finds that
-	// nothing holds one: no test has left them, and they go when it has run. Nothing else may take
-	// its time.
+	// The package net keeps the pipes that it splices through until the garbage collector finds
+	// that nothing holds one: no test has left them, and they go when it has run. Nothing else may
+	// take its time.
 	for end := time.Now().Add(Limit); ; {
 		after, err := Descriptors()
 		if err != nil {

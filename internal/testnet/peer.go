@@ -17,7 +17,8 @@ import (
 // A Listener has an address to connect to.
 type Listener interface{ Addr() net.Addr }
 
-// Dial connects to l with the package net, until the test ends. Limit bounds every call of the peer.
+// Dial connects to l with the package net, until the test ends. Limit bounds every call of the
+// peer.
 func Dial(t testing.TB, l Listener) net.Conn {
 	t.Helper()
 	peer := Connect(t, l)
@@ -175,8 +176,8 @@ func FirstDifference(a, b []byte) int {
 	return min(len(a), len(b))
 }
 
-// Pattern is n bytes of noise, the same each time, that repeats with a prime period: a block that is
-// lost, doubled or swapped shows.
+// Pattern is n bytes of noise, the same each time, that repeats with a prime period: a block that
+// is lost, doubled or swapped shows.
 func Pattern(n int) []byte {
 	p := make([]byte, n)
 	for i := 0; i < n; {

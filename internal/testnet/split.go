@@ -25,7 +25,8 @@ func SplitRawLines(data []byte, _ bool) (int, []byte, error) {
 	return 0, nil, nil
 }
 
-// Scanned is what bufio.Scanner makes of all of data, and whether it leaves bytes that are no frame.
+// Scanned is what bufio.Scanner makes of all of data, and whether it leaves bytes that are no
+// frame.
 func Scanned(data []byte, split bufio.SplitFunc) (frames [][]byte, rest bool) {
 	used := 0
 	s := bufio.NewScanner(bytes.NewReader(data))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -204,5 +205,83 @@ func TestAskFailsAtOnceWhenTheMailboxIsFull(t *testing.T) {
 	}
 	if took := time.Since(begin); took > testnet.Limit/2 {
 		t.Errorf("after %v", took)
+	}
+}
+
+func TestActorsInARingWithFullMailboxesAllGoOn(t *testing.T) {
+	const n, turns = 16, 300
+	var handled [n]atomic.Int64
+	var full atomic.Int64
+	var ring atomic.Pointer[[]*tcpio.Conn]
+	l := harness.Actor(t, tcpio.ListenerOptions{Loops: 3, MailboxSize: 4}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+		m, ok := ev.(tcpio.Message)
+		if !ok {
+			return nil
+		}
+		me := m.Value.(int)
+		handled[me].Add(1)
+		next := (me + 1) % n
+		for range 2 { // more than the next one can take
+			switch err := (*ring.Load())[next].Post(next); {
+			case err == tcpio.ErrMailboxFull:
+				full.Add(1)
+			case err != nil && !errors.Is(err, net.ErrClosed):
+				return err
+			}
+		}
+		return nil
+	}))
+	for range n {
+		testnet.DialTCP(t, l)
+	}
+	conns := harness.Conns(t, l, n)
+	ring.Store(&conns)
+	for i, c := range conns {
+		if err := c.Post(i); err != nil && err != tcpio.ErrMailboxFull { // those before it are at it already
+			t.Fatal(err)
+		}
+	}
+	for i := range handled {
+		testnet.WaitFor(t, "everybody has had many turns", func() bool { return handled[i].Load() >= turns })
+	}
+	if full.Load() == 0 {
+		t.Error("no mailbox was ever full")
+	}
+}
+
+// All of them are on one loop, which each question takes away from its asker for a while.
+func TestAHandlerMayAskAnotherOnItsOwnLoop(t *testing.T) {
+	t.Parallel()
+	const askers = 50
+	var answerer atomic.Pointer[tcpio.Conn]
+	answers := make(chan any, askers)
+	l := harness.Actor(t, tcpio.ListenerOptions{Loops: 1}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+		m, ok := ev.(tcpio.Message)
+		if !ok {
+			return nil
+		}
+		if m.Conn == answerer.Load() {
+			m.Reply(-m.Value.(int))
+			return nil
+		}
+		v, err := answerer.Load().Ask(t.Context(), m.Value)
+		if err != nil || v != -m.Value.(int) {
+			t.Errorf("Ask(%v) = %v, %v", m.Value, v, err)
+		}
+		answers <- v
+		return err
+	}))
+	for range askers + 1 {
+		testnet.DialTCP(t, l)
+	}
+	conns := harness.Conns(t, l, askers+1)
+	answerer.Store(conns[0])
+	for i, c := range conns[1:] {
+		if err := c.Post(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range askers {
+		testnet.Await(t, "answer", answers)
 	}
 }

@@ -96,8 +96,8 @@ func TestConcurrentCallbacksRunAtOnce(t *testing.T) {
 	}
 }
 
-// With one loop and one callback at a time, a peer that sends half of what the callback wants to read holds up the
-// callbacks, and nothing else.
+// With one loop and one callback at a time, a peer that sends half of what the callback wants to
+// read holds up the callbacks, and nothing else.
 func TestABlockedCallbackDoesNotHoldUpTheLoop(t *testing.T) {
 	t.Run("serial", func(t *testing.T) {
 		l := startLegacy(t, tcpio.ListenerOptions{Loops: 1, WriteBuffer: 64 << 20, OnConnEvent: func(conn net.Conn) error {

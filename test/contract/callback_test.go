@@ -59,7 +59,8 @@ func TestTheCallbackIsNeverCalledWithNothingToRead(t *testing.T) {
 	var calls atomic.Int64
 	l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: func(conn net.Conn) error {
 		calls.Add(1)
-		// A read that fills its buffer is followed by a Readable although there may be nothing more.
+		// A read that fills its buffer is followed by a Readable although there may be nothing
+		// more.
 		n, err := conn.(*tcpio.Conn).TryRead(make([]byte, 4))
 		if err == tcpio.ErrWouldBlock {
 			t.Error("the callback was called with nothing to read")
@@ -310,7 +311,8 @@ func TestAPanicInACallbackEndsItsConnectionOnly(t *testing.T) {
 	}
 }
 
-// Callback by itself is an actor like any other, also for a connection that had another route before.
+// Callback by itself is an actor like any other, also for a connection that had another route
+// before.
 func TestCallbackIsAnActor(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)

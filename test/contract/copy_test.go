@@ -210,8 +210,8 @@ func TestBulkBetweenConnectionsStaysInTheKernel(t *testing.T) {
 	src.Abort()
 }
 
-// Many files take no splice, and only trying tells: a device, or what /proc has. The bytes that are in the pipe by then are
-// not lost.
+// Many files take no splice, and only trying tells: a device, or what /proc has. The bytes that are
+// in the pipe by then are not lost.
 func TestCopyToAFileThatTakesNoSpliceLosesNothing(t *testing.T) {
 	comm, err := os.OpenFile("/proc/thread-self/comm", os.O_RDWR, 0)
 	if err != nil {
@@ -326,7 +326,8 @@ func TestCopyGoesBehindWhatIsQueued(t *testing.T) {
 	}
 }
 
-// A copy that waits for input ends with a deadline or the source's end, one that waits for room likewise.
+// A copy that waits for input ends with a deadline or the source's end, one that waits for room
+// likewise.
 func TestABlockedCopyIsEnded(t *testing.T) {
 	for name, tt := range map[string]struct {
 		end  func(src, dst *tcpio.Conn) error

@@ -103,7 +103,8 @@ func TestADialledConnectionIsOnTheStreamLikeAcceptedOnes(t *testing.T) {
 	}
 }
 
-// The listener's own route is for accepted connections. The caller's begins with Opened, whatever has happened before.
+// The listener's own route is for accepted connections. The caller's begins with Opened, whatever
+// has happened before.
 func TestWithoutAStreamADialledConnectionIsTheCallersUntilItHasARoute(t *testing.T) {
 	never := func(t *testing.T) func(*tcpio.Conn) tcpio.Actor {
 		return func(c *tcpio.Conn) tcpio.Actor {

@@ -21,8 +21,8 @@ import (
 
 // The rows of doc.go's table "How a connection ends", each on every route.
 
-// An endRow is one row of the table. do makes it happen, from the handler of Opened or of Readable, and returns what an
-// actor's Receive would.
+// An endRow is one row of the table. do makes it happen, from the handler of Opened or of Readable,
+// and returns what an actor's Receive would.
 type endRow struct {
 	name     string
 	opts     tcpio.ListenerOptions
@@ -215,7 +215,8 @@ func endsAs(t *testing.T, route string, row endRow) {
 	}
 }
 
-// serveRoute serves with handle on a route: "stream", "claimed" or "actor". What handle returns counts on an actor alone.
+// serveRoute serves with handle on a route: "stream", "claimed" or "actor". What handle returns
+// counts on an actor alone.
 func serveRoute(t *testing.T, route string, opts tcpio.ListenerOptions, handle func(tcpio.Event) error) (l *tcpio.Listener,
 	opened, closed <-chan *tcpio.Conn) {
 	o, e := make(chan *tcpio.Conn, 10), make(chan *tcpio.Conn, 10)
@@ -288,7 +289,8 @@ func TestErrIsTheErrorThatTheReadReturned(t *testing.T) {
 	}
 }
 
-// The row "a write fails": what came before can still be read, and Err is the error that the write returned.
+// The row "a write fails": what came before can still be read, and Err is the error that the write
+// returned.
 func TestAWriteThatFailsLeavesTheInput(t *testing.T) {
 	t.Parallel()
 	for _, route := range []string{"stream", "claimed", "actor"} {
@@ -374,7 +376,8 @@ func TestTheEndOfStreamIsReadAgainAndAnswered(t *testing.T) {
 	}
 }
 
-// A consumer may read once for each Readable or until ErrWouldBlock; it gets every byte and the end either way.
+// A consumer may read once for each Readable or until ErrWouldBlock; it gets every byte and the end
+// either way.
 func TestOneReadForEachReadableGetsEverything(t *testing.T) {
 	t.Parallel()
 	for _, route := range []string{"stream", "claimed", "actor"} {

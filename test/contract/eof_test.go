@@ -361,3 +361,50 @@ func TestReadTimeoutEndsWithTheInput(t *testing.T) {
 		})
 	}
 }
+
+func TestTheConnectionCanBeWrittenToAfterEOF(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
+	testnet.Send(t, peer, "question")
+	testnet.FIN(t, peer)
+	buf := make([]byte, 100)
+	if got, err := harness.ReadStream(t, events, c, -1, 100); string(got) != "question" || err != io.EOF {
+		t.Fatalf("read %q, %v", got, err)
+	}
+	for range 3 {
+		if n, err := c.TryRead(buf); n != 0 || err != io.EOF {
+			t.Fatalf("TryRead = %d, %v, want io.EOF again", n, err)
+		}
+	}
+	if n, err := c.TryWrite([]byte("answer")); n != 6 || err != nil {
+		t.Fatalf("TryWrite = %d, %v", n, err)
+	}
+	c.Close()
+	testnet.ExpectBytes(t, peer, "answer")
+	testnet.ExpectEOF(t, peer)
+	if ev := harness.Expect[tcpio.Closed](t, events); ev.Conn.Err() != nil {
+		t.Errorf("Err = %v, want nil", ev.Conn.Err())
+	}
+}
+
+func TestTheEndOfStreamLeavesTheCloseToTheUser(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
+	testnet.FIN(t, peer)
+	if _, err := harness.ReadStream(t, events, c, -1, 100); err != io.EOF {
+		t.Fatalf("TryRead: %v, want io.EOF", err)
+	}
+	harness.ExpectSilence(t, events, 300*time.Millisecond)
+	if n, err := c.TryRead(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Fatalf("TryRead = %d, %v, want io.EOF", n, err)
+	}
+	if n, err := c.TryWrite([]byte("late")); n != 4 || err != nil {
+		t.Fatalf("TryWrite = %d, %v", n, err)
+	}
+	testnet.ExpectBytes(t, peer, "late")
+	c.Close()
+	testnet.ExpectEOF(t, peer)
+	if ev := harness.Expect[tcpio.Closed](t, events); ev.Conn.Err() != nil {
+		t.Errorf("Err = %v, want nil", ev.Conn.Err())
+	}
+}

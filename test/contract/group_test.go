@@ -136,7 +136,8 @@ func TestAllMembersSeeConcurrentWritesInTheSameOrder(t *testing.T) {
 	}
 }
 
-// Every member reads whole writes with ascending numbers, whatever joins, leaves and closes beside it.
+// Every member reads whole writes with ascending numbers, whatever joins, leaves and closes beside
+// it.
 func TestJoinLeaveAndCloseWhileAWriteRuns(t *testing.T) {
 	members, writes := 40, 100
 	if testnet.Long && !testnet.Race {
@@ -367,4 +368,42 @@ func TestTwoThousandMembers(t *testing.T) {
 		c.Close()
 	}
 	testnet.WaitFor(t, "all members have left", func() bool { return g.Len() == 0 })
+}
+
+func TestAHandlerMayWriteToGroupsThatItsConnectionIsIn(t *testing.T) {
+	const n = 10
+	all, quiet := tcpio.Group{Slow: tcpio.CloseSlow}, tcpio.Group{}
+	l := harness.Actor(t, tcpio.ListenerOptions{Loops: 2}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+		switch ev := ev.(type) {
+		case tcpio.Opened:
+			all.Join(ev.Conn)
+			quiet.Join(ev.Conn)
+		case tcpio.Readable:
+			var p [8]byte
+			m, err := ev.Conn.TryRead(p[:])
+			if err != nil {
+				return err
+			}
+			_, _ = all.Write(p[:m])
+			quiet.Leave(ev.Conn)
+			_, _ = quiet.Write(nil)
+			quiet.Join(ev.Conn)
+		}
+		return nil
+	}))
+	var peers []*net.TCPConn
+	for range n {
+		peers = append(peers, testnet.DialTCP(t, l))
+	}
+	testnet.WaitFor(t, "all have joined", func() bool { return all.Len() == n && quiet.Len() == n })
+	for _, p := range peers {
+		testnet.Send(t, p, "x")
+	}
+	for _, p := range peers {
+		testnet.ReadString(t, p, n)
+	}
+	for _, p := range peers {
+		p.Close()
+	}
+	testnet.WaitFor(t, "all have left", func() bool { return all.Len() == 0 && quiet.Len() == 0 })
 }

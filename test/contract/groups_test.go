@@ -233,7 +233,8 @@ func TestGroupsHoldsAGroupWhileItHasMembers(t *testing.T) {
 	}
 }
 
-// The calls for one key alternate, and the last one is true to what lasts, whoever joins, leaves and closes meanwhile.
+// The calls for one key alternate, and the last one is true to what lasts, whoever joins, leaves
+// and closes meanwhile.
 // To see it fail: have nextChange call Changed also when occupied == told.
 func TestChangedAlternatesForEachKeyAndEndsTrue(t *testing.T) {
 	var mu sync.Mutex

@@ -4,13 +4,17 @@ package contract
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
-	"runtime"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,356 +24,379 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// hookOptions are options with hook as the hook of that name, which is on the way of every connection, and an
-// echo.
-func hookOptions(name string, hook func()) tcpio.ListenerOptions {
-	o := tcpio.ListenerOptions{Loops: 1, Actor: func(*tcpio.Conn) tcpio.Actor {
-		if name == "Actor" {
-			hook()
-		}
-		return tcpio.ActorFunc(okActor)
-	}}
-	switch name {
-	case "Admit":
-		o.Admit = func(netip.AddrPort) error { hook(); return nil }
-	case "AcceptRate":
-		o.AcceptRate = allow(func() bool { hook(); return true })
-	}
-	return o
-}
-
-var hookNames = []string{"Admit", "AcceptRate", "Actor"}
-
-func TestAHookThatPanicsOrExitsRefusesItsPeerAndNobodyElse(t *testing.T) {
-	for _, name := range hookNames {
+// OnErrorEvent, and OnConnEvent of one connection, are nothing to any other, also while that one's
+// callback is running and they wait for it.
+func TestACallbackThatPanicsOrExitsIsNothingToOtherConnections(t *testing.T) {
+	errRefused := errors.New("refused")
+	for _, where := range []string{"OnConnEvent", "OnErrorEvent"} {
 		for how, misdeed := range testnet.Misdeeds {
-			t.Run(name+"/"+how, func(t *testing.T) {
-				var bad atomic.Bool
-				log := new(testnet.Log)
-				o := hookOptions(name, func() {
-					if bad.Load() {
-						misdeed()
+			for _, concurrent := range []bool{false, true} {
+				t.Run(fmt.Sprint(where, "/", how, "/concurrent=", concurrent), func(t *testing.T) {
+					log := new(testnet.Log)
+					inside, release := make(chan struct{}, 10), make(chan struct{})
+					told := make(chan error, 10)
+					l := startLegacy(t, tcpio.ListenerOptions{
+						Loops: 1, ConcurrentCallbacks: concurrent, Logger: slog.New(log),
+						OnConnEvent: func(conn net.Conn) error {
+							var b [1]byte
+							if _, err := conn.Read(b[:]); err != nil {
+								return err
+							}
+							switch b[0] {
+							case 'w':
+								inside <- struct{}{}
+								<-release
+							case 'e':
+								if where == "OnConnEvent" {
+									misdeed()
+								}
+								return errRefused
+							}
+							_, err := conn.Write([]byte("OK\n"))
+							return err
+						},
+						OnErrorEvent: func(err error) {
+							told <- err
+							if where == "OnErrorEvent" {
+								misdeed()
+							}
+						},
+					})
+					waits, bad, next := testnet.Dial(t, l), testnet.Dial(t, l), testnet.Dial(t, l)
+					testnet.Send(t, waits, "w")
+					testnet.Await(t, "the callback that blocks", inside)
+					testnet.Send(t, bad, "e")
+					if !concurrent {
+						testnet.WaitFor(t, "its read is left to the others", func() bool { return l.Stats().Events >= 6 })
+					}
+					close(release)
+					testnet.ExpectBytes(t, waits, "OK\n")
+					var p *tcpio.PanicError
+					switch err := testnet.Await(t, "OnErrorEvent", told); {
+					case where == "OnErrorEvent" && err != errRefused:
+						t.Errorf("OnErrorEvent got %v", err)
+					case where == "OnConnEvent" && !errors.As(err, &p):
+						t.Errorf("OnErrorEvent got %v, want a *PanicError", err)
+					}
+					if _, err := bad.Read(make([]byte, 1)); err == nil || where == "OnErrorEvent" && err != io.EOF {
+						t.Errorf("the peer of the bad one read %v", err)
+					}
+					for _, c := range []net.Conn{waits, next} {
+						testnet.Send(t, c, "x")
+						testnet.ExpectBytes(t, c, "OK\n")
+					}
+					testnet.WaitFor(t, "the line", func() bool { return log.Count("panicked") == 1 })
+					if n := log.Count(""); n != 1 {
+						t.Errorf("%d lines", n)
 					}
 				})
-				o.Logger = slog.New(log)
-				o.MaxConnsPerIP = 2 // a place that is not given back is missed
+			}
+		}
+	}
+}
+
+// badError is an error whose methods misbehave.
+type badError struct{ misdeed func() }
+
+func (e badError) Error() string        { e.misdeed(); return "" }
+func (e badError) Is(error) bool        { e.misdeed(); return false }
+func (e badError) As(any) bool          { e.misdeed(); return false }
+func (e badError) LogValue() slog.Value { e.misdeed(); return slog.Value{} }
+
+func TestAnErrorWhoseMethodsPanicOrExitEndsItsConnectionOnly(t *testing.T) {
+	cert := testnet.ServerTLS().Certificates[0]
+	for how, misdeed := range testnet.Misdeeds {
+		bad := badError{misdeed}
+		t.Run("OnConnEvent/"+how, func(t *testing.T) {
+			l := startLegacy(t, tcpio.ListenerOptions{Loops: 1, OnConnEvent: func(conn net.Conn) error {
+				var b [1]byte
+				if _, err := conn.Read(b[:]); err != nil {
+					return err
+				}
+				if b[0] == 'e' {
+					return bad
+				}
+				_, err := conn.Write(b[:])
+				return err
+			}})
+			c := testnet.Dial(t, l)
+			testnet.Send(t, c, "e")
+			if _, err := c.Read(make([]byte, 1)); err == nil {
+				t.Error("the peer got bytes")
+			}
+			testnet.Ping(t, testnet.Dial(t, l), "x")
+		})
+		t.Run("Closed/"+how, func(t *testing.T) {
+			closed := make(chan struct{}, 2)
+			l := harness.Actor(t, tcpio.ListenerOptions{Loops: 1, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))},
+				tcpio.ActorFunc(func(ev tcpio.Event) error {
+					switch ev := ev.(type) {
+					case tcpio.Readable:
+						ev.Conn.Abort()
+					case tcpio.Closed:
+						closed <- struct{}{}
+						return bad
+					}
+					return nil
+				}))
+			for range 2 {
+				testnet.Send(t, testnet.DialTCP(t, l), "x")
+				testnet.Await(t, "Closed", closed)
+			}
+		})
+		t.Run("TLS/"+how, func(t *testing.T) {
+			config := &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+				if hello.ServerName == "bad" {
+					return nil, bad
+				}
+				return &cert, nil
+			}}
+			l, _ := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config, MaxHandshakes: 1}, harness.EchoActor)
+			for range 2 {
+				c := tls.Client(testnet.Dial(t, l), &tls.Config{InsecureSkipVerify: true, ServerName: "bad"})
+				if err := c.Handshake(); err == nil {
+					t.Error("the handshake has succeeded")
+				}
+			}
+			testnet.Ping(t, testnet.DialTLS(t, l, testnet.ClientTLS()), "x")
+		})
+	}
+}
+
+// badHandler is a slog.Handler that misbehaves.
+type badHandler struct {
+	testnet.Log
+	misdeed func()
+}
+
+func (h *badHandler) Handle(ctx context.Context, r slog.Record) error {
+	_ = h.Log.Handle(ctx, r)
+	h.misdeed()
+	return nil
+}
+
+func TestALoggerThatPanicsExitsOrBlocksIsNothingToTheListener(t *testing.T) {
+	release := make(chan struct{})
+	defer close(release)
+	for how, misdeed := range map[string]func(){
+		"panic": testnet.Misdeeds["panic"], "Goexit": testnet.Misdeeds["Goexit"], "block": func() { <-release },
+	} {
+		for _, where := range []string{"Receive", "Closed", "Actor", "Admit", "OnErrorEvent"} {
+			t.Run(how+"/"+where, func(t *testing.T) {
+				log := &badHandler{misdeed: misdeed}
+				o := tcpio.ListenerOptions{Loops: 1, CloseTimeout: 50 * time.Millisecond, Logger: slog.New(log)}
+				var bad atomic.Bool
+				do := func(here string) {
+					if here == where && bad.Load() {
+						panic("for the log")
+					}
+				}
+				o.Admit = func(netip.AddrPort) error { do("Admit"); return nil }
+				if where == "OnErrorEvent" {
+					o.OnConnEvent = func(conn net.Conn) error {
+						b := make([]byte, 10)
+						n, err := conn.Read(b)
+						if err != nil {
+							return err
+						}
+						_, err = conn.Write(b[:n])
+						return err
+					}
+					o.OnErrorEvent = func(error) { do("OnErrorEvent") }
+				} else {
+					o.Actor = func(*tcpio.Conn) tcpio.Actor {
+						do("Actor")
+						return tcpio.ActorFunc(func(ev tcpio.Event) error {
+							switch ev := ev.(type) {
+							case tcpio.Opened:
+								do("Receive")
+							case tcpio.Closed:
+								do("Closed")
+								_ = ev
+							}
+							return okActor(ev)
+						})
+					}
+				}
 				l := harness.Serve(t, o)
 				old := testnet.Dial(t, l)
 				testnet.Ping(t, old, "before")
-				for i := range 5 {
-					bad.Store(true)
-					if c, err := net.Dial("tcp", l.Addr().String()); err == nil { // else it is reset already
-						_ = c.SetDeadline(time.Now().Add(testnet.Limit))
-						if _, err := c.Read(make([]byte, 1)); err == nil {
-							t.Error("the refused peer got bytes")
-						}
+				bad.Store(true)
+				for range 25 {
+					if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
 						c.Close()
 					}
-					testnet.WaitFor(t, "the refused connection is gone", func() bool { return l.Len() == 1 })
-					if got := log.Count(" panicked"); got != i+1 {
-						t.Errorf("%d lines after %d refusals", got, i+1)
-					}
-					bad.Store(false)
-					testnet.Ping(t, old, "after")
-					next := testnet.Dial(t, l)
-					testnet.Ping(t, next, "next")
-					next.Close()
-					testnet.WaitFor(t, "the next one is gone", func() bool { return l.Len() == 1 })
 				}
-				want := tcpio.RefusedStats{}
-				switch name {
-				case "Admit":
-					want.Admit = 5
-				case "AcceptRate":
-					want.Rate = 5
-				}
-				if s := l.Stats(); s.Refused != want || s.Blocked != 0 {
-					t.Errorf("counted: %+v, %d blocked", s.Refused, s.Blocked)
-				}
+				testnet.WaitFor(t, "a line", func() bool { return log.Count("panicked") > 0 })
+				bad.Store(false)
+				testnet.Ping(t, old, "after")
+				testnet.Ping(t, testnet.Dial(t, l), "next")
 			})
 		}
 	}
 }
 
-// While a hook blocks, accepting waits for it, and nothing else does. Its connections are served when it is
-// over, however it ends.
-func TestAHookThatBlocksHoldsUpAcceptingAlone(t *testing.T) {
-	for _, name := range hookNames {
-		for how, end := range map[string]func(){"return": func() {}, "panic": testnet.Misdeeds["panic"], "Goexit": testnet.Misdeeds["Goexit"]} {
-			t.Run(name+"/"+how, func(t *testing.T) {
-				var blocks atomic.Bool
-				var alone harness.Alone
-				inside, release := make(chan struct{}), make(chan struct{})
-				l := harness.Serve(t, hookOptions(name, func() {
-					defer alone.Enter(t)()
-					if blocks.CompareAndSwap(true, false) {
-						close(inside)
-						<-release
-						end()
+// A line whose values misbehave is lost, and the next one says so.
+func TestALineWhoseValuesPanicOrExitIsCounted(t *testing.T) {
+	for how, misdeed := range testnet.Misdeeds {
+		t.Run(how, func(t *testing.T) {
+			log := new(testnet.Log)
+			var value atomic.Value
+			l := harness.Actor(t, tcpio.ListenerOptions{Loops: 1, Logger: slog.New(resolving{slog.NewTextHandler(log, nil)})},
+				tcpio.ActorFunc(func(ev tcpio.Event) error {
+					if _, ok := ev.(tcpio.Readable); ok {
+						panic(value.Load())
 					}
+					return nil
 				}))
-				old := testnet.Dial(t, l)
-				testnet.Ping(t, old, "before")
-				blocks.Store(true)
-				first := testnet.Dial(t, l)
-				testnet.Await(t, "the hook", inside)
-				second := testnet.Dial(t, l)
-				for range 20 {
-					testnet.Ping(t, old, "meanwhile")
-				}
-				close(release)
-				testnet.Ping(t, second, "second")
-				if how == "return" {
-					testnet.Ping(t, first, "first")
-				} else if _, err := first.Read(make([]byte, 1)); err == nil {
-					t.Error("the peer that the hook has not let in got bytes")
-				}
-			})
-		}
+			value.Store(any(badError{misdeed}))
+			testnet.Send(t, testnet.DialTCP(t, l), "x")
+			testnet.WaitFor(t, "the first is gone", func() bool { return l.Stats().Closed == 1 })
+			value.Store(any(badError{func() {}}))
+			testnet.Send(t, testnet.DialTCP(t, l), "x")
+			testnet.WaitFor(t, "the second line", func() bool { return strings.Contains(log.String(), "suppressed=1") })
+		})
 	}
 }
 
-// A hook that does not come back keeps neither Close nor Shutdown nor Serve, and does no harm when it does.
-func TestAHookThatBlocksKeepsNobodyFromStopping(t *testing.T) {
-	stops := map[string]func(l *tcpio.Listener, cancel func()) error{
-		"Close": func(l *tcpio.Listener, _ func()) error { return l.Close() },
-		"Shutdown": func(l *tcpio.Listener, _ func()) error {
-			return l.Shutdown(context.Background())
-		},
-		"the end of Shutdown's ctx": func(l *tcpio.Listener, _ func()) error {
-			ctx, end := context.WithCancel(context.Background())
-			end()
-			if err := l.Shutdown(ctx); err != context.Canceled {
-				return fmt.Errorf("Shutdown: %v", err)
-			}
-			return nil
-		},
-		"the end of Serve's ctx": func(l *tcpio.Listener, cancel func()) error { cancel(); return nil },
-	}
-	for _, name := range hookNames {
-		for stopped, stop := range stops {
-			for how, end := range map[string]func(){"return": func() {}, "panic": testnet.Misdeeds["panic"], "Goexit": testnet.Misdeeds["Goexit"]} {
-				t.Run(name+"/"+stopped+"/"+how, func(t *testing.T) {
-					t.Parallel()
-					inside, release, over := make(chan struct{}, 10), make(chan struct{}), make(chan struct{}, 10)
-					o := hookOptions(name, func() {
-						defer func() { over <- struct{}{} }()
-						inside <- struct{}{}
-						<-release
-						end()
-					})
-					o.CloseTimeout = 50 * time.Millisecond
-					l := harness.Listen(t, o)
-					ctx, cancel := context.WithCancel(context.Background())
-					defer cancel()
-					served := harness.Go(ctx, l)
-					testnet.Dial(t, l)
-					testnet.Await(t, "the hook", inside)
-					testnet.Dial(t, l) // in the backlog
-					done := make(chan error, 1)
-					go func() { done <- stop(l, cancel) }()
-					if err := testnet.Await(t, "the end of "+stopped, done); err != nil {
-						t.Error(err)
-					}
-					if err := testnet.Await(t, "the end of Serve", served); err != nil {
-						t.Errorf("Serve: %v", err)
-					}
-					if n := l.Len(); n != 0 {
-						t.Errorf("%d connections are left", n)
-					}
-					close(release)
-					testnet.Await(t, "the end of the hook", over)
-				})
-			}
-		}
+// resolving is a handler that asks the values outside the protection that the ones of the package
+// slog have.
+type resolving struct{ slog.Handler }
+
+func (h resolving) Handle(ctx context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool { a.Value.Any(); callLogValue(a.Value); return true })
+	return h.Handler.Handle(ctx, r)
+}
+
+func callLogValue(v slog.Value) {
+	if lv, ok := v.Any().(slog.LogValuer); ok {
+		lv.LogValue()
 	}
 }
 
-func TestAHookMayStopTheListener(t *testing.T) {
-	for _, name := range hookNames {
-		for how, stop := range map[string]func(*tcpio.Listener) error{
-			"Close":    (*tcpio.Listener).Close,
-			"Shutdown": func(l *tcpio.Listener) error { return l.Shutdown(context.Background()) },
-		} {
-			t.Run(name+"/"+how, func(t *testing.T) {
-				listener, stopped := make(chan *tcpio.Listener, 1), make(chan error, 1)
-				o := hookOptions(name, func() { stopped <- stop(<-listener) })
-				o.CloseTimeout = 50 * time.Millisecond
-				l := harness.Listen(t, o)
-				listener <- l
-				served := harness.Go(t.Context(), l)
-				if c, err := net.Dial("tcp", l.Addr().String()); err == nil { // else it is reset already
-					defer c.Close()
-				}
-				if err := testnet.Await(t, "the end of "+how, stopped); err != nil {
-					t.Error(err)
-				}
-				if err := testnet.Await(t, "the end of Serve", served); err != nil {
-					t.Errorf("Serve: %v", err)
-				}
-			})
-		}
+// Start tells OnErrorEvent on the way out, under the same guard.
+func TestStartReturnsThoughOnErrorEventPanics(t *testing.T) {
+	log := new(testnet.Log)
+	l := harness.Listen(t, tcpio.ListenerOptions{Logger: slog.New(log), OnErrorEvent: func(error) { panic("misdeed") }})
+	l.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		l.Start()
+	}()
+	testnet.Await(t, "the end of Start", done)
+	if log.Count("OnErrorEvent panicked") != 1 {
+		t.Error("not logged")
 	}
 }
 
-// With one loop no two hooks run at once, also when connections are adopted, and when Shutdown takes the last
-// ones.
-func TestHooksOfOneListenerNeverRunTogether(t *testing.T) {
+// A range over Conns holds nothing while its body runs.
+func TestTheBodyOfAConnsLoopMayPanic(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{Loops: 1})
+	harness.Open(t, l, events)
+	testnet.Misbehave(t, func(misdeed func()) {
+		for range l.Conns() {
+			misdeed()
+		}
+	})
+	harness.Open(t, l, events)
+}
+
+var suppressedAttr = regexp.MustCompile(`suppressed=(\d+)`)
+
+// A thousand failures are a few lines, and the lines say how many more there were. To see it fail:
+// let LogLimit.Take always answer true, or leave logRest out of finish.
+func TestAFloodOfFailuresIsAFewLinesThatCountTheRest(t *testing.T) {
 	t.Parallel()
-	for range 20 {
-		var alone harness.Alone
-		hook := func() {
-			leave := alone.Enter(t)
-			runtime.Gosched()
-			leave()
-		}
-		l := harness.Serve(t, tcpio.ListenerOptions{
-			Loops: 1, CloseTimeout: 50 * time.Millisecond,
-			AcceptRate: allow(func() bool { hook(); return true }),
-			Admit:      func(netip.AddrPort) error { hook(); return nil },
-			Actor: func(*tcpio.Conn) tcpio.Actor {
-				hook()
+	const conns = 1000
+	for name, tc := range map[string]struct {
+		opts func(failed *atomic.Int64) tcpio.ListenerOptions
+		line string
+	}{
+		"panics in Receive": {func(failed *atomic.Int64) tcpio.ListenerOptions {
+			return tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor {
 				return tcpio.ActorFunc(func(ev tcpio.Event) error {
-					if r, ok := ev.(tcpio.Readable); ok {
-						_, err := r.Conn.TryRead(make([]byte, 10))
-						if err == io.EOF {
-							r.Conn.Close()
-						}
+					if _, ok := ev.(tcpio.Opened); ok {
+						failed.Add(1)
+						panic("flood")
 					}
 					return nil
 				})
-			},
-		})
-		other, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		ping := func(addr net.Addr, n int, then func(net.Conn)) func() {
-			return func() {
-				for range n {
-					if c, err := net.Dial("tcp", addr.String()); err == nil {
-						then(c)
+			}}
+		}, "handler panicked"},
+		"errors at Closed": {func(failed *atomic.Int64) tcpio.ListenerOptions {
+			return tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor {
+				return tcpio.ActorFunc(func(ev tcpio.Event) error {
+					switch ev := ev.(type) {
+					case tcpio.Opened:
+						ev.Conn.Abort()
+					case tcpio.Closed:
+						failed.Add(1)
+						return errors.New("too late")
 					}
-				}
+					return nil
+				})
+			}}
+		}, "failed at Closed"},
+		"panics in Actor": {func(failed *atomic.Int64) tcpio.ListenerOptions {
+			return tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor { failed.Add(1); panic("flood") }}
+		}, "handler panicked"},
+		"panics in Admit": {func(failed *atomic.Int64) tcpio.ListenerOptions {
+			return tcpio.ListenerOptions{
+				Admit: func(netip.AddrPort) error { failed.Add(1); panic("flood") },
+				Actor: func(*tcpio.Conn) tcpio.Actor { return nil },
 			}
-		}
-		closes := func(c net.Conn) { c.Close() }
-		adopted := func(c net.Conn) {
-			if _, err := l.Adopt(c); err != nil {
-				c.Close()
-			}
-		}
-		ping(l.Addr(), 1, closes)()
-		testnet.WaitFor(t, "the first is accepted", func() bool { return l.Stats().Accepted == 1 })
-		testnet.Together(ping(l.Addr(), 30, closes), ping(l.Addr(), 30, closes), ping(other.Addr(), 30, adopted), ping(other.Addr(), 30, adopted), func() {
-			time.Sleep(2 * time.Millisecond) // anywhere among them
-			if err := l.Shutdown(testnet.Context(t)); err != nil {
-				t.Errorf("Shutdown: %v", err)
-			}
-		})
-		other.Close()
-	}
-}
-
-// Shutdown's last accepts wait for the hook that is running.
-func TestShutdownDoesNotRunHooksBesideOneThatBlocks(t *testing.T) {
-	for _, name := range hookNames {
+		}, "Admit panicked"},
+		"panics in a callback": {func(failed *atomic.Int64) tcpio.ListenerOptions {
+			return tcpio.ListenerOptions{OnConnEvent: func(net.Conn) error { failed.Add(1); panic("flood") }}
+		}, "handler panicked"},
+	} {
 		t.Run(name, func(t *testing.T) {
-			var alone harness.Alone
-			calls := make(chan struct{}, 10)
-			release := make(chan struct{})
-			l := harness.Serve(t, hookOptions(name, func() {
-				defer alone.Enter(t)()
-				calls <- struct{}{}
-				<-release
-			}))
-			first := testnet.Dial(t, l)
-			testnet.Await(t, "the hook", calls)
-			second := testnet.Dial(t, l)
-			done := make(chan error, 1)
-			go func() { done <- l.Shutdown(testnet.Context(t)) }()
-			testnet.WaitFor(t, "the stop", func() bool {
-				_, err := l.Dial(t.Context(), "unix", "/nowhere")
-				return errors.Is(err, net.ErrClosed)
-			})
-			close(release)
-			testnet.Await(t, "the hook for the second", calls)
-			for _, c := range []net.Conn{first, second} {
-				if _, err := c.Read(make([]byte, 1)); err != io.EOF {
-					t.Errorf("the peer read %v, want the end", err)
-				}
-				c.Close()
+			log := new(testnet.Log)
+			var failed atomic.Int64
+			opts := tc.opts(&failed)
+			opts.Logger = slog.New(log)
+			l := harness.Listen(t, opts)
+			served := harness.Go(t.Context(), l)
+			began := time.Now()
+			var wg sync.WaitGroup
+			for range 8 {
+				wg.Go(func() {
+					for range conns / 8 {
+						c, err := net.Dial("tcp", l.Addr().String())
+						if err != nil {
+							continue // reset before connect returned
+						}
+						_ = c.SetDeadline(time.Now().Add(testnet.Limit))
+						_, _ = c.Write([]byte("secret"))
+						_, _ = c.Read(make([]byte, 1)) // until it is closed
+						_ = c.(*net.TCPConn).SetLinger(0)
+						c.Close()
+					}
+				})
 			}
-			if err := testnet.Await(t, "the end of Shutdown", done); err != nil {
-				t.Errorf("Shutdown: %v", err)
+			wg.Wait()
+			l.Close()
+			if err := testnet.Await(t, "the end of Serve", served); err != nil {
+				t.Errorf("Serve: %v", err)
 			}
-		})
-	}
-}
-
-// The actor of an adopted connection is made as that of an accepted one is.
-func TestAnActorHookThatPanicsOrExitsRefusesAnAdoptedConnection(t *testing.T) {
-	for how, misdeed := range testnet.Misdeeds {
-		t.Run(how, func(t *testing.T) {
-			var bad atomic.Bool
-			l := harness.Serve(t, hookOptions("Actor", func() {
-				if bad.Load() {
-					misdeed()
+			most := 12 + int(time.Since(began)/time.Second) // ten, one a second, and one at the end
+			lines, told := log.Count(tc.line), 0
+			for line := range strings.Lines(log.String()) {
+				if m := suppressedAttr.FindStringSubmatch(line); m != nil {
+					n, _ := strconv.Atoi(m[1])
+					told += n
 				}
-			}))
-			testnet.Ping(t, testnet.Dial(t, l), "serving")
-			other, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
 			}
-			defer other.Close()
-			for _, refused := range []bool{true, false, true} {
-				bad.Store(refused)
-				peer, err := net.Dial("tcp", other.Addr().String())
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer peer.Close()
-				_ = peer.SetDeadline(time.Now().Add(testnet.Limit))
-				nc, err := other.Accept()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if _, err := l.Adopt(nc); err != nil {
-					t.Fatal(err)
-				}
-				if !refused {
-					testnet.Ping(t, peer, "adopted")
-				} else if _, err := peer.Read(make([]byte, 1)); err == nil {
-					t.Error("the refused peer got bytes")
-				}
+			if n := int(failed.Load()); n < conns/2 || lines+told != n {
+				t.Errorf("%d failures are %d lines and %d suppressed", n, lines, told)
+			}
+			if n := log.Count(""); n > most || lines < 10 {
+				t.Errorf("%d lines, %d of them of failures; want ten of them and %d at most", n, lines, most)
+			}
+			if log.Count("secret") != 0 {
+				t.Error("what a peer sent is in the log")
 			}
 		})
-	}
-}
-
-// At MaxBlocked a loop waits for its handler, but not beyond the end of the listener.
-func TestServeReturnsAtMaxBlockedThoughHandlersBlock(t *testing.T) {
-	inside, release := make(chan struct{}, 10), make(chan struct{})
-	defer close(release)
-	o := tcpio.ListenerOptions{Loops: 1, MaxBlocked: 1, CloseTimeout: 50 * time.Millisecond}
-	o.Actor = func(*tcpio.Conn) tcpio.Actor {
-		return tcpio.ActorFunc(func(ev tcpio.Event) error {
-			if _, ok := ev.(tcpio.Opened); ok {
-				inside <- struct{}{}
-				<-release
-			}
-			return nil
-		})
-	}
-	l := harness.Listen(t, o)
-	served := harness.Go(t.Context(), l)
-	for range 2 {
-		testnet.Dial(t, l)
-		testnet.Await(t, "a handler that blocks", inside)
-	}
-	l.Close()
-	if err := testnet.Await(t, "the end of Serve", served); err != nil {
-		t.Errorf("Serve: %v", err)
 	}
 }

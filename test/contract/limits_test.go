@@ -3,12 +3,13 @@
 package contract
 
 import (
-	"context"
 	"errors"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -18,10 +19,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// limitWait bounds what the tests wait for; nothing here is expected to take as long.
-const limitWait = 30 * time.Second
-
-// served is a listener whose closed connections come out of a channel, and whose events are otherwise answered by on.
+// served is a listener whose closed connections come out of a channel, and whose events are
+// otherwise answered by on.
 type served struct {
 	l      *tcpio.Listener
 	closed chan *tcpio.Conn
@@ -29,48 +28,22 @@ type served struct {
 
 func serveLimited(t *testing.T, opts tcpio.ListenerOptions, on func(tcpio.Event)) *served {
 	t.Helper()
-	opts.Addr = "127.0.0.1:0"
 	opts.CloseTimeout = 200 * time.Millisecond // the peers here keep their end open
-	l, err := tcpio.Listen(&opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &served{l: l, closed: make(chan *tcpio.Conn, 100)}
-	done := make(chan error, 2)
-	events := l.Events()
-	go func() {
-		for ev := range events {
-			if on != nil {
-				on(ev)
-			}
-			if c, ok := ev.(tcpio.Closed); ok {
-				s.closed <- c.Conn
-			}
+	s := &served{closed: make(chan *tcpio.Conn, 100)}
+	s.l = harness.Stream(t, opts, func(ev tcpio.Event) {
+		if on != nil {
+			on(ev)
 		}
-		done <- nil
-	}()
-	ended := harness.Go(context.Background(), l)
-	t.Cleanup(func() {
-		l.Close()
-		if err := <-ended; err != nil {
-			t.Errorf("Serve: %v", err)
+		if c, ok := ev.(tcpio.Closed); ok {
+			s.closed <- c.Conn
 		}
-		<-done
 	})
 	return s
 }
 
 func (s *served) dial(t *testing.T) net.Conn {
 	t.Helper()
-	c, err := net.Dial("tcp", s.l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(limitWait)); err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return testnet.Dial(t, s.l)
 }
 
 // nextLimit waits for a connection to end by the limit of that name.
@@ -82,7 +55,7 @@ func (s *served) nextLimit(t *testing.T, name string) {
 		if err := c.Err(); !errors.As(err, &limit) || limit.Limit != name || !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatalf("the connection ended with %v, want the %s limit", err, name)
 		}
-	case <-time.After(limitWait):
+	case <-time.After(testnet.Limit):
 		t.Fatalf("no connection ended by the %s limit", name)
 	}
 }
@@ -111,7 +84,8 @@ func TestIdleTimeoutClosesASilentConnection(t *testing.T) {
 	}
 }
 
-// Activity either way puts the limit off: a connection that is talked to for many times the limit stays.
+// Activity either way puts the limit off: a connection that is talked to for many times the limit
+// stays.
 func TestActivityPutsTheIdleTimeoutOff(t *testing.T) {
 	t.Parallel()
 	const limit = 400 * time.Millisecond
@@ -261,16 +235,6 @@ func TestUserTimeoutIsInherited(t *testing.T) {
 	}
 }
 
-// refused reads what a refused peer gets.
-func refused(t *testing.T, c net.Conn) string {
-	t.Helper()
-	b, err := io.ReadAll(c)
-	if err != nil && !errors.Is(err, syscall.ECONNRESET) {
-		t.Fatalf("a refused peer sees %v", err)
-	}
-	return string(b)
-}
-
 func echoed(t *testing.T, c net.Conn) {
 	t.Helper()
 	if _, err := c.Write([]byte("x")); err != nil {
@@ -278,96 +242,6 @@ func echoed(t *testing.T, c net.Conn) {
 	}
 	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
 		t.Fatalf("not served: %v", err)
-	}
-}
-
-func TestMaxConnsRefusesWithAReplyAndServesAgain(t *testing.T) {
-	s := serveLimited(t, tcpio.ListenerOptions{MaxConns: 2, RefuseReply: []byte("full\n")}, readAll)
-	c1, c2 := s.dial(t), s.dial(t)
-	echoed(t, c1)
-	echoed(t, c2)
-	c3 := s.dial(t)
-	if _, err := c3.Write([]byte("unread input does not cost the reply")); err != nil {
-		t.Fatal(err)
-	}
-	if got := refused(t, c3); got != "full\n" {
-		t.Errorf("a refused peer got %q", got)
-	}
-	if n := s.l.Stats().Refused.Conns; n != 1 {
-		t.Errorf("%d refusals counted, want 1", n)
-	}
-	c1.Close()
-	<-s.closed
-	echoed(t, s.dial(t))
-}
-
-func TestARefusedConnectionIsCountedAsRefusedOnly(t *testing.T) {
-	s := serveLimited(t, tcpio.ListenerOptions{MaxConns: 1, RefuseReply: []byte("full\n")}, readAll)
-	echoed(t, s.dial(t))
-	c := s.dial(t)
-	refused(t, c)
-	c.Close()
-	testnet.WaitFor(t, "the refused connection is gone", func() bool { return s.l.Stats().Refusing == 0 })
-	if st := s.l.Stats(); st.Accepted != 1 || st.Closed != 0 || st.Refused.Conns != 1 {
-		t.Errorf("%d accepted, %d closed, %d refused, want 1, 0, 1", st.Accepted, st.Closed, st.Refused.Conns)
-	}
-}
-
-func TestMaxConnsPerIPCountsAddressesApart(t *testing.T) {
-	s := serveLimited(t, tcpio.ListenerOptions{MaxConnsPerIP: 1}, readAll)
-	from := func(ip string) net.Conn {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}, Timeout: limitWait}
-		c, err := d.Dial("tcp", s.l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		_ = c.SetDeadline(time.Now().Add(limitWait))
-		return c
-	}
-	a := from("127.0.0.2")
-	echoed(t, a)
-	if got := refused(t, from("127.0.0.2")); got != "" {
-		t.Errorf("a refused peer got %q", got)
-	}
-	echoed(t, from("127.0.0.3"))
-	a.Close()
-	<-s.closed
-	echoed(t, from("127.0.0.2"))
-	if n := s.l.Stats().Refused.PerIP; n != 1 {
-		t.Errorf("%d refusals counted, want 1", n)
-	}
-}
-
-type allow func() bool
-
-func (a allow) Allow() bool { return a() }
-
-func TestAcceptRateAndAdmitRefuse(t *testing.T) {
-	rate, bad := true, netip.AddrPort{}
-	decide := make(chan func(), 1)
-	s := serveLimited(t, tcpio.ListenerOptions{
-		AcceptRate: allow(func() bool { (<-decide)(); return rate }),
-		Admit: func(peer netip.AddrPort) error {
-			if !peer.Addr().IsLoopback() || peer.Port() == 0 {
-				t.Errorf("the peer is %v", peer)
-			}
-			if bad.IsValid() {
-				return errors.New("not you")
-			}
-			return nil
-		},
-	}, readAll)
-	decide <- func() {}
-	echoed(t, s.dial(t))
-	decide <- func() { rate = false }
-	refused(t, s.dial(t))
-	decide <- func() { rate, bad = true, netip.AddrPortFrom(netip.IPv4Unspecified(), 1) }
-	refused(t, s.dial(t))
-	decide <- func() { bad = netip.AddrPort{} }
-	echoed(t, s.dial(t))
-	if r := s.l.Stats().Refused; r != (tcpio.RefusedStats{Rate: 1, Admit: 1}) {
-		t.Errorf("refused: %+v", r)
 	}
 }
 
@@ -380,7 +254,7 @@ func TestStatsAddUp(t *testing.T) {
 		<-s.closed
 	}
 	// Closed is emitted just before the last counters are.
-	for limit := time.Now().Add(limitWait); s.l.Len() > 0 && time.Now().Before(limit); time.Sleep(time.Millisecond) {
+	for limit := time.Now().Add(testnet.Limit); s.l.Len() > 0 && time.Now().Before(limit); time.Sleep(time.Millisecond) {
 	}
 	st := s.l.Stats()
 	if st.Accepted != 10 || st.Closed != 10 || st.Open != 0 || st.BytesIn != 10 || st.BytesOut != 10 || len(st.Loops) != 2 {
@@ -396,21 +270,214 @@ func TestStatsAddUp(t *testing.T) {
 	}
 }
 
-func TestBadLimitsAreErrorsThatNameTheField(t *testing.T) {
-	for name, opts := range map[string]tcpio.ListenerOptions{
-		"IdleTimeout":   {IdleTimeout: -1},
-		"ReadTimeout":   {ReadTimeout: 21 * 24 * time.Hour},
-		"WriteTimeout":  {WriteTimeout: -1},
-		"UserTimeout":   {UserTimeout: -1},
-		"MaxConns":      {MaxConns: -1},
-		"MaxConnsPerIP": {MaxConnsPerIP: -1},
-	} {
-		opts.Addr = "127.0.0.1:0"
-		if l, err := tcpio.Listen(&opts); err == nil {
-			l.Close()
-			t.Errorf("%s: no error", name)
-		} else if want := "tcpio: ListenerOptions." + name + ":"; len(err.Error()) < len(want) || err.Error()[:len(want)] != want {
-			t.Errorf("%s: the error is %q", name, err)
+// The peer has sent in time; that the consumer, or the loop, does not come to it is not the peer's
+// fault.
+func TestReadTimeoutDoesNotCountInputThatWaitsForItsReader(t *testing.T) {
+	t.Parallel()
+	const limit = 100 * time.Millisecond
+	three := func(data []byte, _ bool) (int, []byte, error) {
+		if len(data) < 3 {
+			return 0, nil, nil
+		}
+		return 3, data[:3], nil
+	}
+	l := harness.Listen(t, tcpio.ListenerOptions{ReadTimeout: limit})
+	peer := testnet.Dial(t, l)
+	testnet.Send(t, peer, "a") // before anything is accepted, so that it cannot be late
+	events := l.Events()
+	served := harness.Go(t.Context(), l)
+	c := harness.Expect[tcpio.Opened](t, events).Conn
+	harness.Expect[tcpio.Readable](t, events)
+	harness.ExpectSilence(t, events, 3*limit) // the first byte
+	frames := func() (got string) {
+		for f, err := range c.Frames(three) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got += string(f)
+		}
+		return got
+	}
+	if got := frames(); got != "" {
+		t.Fatalf("a frame %q of one byte", got)
+	}
+	testnet.Send(t, peer, "bc")
+	harness.Expect[tcpio.Readable](t, events)
+	harness.ExpectSilence(t, events, 3*limit) // a frame that has been begun
+	if got := frames(); got != "abc" {
+		t.Fatalf("the frame is %q", got)
+	}
+	go func() {
+		for range events {
+		}
+	}()
+	l.Close()
+	if err := testnet.Await(t, "the end of Serve", served); err != nil {
+		t.Error(err)
+	}
+}
+
+// Urgent data makes a Readable with nothing to read. It does not put the limit off for ever.
+func TestReadTimeoutEndsAPeerThatHasSentUrgentDataOnly(t *testing.T) {
+	t.Parallel()
+	s := serveLimited(t, tcpio.ListenerOptions{ReadTimeout: 50 * time.Millisecond}, readAll)
+	rc, err := s.dial(t).(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rc.Control(func(fd uintptr) { err = syscall.Sendto(int(fd), []byte("!"), syscall.MSG_OOB, nil) }); err != nil {
+		t.Fatal(err)
+	}
+	s.nextLimit(t, "read")
+}
+
+// A process that was stopped, or a loop that was held up, finds limits and bytes at once. More
+// bytes than one poll finds have then arrived on connections that seem to have been idle.
+func TestALoopThatWasHeldUpLooksAtTheBytesBeforeTheLimit(t *testing.T) {
+	t.Parallel()
+	const (
+		limit = time.Second
+		n     = 400 // one poll takes 256
+	)
+	held, release := make(chan struct{}), make(chan struct{})
+	var hold atomic.Bool
+	l := harness.Stream(t, tcpio.ListenerOptions{IdleTimeout: limit, Admit: func(netip.AddrPort) error {
+		if hold.Load() {
+			close(held)
+			<-release
+			return errors.New("that was all it was for")
+		}
+		return nil
+	}}, readAll)
+	began := time.Now()
+	var peers []net.Conn
+	for range n {
+		peers = append(peers, testnet.Dial(t, l))
+	}
+	testnet.WaitFor(t, "all connections", func() bool { return l.Len() == n })
+	hold.Store(true)
+	testnet.Dial(t, l)
+	testnet.Await(t, "the hold-up", held)
+	late := time.Since(began) > limit*9/10
+	for _, p := range peers {
+		testnet.Send(t, p, "x")
+	}
+	time.Sleep(limit + limit/10)
+	released := time.Now()
+	hold.Store(false)
+	close(release)
+	lost := 0
+	for _, p := range peers {
+		if _, err := io.ReadFull(p, make([]byte, 1)); err != nil {
+			lost++
 		}
 	}
+	if late || time.Since(released) > limit*9/10 {
+		t.Skip("the machine was busy: the limit was reached while nothing was held up")
+	}
+	if lost > 0 {
+		t.Errorf("%d of %d connections were closed as idle with a request in the socket", lost, n)
+	}
+}
+
+// A limit ends a connection wherever its events go, and needs nobody to receive them.
+func TestTimeLimitsHoldOnEveryRoute(t *testing.T) {
+	t.Parallel()
+	routes := map[string]func(*testing.T, *tcpio.ListenerOptions) func(*tcpio.Listener) *tcpio.Conn{
+		"a stream that nobody receives from": func(_ *testing.T, o *tcpio.ListenerOptions) func(*tcpio.Listener) *tcpio.Conn {
+			o.EventBuffer = 1
+			return func(l *tcpio.Listener) *tcpio.Conn {
+				l.Events()
+				return nil
+			}
+		},
+		"streams": func(_ *testing.T, o *tcpio.ListenerOptions) func(*tcpio.Listener) *tcpio.Conn {
+			o.EventBuffer = 1
+			return func(l *tcpio.Listener) *tcpio.Conn {
+				l.Streams()
+				return nil
+			}
+		},
+		"an actor that blocks": func(t *testing.T, o *tcpio.ListenerOptions) func(*tcpio.Listener) *tcpio.Conn {
+			over := make(chan struct{})
+			t.Cleanup(func() { close(over) })
+			o.Actor = func(*tcpio.Conn) tcpio.Actor {
+				return tcpio.ActorFunc(func(tcpio.Event) error { <-over; return nil })
+			}
+			return func(*tcpio.Listener) *tcpio.Conn { return nil }
+		},
+		"callbacks": func(_ *testing.T, o *tcpio.ListenerOptions) func(*tcpio.Listener) *tcpio.Conn {
+			o.OnConnEvent = func(net.Conn) error { return nil }
+			return func(*tcpio.Listener) *tcpio.Conn { return nil }
+		},
+		"a claimed channel": func(_ *testing.T, _ *tcpio.ListenerOptions) func(*tcpio.Listener) *tcpio.Conn {
+			return func(l *tcpio.Listener) *tcpio.Conn {
+				c := (<-l.Events()).(tcpio.Opened).Conn
+				c.Events()
+				return c
+			}
+		},
+		"a NetListener": func(_ *testing.T, _ *tcpio.ListenerOptions) func(*tcpio.Listener) *tcpio.Conn {
+			return func(l *tcpio.Listener) *tcpio.Conn {
+				nc, err := l.NetListener().Accept()
+				if err != nil {
+					return nil
+				}
+				return nc.(*tcpio.Conn)
+			}
+		},
+		"a NetListener, before the first byte": func(_ *testing.T, o *tcpio.ListenerOptions) func(*tcpio.Listener) *tcpio.Conn {
+			o.DeferAccept = true
+			return func(l *tcpio.Listener) *tcpio.Conn {
+				l.NetListener()
+				return nil
+			}
+		},
+	}
+	limits := map[string]tcpio.ListenerOptions{
+		"idle": {IdleTimeout: 50 * time.Millisecond},
+		"read": {ReadTimeout: 50 * time.Millisecond},
+	}
+	for route, prepare := range routes {
+		for name, opts := range limits {
+			t.Run(route+"/"+name, func(t *testing.T) {
+				opts.CloseTimeout = 50 * time.Millisecond
+				start := prepare(t, &opts)
+				l := harness.Listen(t, opts)
+				served := harness.Go(t.Context(), l)
+				var conns []net.Conn
+				for range 3 {
+					conns = append(conns, testnet.Dial(t, l))
+				}
+				c := start(l)
+				for _, p := range conns {
+					testnet.ExpectEOF(t, p)
+					p.Close()
+				}
+				testnet.WaitFor(t, "no connection", func() bool { return l.Len() == 0 })
+				if st := l.Stats().Timeouts; st.Idle+st.Read != 3 || (name == "idle") != (st.Idle == 3) {
+					t.Errorf("%+v were counted for the %s limit", st, name)
+				}
+				var limit *tcpio.LimitError
+				if c != nil && (!errors.As(c.Err(), &limit) || limit.Limit != name || !errors.Is(c.Err(), os.ErrDeadlineExceeded)) {
+					t.Errorf("Err is %v, want the %s limit", c.Err(), name)
+				}
+				l.Close()
+				testnet.Await(t, "the end of Serve", served)
+			})
+		}
+	}
+}
+
+func TestTimeLimitsCostNoGoroutine(t *testing.T) {
+	const n = 500
+	l, events := harness.Manual(t, tcpio.ListenerOptions{
+		IdleTimeout: time.Hour, ReadTimeout: time.Hour, WriteTimeout: time.Hour, UserTimeout: time.Hour,
+	})
+	harness.Open(t, l, events) // the loop's goroutines are there
+	before := runtime.NumGoroutine()
+	for range n {
+		harness.Open(t, l, events)
+	}
+	testnet.WaitFor(t, "no goroutine more", func() bool { return runtime.NumGoroutine() <= before })
 }

@@ -18,7 +18,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// The model is a slice; the actor, or the goroutine of a claimed channel, receives one value each time the model does.
+// The model is a slice; the actor, or the goroutine of a claimed channel, receives one value each
+// time the model does.
 func TestAMailboxIsABoundedQueue(t *testing.T) {
 	t.Parallel()
 	const size = 5
@@ -32,7 +33,8 @@ func TestAMailboxIsABoundedQueue(t *testing.T) {
 				entered := make(chan int)
 				step := make(chan struct{})
 				if route == "actor" {
-					// Each Receive hands its value over and then waits, so that the mailbox is the test's alone.
+					// Each Receive hands its value over and then waits, so that the mailbox is the
+					// test's alone.
 					if err := conn.Attach(tcpio.ActorFunc(func(ev tcpio.Event) error {
 						if m, ok := ev.(tcpio.Message); ok {
 							entered <- m.Value.(int)
@@ -96,7 +98,8 @@ func TestAMailboxIsABoundedQueue(t *testing.T) {
 						}
 					},
 				})
-				// What was accepted is delivered although the connection is closed, and then nothing more.
+				// What was accepted is delivered although the connection is closed, and then
+				// nothing more.
 				conn.Close()
 				if err := conn.Post(-1); !errors.Is(err, net.ErrClosed) {
 					rt.Fatalf("Post after Close: %v", err)
@@ -277,7 +280,8 @@ func TestTwoActorsOnTwoLoopsNeverMissAPost(t *testing.T) {
 	}
 }
 
-// The other way round: from goroutines to an actor, and back through a channel, so that the loop falls asleep often.
+// The other way round: from goroutines to an actor, and back through a channel, so that the loop
+// falls asleep often.
 func TestAPostToASleepingLoopWakesIt(t *testing.T) {
 	t.Parallel()
 	rounds := 3000

@@ -68,7 +68,8 @@ func TestSwitchingBetweenReadAndReadableLosesNothing(t *testing.T) {
 		if byEvent {
 			continue
 		}
-		// What Read left announces itself, now or when it arrives; an event of before is settled by one ErrWouldBlock.
+		// What Read left announces itself, now or when it arrives; an event of before is settled by
+		// one ErrWouldBlock.
 		select {
 		case ev := <-events:
 			if _, ok := ev.(tcpio.Readable); !ok {
@@ -99,7 +100,8 @@ func TestABlockedReadTakesTheWakeUp(t *testing.T) {
 			t.Fatalf("and there was an event: %T", <-events)
 		}
 	}
-	// With nobody blocked the next byte is an event again, and so is one that a reader did not live to take.
+	// With nobody blocked the next byte is an event again, and so is one that a reader did not live
+	// to take.
 	testnet.Send(t, peer, "x")
 	harness.Expect[tcpio.Readable](t, events)
 	if n, err := c.TryRead(make([]byte, 8)); n != 1 || err != nil {
@@ -241,34 +243,6 @@ func TestBlockingAndTryWritesDoNotInterleave(t *testing.T) {
 		testnet.ExpectBytes(t, peer, record(w, i)[4:])
 	}
 	wg.Wait()
-}
-
-func TestARawReadHonoursTheDeadline(t *testing.T) {
-	c, peer := blockingPair(t, tcpio.ListenerOptions{})
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.SetReadDeadline(time.Now().Add(5 * time.Millisecond)); err != nil {
-		t.Fatal(err)
-	}
-	if err := raw.Read(func(uintptr) bool { return false }); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("a raw read with nothing there: %v", err)
-	}
-	if err := c.SetDeadline(time.Time{}); err != nil {
-		t.Fatal(err)
-	}
-	testnet.Send(t, peer, "x")
-	var p [8]byte
-	n := 0
-	err = raw.Read(func(fd uintptr) bool {
-		m, err := unix.Read(int(fd), p[:])
-		n = m
-		return err != unix.EAGAIN
-	})
-	if n != 1 || err != nil {
-		t.Fatalf("a raw read = %d, %v", n, err)
-	}
 }
 
 func TestTLSRunsOverAConnOnEitherSide(t *testing.T) {

@@ -202,7 +202,8 @@ func TestAcceptEndsWithItsListener(t *testing.T) {
 	}
 }
 
-// Half-closed connections are usual for servers of the package net: they read the end and go on writing.
+// Half-closed connections are usual for servers of the package net: they read the end and go on
+// writing.
 func TestAHandedOutConnectionDoesNotCloseItself(t *testing.T) {
 	t.Parallel()
 	c, peer := blockingPair(t, tcpio.ListenerOptions{})

@@ -3,9 +3,11 @@
 package contract
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,53 +17,6 @@ import (
 )
 
 // Peers and consumers that do not keep up.
-
-func TestQueuedOutputReachesASlowReaderAfterClose(t *testing.T) {
-	t.Parallel()
-	l, events := harness.Manual(t, tcpio.ListenerOptions{CloseTimeout: testnet.Limit})
-	c, peer := harness.Open(t, l, events)
-	p := testnet.Pattern(8 << 20)
-	if n, err := c.TryWrite(p); n != len(p) || err != nil {
-		t.Fatalf("TryWrite = %d, %v", n, err)
-	}
-	c.Close()
-	for rest := p; len(rest) > 0; { // 64 KiB every other millisecond
-		n := min(len(rest), 64<<10)
-		testnet.ExpectBytes(t, peer, rest[:n])
-		rest = rest[n:]
-		<-time.After(2 * time.Millisecond)
-	}
-	testnet.ExpectEOF(t, peer)
-	peer.Close()
-	if ev := harness.Expect[tcpio.Closed](t, events); ev.Conn.Err() != nil {
-		t.Errorf("Err = %v, want nil", ev.Conn.Err())
-	}
-}
-
-func TestUnreadInputDoesNotTurnTheReplyIntoAReset(t *testing.T) {
-	l := harness.Stream(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) {
-		if r, ok := ev.(tcpio.Readable); ok { // the rest of the request is never read
-			if _, err := r.Conn.TryWrite(testnet.Pattern(100_000)); err != nil && !testnet.Benign(err) {
-				t.Errorf("TryWrite: %v", err)
-			}
-			r.Conn.Close()
-		}
-	})
-	for range 10 {
-		peer := testnet.Dial(t, l)
-		wrote := make(chan error, 1)
-		go func() { // still sending while the server replies and closes
-			_, err := peer.Write(make([]byte, 4<<20))
-			wrote <- err
-		}()
-		testnet.ExpectBytes(t, peer, testnet.Pattern(100_000))
-		testnet.ExpectEOF(t, peer)
-		if err := testnet.Await(t, "the end of the peer's write", wrote); err != nil {
-			t.Errorf("the peer's write: %v", err)
-		}
-		peer.Close()
-	}
-}
 
 func TestAPeerThatNeverReadsIsHeldBackWithoutLimitlessBuffering(t *testing.T) {
 	const limit = 256 << 10
@@ -199,3 +154,182 @@ func TestAConsumerThatStopsHoldsUpNobodysOutput(t *testing.T) {
 type zeroes struct{}
 
 func (zeroes) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+func TestAHandlerThatBlocksInWriteGoesOnAtMaxBlocked(t *testing.T) {
+	const size = 8 << 20
+	o := tcpio.ListenerOptions{Loops: 1, MaxBlocked: 1, WriteBuffer: 1000}
+	l := harness.Actor(t, o, tcpio.ActorFunc(func(ev tcpio.Event) error {
+		rd, ok := ev.(tcpio.Readable)
+		if !ok {
+			return nil
+		}
+		var p [1]byte
+		if _, err := rd.Conn.Read(p[:]); err != nil {
+			return nil
+		}
+		var err error
+		if p[0] == 'w' {
+			_, err = rd.Conn.Write(make([]byte, size)) // needs the loop to flush
+		} else {
+			_, err = rd.Conn.TryWrite(p[:])
+		}
+		return err
+	}))
+	var slow []*net.TCPConn
+	for range 5 {
+		c := testnet.DialTCP(t, l)
+		testnet.Send(t, c, "w")
+		slow = append(slow, c)
+	}
+	testnet.WaitFor(t, "five handlers are blocked", func() bool { return l.Blocked() == 5 })
+	good := testnet.DialTCP(t, l)
+	for range 20 {
+		testnet.Ping(t, good, "e")
+	}
+	for _, c := range slow {
+		if n, err := io.CopyN(io.Discard, c, size); err != nil {
+			t.Errorf("%d bytes, then %v", n, err)
+		}
+	}
+}
+
+// Every buffer has room for one byte or event only, at both ends.
+func TestAtTheSmallestLimitsEveryByteComesBack(t *testing.T) {
+	const size = 3000
+	one := func(data []byte, _ bool) (int, []byte, error) {
+		if len(data) == 0 {
+			return 0, nil, nil
+		}
+		return 1, data[:1], nil
+	}
+	type state struct {
+		owed []byte
+		end  bool
+	}
+	pump := func(c *tcpio.Conn) {
+		s := c.Data().(*state)
+		for len(s.owed) > 0 {
+			if _, err := c.TryWrite(s.owed); err == tcpio.ErrWouldBlock {
+				return // Writable follows
+			} else if err != nil {
+				t.Errorf("TryWrite: %v", err)
+				return
+			}
+			s.owed = nil
+			for f, err := range c.Frames(one) {
+				switch {
+				case err == io.EOF:
+					s.end = true
+				case err != nil:
+					t.Errorf("Frames: %v", err)
+				default:
+					s.owed = append(s.owed, f...)
+				}
+				break // one at a time; a Readable follows
+			}
+		}
+		if s.end {
+			c.Close()
+		}
+	}
+	l := harness.Stream(t, tcpio.ListenerOptions{EventBuffer: 1, WriteBuffer: 1, MaxFrame: 1}, func(ev tcpio.Event) {
+		switch ev := ev.(type) {
+		case tcpio.Opened:
+			ev.Conn.SetData(new(state))
+			testnet.ShrinkSendBuffer(t, ev.Conn)
+		case tcpio.Writable:
+			pump(ev.Conn)
+		case tcpio.Readable:
+			s := ev.Conn.Data().(*state)
+			if len(s.owed) > 0 {
+				return // a full queue pauses reading
+			}
+			for f, err := range ev.Conn.Frames(one) {
+				s.end = s.end || err == io.EOF
+				s.owed = append(s.owed, f...)
+				break
+			}
+			pump(ev.Conn)
+		}
+	})
+	want := testnet.Pattern(size)
+	var peers sync.WaitGroup
+	for range 4 {
+		p := testnet.Dial(t, l).(*net.TCPConn)
+		p.SetReadBuffer(1)
+		p.SetWriteBuffer(1)
+		peers.Go(func() {
+			p.Write(want)
+			p.CloseWrite()
+		})
+		peers.Go(func() {
+			if got, err := io.ReadAll(p); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%d bytes of %d came back: %v", len(got), size, err)
+			}
+		})
+	}
+	peers.Wait()
+}
+
+// With every route full, and peers that neither read nor stop sending, nothing runs until somebody
+// receives.
+func TestAStalledServerUsesNoProcessor(t *testing.T) {
+	const n, window = 8, 500 * time.Millisecond
+	flood := tcpio.ActorFunc(func(ev tcpio.Event) error {
+		if r, ok := ev.(tcpio.Readable); ok { // never reads, and writes until there is no room
+			for {
+				if _, err := r.Conn.TryWrite(make([]byte, 64<<10)); err != nil {
+					return nil
+				}
+			}
+		}
+		return nil
+	})
+	for name, opts := range map[string]tcpio.ListenerOptions{
+		"stream": {EventBuffer: 2}, "streams": {EventBuffer: 2}, "claimed": {},
+		"actor": {Actor: func(*tcpio.Conn) tcpio.Actor { return flood }},
+	} {
+		opts.Loops, opts.IdleTimeout = 2, time.Hour
+		l := harness.Listen(t, opts)
+		var chans []<-chan tcpio.Event
+		if name == "streams" {
+			chans = l.Streams()
+		} else {
+			chans = append(chans, l.Events())
+		}
+		served := harness.Go(t.Context(), l)
+		t.Cleanup(func() {
+			go l.Close()
+			for _, ch := range chans {
+				go func() {
+					for range ch {
+					}
+				}()
+			}
+			if err := testnet.Await(t, "the end of Serve", served); err != nil {
+				t.Errorf("Serve: %v", err)
+			}
+		})
+		for range n {
+			p := testnet.Dial(t, l).(*net.TCPConn)
+			p.SetReadBuffer(4 << 10)
+			p.SetWriteBuffer(4 << 10)
+			go p.Write(make([]byte, 8<<20)) // it ends with its connection
+			for claimed := name != "claimed"; !claimed; {
+				var o tcpio.Opened
+				if o, claimed = testnet.Await(t, "Opened", chans[0]).(tcpio.Opened); claimed {
+					o.Conn.Events()
+				}
+			}
+		}
+	}
+	var used time.Duration
+	for range 20 { // the peers have to fill the sockets first
+		before := testnet.CPU(t)
+		time.Sleep(window)
+		if used = testnet.CPU(t) - before; used < window/20 {
+			return
+		}
+	}
+	t.Errorf("%v of processor time in %v", used, window)
+}

@@ -12,8 +12,8 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// Echo is a handler for Stream that sends back what it reads. It suits peers that read what they are
-// sent.
+// Echo is a handler for Stream that sends back what it reads. It suits peers that read what they
+// are sent.
 func Echo(t testing.TB) func(tcpio.Event) {
 	buf := make([]byte, 64<<10)
 	return func(ev tcpio.Event) {
@@ -43,8 +43,8 @@ var EchoActor = tcpio.ActorFunc(func(ev tcpio.Event) error {
 	return nil
 })
 
-// EchoConn sends back what one TryRead gives, and blocks where there is no room for it. Its error is
-// what an actor returns: nil when there was nothing to read, or the listener has been closed.
+// EchoConn sends back what one TryRead gives, and blocks where there is no room for it. Its error
+// is what an actor returns: nil when there was nothing to read, or the listener has been closed.
 func EchoConn(c *tcpio.Conn) error {
 	var p [16 << 10]byte
 	n, err := c.TryRead(p[:])

@@ -96,8 +96,8 @@ func Manual(t testing.TB, opts tcpio.ListenerOptions) (*tcpio.Listener, <-chan t
 }
 
 // Stream serves with the stream route and hands every event to handle, on one goroutine, after
-// checking that the events of each connection are in the order that the contract gives. It ends with
-// the test.
+// checking that the events of each connection are in the order that the contract gives. It ends
+// with the test.
 func Stream(t testing.TB, opts tcpio.ListenerOptions, handle func(tcpio.Event)) *tcpio.Listener {
 	t.Helper()
 	l := Listen(t, opts)

@@ -9,8 +9,8 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// TLS serves TLS, with testnet.ServerTLS unless opts have a configuration. Each connection has handle
-// as its actor, and comes out of ended with its Closed.
+// TLS serves TLS, with testnet.ServerTLS unless opts have a configuration. Each connection has
+// handle as its actor, and comes out of ended with its Closed.
 func TLS(t testing.TB, opts tcpio.ListenerOptions, handle func(tcpio.Event) error) (
 	l *tcpio.Listener, ended chan *tcpio.Conn) {
 	t.Helper()

@@ -68,7 +68,8 @@ func TestAFastPeerDoesNotStarveTheOthers(t *testing.T) {
 		return
 	}
 	slices.Sort(times)
-	// Milliseconds when it is fair, however slow the machine; a starved pinger waits for as long as the blast lasts.
+	// Milliseconds when it is fair, however slow the machine; a starved pinger waits for as long as
+	// the blast lasts.
 	if p99 := times[len(times)*99/100]; p99 > 2*time.Second {
 		t.Errorf("p99 of a ping beside a blaster is %v", p99)
 	}
@@ -92,7 +93,8 @@ func echoBlast(t *testing.T) func(tcpio.Event) {
 }
 
 func TestConcurrentUseOfAClosingConnectionIsSafe(t *testing.T) {
-	// What the race detector finds, and what hangs; calls either work or match net.ErrClosed and its like.
+	// What the race detector finds, and what hangs; calls either work or match net.ErrClosed and
+	// its like.
 	var closed atomic.Int64
 	conns := make(chan *tcpio.Conn, 1000)
 	l := harness.Stream(t, tcpio.ListenerOptions{EventBuffer: 16, MailboxSize: 4}, func(ev tcpio.Event) {
@@ -206,8 +208,8 @@ func TestBusyGoroutinesBesideTheLoopLoseNothing(t *testing.T) {
 
 var sink atomic.Int64
 
-// A limit that is reached while the connection is closed by either side, or used, is one end among others: Closed comes
-// once, which startStream checks, and the books balance.
+// A limit that is reached while the connection is closed by either side, or used, is one end among
+// others: Closed comes once, which startStream checks, and the books balance.
 func TestALimitReachedAtTheMomentOfACloseIsOneEnd(t *testing.T) {
 	t.Parallel()
 	const limit = 20 * time.Millisecond

@@ -85,8 +85,8 @@ func TestInputThatCameWithAFINIsReadToTheLastByte(t *testing.T) {
 }
 
 func TestAResetIsToldHoweverFarReadingHasCome(t *testing.T) {
-	// Linux throws away what is unread when a reset arrives, so what counts is that the connection ends with it, however
-	// far reading has come, and that what was read before is right.
+	// Linux throws away what is unread when a reset arrives, so what counts is that the connection
+	// ends with it, however far reading has come, and that what was read before is right.
 	for _, readFirst := range []int{0, 10, 1000} {
 		l, events := harness.Manual(t, tcpio.ListenerOptions{})
 		c, peer := harness.Open(t, l, events)

@@ -23,11 +23,13 @@ import (
 
 const stepsEnv = "TCPIO_TEST_EXHAUSTED_STEPS"
 
-// TestEveryStepSurvivesExhaustedDescriptors takes the process's last descriptor away before each call that needs one: the
-// call says so, leaves nothing behind and may be made again, and what needs none goes on. Accepting is
-// TestDescriptorsExhausted's. It runs in a process of its own, whose limit nobody else minds.
+// TestEveryStepSurvivesExhaustedDescriptors takes the process's last descriptor away before each
+// call that needs one: the call says so, leaves nothing behind and may be made again, and what
+// needs none goes on. Accepting is TestDescriptorsExhausted's. It runs in a process of its own,
+// whose limit nobody else minds.
 //
-// To see it fail: leave out the Close of f in sys.GiveAway, or of the socket in sys.TakeListener's caller.
+// To see it fail: leave out the Close of f in sys.GiveAway, or of the socket in sys.TakeListener's
+// caller.
 func TestEveryStepSurvivesExhaustedDescriptors(t *testing.T) {
 	if os.Getenv(stepsEnv) == "" {
 		cmd := exec.CommandContext(testnet.Context(t), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")

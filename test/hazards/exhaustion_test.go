@@ -20,8 +20,9 @@ import (
 
 const exhaustedEnv = "TCPIO_TEST_EXHAUSTED"
 
-// TestExhaustedChild is the server of TestDescriptorsExhausted, in a process of its own whose descriptors run out. It
-// answers each line on its standard input with "processor time in ns, Failed events, connections".
+// TestExhaustedChild is the server of TestDescriptorsExhausted, in a process of its own whose
+// descriptors run out. It answers each line on its standard input with "processor time in ns,
+// Failed events, connections".
 func TestExhaustedChild(t *testing.T) {
 	if os.Getenv(exhaustedEnv) == "" {
 		t.Skip("runs in a process of its own only")

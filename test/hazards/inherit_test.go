@@ -63,7 +63,8 @@ func TestAnExecutedChildInheritsNoDuplicate(t *testing.T) {
 	}
 }
 
-// inherited is what a child has above standard error, less the directory that ls has opened by itself.
+// inherited is what a child has above standard error, less the directory that ls has opened by
+// itself.
 func inherited(t *testing.T) map[string]bool {
 	t.Helper()
 	out, err := exec.Command("ls", "-l", "/proc/self/fd").CombinedOutput()
@@ -83,7 +84,8 @@ func inherited(t *testing.T) map[string]bool {
 func TestAnExecutedChildInheritsNoDescriptor(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{Loops: 2})
 	harness.Open(t, l, events)
-	// What the child would hold is what its descriptors above standard error are; ls itself opens the directory.
+	// What the child would hold is what its descriptors above standard error are; ls itself opens
+	// the directory.
 	out, err := exec.Command("ls", "-l", "/proc/self/fd").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)

@@ -30,7 +30,8 @@ func setNonblock(t testing.TB, fd int, on bool) {
 	}
 }
 
-// collects fails the test if the collector cannot run, because a goroutine is in a raw call that blocks.
+// collects fails the test if the collector cannot run, because a goroutine is in a raw call that
+// blocks.
 func collects(t testing.TB) {
 	t.Helper()
 	done := make(chan struct{})

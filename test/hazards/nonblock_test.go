@@ -19,8 +19,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// O_NONBLOCK belongs to the open file description, which others may share and change. To see these tests fail: make
-// sys.Accept call accept4 at once, raw or not, or leave out a MSG_DONTWAIT.
+// O_NONBLOCK belongs to the open file description, which others may share and change. To see these
+// tests fail: make sys.Accept call accept4 at once, raw or not, or leave out a MSG_DONTWAIT.
 
 // sharedSockets are listening sockets of every kind and origin.
 func sharedSockets(t *testing.T) map[string]tcpio.ListenerOptions {
@@ -140,7 +140,8 @@ func TestARivalAtTheListeningSocketDoesNotHoldUpTheLoop(t *testing.T) {
 				nc.Close()
 			}
 			collects(t)
-			// The rival's own call may block where the flag is off for it: multipath, once the loop has set it again.
+			// The rival's own call may block where the flag is off for it: multipath, once the loop
+			// has set it again.
 			stop.Store(true)
 			l.Close()
 			testnet.Await(t, "the end of the rival", rival)
@@ -317,7 +318,8 @@ func TestAdoptionLeavesTheSocketNonBlocking(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Somebody holds the same open file as a socket-activated program's parent does; its mode is everybody's.
+	// Somebody holds the same open file as a socket-activated program's parent does; its mode is
+	// everybody's.
 	rc, err := ln.(*net.TCPListener).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -349,8 +351,8 @@ func TestAdoptionLeavesTheSocketNonBlocking(t *testing.T) {
 	}
 }
 
-// Whoever holds the same open file may clear O_NONBLOCK; a call that must not block still does not. To see it fail: leave
-// out MSG_DONTWAIT in sys.Recv or sys.Send.
+// Whoever holds the same open file may clear O_NONBLOCK; a call that must not block still does not.
+// To see it fail: leave out MSG_DONTWAIT in sys.Recv or sys.Send.
 func TestCallsDoNotBlockOnADescriptorThatSomebodyMadeBlocking(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{WriteBuffer: 100 << 10})
 	c, peer := harness.Open(t, l, events)

@@ -139,8 +139,8 @@ func TestAHeldDuplicateKeepsNothingAliveInEpoll(t *testing.T) {
 	}
 }
 
-// epollTargets lists the descriptor numbers under which files are registered in this process's epoll instances (tfd in
-// proc(5)'s fdinfo).
+// epollTargets lists the descriptor numbers under which files are registered in this process's
+// epoll instances (tfd in proc(5)'s fdinfo).
 func epollTargets(t *testing.T) (targets []int) {
 	t.Helper()
 	infos, err := filepath.Glob("/proc/self/fdinfo/*")

@@ -25,8 +25,8 @@ type vanishing struct {
 	closed chan time.Time
 }
 
-// A peer whose link goes down says nothing, neither end nor reset. Each limit that is for this ends its connection in its
-// time, and says so; Shutdown takes CloseTimeout and no longer.
+// A peer whose link goes down says nothing, neither end nor reset. Each limit that is for this ends
+// its connection in its time, and says so; Shutdown takes CloseTimeout and no longer.
 //
 // To see it fail: leave out TCP_USER_TIMEOUT in tuneListener, or the timer in closeLocked.
 func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
@@ -39,7 +39,8 @@ func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
 		me, other := i+1, 2-i
 		n.IP(t, n, fmt.Sprintf("address add 10.77.0.%d/24 dev tcpio%d", me, i))
 		n.IP(t, n, fmt.Sprintf("link set tcpio%d up", i))
-		// Otherwise the kernel finds out by itself that the neighbour has gone, and the error is another one.
+		// Otherwise the kernel finds out by itself that the neighbour has gone, and the error is
+		// another one.
 		n.IP(t, n, fmt.Sprintf("neighbour replace 10.77.0.%d lladdr 02:00:00:00:00:0%d nud permanent dev tcpio%d", other, other, i))
 	}
 

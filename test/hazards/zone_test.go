@@ -20,8 +20,8 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// linkLocal runs f in a network namespace with the addresses fe80::1 and fe80::2 on an interface tcpio0. Sockets that f
-// opens on its own goroutine are there.
+// linkLocal runs f in a network namespace with the addresses fe80::1 and fe80::2 on an interface
+// tcpio0. Sockets that f opens on its own goroutine are there.
 func linkLocal(t *testing.T, f func(t *testing.T)) {
 	ip, err := exec.LookPath("ip")
 	if err != nil || os.Geteuid() != 0 {

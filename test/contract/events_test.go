@@ -5,7 +5,6 @@ package contract
 import (
 	"bytes"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"sync/atomic"
@@ -69,8 +68,8 @@ func TestAtMostOneReadableIsOutstanding(t *testing.T) {
 	if ev := harness.Expect[tcpio.Readable](t, events); ev.Conn != c {
 		t.Fatal("Readable of the wrong connection")
 	}
-	// A second packet is an edge of its own for epoll, yet no second event: the loop sees it before the byte that
-	// the other connection gets afterwards.
+	// A second packet is an edge of its own for epoll, yet no second event: the loop sees it before
+	// the byte that the other connection gets afterwards.
 	for range 3 {
 		testnet.Send(t, peer, "b")
 		testnet.Send(t, otherPeer, "x")
@@ -154,122 +153,6 @@ func TestNotReadingHoldsThePeerBack(t *testing.T) {
 		}
 		got += n
 	}
-}
-
-func TestTryWriteTakesAllOrNothing(t *testing.T) {
-	const limit = 100_000
-	l, events := harness.Manual(t, tcpio.ListenerOptions{WriteBuffer: limit})
-	c, peer := harness.Open(t, l, events)
-	accepted := harness.Fill(t, c, 30_000)
-	if n := c.Buffered(); n > limit || n <= limit-30_000 {
-		t.Errorf("refused with %d bytes queued of %d", n, limit)
-	}
-	for range 100 { // what fits goes on being taken, what does not is refused whole
-		room := limit - c.Buffered()
-		if n, err := c.TryWrite(testnet.Pattern(room + 1)); n != 0 || err != tcpio.ErrWouldBlock {
-			t.Fatalf("TryWrite of one byte too many = %d, %v", n, err)
-		}
-		if room == 0 {
-			break
-		}
-		p := testnet.Pattern(min(room, 1000))
-		if n, err := c.TryWrite(p); n != len(p) || err != nil {
-			t.Fatalf("TryWrite of %d with room for %d = %d, %v", len(p), room, n, err)
-		}
-		accepted = append(accepted, p...)
-	}
-	c.Close()
-	testnet.ExpectBytes(t, peer, accepted)
-	testnet.ExpectEOF(t, peer)
-}
-
-func TestWritableComesWhenHalfOfTheQueueIsFree(t *testing.T) {
-	const limit = 256 << 10
-	l, events := harness.Manual(t, tcpio.ListenerOptions{WriteBuffer: limit})
-	c, peer := harness.Open(t, l, events)
-	accepted := harness.Fill(t, c, 16<<10)
-	harness.ExpectSilence(t, events, 20*time.Millisecond)
-	go io.Copy(io.Discard, io.LimitReader(peer, int64(len(accepted))))
-	harness.Expect[tcpio.Writable](t, events)
-	if n := c.Buffered(); n > limit/2 {
-		t.Errorf("Writable with %d bytes of %d queued", n, limit)
-	}
-	if n, err := c.TryWrite(make([]byte, limit/2)); err != nil || n != limit/2 {
-		t.Errorf("TryWrite of half the limit = %d, %v", n, err)
-	}
-}
-
-func TestNoWritableUnlessAWriteWasRefused(t *testing.T) {
-	l, events := harness.Manual(t, tcpio.ListenerOptions{})
-	c, peer := harness.Open(t, l, events)
-	p := testnet.Pattern(8 << 20)
-	if n, err := c.TryWrite(p); n != len(p) || err != nil {
-		t.Fatalf("TryWrite = %d, %v", n, err)
-	}
-	testnet.ExpectBytes(t, peer, p)
-	testnet.WaitFor(t, "an empty queue", func() bool { return c.Buffered() == 0 })
-	harness.ExpectSilence(t, events, 20*time.Millisecond)
-}
-
-func TestAWriteLargerThanTheLimitIsTakenWhenNothingIsQueued(t *testing.T) {
-	l, events := harness.Manual(t, tcpio.ListenerOptions{WriteBuffer: 4096})
-	c, peer := harness.Open(t, l, events)
-	p := testnet.Pattern(16 << 20)
-	if n, err := c.TryWrite(p); n != len(p) || err != nil {
-		t.Fatalf("TryWrite = %d, %v", n, err)
-	}
-	if n, err := c.TryWrite([]byte("x")); n != 0 || err != tcpio.ErrWouldBlock {
-		t.Fatalf("TryWrite behind it = %d, %v, want ErrWouldBlock", n, err)
-	}
-	if n, err := c.TryWritev(net.Buffers{[]byte("x"), []byte("y")}); n != 0 || err != tcpio.ErrWouldBlock {
-		t.Fatalf("TryWritev behind it = %d, %v, want ErrWouldBlock", n, err)
-	}
-	clear(p) // it is the caller's again
-	testnet.ExpectBytes(t, peer, testnet.Pattern(16<<20))
-	harness.Expect[tcpio.Writable](t, events)
-	if n, err := c.TryWrite([]byte("x")); n != 1 || err != nil {
-		t.Fatalf("TryWrite at Writable = %d, %v", n, err)
-	}
-	testnet.ExpectBytes(t, peer, "x")
-}
-
-func TestEmptyReadsAndWritesDoNothing(t *testing.T) {
-	l, events := harness.Manual(t, tcpio.ListenerOptions{})
-	c, peer := harness.Open(t, l, events)
-	nothing := func(want error) {
-		t.Helper()
-		for _, p := range [][]byte{nil, {}} {
-			if n, err := c.TryRead(p); n != 0 || !errors.Is(err, want) {
-				t.Errorf("TryRead = %d, %v, want 0, %v", n, err, want)
-			}
-			if n, err := c.TryWrite(p); n != 0 || !errors.Is(err, want) {
-				t.Errorf("TryWrite = %d, %v, want 0, %v", n, err, want)
-			}
-			if n, err := c.TryWritev(net.Buffers{p, p}); n != 0 || !errors.Is(err, want) {
-				t.Errorf("TryWritev = %d, %v, want 0, %v", n, err, want)
-			}
-		}
-		if n, err := c.TryWritev(nil); n != 0 || !errors.Is(err, want) {
-			t.Errorf("TryWritev = %d, %v, want 0, %v", n, err, want)
-		}
-	}
-	nothing(nil) // with nothing to read
-	testnet.Send(t, peer, "x")
-	harness.Expect[tcpio.Readable](t, events)
-	nothing(nil) // with something
-	buf := make([]byte, 10)
-	if n, err := c.TryRead(buf); n != 1 || err != nil {
-		t.Fatalf("TryRead = %d, %v", n, err)
-	}
-	testnet.FIN(t, peer)
-	harness.Expect[tcpio.Readable](t, events)
-	nothing(nil) // at the end of the stream, which is for a read that asks
-	if n, err := c.TryRead(buf); n != 0 || err != io.EOF {
-		t.Fatalf("TryRead = %d, %v, want io.EOF", n, err)
-	}
-	nothing(nil)
-	c.Close()
-	nothing(net.ErrClosed)
 }
 
 func TestPostedValuesArriveInOrderBetweenOpenedAndClosed(t *testing.T) {

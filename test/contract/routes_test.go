@@ -18,7 +18,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// ledger takes in everything that a connection delivers, on whichever route, and finds what is lost or doubled.
+// ledger takes in everything that a connection delivers, on whichever route, and finds what is lost
+// or doubled.
 type ledger struct {
 	t      testing.TB
 	closed chan struct{} // closed at Closed
@@ -433,7 +434,8 @@ func TestAConnectionClaimedInTheReceiveThatReadEOFStillCloses(t *testing.T) {
 	}
 }
 
-// The loops have ended, and Serve waits for the consumer alone: no actor can be run any more, a channel can be fed.
+// The loops have ended, and Serve waits for the consumer alone: no actor can be run any more, a
+// channel can be fed.
 func TestAConnectionWhoseClosedWaitsIsToldOfItOnce(t *testing.T) {
 	for _, way := range []string{"Attach", "Events"} {
 		t.Run(way, func(t *testing.T) {

@@ -16,53 +16,6 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-func TestTheConnectionCanBeWrittenToAfterEOF(t *testing.T) {
-	l, events := harness.Manual(t, tcpio.ListenerOptions{})
-	c, peer := harness.Open(t, l, events)
-	testnet.Send(t, peer, "question")
-	testnet.FIN(t, peer)
-	buf := make([]byte, 100)
-	if got, err := harness.ReadStream(t, events, c, -1, 100); string(got) != "question" || err != io.EOF {
-		t.Fatalf("read %q, %v", got, err)
-	}
-	for range 3 {
-		if n, err := c.TryRead(buf); n != 0 || err != io.EOF {
-			t.Fatalf("TryRead = %d, %v, want io.EOF again", n, err)
-		}
-	}
-	if n, err := c.TryWrite([]byte("answer")); n != 6 || err != nil {
-		t.Fatalf("TryWrite = %d, %v", n, err)
-	}
-	c.Close()
-	testnet.ExpectBytes(t, peer, "answer")
-	testnet.ExpectEOF(t, peer)
-	if ev := harness.Expect[tcpio.Closed](t, events); ev.Conn.Err() != nil {
-		t.Errorf("Err = %v, want nil", ev.Conn.Err())
-	}
-}
-
-func TestTheEndOfStreamLeavesTheCloseToTheUser(t *testing.T) {
-	l, events := harness.Manual(t, tcpio.ListenerOptions{})
-	c, peer := harness.Open(t, l, events)
-	testnet.FIN(t, peer)
-	if _, err := harness.ReadStream(t, events, c, -1, 100); err != io.EOF {
-		t.Fatalf("TryRead: %v, want io.EOF", err)
-	}
-	harness.ExpectSilence(t, events, 300*time.Millisecond)
-	if n, err := c.TryRead(make([]byte, 1)); n != 0 || err != io.EOF {
-		t.Fatalf("TryRead = %d, %v, want io.EOF", n, err)
-	}
-	if n, err := c.TryWrite([]byte("late")); n != 4 || err != nil {
-		t.Fatalf("TryWrite = %d, %v", n, err)
-	}
-	testnet.ExpectBytes(t, peer, "late")
-	c.Close()
-	testnet.ExpectEOF(t, peer)
-	if ev := harness.Expect[tcpio.Closed](t, events); ev.Conn.Err() != nil {
-		t.Errorf("Err = %v, want nil", ev.Conn.Err())
-	}
-}
-
 func TestEveryCallAfterCloseMatchesErrClosed(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
@@ -273,4 +226,106 @@ func TestClosedFromAHandlerIsALaterEvent(t *testing.T) {
 		defer peer.Close()
 	}
 	testnet.Await(t, "Closed", closed)
+}
+
+// A peer that goes on sending does not prolong the end, whether it takes the output or not.
+func TestCloseTimeoutIsATotalOfFlushAndDrain(t *testing.T) {
+	t.Parallel()
+	const limit = 200 * time.Millisecond
+	for name, queued := range map[string]bool{"drain": false, "flush": true} {
+		t.Run(name, func(t *testing.T) {
+			l, events := harness.Manual(t, tcpio.ListenerOptions{CloseTimeout: limit})
+			c, peer := harness.Open(t, l, events)
+			if queued {
+				harness.Fill(t, c, 64<<10)
+			}
+			sender := make(chan struct{})
+			go func() {
+				defer close(sender)
+				for pause := time.NewTicker(5 * time.Millisecond); ; <-pause.C {
+					if _, err := peer.Write([]byte("x")); err != nil {
+						return // it was cut off
+					}
+				}
+			}()
+			began := time.Now()
+			c.Close()
+			for closed := false; !closed; {
+				_, closed = testnet.Await(t, "Closed", events).(tcpio.Closed)
+			}
+			if d := time.Since(began); d < limit-5*time.Millisecond {
+				t.Errorf("cut off after %v, before the limit", d)
+			}
+			if err := c.Err(); queued != (err == tcpio.ErrCloseTimeout) || !queued && err != nil {
+				t.Errorf("Err = %v", err)
+			}
+			testnet.Await(t, "the peer is cut off", sender)
+		})
+	}
+}
+
+func TestAbortEndsTheFlushingOfAClose(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{CloseTimeout: time.Hour})
+	c, peer := harness.Open(t, l, events)
+	harness.Fill(t, c, 64<<10)
+	c.Close()
+	c.Abort()
+	c.Abort()
+	harness.Expect[tcpio.Closed](t, events)
+	if err := c.Err(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Err = %v, want net.ErrClosed", err)
+	}
+	if n := c.Buffered(); n != 0 {
+		t.Errorf("%d bytes are still buffered", n)
+	}
+	if _, err := io.Copy(io.Discard, peer); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the peer sees %v, want a reset", err)
+	}
+}
+
+func TestQueuedOutputReachesASlowReaderAfterClose(t *testing.T) {
+	t.Parallel()
+	l, events := harness.Manual(t, tcpio.ListenerOptions{CloseTimeout: testnet.Limit})
+	c, peer := harness.Open(t, l, events)
+	p := testnet.Pattern(8 << 20)
+	if n, err := c.TryWrite(p); n != len(p) || err != nil {
+		t.Fatalf("TryWrite = %d, %v", n, err)
+	}
+	c.Close()
+	for rest := p; len(rest) > 0; { // 64 KiB every other millisecond
+		n := min(len(rest), 64<<10)
+		testnet.ExpectBytes(t, peer, rest[:n])
+		rest = rest[n:]
+		<-time.After(2 * time.Millisecond)
+	}
+	testnet.ExpectEOF(t, peer)
+	peer.Close()
+	if ev := harness.Expect[tcpio.Closed](t, events); ev.Conn.Err() != nil {
+		t.Errorf("Err = %v, want nil", ev.Conn.Err())
+	}
+}
+
+func TestUnreadInputDoesNotTurnTheReplyIntoAReset(t *testing.T) {
+	l := harness.Stream(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) {
+		if r, ok := ev.(tcpio.Readable); ok { // the rest of the request is never read
+			if _, err := r.Conn.TryWrite(testnet.Pattern(100_000)); err != nil && !testnet.Benign(err) {
+				t.Errorf("TryWrite: %v", err)
+			}
+			r.Conn.Close()
+		}
+	})
+	for range 10 {
+		peer := testnet.Dial(t, l)
+		wrote := make(chan error, 1)
+		go func() { // still sending while the server replies and closes
+			_, err := peer.Write(make([]byte, 4<<20))
+			wrote <- err
+		}()
+		testnet.ExpectBytes(t, peer, testnet.Pattern(100_000))
+		testnet.ExpectEOF(t, peer)
+		if err := testnet.Await(t, "the end of the peer's write", wrote); err != nil {
+			t.Errorf("the peer's write: %v", err)
+		}
+		peer.Close()
+	}
 }

@@ -22,12 +22,14 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// BenchmarkBlockedHandler has 100 connections send a request every 20 ms, for three seconds an iteration, and reports how
-// long those wait that do not block. In "connection" the handler of one connection in a hundred sleeps 1 s in each of its
-// requests; in "request" one request in a hundred does, on whichever connection. Run with -benchtime 3x.
+// BenchmarkBlockedHandler has 100 connections send a request every 20 ms, for three seconds an
+// iteration, and reports how long those wait that do not block. In "connection" the handler of one
+// connection in a hundred sleeps 1 s in each of its requests; in "request" one request in a hundred
+// does, on whichever connection. Run with -benchtime 3x.
 //
-// The promise is that blocking moves the others' p99 by no more than 10 ms. Measured on a virtual machine with 2 cores of
-// an AMD EPYC, three runs, with the clients in a process of their own on the same cores:
+// The promise is that blocking moves the others' p99 by no more than 10 ms. Measured on a virtual
+// machine with 2 cores of an AMD EPYC, three runs, with the clients in a process of their own on
+// the same cores:
 //
 //	p99, ms (p50)   1 loop              2 loops             blocked at once
 //	none            1.9-4.5 (0.24-0.36) 2.4-3.1 (0.27-0.30)  0
@@ -99,8 +101,8 @@ func benchBlocked(b *testing.B, blocking string, loops int) {
 	b.ReportMetric(float64(most), "blocked-at-once")
 }
 
-// TestBenchmarkLoad is the child process of BenchmarkBlockedHandler. For each duration on its standard input it sends
-// requests that long; for a zero it tells what it measured.
+// TestBenchmarkLoad is the child process of BenchmarkBlockedHandler. For each duration on its
+// standard input it sends requests that long; for a zero it tells what it measured.
 func TestBenchmarkLoad(t *testing.T) {
 	conns := benchConns(t)
 	const pause = 20 * time.Millisecond
@@ -156,8 +158,8 @@ func TestBenchmarkLoad(t *testing.T) {
 }
 
 // benchPeers, in the environment of a child, is the address to connect to and how often. The other
-// ends of a benchmark's connections are in a process of their own: their goroutines, and the half of
-// the descriptors, are then not the measured process's.
+// ends of a benchmark's connections are in a process of their own: their goroutines, and the half
+// of the descriptors, are then not the measured process's.
 const benchPeers = "TCPIO_TEST_PEERS"
 
 // startPeers runs the named test in a child, and returns when it has connected.
@@ -189,8 +191,9 @@ func benchConns(t *testing.T) []net.Conn {
 	return conns
 }
 
-// TestBenchmarkPeers is the child process of BenchmarkGroupWrite10000: the descriptors of both ends are too many for one.
-// For every number n on its standard input it reads n bytes from each connection, and answers with a line.
+// TestBenchmarkPeers is the child process of BenchmarkGroupWrite10000: the descriptors of both ends
+// are too many for one. For every number n on its standard input it reads n bytes from each
+// connection, and answers with a line.
 func TestBenchmarkPeers(t *testing.T) {
 	conns := benchConns(t)
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
@@ -208,12 +211,13 @@ func TestBenchmarkPeers(t *testing.T) {
 	}
 }
 
-// BenchmarkGroupWrite10000 is one Write of 64 bytes to 10,000 members, and beside it 10,000 write system calls on the same
-// descriptors. It reports both, and the ratio; the peers, in a process of their own, read while the clock stands.
+// BenchmarkGroupWrite10000 is one Write of 64 bytes to 10,000 members, and beside it 10,000 write
+// system calls on the same descriptors. It reports both, and the ratio; the peers, in a process of
+// their own, read while the clock stands.
 //
-// Measured on a virtual machine with 2 cores of an AMD EPYC, three runs of 20: 92-108 ms for the group, 107-119 ms for the
-// system calls, ratio 0.86-0.98. It can be below one because the group's calls do not tell the scheduler, which the
-// package syscall's do.
+// Measured on a virtual machine with 2 cores of an AMD EPYC, three runs of 20: 92-108 ms for the
+// group, 107-119 ms for the system calls, ratio 0.86-0.98. It can be below one because the group's
+// calls do not tell the scheduler, which the package syscall's do.
 func BenchmarkGroupWrite10000(b *testing.B) {
 	const members, size = 10_000, 64
 	l, _ := actSilent(b, tcpio.ListenerOptions{Loops: 1})
@@ -265,11 +269,12 @@ func BenchmarkGroupWrite10000(b *testing.B) {
 	b.ReportMetric(float64(group)/float64(plain), "ratio")
 }
 
-// BenchmarkIdle leaves 1,000 connections with a pending timer each alone for two seconds an iteration, and reports the
-// processor time and the voluntary context switches of the whole process in a second. Run with -benchtime 3x.
+// BenchmarkIdle leaves 1,000 connections with a pending timer each alone for two seconds an
+// iteration, and reports the processor time and the voluntary context switches of the whole process
+// in a second. Run with -benchtime 3x.
 //
-// Measured on a virtual machine with 2 cores of an AMD EPYC: 290-450 us and 4-6 switches without a connection, 330-400 us
-// and 4-5 switches with 1,000, which is the Go runtime's own.
+// Measured on a virtual machine with 2 cores of an AMD EPYC: 290-450 us and 4-6 switches without a
+// connection, 330-400 us and 4-5 switches with 1,000, which is the Go runtime's own.
 func BenchmarkIdle(b *testing.B) {
 	for _, conns := range []int{0, 1000} {
 		b.Run(fmt.Sprintf("conns=%d", conns), func(b *testing.B) {

@@ -5,11 +5,9 @@ package contract
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"runtime"
-	"sync"
 	"testing"
 	"time"
 
@@ -179,123 +177,6 @@ func TestServeWithAnEndedContextReturnsNil(t *testing.T) {
 	}
 }
 
-func TestTheConsumersOwnGoroutineMayStop(t *testing.T) {
-	t.Parallel()
-	for name, stop := range map[string]func(l *tcpio.Listener) error{
-		"Shutdown": func(l *tcpio.Listener) error { return l.Shutdown(context.Background()) },
-		"Close":    (*tcpio.Listener).Close,
-	} {
-		t.Run(name, func(t *testing.T) {
-			// The stream is full, and its only receiver is inside the call.
-			l := harness.Listen(t, tcpio.ListenerOptions{EventBuffer: 1})
-			events := l.Events()
-			served := harness.Go(t.Context(), l)
-			var peers []net.Conn
-			for range 8 {
-				peers = append(peers, testnet.Dial(t, l))
-			}
-			testnet.WaitFor(t, "a full stream", func() bool { return l.Len() > 1 && len(events) == 1 })
-			for _, peer := range peers {
-				go func() {
-					io.Copy(io.Discard, peer)
-					peer.Close()
-				}()
-			}
-			stopped := make(chan error, 1)
-			go func() { // this goroutine is the consumer
-				stopped <- stop(l)
-			}()
-			if err := testnet.Await(t, "the end of "+name, stopped); err != nil {
-				t.Error(err)
-			}
-			if n := l.Len(); n != 0 {
-				t.Errorf("%s returned with %d descriptors", name, n)
-			}
-			var order harness.Order
-			for ev := range events {
-				if err := order.Check(ev); err != nil {
-					t.Error(err)
-				}
-			}
-			if len(order.Open) != 0 || order.Seen == 0 {
-				t.Errorf("%d connections opened, %d of them not closed", order.Seen, len(order.Open))
-			}
-			if err := testnet.Await(t, "the end of Serve", served); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-}
-
-func TestShutdownCutsOffWhatIsLeftWhenItsContextEnds(t *testing.T) {
-	l, events := harness.Manual(t, tcpio.ListenerOptions{CloseTimeout: time.Hour})
-	c, _ := harness.Open(t, l, events)
-	if _, err := c.TryWrite(make([]byte, 12<<20)); err != nil { // the peer does not read
-		t.Fatal(err)
-	}
-	quiet, _ := harness.Open(t, l, events) // nothing is left to flush, but the peer does not end
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if err := l.Shutdown(ctx); err != context.DeadlineExceeded {
-		t.Errorf("Shutdown = %v, want ctx's error", err)
-	}
-	if n := l.Len(); n != 0 {
-		t.Errorf("Shutdown returned with %d descriptors", n)
-	}
-	for range 2 {
-		harness.Expect[tcpio.Draining](t, events)
-	}
-	for range 2 {
-		harness.Expect[tcpio.Closed](t, events)
-	}
-	if err := c.Err(); err != tcpio.ErrCloseTimeout {
-		t.Errorf("Err with output left = %v, want ErrCloseTimeout", err)
-	}
-	if err := quiet.Err(); err != nil {
-		t.Errorf("Err with nothing left = %v, want nil", err)
-	}
-}
-
-func TestShutdownWaitsForWhatIsQueued(t *testing.T) {
-	t.Parallel()
-	l, events := harness.Manual(t, tcpio.ListenerOptions{})
-	c, peer := harness.Open(t, l, events)
-	p := testnet.Pattern(12 << 20)
-	if _, err := c.TryWrite(p); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- l.Shutdown(testnet.Context(t)) }()
-	testnet.ExpectBytes(t, peer, p)
-	testnet.ExpectEOF(t, peer)
-	peer.Close()
-	if err := testnet.Await(t, "the end of Shutdown", done); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestAConsumerThatLeftDoesNotKeepServeFromReturning(t *testing.T) {
-	t.Parallel()
-	l := harness.Listen(t, tcpio.ListenerOptions{EventBuffer: 1, CloseTimeout: 100 * time.Millisecond})
-	events := l.Events()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	served := harness.Go(ctx, l)
-	for range 5 {
-		testnet.Send(t, testnet.Dial(t, l), "x")
-	}
-	testnet.WaitFor(t, "a full stream", func() bool { return l.Len() > 0 && len(events) == 1 })
-	cancel() // nobody receives any more
-	if err := testnet.Await(t, "the end of Serve", served); err != nil {
-		t.Errorf("Serve = %v", err)
-	}
-	if n := l.Len(); n != 0 {
-		t.Errorf("%d descriptors left", n)
-	}
-	for range events { // closed, behind at most what it holds
-	}
-}
-
 func TestServeFitsAnErrgroup(t *testing.T) {
 	before := runtime.NumGoroutine()
 	l := harness.Listen(t, tcpio.ListenerOptions{})
@@ -320,70 +201,4 @@ func TestServeFitsAnErrgroup(t *testing.T) {
 		t.Errorf("Wait = %v", err)
 	}
 	testnet.WaitFor(t, "no goroutine left", func() bool { return runtime.NumGoroutine() <= before })
-}
-
-func TestEventsAndStreamsExcludeEachOther(t *testing.T) {
-	panics := func(name string, f func()) {
-		t.Helper()
-		defer func() {
-			if recover() == nil {
-				t.Errorf("%s did not panic", name)
-			}
-		}()
-		f()
-	}
-	l := harness.Listen(t, tcpio.ListenerOptions{})
-	l.Events()
-	panics("Streams after Events", func() { l.Streams() })
-	l = harness.Listen(t, tcpio.ListenerOptions{})
-	l.Streams()
-	l.Streams()
-	panics("Events after Streams", func() { l.Events() })
-}
-
-func TestStreamsSpreadTheConnectionsEvenly(t *testing.T) {
-	const loops, each = 4, 10
-	l := harness.Listen(t, tcpio.ListenerOptions{Loops: loops})
-	streams := l.Streams()
-	if len(streams) != loops {
-		t.Fatalf("%d streams, want %d", len(streams), loops)
-	}
-	served := harness.Go(t.Context(), l)
-	var peers []net.Conn
-	for range loops * each {
-		peers = append(peers, testnet.Dial(t, l))
-	}
-	opened := make([]int, loops)
-	var wg sync.WaitGroup
-	for i, stream := range streams {
-		handle := harness.Echo(t)
-		wg.Go(func() {
-			var order harness.Order // a connection stays where it is
-			for ev := range stream {
-				if err := order.Check(ev); err != nil {
-					t.Errorf("stream %d: %v", i, err)
-				}
-				handle(ev)
-			}
-			opened[i] = order.Seen
-		})
-	}
-	for _, peer := range peers {
-		testnet.Ping(t, peer, testnet.Pattern(1000))
-	}
-	for _, peer := range peers {
-		peer.Close()
-	}
-	if err := l.Shutdown(testnet.Context(t)); err != nil {
-		t.Error(err)
-	}
-	wg.Wait()
-	if err := testnet.Await(t, "the end of Serve", served); err != nil {
-		t.Error(err)
-	}
-	for i, n := range opened {
-		if n != each {
-			t.Errorf("stream %d had %d connections, want %d", i, n, each)
-		}
-	}
 }

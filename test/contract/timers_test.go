@@ -3,6 +3,7 @@
 package contract
 
 import (
+	"math"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -236,4 +237,45 @@ func TestATimerWakesASleepingLoopInTime(t *testing.T) {
 			t.Errorf("a timer of 5 ms took %v", took)
 		}
 	}
+}
+
+func TestAfterTakesAnyDuration(t *testing.T) {
+	_, c, got := actBox(t, tcpio.ListenerOptions{})
+	far := []func() bool{c.After(math.MaxInt64, "far"), c.After(200*365*24*time.Hour, "far")}
+	stop := c.After(math.MinInt64, "at once")
+	if v := testnet.Await(t, "timer", got); v != "at once" {
+		t.Errorf("received %v", v)
+	}
+	if stop() {
+		t.Error("a timer was stopped that had been delivered")
+	}
+	for _, stop := range far {
+		if !stop() || stop() {
+			t.Error("a pending timer is stopped once")
+		}
+	}
+}
+
+// Nor does the end of a connection that has very many timers and groups.
+func TestTheEndOfAConnectionWithManyTimersLeavesItToOthers(t *testing.T) {
+	const timers, groups = 100_000, 10_000
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, _ := harness.Open(t, l, events)
+	for range timers {
+		c.After(time.Hour, nil)
+	}
+	all := make([]tcpio.Group, groups)
+	for i := range all {
+		all[i].Join(c)
+	}
+	c.Abort()
+	harness.Expect[tcpio.Closed](t, events)
+	testnet.WaitFor(t, "the groups to be left", func() bool {
+		for i := range all {
+			if all[i].Len() != 0 {
+				return false
+			}
+		}
+		return true
+	})
 }
