@@ -151,15 +151,15 @@ func TestAddrBehindProxies(t *testing.T) {
 // A client that sends its request byte by byte has HandshakeTimeout for all of it, and does not
 // keep others out.
 func TestSlowHandshakes(t *testing.T) {
-	slow := 1000
-	if testing.Short() {
-		slow = 100
-	}
-	s := start(t, tcpio.ListenerOptions{}, Options{Actor: echoActor, HandshakeTimeout: 1500 * time.Millisecond}, nil)
-	all := make([]*peer, slow)
+	s := start(t, tcpio.ListenerOptions{}, Options{Actor: echoActor, HandshakeTimeout: time.Second + slowHandshakes*time.Millisecond/2}, nil)
+	all := make([]*peer, slowHandshakes)
+	before := heapInUse()
 	for i := range all {
 		all[i] = dialRaw(t, s.Listener().Addr())
 		all[i].send([]byte(handshakeOf[:50]))
+	}
+	if grown := heapInUse() - before; grown > slowHandshakes*8<<10 && !raceEnabled { // the test's own ends have 4 KiB each
+		t.Errorf("%d bytes for each", grown/slowHandshakes)
 	}
 	for i := range 20 { // honest ones, while the slow ones go on
 		for _, p := range all {
@@ -183,7 +183,7 @@ func TestSlowHandshakes(t *testing.T) {
 
 func TestBadOptions(t *testing.T) {
 	for field, o := range map[string]*Options{
-		"MaxMessage": {MaxMessage: -1}, "MaxFrame": {MaxFrame: 2 << 30}, "PieceSize": {PieceSize: 1, Compress: true},
+		"MaxMessage": {MaxMessage: -1}, "MaxFrame": {MaxFrame: 1<<30 + 1}, "PieceSize": {PieceSize: 1, Compress: true},
 		"CloseTimeout": {CloseTimeout: -1}, "Origins": {Origins: []string{"["}}, "Subprotocols": {Subprotocols: []string{"a b"}},
 		"MaxRate": {MaxRate: -5}, "CompressMin": {CompressMin: -5}, "PingInterval": {PingInterval: -5},
 	} {

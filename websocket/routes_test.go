@@ -3,11 +3,16 @@
 package websocket
 
 import (
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/rabbit-backend/tcpio"
 )
@@ -316,4 +321,144 @@ func TestCloseDuringWrite(t *testing.T) {
 	p.send(fr(opClose, closeOf(4002, "")))
 	p.expect("eof")
 	r.wait(t, "closed 4002 stop Local")
+}
+
+// A write that its deadline has cut ends the connection: half a frame is on its way.
+func TestWriteDeadline(t *testing.T) {
+	wrote := make(chan error, 1)
+	s, r := watched(t, "actor", tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
+		if ev, ok := ev.(Opened); ok {
+			_ = ev.Conn.Underlying().SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+			wrote <- ev.Conn.WriteText(make([]byte, 64<<20))
+		}
+		return nil
+	})
+	p := dialPeer(t, s, "")
+	if err := <-wrote; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
+	r.wait(t, "closed 1006  Neither: ")
+	p.Close()
+}
+
+// Whatever ends a connection while its claim's receiver is busy, the channel is closed.
+func TestClaimEnds(t *testing.T) {
+	for name, end := range map[string]func(*Server, *Conn){
+		"abort":  func(_ *Server, c *Conn) { c.Abort() },
+		"close":  func(_ *Server, c *Conn) { c.Close(Normal, "") },
+		"server": func(s *Server, _ *Conn) { s.Listener().Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			over := make(chan bool)
+			conns := make(chan *Conn, 1)
+			busy := make(chan bool)
+			s := start(t, tcpio.ListenerOptions{CloseTimeout: 100 * time.Millisecond}, Options{Actor: func(c *Conn) Actor {
+				events := c.Events()
+				go func() {
+					defer close(over)
+					conns <- c
+					<-busy
+					for range events {
+					}
+				}()
+				return nil
+			}}, nil)
+			p := dialPeer(t, s, "")
+			p.send(numbered(10))
+			end(s, <-conns)
+			p.Close()
+			close(busy)
+			<-over
+		})
+	}
+}
+
+// Connections that pause and move at random get every message once, in order, and one Closed.
+func TestRandomMoves(t *testing.T) {
+	const conns, messages = 8, 400
+	type state struct {
+		next   int
+		closed bool
+		events <-chan Event
+	}
+	var mu sync.Mutex
+	states := map[*Conn]*state{}
+	done := make(chan bool, conns)
+	var handle func(ev Event) error
+	handle = func(ev Event) error {
+		mu.Lock()
+		defer mu.Unlock()
+		switch ev := ev.(type) {
+		case Opened:
+			if states[ev.Conn] != nil {
+				t.Error("opened twice")
+			}
+			states[ev.Conn] = new(state)
+		case Text:
+			st := states[ev.Conn]
+			if want := fmt.Sprint(st.next); string(ev.Data) != want || st.closed {
+				t.Errorf("%q, want %q", ev.Data, want)
+			}
+			st.next++
+			switch rand.IntN(20) {
+			case 0, 1:
+				ev.Conn.Pause()
+				go ev.Conn.Resume()
+			case 2:
+				_ = ev.Conn.Attach(ActorFunc(handle))
+			case 3:
+				events := ev.Conn.Events()
+				if events == st.events {
+					break // it has its receiver
+				}
+				st.events = events
+				go func() {
+					for ev := range events {
+						_ = handle(ev)
+					}
+				}()
+			}
+		case Closed:
+			st := states[ev.Conn]
+			if st.next != messages || st.closed || ev.Code != 1000 {
+				t.Errorf("closed behind %d messages: %v", st.next, ev)
+			}
+			st.closed = true
+			done <- true
+		}
+		return nil
+	}
+	for _, s := range []*Server{
+		start(t, tcpio.ListenerOptions{}, Options{}, func(ev Event) { _ = handle(ev) }),
+		start(t, tcpio.ListenerOptions{}, Options{Actor: func(*Conn) Actor { return ActorFunc(handle) }}, nil),
+	} {
+		for range conns {
+			p := dialPeer(t, s, "")
+			go func() {
+				all := join(numbered(messages), bye)
+				for len(all) > 0 {
+					n := min(len(all), 1+rand.IntN(700))
+					if _, err := p.Write(all[:n]); err != nil {
+						t.Error(err)
+						return
+					}
+					all = all[n:]
+				}
+				for line := ""; line != "eof"; line = p.next() {
+				}
+			}()
+		}
+		for range conns {
+			select {
+			case <-done:
+			case <-time.After(testLimit):
+				mu.Lock()
+				defer mu.Unlock()
+				for c, st := range states {
+					t.Errorf("%v: %d messages, closed %v", c, st.next, st.closed)
+				}
+				return
+			}
+		}
+	}
 }

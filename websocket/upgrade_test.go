@@ -303,6 +303,28 @@ func TestDial(t *testing.T) {
 	}
 }
 
+// A Server with TLSConfig refuses plain connections from elsewhere, before it answers.
+func TestUpgradeOfPlainToTLS(t *testing.T) {
+	s := start(t, tcpio.ListenerOptions{TLSConfig: &tls.Config{Certificates: make([]tls.Certificate, 1)}}, Options{}, func(Event) {})
+	failed := make(chan error, 1)
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		_, err := s.Upgrade(w, req)
+		failed <- err
+	}))
+	defer web.Close()
+	p := dialRaw(t, web.Listener.Addr())
+	p.send([]byte(handshakeOf + "\r\n"))
+	if resp := p.response(); resp.StatusCode != 500 {
+		t.Error(resp.Status)
+	}
+	if err := <-failed; err == nil {
+		t.Error("no error")
+	}
+	if _, err := s.Dial(t.Context(), "ws://127.0.0.1:1", nil); err == nil || !strings.Contains(err.Error(), "TLSConfig") {
+		t.Error(err)
+	}
+}
+
 func TestDialFails(t *testing.T) {
 	refuses := start(t, tcpio.ListenerOptions{}, Options{Actor: echoActor, Check: func(*http.Request) int { return 403 }}, nil)
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
