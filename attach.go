@@ -101,6 +101,6 @@ func (c *Conn) endDrainLocked() {
 
 func (c *Conn) hasActor() bool {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	return c.actor != nil
 }

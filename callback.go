@@ -55,7 +55,7 @@ func (cb *callback) Receive(ev Event) error {
 		c := r.Conn
 		c.mu.Lock()
 		c.extLocked().late++
-		c.mu.Unlock()
+		c.unlock()
 		cb.calls.Post(func() { cb.lateCall(c) })
 	}
 	return nil
@@ -66,7 +66,7 @@ func (cb *callback) Receive(ev Event) error {
 func (cb *callback) lateCall(c *Conn) {
 	c.mu.Lock()
 	waited := c.callWaitsLocked()
-	c.mu.Unlock()
+	c.unlock()
 	if !waited {
 		return
 	}

@@ -30,7 +30,7 @@ type Conn struct {
 	peer sys.Addr
 	key  sched.Key // names it in epoll's data: a descriptor number is no identity; set by the table
 
-	mu sync.Mutex
+	mu connMutex
 	// Guarded by mu.
 	fd      int32  // -1 once the descriptor is being released
 	sentAt  uint32 // with a stream: the number that the outstanding Readable has in it
@@ -238,10 +238,16 @@ func (c *Conn) wantLocked(w want) {
 	c.wants.add(w)
 }
 
+// A connMutex has no Unlock: whoever has locked it calls Conn.unlock, so that nothing in todo is forgotten.
+type connMutex struct{ bare sync.Mutex }
+
+func (m *connMutex) Lock()         { m.bare.Lock() }
+func (m *connMutex) TryLock() bool { return m.bare.TryLock() }
+
 // unlock releases mu, and then does what must not be done under it.
 func (c *Conn) unlock() {
 	if c.todo == 0 {
-		c.mu.Unlock()
+		c.mu.bare.Unlock()
 		return
 	}
 	do, fd, given, reset := c.todo, int32(-1), false, c.sock.has(sockReset)
@@ -254,7 +260,7 @@ func (c *Conn) unlock() {
 			given = c.ext != nil && c.ext.given
 		}
 	}
-	c.mu.Unlock()
+	c.mu.bare.Unlock()
 	if do&todoLeave != 0 {
 		go c.leaveRest() // it ends with the timers and groups of this connection
 	}
@@ -290,7 +296,7 @@ func (c *Conn) ID() uint64 { return c.id }
 // Stats counts it.
 func (c *Conn) Err() error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.phase != phaseGone || c.ext == nil {
 		return nil
 	}
@@ -302,14 +308,14 @@ func (c *Conn) Err() error {
 func (c *Conn) SetData(v any) {
 	c.mu.Lock()
 	c.data = v
-	c.mu.Unlock()
+	c.unlock()
 }
 
 // Data returns what SetData set last, nil before. It works after the connection closed too, so that the handler of
 // Closed finds its state.
 func (c *Conn) Data() any {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	return c.data
 }
 
@@ -352,7 +358,7 @@ func (c *Conn) LogValue() slog.Value {
 // closed.
 func (c *Conn) LocalAddr() net.Addr {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	return c.localLocked()
 }
 
@@ -372,7 +378,7 @@ func (c *Conn) localLocked() net.Addr {
 // (TCP_NODELAY, tcp(7)). On a unix socket it does nothing. After Close it fails with net.ErrClosed.
 func (c *Conn) SetNoDelay(on bool) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.ended() {
 		return c.opErrorLocked("set", net.ErrClosed)
 	}

@@ -216,7 +216,7 @@ func TestNamesNeedNoLock(t *testing.T) {
 	want := c.String()
 	c.mu.Lock()
 	got, event := c.String(), Closed{c}.String()
-	c.mu.Unlock()
+	c.unlock()
 	if got != want || event != "Closed("+want+")" {
 		t.Errorf("%q and %q, want %q", got, event, want)
 	}

@@ -96,7 +96,7 @@ func copyConn(dst, src *Conn) (int64, error) {
 // while their source is silent, and begins anew after the last.
 func (c *Conn) noteCopy(n int32) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	c.extLocked().copies += n
 	if c.peerEnd == peerTimed {
 		c.limit.lastOut = c.sh.coarse()
@@ -161,7 +161,7 @@ func (c *Conn) spliceTo(to *Conn) (n int64, err error) {
 		if !conn.released() {
 			_ = sys.LimitCalls(conn.fd)
 		}
-		conn.mu.Unlock()
+		conn.unlock()
 	}
 	for {
 		c.mu.Lock()

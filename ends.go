@@ -112,6 +112,6 @@ func (c *Conn) endedLocked(op string) error {
 // opError is opErrorLocked for a caller without mu.
 func (c *Conn) opError(op string, err error) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	return c.opErrorLocked(op, err)
 }

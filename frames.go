@@ -73,7 +73,7 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 				if atEOF { // split has seen the end and says that it is done: neither is announced again
 					c.mu.Lock()
 					c.ext.frames.partial = true
-					c.mu.Unlock()
+					c.unlock()
 					c.noteEnd()
 				}
 				if token != nil {
@@ -119,7 +119,7 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 					err = io.ErrUnexpectedEOF
 					c.mu.Lock()
 					c.ext.frames.partial = true // nothing will complete it: it is not announced again
-					c.mu.Unlock()
+					c.unlock()
 				}
 				c.noteEnd()
 				yield(nil, err)
@@ -188,7 +188,7 @@ func (c *Conn) endFrames() {
 // leaveFrames reports whether an iteration that has had its share is to end: not where no Readable would begin the next one.
 func (c *Conn) leaveFrames() bool {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.claim != claimed {
 		return false
 	}
@@ -200,7 +200,7 @@ func (c *Conn) leaveFrames() bool {
 // frameData is what there is to split. The bytes stay in place until fillFrames or endFrames.
 func (c *Conn) frameData() (data []byte, atEOF bool, err error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.ended() {
 		return nil, false, c.endedLocked("read")
 	}
@@ -211,7 +211,7 @@ func (c *Conn) frameData() (data []byte, atEOF bool, err error) {
 
 func (c *Conn) advanceFrames(n int) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	f := &c.ext.frames
 	f.Skip(n)
 	f.split = false
@@ -220,7 +220,7 @@ func (c *Conn) advanceFrames(n int) {
 // blameFrames notes err as the connection's, whoever closes it.
 func (c *Conn) blameFrames(err error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	c.ext.frames.split = false
 	if !c.ended() && c.ext.err == nil {
 		c.ext.err = err
@@ -238,7 +238,7 @@ func (c *Conn) failFrames(err error) {
 // buffer, or of what the peer has sent. Otherwise split would look as often as the socket hands out a part.
 func (c *Conn) readOnFrames() bool {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	f := &c.ext.frames
 	return f.more && !f.Full() && f.Len() >= recvMax
 }
@@ -308,7 +308,7 @@ func (c *Conn) makeRoomLocked(limit int) error {
 	}
 	w := f.Window
 	f.split = true
-	c.mu.Unlock()
+	c.unlock()
 	w = w.Widened(&c.sh.pool, limit)
 	c.mu.Lock()
 	f.split = false

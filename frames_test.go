@@ -323,7 +323,7 @@ func hasMore(t *testing.T, c *Conn) {
 	t.Helper()
 	testnet.WaitFor(t, "more input", func() bool {
 		c.mu.Lock()
-		defer c.mu.Unlock()
+		defer c.unlock()
 		return c.fd < 0 || sys.Unread(c.fd) > 0 && (c.announced() || !c.ext.frames.drained)
 	})
 }
@@ -368,7 +368,7 @@ func TestAReadTakesABoundedPartOfAPartialFrame(t *testing.T) {
 	go func() { _, _ = peer.Write(sent) }()
 	buffered := func() int {
 		c.mu.Lock()
-		defer c.mu.Unlock()
+		defer c.unlock()
 		return c.ext.frames.Len()
 	}
 	for had := 0; had < size; had = buffered() {

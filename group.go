@@ -66,7 +66,7 @@ type groupHome interface {
 // closes. Join does not block.
 func (g *Group) Join(c *Conn) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.ended() {
 		return
 	}
@@ -84,7 +84,7 @@ func (g *Group) Join(c *Conn) {
 // Leave ends c's membership. On a connection that is no member it does nothing. A Write that is running may still reach c.
 func (g *Group) Leave(c *Conn) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.ext == nil {
 		return
 	}
@@ -109,7 +109,7 @@ func (c *Conn) LeaveGroups() {
 	for all := false; !all; {
 		c.mu.Lock()
 		all = c.ext == nil || c.leaveGroupsLocked()
-		c.mu.Unlock()
+		c.unlock()
 	}
 }
 

@@ -26,7 +26,7 @@ import (
 func nothingLeft(t *testing.T, c *Conn) {
 	t.Helper()
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.fdUsedLocked() || c.writing != writeFree {
 		t.Errorf("the descriptor is in use: %v, writing: %v", c.fdUsedLocked(), c.writing != writeFree)
 	}
@@ -114,7 +114,7 @@ func TestARawConnReaderThatWasWokenAndPanicsDoesNotTakeTheAnnouncement(t *testin
 	nothingLeft(t, c)
 	c.mu.Lock()
 	c.unreadableLocked() // whatever was announced: the next byte must be as well
-	c.mu.Unlock()
+	c.unlock()
 	for len(r.Events()) > 0 {
 		<-r.Events()
 	}
@@ -344,7 +344,7 @@ func queuedCallback(t *testing.T) (l *Listener, release chan struct{}, c *Conn, 
 		for other := range r.Conns() {
 			other.mu.Lock()
 			waits := other != first && other.callWaitsLocked()
-			other.mu.Unlock()
+			other.unlock()
 			if waits {
 				c = other
 			}
@@ -361,7 +361,7 @@ func TestShutdownWaitsForACallbackThatWaitsForItsTurn(t *testing.T) {
 	go func() { down <- l.Shutdown(context.Background()) }()
 	testnet.WaitFor(t, "the end of Draining", func() bool {
 		c.mu.Lock()
-		defer c.mu.Unlock()
+		defer c.unlock()
 		return c.phase == phaseDrained && !c.route.has(routeRunning)
 	})
 	close(release)
@@ -421,7 +421,7 @@ func TestACallThatWaitsIsNotLostToOneThatRuns(t *testing.T) {
 				if c.ext != nil {
 					calls = c.ext.late
 				}
-				c.mu.Unlock()
+				c.unlock()
 				if calls == n {
 					return true
 				}

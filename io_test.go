@@ -162,7 +162,7 @@ func TestAFastReaderOfALongQueueLeavesOthersTheirTurn(t *testing.T) {
 	c.wants.drop(wantFlush)
 	c.flushLocked()
 	sent, waits := queued-c.out.Len(), c.wants.has(wantFlush)
-	c.mu.Unlock()
+	c.unlock()
 	if sent >= flushBudget+sendChunk || waits != (sent >= flushBudget) {
 		t.Errorf("one turn sent %d bytes of %d, and the rest waits for another: %v", sent, queued, waits)
 	}
@@ -200,7 +200,7 @@ func TestALargeWriteToAGroupIsCopiedUnderNoLock(t *testing.T) {
 	if !c.mu.TryLock() {
 		t.Error("a member is locked")
 	}
-	c.mu.Unlock()
+	c.unlock()
 	c.Abort()
 }
 
@@ -238,7 +238,7 @@ func TestShortWritesToAGroupHoldLittleMoreThanTheirBytes(t *testing.T) {
 					}
 				}
 				bytes -= before + buf.Large
-				c.mu.Unlock()
+				c.unlock()
 			}
 			if queued := 2 * (conns[0].Buffered() - before); bytes > 4*queued+2*buf.Large {
 				t.Errorf("%d bytes held for %d queued", bytes, queued)
@@ -306,7 +306,7 @@ func TestBytesThatWokeAReaderAreAnnouncedWhenItsDeadlineHasPassed(t *testing.T) 
 		// Both at once, as far as the reader can tell: it cannot look before mu is released.
 		c.mu.Lock()
 		c.readableLocked()
-		c.ext.readLimit.Set(&c.mu, time.Unix(1, 0))
+		c.ext.readLimit.Set(&c.mu.bare, time.Unix(1, 0))
 		c.unlock()
 		if err := testnet.Receive(t, "the end of Read", read); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal(err)

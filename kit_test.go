@@ -99,7 +99,7 @@ func (r *rig) open() (*net.TCPConn, *Conn) {
 // locked calls f under c's mu.
 func locked[T any](c *Conn, f func() T) T {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	return f()
 }
 

@@ -55,11 +55,11 @@ func (c *Conn) Ask(ctx context.Context, v any) (any, error) {
 	q := &ask{reply: make(chan any, 1)}
 	c.mu.Lock()
 	gone := c.extLocked().gone.Enter()
-	c.mu.Unlock()
+	c.unlock()
 	defer func() {
 		c.mu.Lock()
 		c.ext.gone.Leave(gone)
-		c.mu.Unlock()
+		c.unlock()
 	}()
 	if err := c.post(mail{value: v, ask: q}); err != nil {
 		return nil, err
@@ -73,7 +73,7 @@ func (c *Conn) Ask(ctx context.Context, v any) (any, error) {
 	case <-gone:
 		c.mu.Lock()
 		err = c.endedLocked("ask")
-		c.mu.Unlock()
+		c.unlock()
 	}
 	if !q.over.CompareAndSwap(false, true) {
 		return <-q.reply, nil // it came together with the end
@@ -87,7 +87,7 @@ func (c *Conn) Ask(ctx context.Context, v any) (any, error) {
 func (c *Conn) After(d time.Duration, v any) (stop func() bool) {
 	tm := &timer{kind: timerMessage, c: c, value: v}
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.ended() {
 		return func() bool { return false }
 	}
@@ -103,7 +103,7 @@ func (c *Conn) After(d time.Duration, v any) (stop func() bool) {
 func (tm *timer) cancel() bool {
 	c := tm.c
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if !c.sh.timers.Remove(tm) {
 		return false
 	}

@@ -53,7 +53,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 		case <-late:
 			c.mu.Lock()
 			woken = x.canRead.Leave(opened)
-			c.mu.Unlock()
+			c.unlock()
 		}
 	}
 }
@@ -188,7 +188,7 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 
 func (c *Conn) setLimits(t time.Time, read, send bool) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.ended() {
 		return c.endedLocked("set")
 	}
@@ -197,10 +197,10 @@ func (c *Conn) setLimits(t time.Time, read, send bool) error {
 	}
 	x := c.extLocked()
 	if read {
-		x.readLimit.Set(&c.mu, t)
+		x.readLimit.Set(&c.mu.bare, t)
 	}
 	if send {
-		x.sendLimit.Set(&c.mu, t)
+		x.sendLimit.Set(&c.mu.bare, t)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ import (
 // it anew before the close, since close(2) would block the loop.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.ended() {
 		return nil, c.endedLocked("raw")
 	}
@@ -36,7 +36,7 @@ func (r rawConn) Control(f func(fd uintptr)) error {
 
 func (r rawConn) ext() *connExt {
 	r.c.mu.Lock()
-	defer r.c.mu.Unlock()
+	defer r.c.unlock()
 	return r.c.extLocked()
 }
 
@@ -73,7 +73,7 @@ func (r rawConn) Write(f func(fd uintptr) bool) error {
 	if err == nil {
 		c.mu.Lock()
 		c.sentLocked(0)
-		c.mu.Unlock()
+		c.unlock()
 	}
 	return err
 }
@@ -89,11 +89,11 @@ func (c *Conn) retryFD(op string, g *wait.Gate, d *wait.Deadline, check func() e
 			err = c.opErrorLocked(op, os.ErrDeadlineExceeded)
 		}
 		if err != nil {
-			c.mu.Unlock()
+			c.unlock()
 			return err
 		}
 		opened, late := g.Enter(), d.Channel()
-		c.mu.Unlock()
+		c.unlock()
 		if again, err := c.tryFD(op, g, opened, late, f); !again {
 			return err
 		}
@@ -107,7 +107,7 @@ func (c *Conn) tryFD(op string, g *wait.Gate, opened chan struct{}, late <-chan 
 	defer func() {
 		c.mu.Lock()
 		g.Leave(opened)
-		c.mu.Unlock()
+		c.unlock()
 	}()
 	done := false
 	if err := c.withFD(op, func(fd uintptr) { done = f(fd) }); err != nil || done {
@@ -131,7 +131,7 @@ func (c *Conn) withFD(op string, f func(fd uintptr)) error {
 	}
 	c.extLocked().fdUsers++
 	fd := c.fd
-	c.mu.Unlock()
+	c.unlock()
 	defer func() {
 		c.mu.Lock()
 		c.ext.fdUsers--

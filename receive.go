@@ -29,7 +29,7 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 		if _, last := ev.(Draining); last && c.phase == phaseDraining {
 			c.enterLocked(phaseDrained)
 		}
-		c.mu.Unlock()
+		c.unlock()
 		if actor != nil {
 			kept = lp.receive(c, actor, ev)
 		}
@@ -97,7 +97,7 @@ func (c *Conn) actorPanicked(ev Event, p *PanicError) {
 	_, last := ev.(Closed)
 	c.mu.Lock()
 	said := p.Value == errGoexit && c.ext != nil && exitedCallback(c.ext.err)
-	c.mu.Unlock()
+	c.unlock()
 	if !said {
 		c.logPanic(p)
 	}

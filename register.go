@@ -75,7 +75,7 @@ func (l *Listener) register(c *Conn) error {
 			c.beginTLSLocked(l.opts.TLSConfig)
 		}
 		c.beginLimitsLocked() // before anybody can set others
-		c.mu.Unlock()
+		c.unlock()
 	}
 	sh.conns.Add(c, &c.key)
 	err := sh.p.add(int(c.fd), c.key, pollConn)

@@ -278,7 +278,7 @@ func (c *Conn) event(kind event) Event {
 // route took them along.
 func (c *Conn) takePending(s *stream, evs []Event) []Event {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	if c.stream != s {
 		return evs
 	}

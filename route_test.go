@@ -33,7 +33,7 @@ func socketless(r *rig, s *stream) *Conn {
 func emit(c *Conn, kind event) {
 	c.mu.Lock()
 	c.emitLocked(kind)
-	c.mu.Unlock()
+	c.unlock()
 }
 
 // A full channel: what does not fit waits in the connections, in order, with one goroutine for all of them.
@@ -125,7 +125,7 @@ func TestNothingOvertakesTheFeeder(t *testing.T) {
 		for i := range 4 {
 			c.deliverLocked(mail{value: 5*round + i})
 		}
-		c.mu.Unlock()
+		c.unlock()
 		testnet.WaitFor(t, "the feeder has the messages in its hands", func() bool { return locked(c, c.mail) == 0 })
 		take(0)
 		take(1)

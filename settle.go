@@ -7,7 +7,7 @@ func (c *Conn) leaveRest() {
 	for all := false; !all; {
 		c.mu.Lock()
 		all = c.leaveSomeLocked()
-		c.mu.Unlock()
+		c.unlock()
 	}
 }
 

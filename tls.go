@@ -18,7 +18,7 @@ import (
 // and before the handshake of StartTLS is done. It works after Close.
 func (c *Conn) TLS() *tls.ConnectionState {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	st := c.tls()
 	if st == nil || !st.done {
 		return nil

@@ -219,6 +219,6 @@ func (c *Conn) endBulkLocked() {
 // Buffered returns the output in bytes that was accepted by a write and not yet by the socket.
 func (c *Conn) Buffered() int {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	return c.queuedLocked()
 }
