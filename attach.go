@@ -78,24 +78,15 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	if unread {
 		c.readableLocked()
 	}
-	c.roomLocked() // a Writable that was owed before there was a route
-	c.awaitUserLocked()
+	c.todo.add(todoOutput | todoIdle) // a Writable that was owed before there was a route, or EOFTimeout, comes now
 }
 
-// endTurnLocked ends a turn. A connection whose handler was told of the Shutdown is closed behind it.
+// endTurnLocked ends a turn.
 func (c *Conn) endTurnLocked() {
 	c.route.drop(routeRunning)
-	c.endDrainLocked()
-	c.awaitUserLocked()
+	c.todo.add(todoIdle)
 	if c.stream == nil && (!c.pending.empty() || c.mail() > 0) {
 		c.queueLocked()
-	}
-}
-
-// endDrainLocked closes a connection whose actor was told of the Shutdown and has nothing more to do.
-func (c *Conn) endDrainLocked() {
-	if c.phase == phaseDrained && !c.inActor() && !c.callWaitsLocked() && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
-		c.closeLocked(nil)
 	}
 }
 

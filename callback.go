@@ -79,8 +79,7 @@ func (cb *callback) lateCall(c *Conn) {
 		if c.ext.late--; c.ext.late > 0 {
 			return // more has come meanwhile, for another call
 		}
-		c.endDrainLocked()
-		c.awaitUserLocked()
+		c.todo.add(todoIdle)
 	}()
 	cb.call(c)
 }

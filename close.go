@@ -48,20 +48,8 @@ func (c *Conn) CloseWrite() error {
 		return c.opErrorLocked("close", errors.New("the TLS handshake is not done"))
 	}
 	reach(&c.sendEnd, sendShut)
-	c.lastBytesLocked()
+	c.todo.add(todoOutput)
 	return nil
-}
-
-// lastBytesLocked is called when output may have come to its end: by Close or CloseWrite, behind a large write, and when the
-// queue is empty.
-func (c *Conn) lastBytesLocked() {
-	switch {
-	case c.ended():
-		c.advanceCloseLocked()
-	case c.sendEnd == sendShut && c.writing != writeBulk:
-		c.sendCloseNotifyLocked()
-		c.sendFinLocked()
-	}
 }
 
 // closeLocked begins the orderly end; cause, if not nil, is what Err will say.
@@ -80,25 +68,17 @@ func (c *Conn) closeLocked(cause error) {
 	c.user.drop(userWantsRoom)
 	c.pending.drop(pendWritable)
 	c.leaveAllLocked()
-	c.advanceCloseLocked()
-	if !c.released() {
-		t := &timer{kind: timerClose, c: c}
-		c.extLocked().timer = t
-		c.sh.addTimer(t, c.sh.opts.CloseTimeout)
-	}
+	c.todo.add(todoOutput)
 }
 
 // advanceCloseLocked goes as far towards the end as it can without blocking.
 func (c *Conn) advanceCloseLocked() {
-	if c.released() || c.writing == writeBulk {
-		return
-	}
 	c.sendCloseNotifyLocked()
-	if c.released() || c.out != nil {
+	if c.out != nil {
 		return // the next edge of writability flushes and comes back here
 	}
-	if c.sendErrLocked() != nil {
-		c.releaseLocked(nil)
+	if err := c.sendErrLocked(); err != nil {
+		c.releaseLocked(err)
 		return
 	}
 	if c.sock.has(sockFinSeen) {
@@ -176,7 +156,7 @@ func (c *Conn) releaseLocked(cause error) {
 		return
 	}
 	c.enterLocked(phaseReleased)
-	c.todo |= todoClose
+	c.todo.add(todoClose)
 	if cause != nil && (c.ext == nil || c.ext.err == nil) {
 		c.extLocked().err = cause
 	}
@@ -209,7 +189,7 @@ func (c *Conn) leaveAllLocked() {
 		c.endTLSLocked()
 	}
 	if !c.leaveSomeLocked() {
-		c.todo |= todoLeave
+		c.todo.add(todoLeave)
 	}
 	x.readLimit.Stop()
 	x.sendLimit.Stop()

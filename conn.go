@@ -36,7 +36,7 @@ type Conn struct {
 	sentAt  uint32 // with a stream: the number that the outstanding Readable has in it
 	stamp   uint32 // with a stream: the demand batch of the outstanding Readable; else counts the reads
 	phase   phase
-	todo    todo
+	todo    set[todo]
 	origin  origin // immutable
 	sendEnd sendEnd
 	peerEnd peerEnd
@@ -244,30 +244,31 @@ type connMutex struct{ bare sync.Mutex }
 func (m *connMutex) Lock()         { m.bare.Lock() }
 func (m *connMutex) TryLock() bool { return m.bare.TryLock() }
 
-// unlock releases mu, and then does what must not be done under it.
+// unlock does what follows from what was noted in todo, and releases mu before what must not be done under it.
 func (c *Conn) unlock() {
-	if c.todo == 0 {
+	if c.todo.empty() {
 		c.mu.bare.Unlock()
 		return
 	}
+	c.settleLocked()
 	do, fd, given, reset := c.todo, int32(-1), false, c.sock.has(sockReset)
-	c.todo = 0
-	if do&todoClose != 0 {
+	c.todo = set[todo]{}
+	if do.has(todoClose) {
 		if c.fdUsedLocked() {
-			c.todo = todoClose // for the last user
+			c.todo.add(todoClose) // for the last user
 		} else {
 			fd, c.fd = c.fd, -1
 			given = c.ext != nil && c.ext.given
 		}
 	}
 	c.mu.bare.Unlock()
-	if do&todoLeave != 0 {
+	if do.has(todoLeave) {
 		go c.leaveRest() // it ends with the timers and groups of this connection
 	}
 	if fd >= 0 {
 		c.finish(fd, given, reset)
 	}
-	if do&todoHelp != 0 {
+	if do.has(todoHelp) {
 		c.sh.pollForLoop()
 	}
 }

@@ -165,11 +165,11 @@ func (lp *loop) runQueue() bool {
 			c.flushLocked()
 		}
 		if wants.has(wantDrain) {
-			c.advanceCloseLocked()
+			c.todo.add(todoOutput)
 		}
 		if c.user.has(userStarved) {
 			c.user.drop(userStarved)
-			c.roomLocked()
+			c.todo.add(todoOutput)
 		}
 		c.unlock()
 		if turn && !lp.runActor(c) {

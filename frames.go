@@ -286,7 +286,7 @@ func (c *Conn) fillFrames() (more bool, err error) {
 		reach(&c.peerEnd, peerRead)
 		err = nil // split sees it first, and what it makes of the rest; then it is told, see noteEnd
 	default:
-		c.readFailedLocked(err)
+		c.todo.add(todoReadErr)
 	}
 	if err == ErrWouldBlock {
 		f.partial = have > 0

@@ -120,7 +120,7 @@ func (c *Conn) handshakeDoneLocked() {
 	if c.mail() > 0 && c.claim == claimed {
 		c.queueLocked()
 	}
-	c.roomLocked()
+	c.todo.add(todoOutput)
 	c.readableLocked() // crypto/tls may have read the first bytes already: no edge would say so
 }
 

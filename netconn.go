@@ -138,7 +138,7 @@ func (c *Conn) beginWriteLocked() error {
 
 func (c *Conn) endWriteLocked() {
 	c.writing = writeFree
-	c.roomLocked()
+	c.todo.add(todoOutput)
 }
 
 // waitRoomLocked gives up mu until there may be room to write. It fails when writing is over or the deadline has passed.

@@ -36,9 +36,6 @@ const upward = `
 	shard.go: conn.go           # what waits in a loop are connections
 	conn.go: route.go           # a connection has its stream
 	conn.go: settle.go          # unlock does what must wait until mu is free
-	socket.go: close.go         # a send that fails, or has sent the last byte, goes on with the end
-	read.go: close.go           # so does a read that fails
-	write.go: close.go          # so does a large write behind which Close waits
 	tcpio.go: loop.go           # a listener has its loops
 `
 

@@ -84,7 +84,7 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 			return 0, err
 		default:
 			c.unreadableLocked()
-			c.readFailedLocked(err)
+			c.todo.add(todoReadErr)
 			return 0, err
 		}
 	}
@@ -96,15 +96,6 @@ func (c *Conn) inputLocked(p []byte) (int, error) {
 		return c.tlsReadLocked(p)
 	}
 	return c.recvLocked(p)
-}
-
-// readFailedLocked ends a connection that cannot be read from. The peer of a TLS connection is told by an alert.
-func (c *Conn) readFailedLocked(err error) {
-	if c.tls() != nil {
-		c.closeLocked(err)
-	} else {
-		c.releaseLocked(err)
-	}
 }
 
 // leaveEndLocked is called when a read meets the peer's end of stream. It reports true when a Readable is in the channel that
@@ -124,7 +115,7 @@ func (c *Conn) endReadLocked() {
 	}
 	c.unreadableLocked()
 	reach(&c.peerEnd, peerTold)
-	c.awaitUserLocked()
+	c.todo.add(todoIdle)
 }
 
 // noteEnd is called when the user is told of the peer's end of stream other than by a read.

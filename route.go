@@ -381,7 +381,7 @@ func (c *Conn) unreadableLocked() {
 	if c.stream == nil {
 		c.stamp++ // counts reads; see callback
 	} else if c.claim == claimed && c.sh.demand.Done(c.stamp) {
-		c.todo |= todoHelp
+		c.todo.add(todoHelp)
 	}
 }
 
@@ -415,6 +415,6 @@ func (c *Conn) drainedLocked() {
 // moment to look for more, before the answer is written; see loop.pollForLoop.
 func (c *Conn) askHelpLocked() {
 	if s := c.stream; s != nil && !s.private && len(s.ch) == 0 {
-		c.todo |= todoHelp
+		c.todo.add(todoHelp)
 	}
 }

@@ -2,6 +2,77 @@ package tcpio
 
 import "github.com/rabbit-backend/tcpio/internal/sys"
 
+// What follows from a change is decided here, in the order of this function. The calls and parts below change what is
+// theirs and note in todo what has happened.
+
+// settleLocked does what follows from what was noted, until nothing more does. unlock calls it.
+func (c *Conn) settleLocked() {
+	for c.todo.has(todoSettle) {
+		do := c.todo
+		c.todo.drop(todoSettle)
+		if do.has(todoOutput) {
+			c.roomLocked()
+		}
+		if do.has(todoSendErr) {
+			c.sendFailedLocked()
+		}
+		if do.has(todoReadErr) {
+			c.readFailedLocked()
+		}
+		if do.has(todoIdle) {
+			c.idleLocked()
+		}
+		if do.has(todoOutput) {
+			c.lastBytesLocked()
+		}
+	}
+}
+
+// sendFailedLocked goes on after writing has failed. What the peer sent before it went is still there to be read; with
+// nothing to read this is the end, and no other edge will say it.
+func (c *Conn) sendFailedLocked() {
+	if c.ended() || c.peerEnd >= peerTold {
+		c.releaseLocked(c.ext.sendErr)
+	} else if !c.atEOF() {
+		c.readableLocked()
+	}
+}
+
+// readFailedLocked ends a connection that cannot be read from. The peer of a TLS connection is told by an alert.
+func (c *Conn) readFailedLocked() {
+	if c.tls() != nil {
+		c.closeLocked(c.ext.readErr)
+	} else {
+		c.releaseLocked(c.ext.readErr)
+	}
+}
+
+// idleLocked closes a connection whose actor was told of the Shutdown and has nothing more to do, and begins EOFTimeout for one
+// whose user was told of the peer's end.
+func (c *Conn) idleLocked() {
+	if c.phase == phaseDrained && !c.inActor() && !c.callWaitsLocked() && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
+		c.closeLocked(nil)
+	}
+	c.awaitUserLocked()
+}
+
+// lastBytesLocked goes on where output has come to its end: to the end of a connection that closes, or to the FIN of CloseWrite.
+// A large write that has given up mu for a moment comes before both.
+func (c *Conn) lastBytesLocked() {
+	switch {
+	case c.writing == writeBulk:
+	case c.phase == phaseClosing:
+		c.advanceCloseLocked()
+	case !c.ended() && c.sendEnd == sendShut:
+		c.sendCloseNotifyLocked()
+		c.sendFinLocked()
+	}
+	if c.phase == phaseClosing && c.extLocked().timer == nil {
+		c.ext.timer = &timer{kind: timerClose, c: c}
+		c.sh.addTimer(c.ext.timer, c.sh.opts.CloseTimeout)
+	}
+}
+
 // leaveRest goes on until all are gone.
 func (c *Conn) leaveRest() {
 	for all := false; !all; {
@@ -28,10 +99,11 @@ func (c *Conn) readyLocked(bits uint32) {
 			c.ext.canSend.Open()
 		}
 		c.flushLocked()
+		c.settleLocked() // what follows from that comes before the input
 	}
 	switch {
 	case c.ended():
-		c.advanceCloseLocked()
+		c.todo.add(todoOutput)
 	case c.handshaking():
 		c.handshakeReadyLocked(bits)
 	case bits&(pollIn|pollHup|pollErr|pollRdHup|pollPri) == 0:

@@ -102,25 +102,14 @@ func (c *Conn) sendvLocked(bufs net.Buffers) (int, error) {
 	}
 }
 
-// failSendLocked ends writing for good. Reading goes on: what the peer sent before it went is still there.
+// failSendLocked notes that writing failed for good. The first cause stays. What is queued cannot go out any more.
 func (c *Conn) failSendLocked(errno syscall.Errno) error {
-	err := c.sendFailLocked(errno)
-	if c.ended() || c.peerEnd >= peerTold {
-		c.releaseLocked(err) // nothing will be read, so this is the end; no other edge will say it
-	} else if !c.atEOF() {
-		c.readableLocked()
-	}
-	return err
-}
-
-// sendFailLocked notes that writing failed for good. The first cause stays. What is queued cannot go out any more.
-func (c *Conn) sendFailLocked(errno syscall.Errno) error {
 	if c.sendErrLocked() == nil {
 		c.extLocked().sendErr = c.opErrorLocked("write", errno)
 		c.sock.add(sockUnsure)
 	}
 	c.dropOutLocked()
-	c.roomLocked()
+	c.todo.add(todoOutput | todoSendErr)
 	return c.ext.sendErr
 }
 
@@ -128,9 +117,9 @@ func (c *Conn) sendFailLocked(errno syscall.Errno) error {
 // that reads as fast as that goes on in another turn.
 func (c *Conn) flushLocked() {
 	for sent := 0; c.out != nil; {
+		c.todo.add(todoOutput)
 		if sent >= flushBudget {
 			c.flushSoonLocked()
-			c.roomLocked()
 			return
 		}
 		var v sys.Vec
@@ -138,10 +127,9 @@ func (c *Conn) flushLocked() {
 		n, errno := sys.Sendv(c.fd, &v)
 		switch {
 		case errno == syscall.EAGAIN:
-			c.roomLocked()
 			return
 		case errno != 0:
-			c.failSendLocked(errno)
+			_ = c.failSendLocked(errno)
 			return
 		}
 		sent += n
@@ -150,8 +138,6 @@ func (c *Conn) flushLocked() {
 		wake(c.sh.budget.Free(n))
 		if c.out.Len() == 0 {
 			c.out = nil
-			c.roomLocked()
-			c.lastBytesLocked()
 			return
 		}
 	}

@@ -111,11 +111,19 @@ const (
 	wantDrain                  // the rest of the input that a closing connection throws away
 )
 
-// A todo is what unlock has to do once mu is free.
+// A todo is what has changed, or is to be done. Whoever has mu notes it; settleLocked does the first four before mu is
+// free, and unlock the others afterwards.
 type todo uint8
 
 const (
-	todoClose todo = 1 << iota // close the descriptor, when its last user has gone
-	todoLeave                  // let go of the timers and groups that are left of very many
-	todoHelp                   // poll in the loop's place: every Readable that was delivered is answered
+	todoOutput  todo = 1 << iota // output has gone out, or may do so: there may be room, or it has come to its end
+	todoSendErr                  // writing has failed
+	todoReadErr                  // a read has returned why reading failed
+	todoIdle                     // a turn is over, or the user was told of the peer's end: is the connection to end now?
+
+	todoLeave // let go of the timers and groups that are left of very many
+	todoClose // close the descriptor, when its last user has gone
+	todoHelp  // poll in the loop's place: every Readable that was delivered is answered
+
+	todoSettle = todoOutput | todoSendErr | todoReadErr | todoIdle
 )

@@ -209,11 +209,7 @@ func (c *Conn) breatheLocked() error {
 // endBulkLocked goes on with what had to wait for a large write.
 func (c *Conn) endBulkLocked() {
 	c.writing = writeFree
-	if c.released() {
-		return
-	}
-	c.roomLocked()
-	c.lastBytesLocked()
+	c.todo.add(todoOutput)
 }
 
 // Buffered returns the output in bytes that was accepted by a write and not yet by the socket.
