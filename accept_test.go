@@ -97,7 +97,7 @@ func TestConnectionsMayEndWhileTheyAreAdmitted(t *testing.T) {
 	}
 }
 
-func TestAConnectionThatIsNotAdoptedIsLeftAsItWas(t *testing.T) {
+func TestConnectionThatIsNotAdoptedIsLeftAsItWas(t *testing.T) {
 	r, f := fakeOne(t, ListenerOptions{})
 	r.Events()
 	r.serve()
@@ -245,7 +245,7 @@ func TestAcceptingTriesOneTimerLongWhileDescriptorsAreExhausted(t *testing.T) {
 }
 
 // To see it fail: let register begin the limits behind the hook.
-func TestAnIdleTimeoutSetByTheActorHookHolds(t *testing.T) {
+func TestIdleTimeoutSetByTheActorHookHolds(t *testing.T) {
 	hooked := make(chan *Conn, 1)
 	r := listen(t, ListenerOptions{Loops: 1, IdleTimeout: time.Hour, Actor: func(c *Conn) Actor {
 		if err := c.SetIdleTimeout(time.Minute); err != nil {

@@ -223,7 +223,7 @@ func TestNamesNeedNoLock(t *testing.T) {
 }
 
 // More than 3 GiB queued over TLS: the product has more than 63 bits.
-func TestTheShareOfWhatIsQueuedOverTLSDoesNotOverflow(t *testing.T) {
+func TestShareOfWhatIsQueuedOverTLSDoesNotOverflow(t *testing.T) {
 	check := func(size int, plain, sealed int64) {
 		t.Helper()
 		want := new(big.Int).Mul(big.NewInt(int64(size)), big.NewInt(plain))
@@ -248,7 +248,7 @@ func TestTheShareOfWhatIsQueuedOverTLSDoesNotOverflow(t *testing.T) {
 	}
 }
 
-func TestALongWaitIsNotAShortOneOrForEver(t *testing.T) {
+func TestLongWaitIsNotAShortOneOrForEver(t *testing.T) {
 	for d, want := range map[time.Duration]int{
 		math.MinInt64: -1, -1: -1, 0: 0, 1: 1, time.Millisecond: 1, time.Millisecond + 1: 2,
 		time.Hour: 3600_000, math.MaxInt32 * time.Millisecond: math.MaxInt32, 1 << 62: math.MaxInt32,
@@ -264,7 +264,7 @@ func TestALongWaitIsNotAShortOneOrForEver(t *testing.T) {
 var _ [24 - unsafe.Sizeof(limitState{})]byte
 
 // A connection that has only been read from for 30 days is idle when that ends.
-func TestAnOldLastWriteDoesNotPutTheIdleTimeoutOff(t *testing.T) {
+func TestOldLastWriteDoesNotPutTheIdleTimeoutOff(t *testing.T) {
 	c := &Conn{sh: &shard{shared: new(shared)}, sock: set[sockMark]{sockTimed | sockHeard}}
 	now := 100 * 24 * int64(time.Hour)
 	c.limit.idle = 500
@@ -335,7 +335,7 @@ func TestTimersThatAreDueTogetherLeaveOthersTheirTurn(t *testing.T) {
 }
 
 // To see it fail: let the sum of now and the longest Duration overflow.
-func TestTheLongestTimerIsNotDueAtOnce(t *testing.T) {
+func TestLongestTimerIsNotDueAtOnce(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1})
 	r.Events()
 	lp := r.loops[0]

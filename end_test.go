@@ -42,7 +42,7 @@ func hoEcho(name string) func(*Conn) Actor {
 
 // Shutdown may begin between the accept of a connection and its registration. That one is served like any other.
 // To see it fail: let register close what it meets while stopping is set.
-func TestAConnectionAcceptedWhileShutdownBeginsIsNotReset(t *testing.T) {
+func TestConnectionAcceptedWhileShutdownBeginsIsNotReset(t *testing.T) {
 	for name, drain := range map[string]time.Duration{"DrainTimeout": 2 * testnet.Limit, "none": 0} {
 		t.Run(name, func(t *testing.T) {
 			inside, release := make(chan struct{}, 1), make(chan struct{})
@@ -78,7 +78,7 @@ func TestAConnectionAcceptedWhileShutdownBeginsIsNotReset(t *testing.T) {
 }
 
 // The same for one that is registered when its time is over already, and for Close.
-func TestAConnectionRegisteredAfterTheEndEndsToo(t *testing.T) {
+func TestConnectionRegisteredAfterTheEndEndsToo(t *testing.T) {
 	for name, end := range map[string]func(*rig) error{
 		"time is over": func(r *rig) error { return r.Shutdown(context.Background()) },
 		"ctx is over": func(r *rig) error {
@@ -122,7 +122,7 @@ func TestAConnectionRegisteredAfterTheEndEndsToo(t *testing.T) {
 }
 
 // To see it fail: take net's File, which makes the shared description blocking; or remove the path after all.
-func TestTheSocketGoesOnInWhoeverHasItsFile(t *testing.T) {
+func TestSocketGoesOnInWhoeverHasItsFile(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
 			addr := "127.0.0.1:0"
@@ -356,7 +356,7 @@ func revActors(t *testing.T, n int, handle func(Event) error) (*rig, []*Conn) {
 // A handler may return what another connection ended with. That is an error of its own then, and no panic, let alone an
 // exiting goroutine, which would give the loop's role to a second one. To see it fail: let receive look at the error's
 // type.
-func TestAPanicErrorThatIsReturnedIsAnError(t *testing.T) {
+func TestPanicErrorThatIsReturnedIsAnError(t *testing.T) {
 	for name, cause := range map[string]*PanicError{
 		"panic":  {Value: "a value"},
 		"goexit": {Value: errGoexit},

@@ -330,7 +330,7 @@ func hasMore(t *testing.T, c *Conn) {
 
 // A split function that skips what it reads, as bufio.ScanWords does with blanks, keeps its consumer no longer than one that
 // returns frames.
-func TestAnIterationOfFramesEndsWhileAllIsSkipped(t *testing.T) {
+func TestIterationOfFramesEndsWhileAllIsSkipped(t *testing.T) {
 	r := listen(t, ListenerOptions{})
 	events := r.Events()
 	r.serve()
@@ -358,7 +358,7 @@ func TestAnIterationOfFramesEndsWhileAllIsSkipped(t *testing.T) {
 }
 
 // One read takes 1 MiB at most also of what Frames has buffered, and a Readable announces the rest.
-func TestAReadTakesABoundedPartOfAPartialFrame(t *testing.T) {
+func TestReadTakesABoundedPartOfAPartialFrame(t *testing.T) {
 	const size = 3*recvMax + 7
 	r := listen(t, ListenerOptions{MaxFrame: 2 * size})
 	events := r.Events()

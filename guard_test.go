@@ -51,7 +51,7 @@ func expectInput(t *testing.T, r *rig, c *Conn, p string) {
 }
 
 // To see it fail: call leave in tryFD behind f, and not in a deferred function.
-func TestARawConnFunctionThatPanicsOrExitsLeavesNothingBehind(t *testing.T) {
+func TestRawConnFunctionThatPanicsOrExitsLeavesNothingBehind(t *testing.T) {
 	for name, call := range map[string]func(raw syscall.RawConn, f func()){
 		"Control": func(raw syscall.RawConn, f func()) { _ = raw.Control(func(uintptr) { f() }) },
 		"Read":    func(raw syscall.RawConn, f func()) { _ = raw.Read(func(uintptr) bool { f(); return true }) },
@@ -91,7 +91,7 @@ func TestARawConnFunctionThatPanicsOrExitsLeavesNothingBehind(t *testing.T) {
 }
 
 // The same for one that has waited at the gate, and was woken for bytes that it did not take.
-func TestARawConnReaderThatWasWokenAndPanicsDoesNotTakeTheAnnouncement(t *testing.T) {
+func TestRawConnReaderThatWasWokenAndPanicsDoesNotTakeTheAnnouncement(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1})
 	r.Events()
 	r.serve()
@@ -223,7 +223,7 @@ func (f badSink) ReadFrom(r io.Reader) (int64, error) {
 	return 0, nil
 }
 
-func TestAReaderOrWriterThatPanicsOrExitsInACopyLeavesNothingBehind(t *testing.T) {
+func TestReaderOrWriterThatPanicsOrExitsInACopyLeavesNothingBehind(t *testing.T) {
 	for name, copies := range map[string]func(c *Conn, misdeed func()){
 		"ReadFrom":             func(c *Conn, f func()) { _, _ = c.ReadFrom(badReader(f)) },
 		"ReadFrom a limited":   func(c *Conn, f func()) { _, _ = c.ReadFrom(io.LimitReader(badReader(f), 10)) },
@@ -377,7 +377,7 @@ func TestShutdownWaitsForACallbackThatWaitsForItsTurn(t *testing.T) {
 }
 
 // It takes along what it has not yet read.
-func TestAConnectionMayLeaveACallbackThatWaitsForItsTurn(t *testing.T) {
+func TestConnectionMayLeaveACallbackThatWaitsForItsTurn(t *testing.T) {
 	l, release, c, peer := queuedCallback(t)
 	events := c.Events()
 	if _, ok := testnet.Receive(t, "Readable", events).(Readable); !ok {
@@ -399,7 +399,7 @@ func TestAConnectionMayLeaveACallbackThatWaitsForItsTurn(t *testing.T) {
 }
 
 // More that arrives while such a call runs is for another call, which is not lost when the first one ends.
-func TestACallThatWaitsIsNotLostToOneThatRuns(t *testing.T) {
+func TestCallThatWaitsIsNotLostToOneThatRuns(t *testing.T) {
 	entered, release := make(chan *Conn, 2), make(chan struct{})
 	r := listen(t, ListenerOptions{OnConnEvent: func(conn net.Conn) error {
 		var b [1]byte

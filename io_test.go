@@ -135,7 +135,7 @@ func setSendBuffer(t testnet.T, c *Conn, size int) {
 }
 
 // A peer that reads as fast as we write leaves the loop's other connections their turn.
-func TestAFastReaderOfALongQueueLeavesOthersTheirTurn(t *testing.T) {
+func TestFastReaderOfALongQueueLeavesOthersTheirTurn(t *testing.T) {
 	r := listen(t, ListenerOptions{}).serve()
 	r.Events()
 	peer, c := r.open()
@@ -173,7 +173,7 @@ func TestAFastReaderOfALongQueueLeavesOthersTheirTurn(t *testing.T) {
 
 // The copy that the members of a group share is made while no member is locked. Here it is seen to be made, by memory that
 // cannot be read.
-func TestALargeWriteToAGroupIsCopiedUnderNoLock(t *testing.T) {
+func TestLargeWriteToAGroupIsCopiedUnderNoLock(t *testing.T) {
 	r := listen(t, ListenerOptions{})
 	r.Events()
 	r.serve()

@@ -354,7 +354,7 @@ func (h *lineCounter) WithAttrs([]slog.Attr) slog.Handler        { return h }
 func (h *lineCounter) WithGroup(string) slog.Handler             { return h }
 
 // To see it fail: leave out the comparison with reportedAt in shard.report.
-func TestALastingFailureIsOneLineOfLogASecond(t *testing.T) {
+func TestLastingFailureIsOneLineOfLogASecond(t *testing.T) {
 	t.Parallel()
 	log := new(lineCounter)
 	r, _ := fakeOne(t, ListenerOptions{Actor: echoActor, Logger: slog.New(log)})

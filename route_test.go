@@ -380,7 +380,7 @@ func TestUnansweredReadablesAreWrittenOff(t *testing.T) {
 
 // net.Listen's sockets speak multipath TCP since Go 1.24, and so may adopted and dialled ones.
 // To see it fail: take every IP socket for one of plain TCP.
-func TestAShortReadOfMultipathTCPProvesNothing(t *testing.T) {
+func TestShortReadOfMultipathTCPProvesNothing(t *testing.T) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
 	if err != nil {
 		t.Skip("no multipath TCP here:", err)

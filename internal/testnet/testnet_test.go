@@ -204,7 +204,7 @@ func TestChild(t *testing.T) {
 	}
 }
 
-func TestAChildAnswersLinesUntilItsInputEnds(t *testing.T) {
+func TestChildAnswersLinesUntilItsInputEnds(t *testing.T) {
 	c := StartChild(t, "TestChild", childEnv+"=1")
 	for _, line := range []string{"a", "b"} {
 		c.Say(line)

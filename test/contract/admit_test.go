@@ -103,7 +103,7 @@ func TestMaxConnsRefusesWithAReplyAndServesAgain(t *testing.T) {
 	echoed(t, s.dial(t))
 }
 
-func TestARefusedConnectionIsCountedAsRefusedOnly(t *testing.T) {
+func TestRefusedConnectionIsCountedAsRefusedOnly(t *testing.T) {
 	s := serveLimited(t, tcpio.ListenerOptions{MaxConns: 1, RefuseReply: []byte("full\n")}, readAll)
 	echoed(t, s.dial(t))
 	c := s.dial(t)

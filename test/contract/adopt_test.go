@@ -384,7 +384,7 @@ func TestAdoptRefusesWhatItCannotServe(t *testing.T) {
 
 type wrapped struct{ net.Conn }
 
-func TestAnAdoptedConnectionMayBeHijackedAgain(t *testing.T) {
+func TestAdoptedConnectionMayBeHijackedAgain(t *testing.T) {
 	nc, peer := testnet.TCPPair(t)
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	harness.Open(t, l, events)
@@ -409,7 +409,7 @@ func TestAnAdoptedConnectionMayBeHijackedAgain(t *testing.T) {
 	}
 }
 
-func TestAConnectionAdoptedAfterItsResetIsStillTCP(t *testing.T) {
+func TestConnectionAdoptedAfterItsResetIsStillTCP(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	testnet.RST(t, peer)

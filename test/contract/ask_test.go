@@ -80,7 +80,7 @@ func TestAskReturnsTheReplyToItsOwnQuestionOnEveryRoute(t *testing.T) {
 	}
 }
 
-func TestAReplyCountsOnceAndOnlyForAnAsk(t *testing.T) {
+func TestReplyCountsOnceAndOnlyForAnAsk(t *testing.T) {
 	l := harness.Actor(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(actDouble))
 	testnet.DialTCP(t, l)
 	c := harness.Conns(t, l, 1)[0]
@@ -250,7 +250,7 @@ func TestActorsInARingWithFullMailboxesAllGoOn(t *testing.T) {
 }
 
 // All of them are on one loop, which each question takes away from its asker for a while.
-func TestAHandlerMayAskAnotherOnItsOwnLoop(t *testing.T) {
+func TestHandlerMayAskAnotherOnItsOwnLoop(t *testing.T) {
 	t.Parallel()
 	const askers = 50
 	var answerer atomic.Pointer[tcpio.Conn]

@@ -109,7 +109,7 @@ func TestOthersGoOnWhileAHandlerBlocksHoweverItWasWoken(t *testing.T) {
 }
 
 // Each round lets the loop fall asleep, or nearly, so that a post comes in every state of it.
-func TestAHandlerThatBlocksBehindAPostFreesTheLoopInEveryStateOfIt(t *testing.T) {
+func TestHandlerThatBlocksBehindAPostFreesTheLoopInEveryStateOfIt(t *testing.T) {
 	rounds := 60
 	if testnet.Long && !testnet.Race {
 		rounds = 300
@@ -191,7 +191,7 @@ func TestBlockedHandlersAreBoundedByMaxBlocked(t *testing.T) {
 
 // The connection is in the loop's work queue, because of the post, when its turn begins because of
 // its input; while that turn blocks, the queue comes to it.
-func TestAValuePostedBeforeAHandlerBlocksIsReceivedAfterIt(t *testing.T) {
+func TestValuePostedBeforeAHandlerBlocksIsReceivedAfterIt(t *testing.T) {
 	const rounds = 20
 	type role struct{ first, second *tcpio.Conn }
 	var roles atomic.Pointer[role]
@@ -350,7 +350,7 @@ func TestServeEndsThoughAHandlerBlocks(t *testing.T) {
 	}
 }
 
-func TestAHandlerThatBlocksLongGetsItsOwnMailAfterwardsInOrder(t *testing.T) {
+func TestHandlerThatBlocksLongGetsItsOwnMailAfterwardsInOrder(t *testing.T) {
 	const n = 100
 	var order []string
 	done := make(chan string, 1)

@@ -98,7 +98,7 @@ func TestConcurrentCallbacksRunAtOnce(t *testing.T) {
 
 // With one loop and one callback at a time, a peer that sends half of what the callback wants to
 // read holds up the callbacks, and nothing else.
-func TestABlockedCallbackDoesNotHoldUpTheLoop(t *testing.T) {
+func TestBlockedCallbackDoesNotHoldUpTheLoop(t *testing.T) {
 	t.Run("serial", func(t *testing.T) {
 		l := startLegacy(t, tcpio.ListenerOptions{Loops: 1, WriteBuffer: 64 << 20, OnConnEvent: func(conn net.Conn) error {
 			head := make([]byte, 1)
@@ -168,7 +168,7 @@ func slowLoris(tb testing.TB, n int) *tcpio.Listener {
 	return l
 }
 
-func TestAGoodClientIsServedBesideAThousandHalfSenders(t *testing.T) {
+func TestGoodClientIsServedBesideAThousandHalfSenders(t *testing.T) {
 	l := slowLoris(t, 1000)
 	good := testnet.Dial(t, l)
 	for range 2000 {

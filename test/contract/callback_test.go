@@ -45,7 +45,7 @@ func answerOK(size int) func(net.Conn) error {
 	}
 }
 
-func TestTheCallbackIsCalledWhileUnreadBytesRemain(t *testing.T) {
+func TestCallbackIsCalledWhileUnreadBytesRemain(t *testing.T) {
 	// Each call reads one byte of what came at once.
 	l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: answerOK(1)})
 	peer := testnet.Dial(t, l)
@@ -55,7 +55,7 @@ func TestTheCallbackIsCalledWhileUnreadBytesRemain(t *testing.T) {
 	}
 }
 
-func TestTheCallbackIsNeverCalledWithNothingToRead(t *testing.T) {
+func TestCallbackIsNeverCalledWithNothingToRead(t *testing.T) {
 	var calls atomic.Int64
 	l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: func(conn net.Conn) error {
 		calls.Add(1)
@@ -87,7 +87,7 @@ func TestTheCallbackIsNeverCalledWithNothingToRead(t *testing.T) {
 	}
 }
 
-func TestAnErrorClosesTheConnectionAndGoesToOnErrorEvent(t *testing.T) {
+func TestErrorClosesTheConnectionAndGoesToOnErrorEvent(t *testing.T) {
 	boom := errors.New("boom")
 	errs := make(chan error, 8)
 	var conn atomic.Pointer[tcpio.Conn]
@@ -204,7 +204,7 @@ func TestStartBlocksUntilTheListenerEnds(t *testing.T) {
 	})
 }
 
-func TestACallbackThatSwallowsTheEndDoesNotSpin(t *testing.T) {
+func TestCallbackThatSwallowsTheEndDoesNotSpin(t *testing.T) {
 	for name, handle := range map[string]func(conn net.Conn, call int64){
 		"reads it": func(conn net.Conn, _ int64) { _, _ = conn.Read(make([]byte, 8)) },
 		"does not read it": func(conn net.Conn, call int64) {
@@ -232,7 +232,7 @@ func TestACallbackThatSwallowsTheEndDoesNotSpin(t *testing.T) {
 	}
 }
 
-func TestACallbackThatReadsNothingDoesNotSpin(t *testing.T) {
+func TestCallbackThatReadsNothingDoesNotSpin(t *testing.T) {
 	t.Parallel()
 	var calls atomic.Int64
 	l := startLegacy(t, tcpio.ListenerOptions{OnConnEvent: func(net.Conn) error {
@@ -276,7 +276,7 @@ func TestGetListenerIsTheListeningSocket(t *testing.T) {
 	}
 }
 
-func TestAPanicInACallbackEndsItsConnectionOnly(t *testing.T) {
+func TestPanicInACallbackEndsItsConnectionOnly(t *testing.T) {
 	for _, concurrent := range []bool{false, true} {
 		t.Run(fmt.Sprint("concurrent=", concurrent), func(t *testing.T) {
 			errs := make(chan error, 8)

@@ -113,7 +113,7 @@ func feeders() int { return testnet.Goroutines("(*stream).feed(") }
 
 // To see it fail: leave out the wait for feeders in finish, or what ends one that nobody receives
 // from.
-func TestAClaimedChannelThatNobodyReceivesFromEndsWithServe(t *testing.T) {
+func TestClaimedChannelThatNobodyReceivesFromEndsWithServe(t *testing.T) {
 	posts := func(c *tcpio.Conn, n int) {
 		for i := range n {
 			if err := c.Post(i); err != nil {
@@ -221,7 +221,7 @@ func TestAClaimedChannelThatNobodyReceivesFromEndsWithServe(t *testing.T) {
 
 // A channel may be claimed when there is nothing left that could give up on it. What it has room
 // for is in it.
-func TestAChannelThatIsClaimedAfterTheEndHoldsClosed(t *testing.T) {
+func TestChannelThatIsClaimedAfterTheEndHoldsClosed(t *testing.T) {
 	for range 50 {
 		block, blocked := make(chan struct{}), make(chan struct{}, 1)
 		l := harness.Listen(t, tcpio.ListenerOptions{Loops: 1, CloseTimeout: time.Millisecond, Actor: func(*tcpio.Conn) tcpio.Actor {
@@ -289,7 +289,7 @@ func TestServeGivesUpOnHandlersAndChannelsAtTheSameTime(t *testing.T) {
 // A connection may be claimed while its listener waits for the last events to be received; its
 // channel is still closed.
 // To see it fail: let next not close a stream that was left.
-func TestAChannelClaimedWhileServeEndsIsClosed(t *testing.T) {
+func TestChannelClaimedWhileServeEndsIsClosed(t *testing.T) {
 	release, blocked, opened := make(chan struct{}), make(chan struct{}), make(chan *tcpio.Conn, 1)
 	defer close(release)
 	l := harness.Listen(t, tcpio.ListenerOptions{Loops: 1, CloseTimeout: 100 * time.Millisecond, Actor: func(*tcpio.Conn) tcpio.Actor {
@@ -447,7 +447,7 @@ func TestNoPostIsLostWhenRoutesChangeBesideClose(t *testing.T) {
 	}
 }
 
-func TestAClaimedChannelNotReceivedFromPausesOnlyItsConnection(t *testing.T) {
+func TestClaimedChannelNotReceivedFromPausesOnlyItsConnection(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{EventBuffer: 1, MailboxSize: 4})
 	c, peer := harness.Open(t, l, events)
 	own := c.Events()

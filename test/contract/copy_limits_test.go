@@ -79,7 +79,7 @@ func TestIdleTimeoutLeavesACopyThatMovesAlone(t *testing.T) {
 	}
 }
 
-func TestAGroupDoesNotCloseAMemberForItsCopy(t *testing.T) {
+func TestGroupDoesNotCloseAMemberForItsCopy(t *testing.T) {
 	dst, peer := blockingPair(t, tcpio.ListenerOptions{})
 	src, feed := blockingPair(t, tcpio.ListenerOptions{})
 	g := tcpio.Group{Slow: tcpio.CloseSlow}
@@ -134,7 +134,7 @@ func TestCopyToABlockingPipeLosesNothing(t *testing.T) {
 }
 
 // A source that blocks for ever keeps neither Close nor Shutdown.
-func TestACopyFromASourceThatHangsDoesNotHoldUpTheEnd(t *testing.T) {
+func TestCopyFromASourceThatHangsDoesNotHoldUpTheEnd(t *testing.T) {
 	for _, how := range []string{"Close", "Shutdown"} {
 		t.Run(how, func(t *testing.T) {
 			l := harness.Listen(t, tcpio.ListenerOptions{})

@@ -328,7 +328,7 @@ func TestCopyGoesBehindWhatIsQueued(t *testing.T) {
 
 // A copy that waits for input ends with a deadline or the source's end, one that waits for room
 // likewise.
-func TestABlockedCopyIsEnded(t *testing.T) {
+func TestBlockedCopyIsEnded(t *testing.T) {
 	for name, tt := range map[string]struct {
 		end  func(src, dst *tcpio.Conn) error
 		want error
@@ -375,7 +375,7 @@ func TestABlockedCopyIsEnded(t *testing.T) {
 }
 
 // The end of the source is told once, and closes nothing: the source can still answer.
-func TestTheEndThatCopyReadsLeavesTheConnectionOpen(t *testing.T) {
+func TestEndThatCopyReadsLeavesTheConnectionOpen(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	src, feed := harness.Open(t, l, events)
 	dst, peer := blockingPair(t, tcpio.ListenerOptions{})

@@ -61,7 +61,7 @@ func serving(t testing.TB, l *tcpio.Listener) {
 	testnet.WaitFor(t, "the end of the trial", func() bool { return l.Len() == 0 })
 }
 
-func TestADialledConnectionIsOnTheStreamLikeAcceptedOnes(t *testing.T) {
+func TestDialledConnectionIsOnTheStreamLikeAcceptedOnes(t *testing.T) {
 	for network, addr := range map[string]string{"tcp": "127.0.0.1:0", "unix": filepath.Join(t.TempDir(), "s")} {
 		t.Run(network, func(t *testing.T) {
 			address, accepted := upstream(t, network, addr)
@@ -207,7 +207,7 @@ func TestWithoutAStreamADialledConnectionIsTheCallersUntilItHasARoute(t *testing
 	}
 }
 
-func TestADialledConnectionThatEndsBeforeItHasARouteIsOver(t *testing.T) {
+func TestDialledConnectionThatEndsBeforeItHasARouteIsOver(t *testing.T) {
 	l := harness.Listen(t, tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor { return nil }})
 	harness.Go(t.Context(), l)
 	serving(t, l)
@@ -225,7 +225,7 @@ func TestADialledConnectionThatEndsBeforeItHasARouteIsOver(t *testing.T) {
 	testnet.AwaitClosed(t, "the stream", c.Events())
 }
 
-func TestADialledConnectionIsPlainAlsoBesideTLS(t *testing.T) {
+func TestDialledConnectionIsPlainAlsoBesideTLS(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS()})
 	addr, accepted := tcpUpstream(t)
 	var c *tcpio.Conn
@@ -245,7 +245,7 @@ func TestADialledConnectionIsPlainAlsoBesideTLS(t *testing.T) {
 	}
 }
 
-func TestADialledConnectionHasTheOptionsOfAcceptedOnes(t *testing.T) {
+func TestDialledConnectionHasTheOptionsOfAcceptedOnes(t *testing.T) {
 	for name, ka := range map[string]net.KeepAliveConfig{
 		"default": {},
 		"set":     {Enable: true, Idle: 33 * time.Second, Interval: 7 * time.Second, Count: 4},

@@ -204,7 +204,7 @@ func TestDialersKeepAliveComesBeforeTheListeners(t *testing.T) {
 	}
 }
 
-func TestAUserTimeoutThatControlHasSetStays(t *testing.T) {
+func TestUserTimeoutThatControlHasSetStays(t *testing.T) {
 	l := dialling(t, tcpio.ListenerOptions{UserTimeout: 9 * time.Second})
 	addr, _ := tcpUpstream(t)
 	c := dialWith(t, l, &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
@@ -254,7 +254,7 @@ func TestDialWithUsesTheDialersResolver(t *testing.T) {
 }
 
 // Run it with -race: a write to the Dialer shows.
-func TestADialerMayBeShared(t *testing.T) {
+func TestDialerMayBeShared(t *testing.T) {
 	l := dialling(t, tcpio.ListenerOptions{})
 	addr, _ := tcpUpstream(t)
 	var controls atomic.Int32

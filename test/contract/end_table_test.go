@@ -44,7 +44,7 @@ func limitIs(limit string) func(error) bool {
 	}
 }
 
-func TestAConnectionEndsAsTheTableSays(t *testing.T) {
+func TestConnectionEndsAsTheTableSays(t *testing.T) {
 	t.Parallel()
 	isNil := func(err error) bool { return err == nil }
 	isClosed := func(err error) bool { return errors.Is(err, net.ErrClosed) }
@@ -291,7 +291,7 @@ func TestErrIsTheErrorThatTheReadReturned(t *testing.T) {
 
 // The row "a write fails": what came before can still be read, and Err is the error that the write
 // returned.
-func TestAWriteThatFailsLeavesTheInput(t *testing.T) {
+func TestWriteThatFailsLeavesTheInput(t *testing.T) {
 	t.Parallel()
 	for _, route := range []string{"stream", "claimed", "actor"} {
 		t.Run(route, func(t *testing.T) {
@@ -329,7 +329,7 @@ func TestAWriteThatFailsLeavesTheInput(t *testing.T) {
 }
 
 // The row "io.EOF is read": reading returns it again, no Readable follows, and writing works.
-func TestTheEndOfStreamIsReadAgainAndAnswered(t *testing.T) {
+func TestEndOfStreamIsReadAgainAndAnswered(t *testing.T) {
 	t.Parallel()
 	for _, route := range []string{"stream", "claimed", "actor"} {
 		t.Run(route, func(t *testing.T) {

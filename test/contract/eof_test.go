@@ -19,7 +19,7 @@ import (
 
 // The peer's end of stream closes nothing.
 
-func TestAnAnswerHasTheTimeThatItTakes(t *testing.T) {
+func TestAnswerHasTheTimeThatItTakes(t *testing.T) {
 	t.Parallel()
 	const late = 400 * time.Millisecond
 	answer := testnet.Pattern(300 << 10)
@@ -248,7 +248,7 @@ func TestEOFReturnedFromReceiveIsAnOrderlyClose(t *testing.T) {
 }
 
 // A connection that was handed out as a net.Conn begins its first route with Opened.
-func TestAPlainConnectionsFirstRouteBeginsWithOpened(t *testing.T) {
+func TestPlainConnectionsFirstRouteBeginsWithOpened(t *testing.T) {
 	for _, route := range []string{"claimed", "actor"} {
 		t.Run(route, func(t *testing.T) {
 			c, peer := blockingPair(t, tcpio.ListenerOptions{})
@@ -274,7 +274,7 @@ func TestAPlainConnectionsFirstRouteBeginsWithOpened(t *testing.T) {
 	}
 }
 
-func TestADialledAndARelayedAnswerArrives(t *testing.T) {
+func TestDialledAndARelayedAnswerArrives(t *testing.T) {
 	upstream, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -362,7 +362,7 @@ func TestReadTimeoutEndsWithTheInput(t *testing.T) {
 	}
 }
 
-func TestTheConnectionCanBeWrittenToAfterEOF(t *testing.T) {
+func TestConnectionCanBeWrittenToAfterEOF(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	testnet.Send(t, peer, "question")
@@ -387,7 +387,7 @@ func TestTheConnectionCanBeWrittenToAfterEOF(t *testing.T) {
 	}
 }
 
-func TestTheEndOfStreamLeavesTheCloseToTheUser(t *testing.T) {
+func TestEndOfStreamLeavesTheCloseToTheUser(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	testnet.FIN(t, peer)

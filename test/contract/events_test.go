@@ -93,7 +93,7 @@ func TestAtMostOneReadableIsOutstanding(t *testing.T) {
 	}
 }
 
-func TestAFullReadIsFollowedByAReadable(t *testing.T) {
+func TestFullReadIsFollowedByAReadable(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	want := testnet.Pattern(1000)
@@ -104,7 +104,7 @@ func TestAFullReadIsFollowedByAReadable(t *testing.T) {
 	}
 }
 
-func TestATryReadAtOpenedArmsTheConnection(t *testing.T) {
+func TestTryReadAtOpenedArmsTheConnection(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	if n, err := c.TryRead(make([]byte, 10)); n != 0 || err != tcpio.ErrWouldBlock {
@@ -177,7 +177,7 @@ func TestPostedValuesArriveInOrderBetweenOpenedAndClosed(t *testing.T) {
 	harness.Expect[tcpio.Closed](t, events)
 }
 
-func TestAFullMailboxIsThePostersError(t *testing.T) {
+func TestFullMailboxIsThePostersError(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{EventBuffer: 1, MailboxSize: 5})
 	c, _ := harness.Open(t, l, events)
 	accepted := 0

@@ -227,7 +227,7 @@ func TestFramesBrokenOffAtTheEndOfTheBufferAreContinued(t *testing.T) {
 }
 
 // A peer that never stops sending lines does not keep the consumer from the others.
-func TestAnIterationOfFramesEndsWhileThePeerGoesOn(t *testing.T) {
+func TestIterationOfFramesEndsWhileThePeerGoesOn(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	stop := make(chan struct{})
@@ -262,7 +262,7 @@ func TestAnIterationOfFramesEndsWhileThePeerGoesOn(t *testing.T) {
 
 // A frame ends where its memory ends: what is appended to it goes elsewhere, and it may be changed
 // in place.
-func TestAFrameDoesNotReachIntoTheNext(t *testing.T) {
+func TestFrameDoesNotReachIntoTheNext(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	testnet.Send(t, peer, "one\ntwo\nthree\n")
@@ -288,7 +288,7 @@ func TestAFrameDoesNotReachIntoTheNext(t *testing.T) {
 }
 
 // The body of a loop over Frames may tell the peer what is wrong before the connection closes.
-func TestAFrameErrorCanBeToldToThePeer(t *testing.T) {
+func TestFrameErrorCanBeToldToThePeer(t *testing.T) {
 	errBad := errors.New("bad request")
 	for name, tc := range map[string]struct {
 		input string

@@ -45,7 +45,7 @@ func groupWrite(t testing.TB, g *tcpio.Group, p []byte) {
 	}
 }
 
-func TestTheZeroGroupWorksAndMembersLeaveByThemselves(t *testing.T) {
+func TestZeroGroupWorksAndMembersLeaveByThemselves(t *testing.T) {
 	var g tcpio.Group
 	groupWrite(t, &g, []byte("to nobody"))
 	l, closed := actSilent(t, tcpio.ListenerOptions{})
@@ -290,7 +290,7 @@ func TestCloseSlowClosesWithANoticeAndTouchesNobodyElse(t *testing.T) {
 	}
 }
 
-func TestAWriteIsNotCopiedForEachMember(t *testing.T) {
+func TestWriteIsNotCopiedForEachMember(t *testing.T) {
 	if testnet.Race {
 		t.Skip("the race detector keeps its own books in the heap, and pools drop at random")
 	}
@@ -370,7 +370,7 @@ func TestTwoThousandMembers(t *testing.T) {
 	testnet.WaitFor(t, "all members have left", func() bool { return g.Len() == 0 })
 }
 
-func TestAHandlerMayWriteToGroupsThatItsConnectionIsIn(t *testing.T) {
+func TestHandlerMayWriteToGroupsThatItsConnectionIsIn(t *testing.T) {
 	const n = 10
 	all, quiet := tcpio.Group{Slow: tcpio.CloseSlow}, tcpio.Group{}
 	l := harness.Actor(t, tcpio.ListenerOptions{Loops: 2}, tcpio.ActorFunc(func(ev tcpio.Event) error {

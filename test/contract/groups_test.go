@@ -122,7 +122,7 @@ func TestGroupPostReachesEveryMemberAndCountsFullMailboxes(t *testing.T) {
 	unblock()
 }
 
-func TestASkippedMemberIsCountedAndGetsAWritableWhenItHasRoom(t *testing.T) {
+func TestSkippedMemberIsCountedAndGetsAWritableWhenItHasRoom(t *testing.T) {
 	const size, limit = 64 << 10, 256 << 10
 	var g tcpio.Group
 	writable := make(chan *tcpio.Conn, 100)

@@ -26,7 +26,7 @@ import (
 
 // OnErrorEvent, and OnConnEvent of one connection, are nothing to any other, also while that one's
 // callback is running and they wait for it.
-func TestACallbackThatPanicsOrExitsIsNothingToOtherConnections(t *testing.T) {
+func TestCallbackThatPanicsOrExitsIsNothingToOtherConnections(t *testing.T) {
 	errRefused := errors.New("refused")
 	for _, where := range []string{"OnConnEvent", "OnErrorEvent"} {
 		for how, misdeed := range testnet.Misdeeds {
@@ -103,7 +103,7 @@ func (e badError) Is(error) bool        { e.misdeed(); return false }
 func (e badError) As(any) bool          { e.misdeed(); return false }
 func (e badError) LogValue() slog.Value { e.misdeed(); return slog.Value{} }
 
-func TestAnErrorWhoseMethodsPanicOrExitEndsItsConnectionOnly(t *testing.T) {
+func TestErrorWhoseMethodsPanicOrExitEndsItsConnectionOnly(t *testing.T) {
 	cert := testnet.ServerTLS().Certificates[0]
 	for how, misdeed := range testnet.Misdeeds {
 		bad := badError{misdeed}
@@ -175,7 +175,7 @@ func (h *badHandler) Handle(ctx context.Context, r slog.Record) error {
 	return nil
 }
 
-func TestALoggerThatPanicsExitsOrBlocksIsNothingToTheListener(t *testing.T) {
+func TestLoggerThatPanicsExitsOrBlocksIsNothingToTheListener(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
 	for how, misdeed := range map[string]func(){
@@ -237,7 +237,7 @@ func TestALoggerThatPanicsExitsOrBlocksIsNothingToTheListener(t *testing.T) {
 }
 
 // A line whose values misbehave is lost, and the next one says so.
-func TestALineWhoseValuesPanicOrExitIsCounted(t *testing.T) {
+func TestLineWhoseValuesPanicOrExitIsCounted(t *testing.T) {
 	for how, misdeed := range testnet.Misdeeds {
 		t.Run(how, func(t *testing.T) {
 			log := new(testnet.Log)
@@ -291,7 +291,7 @@ func TestStartReturnsThoughOnErrorEventPanics(t *testing.T) {
 }
 
 // A range over Conns holds nothing while its body runs.
-func TestTheBodyOfAConnsLoopMayPanic(t *testing.T) {
+func TestBodyOfAConnsLoopMayPanic(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{Loops: 1})
 	harness.Open(t, l, events)
 	testnet.Misbehave(t, func(misdeed func()) {
@@ -306,7 +306,7 @@ var suppressedAttr = regexp.MustCompile(`suppressed=(\d+)`)
 
 // A thousand failures are a few lines, and the lines say how many more there were. To see it fail:
 // let LogLimit.Take always answer true, or leave logRest out of finish.
-func TestAFloodOfFailuresIsAFewLinesThatCountTheRest(t *testing.T) {
+func TestFloodOfFailuresIsAFewLinesThatCountTheRest(t *testing.T) {
 	t.Parallel()
 	const conns = 1000
 	for name, tc := range map[string]struct {

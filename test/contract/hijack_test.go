@@ -16,7 +16,7 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-func TestAHijackedConnectionIsARealTCPConn(t *testing.T) {
+func TestHijackedConnectionIsARealTCPConn(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	testnet.Send(t, peer, "unread")
@@ -140,7 +140,7 @@ func TestHijackWakesABlockedReader(t *testing.T) {
 	testnet.ExpectBytes(t, tc, "x")
 }
 
-func TestAUnixSocketCannotBeHijacked(t *testing.T) {
+func TestUnixSocketCannotBeHijacked(t *testing.T) {
 	c, peer := blockingPair(t, tcpio.ListenerOptions{Network: "unix", Addr: t.TempDir() + "/s"})
 	if _, err := c.Hijack(); err == nil {
 		t.Fatal("Hijack of a unix socket succeeded")

@@ -42,7 +42,7 @@ func hookOptions(name string, hook func()) tcpio.ListenerOptions {
 
 var hookNames = []string{"Admit", "AcceptRate", "Actor"}
 
-func TestAHookThatPanicsOrExitsRefusesItsPeerAndNobodyElse(t *testing.T) {
+func TestHookThatPanicsOrExitsRefusesItsPeerAndNobodyElse(t *testing.T) {
 	for _, name := range hookNames {
 		for how, misdeed := range testnet.Misdeeds {
 			t.Run(name+"/"+how, func(t *testing.T) {
@@ -95,7 +95,7 @@ func TestAHookThatPanicsOrExitsRefusesItsPeerAndNobodyElse(t *testing.T) {
 
 // While a hook blocks, accepting waits for it, and nothing else does. Its connections are served
 // when it is over, however it ends.
-func TestAHookThatBlocksHoldsUpAcceptingAlone(t *testing.T) {
+func TestHookThatBlocksHoldsUpAcceptingAlone(t *testing.T) {
 	for _, name := range hookNames {
 		for how, end := range map[string]func(){"return": func() {}, "panic": testnet.Misdeeds["panic"], "Goexit": testnet.Misdeeds["Goexit"]} {
 			t.Run(name+"/"+how, func(t *testing.T) {
@@ -133,7 +133,7 @@ func TestAHookThatBlocksHoldsUpAcceptingAlone(t *testing.T) {
 
 // A hook that does not come back keeps neither Close nor Shutdown nor Serve, and does no harm when
 // it does.
-func TestAHookThatBlocksKeepsNobodyFromStopping(t *testing.T) {
+func TestHookThatBlocksKeepsNobodyFromStopping(t *testing.T) {
 	stops := map[string]func(l *tcpio.Listener, cancel func()) error{
 		"Close": func(l *tcpio.Listener, _ func()) error { return l.Close() },
 		"Shutdown": func(l *tcpio.Listener, _ func()) error {
@@ -188,7 +188,7 @@ func TestAHookThatBlocksKeepsNobodyFromStopping(t *testing.T) {
 	}
 }
 
-func TestAHookMayStopTheListener(t *testing.T) {
+func TestHookMayStopTheListener(t *testing.T) {
 	for _, name := range hookNames {
 		for how, stop := range map[string]func(*tcpio.Listener) error{
 			"Close":    (*tcpio.Listener).Close,
@@ -311,7 +311,7 @@ func TestShutdownDoesNotRunHooksBesideOneThatBlocks(t *testing.T) {
 }
 
 // The actor of an adopted connection is made as that of an accepted one is.
-func TestAnActorHookThatPanicsOrExitsRefusesAnAdoptedConnection(t *testing.T) {
+func TestActorHookThatPanicsOrExitsRefusesAnAdoptedConnection(t *testing.T) {
 	for how, misdeed := range testnet.Misdeeds {
 		t.Run(how, func(t *testing.T) {
 			var bad atomic.Bool

@@ -333,7 +333,7 @@ func TestReadTimeoutEndsAPeerThatHasSentUrgentDataOnly(t *testing.T) {
 
 // A process that was stopped, or a loop that was held up, finds limits and bytes at once. More
 // bytes than one poll finds have then arrived on connections that seem to have been idle.
-func TestALoopThatWasHeldUpLooksAtTheBytesBeforeTheLimit(t *testing.T) {
+func TestLoopThatWasHeldUpLooksAtTheBytesBeforeTheLimit(t *testing.T) {
 	t.Parallel()
 	const (
 		limit = time.Second

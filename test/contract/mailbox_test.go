@@ -20,7 +20,7 @@ import (
 
 // The model is a slice; the actor, or the goroutine of a claimed channel, receives one value each
 // time the model does.
-func TestAMailboxIsABoundedQueue(t *testing.T) {
+func TestMailboxIsABoundedQueue(t *testing.T) {
 	t.Parallel()
 	const size = 5
 	for _, route := range []string{"actor", "claimed"} {
@@ -119,7 +119,7 @@ func TestAMailboxIsABoundedQueue(t *testing.T) {
 	}
 }
 
-func TestAMailboxIsFullAtExactlyMailboxSize(t *testing.T) {
+func TestMailboxIsFullAtExactlyMailboxSize(t *testing.T) {
 	for _, size := range []int{1, 2, 128} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			entered, release := make(chan struct{}), make(chan struct{})
@@ -282,7 +282,7 @@ func TestTwoActorsOnTwoLoopsNeverMissAPost(t *testing.T) {
 
 // The other way round: from goroutines to an actor, and back through a channel, so that the loop
 // falls asleep often.
-func TestAPostToASleepingLoopWakesIt(t *testing.T) {
+func TestPostToASleepingLoopWakesIt(t *testing.T) {
 	t.Parallel()
 	rounds := 3000
 	if testnet.Long && !testnet.Race {

@@ -86,7 +86,7 @@ func TestSwitchingBetweenReadAndReadableLosesNothing(t *testing.T) {
 	}
 }
 
-func TestABlockedReadTakesTheWakeUp(t *testing.T) {
+func TestBlockedReadTakesTheWakeUp(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	for range 20 {

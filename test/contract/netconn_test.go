@@ -159,7 +159,7 @@ func mustTimeOut(t testing.TB, op string, err error) {
 	}
 }
 
-func TestABlockingWriteOfManyMegabytesArrives(t *testing.T) {
+func TestBlockingWriteOfManyMegabytesArrives(t *testing.T) {
 	for _, size := range []int{1 << 10, 32 << 10, 3 << 20} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			c, peer := blockingPair(t, tcpio.ListenerOptions{WriteBuffer: 64 << 10})
@@ -230,7 +230,7 @@ func TestBufioTextprotoAndGobRunOverAConn(t *testing.T) {
 	}
 }
 
-func TestADeadlineInThePastFailsAtOnce(t *testing.T) {
+func TestDeadlineInThePastFailsAtOnce(t *testing.T) {
 	c, peer := blockingPair(t, tcpio.ListenerOptions{})
 	testnet.Send(t, peer, "x")
 	if err := c.SetDeadline(time.Unix(1, 0)); err != nil {
@@ -293,7 +293,7 @@ func TestDeadlinesReachBlockedCallers(t *testing.T) {
 	}
 }
 
-func TestADeadlineTakenBackInTimeEndsNothing(t *testing.T) {
+func TestDeadlineTakenBackInTimeEndsNothing(t *testing.T) {
 	t.Parallel()
 	for _, to := range []time.Time{{}, time.Now().Add(time.Hour)} {
 		c, peer := blockingPair(t, tcpio.ListenerOptions{})
@@ -320,7 +320,7 @@ func TestADeadlineTakenBackInTimeEndsNothing(t *testing.T) {
 	}
 }
 
-func TestATimedOutReadHasTakenNothing(t *testing.T) {
+func TestTimedOutReadHasTakenNothing(t *testing.T) {
 	c, peer := blockingPair(t, tcpio.ListenerOptions{})
 	sent := testnet.Pattern(1 << 20)
 	go func() {
@@ -350,7 +350,7 @@ func TestATimedOutReadHasTakenNothing(t *testing.T) {
 	}
 }
 
-func TestATimedOutWriteTellsHowMuchItTook(t *testing.T) {
+func TestTimedOutWriteTellsHowMuchItTook(t *testing.T) {
 	c, peer := blockingPair(t, tcpio.ListenerOptions{WriteBuffer: 16 << 10})
 	sent := testnet.Pattern(8 << 20)
 	done := make(chan struct{})
@@ -446,7 +446,7 @@ func TestCloseWakesBlockedCallersWithErrClosed(t *testing.T) {
 	}
 }
 
-func TestAResetReachesBlockedCallers(t *testing.T) {
+func TestResetReachesBlockedCallers(t *testing.T) {
 	c, peer := blockingPair(t, tcpio.ListenerOptions{})
 	read, written := goRead(c, make([]byte, 1)), goWriteForever(c)
 	waitBlocked(t, 1, "(*Conn).Read")

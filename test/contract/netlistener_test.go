@@ -204,7 +204,7 @@ func TestAcceptEndsWithItsListener(t *testing.T) {
 
 // Half-closed connections are usual for servers of the package net: they read the end and go on
 // writing.
-func TestAHandedOutConnectionDoesNotCloseItself(t *testing.T) {
+func TestHandedOutConnectionDoesNotCloseItself(t *testing.T) {
 	t.Parallel()
 	c, peer := blockingPair(t, tcpio.ListenerOptions{})
 	testnet.FIN(t, peer)
@@ -224,7 +224,7 @@ func TestAHandedOutConnectionDoesNotCloseItself(t *testing.T) {
 	testnet.ExpectEOF(t, peer)
 }
 
-func TestAHandedOutConnectionMayBeClaimed(t *testing.T) {
+func TestHandedOutConnectionMayBeClaimed(t *testing.T) {
 	c, peer := blockingPair(t, tcpio.ListenerOptions{})
 	testnet.Send(t, peer, "x")
 	events := c.Events()

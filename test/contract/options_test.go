@@ -21,7 +21,7 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-func TestAnExistingListenerIsAdopted(t *testing.T) {
+func TestExistingListenerIsAdopted(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	for _, tc := range []struct{ network, addr string }{{"tcp", "127.0.0.1:0"}, {"unix", path}} {
 		t.Run(tc.network, func(t *testing.T) {
@@ -51,7 +51,7 @@ func TestAnExistingListenerIsAdopted(t *testing.T) {
 	}
 }
 
-func TestTheUnixPathIsRemovedAtClose(t *testing.T) {
+func TestUnixPathIsRemovedAtClose(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l := harness.Listen(t, tcpio.ListenerOptions{Network: "unix", Addr: path})
 	if _, err := os.Stat(path); err != nil {
@@ -63,7 +63,7 @@ func TestTheUnixPathIsRemovedAtClose(t *testing.T) {
 	}
 }
 
-func TestABadOptionIsAnErrorThatNamesTheField(t *testing.T) {
+func TestBadOptionIsAnErrorThatNamesTheField(t *testing.T) {
 	if _, err := tcpio.Listen(nil); err == nil {
 		t.Error("nil options were taken")
 	}
@@ -242,7 +242,7 @@ func TestEveryNumberHasABoundThatListenChecks(t *testing.T) {
 	}
 }
 
-func TestTheLargestOptionsTogetherServe(t *testing.T) {
+func TestLargestOptionsTogetherServe(t *testing.T) {
 	var o tcpio.ListenerOptions
 	for _, b := range bounds {
 		if b.field != "KeepAlive" && b.field != "Loops" { // a loop has two descriptors

@@ -89,7 +89,7 @@ func TestSyscallConnReadsAndWrites(t *testing.T) {
 	}
 }
 
-func TestARawReadEndsWithTheConnection(t *testing.T) {
+func TestRawReadEndsWithTheConnection(t *testing.T) {
 	for name, end := range map[string]func(c *tcpio.Conn){
 		"Close": func(c *tcpio.Conn) { c.Close() },
 		"Abort": func(c *tcpio.Conn) { c.Abort() },
@@ -115,7 +115,7 @@ func TestARawReadEndsWithTheConnection(t *testing.T) {
 	}
 }
 
-func TestTheDescriptorLivesAsLongAsAControlCall(t *testing.T) {
+func TestDescriptorLivesAsLongAsAControlCall(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	rc, err := c.SyscallConn()
@@ -170,7 +170,7 @@ func TestRawReadsDoNotSpin(t *testing.T) {
 	}
 }
 
-func TestARawReadHonoursTheDeadline(t *testing.T) {
+func TestRawReadHonoursTheDeadline(t *testing.T) {
 	c, peer := blockingPair(t, tcpio.ListenerOptions{})
 	raw, err := c.SyscallConn()
 	if err != nil {

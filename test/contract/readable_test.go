@@ -235,7 +235,7 @@ func TestReadsOfExactlyTheBuffersSizeMissNothing(t *testing.T) {
 	}
 }
 
-func TestAStaleReadableCostsOneErrWouldBlock(t *testing.T) {
+func TestStaleReadableCostsOneErrWouldBlock(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	testnet.Send(t, peer, "abc")
@@ -255,7 +255,7 @@ func TestAStaleReadableCostsOneErrWouldBlock(t *testing.T) {
 
 // A consumer that reads until ErrWouldBlock gets no Readable for each of its reads, and none behind
 // the end.
-func TestAConsumerThatReadsInALoopGetsOneReadableAtATime(t *testing.T) {
+func TestConsumerThatReadsInALoopGetsOneReadableAtATime(t *testing.T) {
 	for _, layer := range []string{"plain", "TLS", "claimed"} {
 		t.Run(layer, func(t *testing.T) {
 			o := tcpio.ListenerOptions{}

@@ -49,7 +49,7 @@ func waitErr(t *testing.T, c *tcpio.Conn) error {
 	return c.Err()
 }
 
-func TestACopyFromAConnectionThatIsResetFails(t *testing.T) {
+func TestCopyFromAConnectionThatIsResetFails(t *testing.T) {
 	for name, size := range map[string]int{"nothing": 0, "a little": 100, "bulk": 3 << 20} {
 		t.Run(name, func(t *testing.T) {
 			src, feed := blockingPair(t, tcpio.ListenerOptions{})
@@ -71,7 +71,7 @@ func TestACopyFromAConnectionThatIsResetFails(t *testing.T) {
 	}
 }
 
-func TestACopyToAConnectionThatIsResetFails(t *testing.T) {
+func TestCopyToAConnectionThatIsResetFails(t *testing.T) {
 	for _, kind := range []string{"Conn", "file", "reader"} {
 		t.Run(kind, func(t *testing.T) {
 			dst, peer := blockingPair(t, tcpio.ListenerOptions{})
@@ -110,7 +110,7 @@ type neverEnding struct{}
 
 func (neverEnding) Read(p []byte) (int, error) { return len(p), nil }
 
-func TestACopyToAResetPeerRaisesNoSignal(t *testing.T) {
+func TestCopyToAResetPeerRaisesNoSignal(t *testing.T) {
 	signals := make(chan os.Signal, 100)
 	signal.Notify(signals, syscall.SIGPIPE)
 	defer signal.Stop(signals)
@@ -159,7 +159,7 @@ func TestCallbacksMeetTheReset(t *testing.T) {
 	testnet.Await(t, "the end of Serve", served)
 }
 
-func TestAResetThatARawReadWasToldIsNoEndOfStream(t *testing.T) {
+func TestResetThatARawReadWasToldIsNoEndOfStream(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	testnet.RST(t, peer)
@@ -183,7 +183,7 @@ func TestAResetThatARawReadWasToldIsNoEndOfStream(t *testing.T) {
 }
 
 // The peer's stream was whole, whatever it did afterwards.
-func TestAResetBehindTheEndOfStreamLeavesItAnEnd(t *testing.T) {
+func TestResetBehindTheEndOfStreamLeavesItAnEnd(t *testing.T) {
 	for range 20 {
 		c, peer := blockingPair(t, tcpio.ListenerOptions{})
 		testnet.Send(t, peer, "all")
@@ -239,7 +239,7 @@ func TestErrIsTheCauseThoughTheUserCloses(t *testing.T) {
 	wantReset(t, "Err", waitErr(t, dst))
 }
 
-func TestAnErrorAfterTheEndMatchesErrClosedAndItsCause(t *testing.T) {
+func TestErrorAfterTheEndMatchesErrClosedAndItsCause(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	testnet.RST(t, peer)
@@ -270,7 +270,7 @@ func openNext(t *testing.T, l *tcpio.Listener, events <-chan tcpio.Event) (*tcpi
 // A connection whose peer has ended, and then resets while output waits, has nothing more to come
 // in either direction.
 // To see it fail: let failSendLocked look at c.ended only.
-func TestAResetBehindTheEndWithOutputQueuedClosesTheConnection(t *testing.T) {
+func TestResetBehindTheEndWithOutputQueuedClosesTheConnection(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{Loops: 1})
 	c, peer := harness.Open(t, l, events)
 	if _, err := c.TryWrite(make([]byte, 64<<20)); err != nil {

@@ -245,7 +245,7 @@ func eventConn(ev tcpio.Event) *tcpio.Conn {
 }
 
 // The new route takes everything from the point on at which it was chosen.
-func TestARouteCanBeChosenAtEveryPointOfAConnectionsLife(t *testing.T) {
+func TestRouteCanBeChosenAtEveryPointOfAConnectionsLife(t *testing.T) {
 	const size, posts = 5000, 20
 	type choose func(l *ledger, c *tcpio.Conn)
 	var drains sync.WaitGroup
@@ -321,7 +321,7 @@ func TestARouteCanBeChosenAtEveryPointOfAConnectionsLife(t *testing.T) {
 	}
 }
 
-func TestARouteChosenBeforeOpenedGetsOpened(t *testing.T) {
+func TestRouteChosenBeforeOpenedGetsOpened(t *testing.T) {
 	for _, way := range []string{"Attach", "Events"} {
 		t.Run(way, func(t *testing.T) {
 			l := newLedger(t)
@@ -347,7 +347,7 @@ func TestARouteChosenBeforeOpenedGetsOpened(t *testing.T) {
 	}
 }
 
-func TestAnUnreadReadableIsAnnouncedAgainOnTheNewRoute(t *testing.T) {
+func TestUnreadReadableIsAnnouncedAgainOnTheNewRoute(t *testing.T) {
 	unread := make(chan *tcpio.Conn, 1)
 	srv := harness.Actor(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(func(ev tcpio.Event) error {
 		if ev, ok := ev.(tcpio.Readable); ok {
@@ -412,7 +412,7 @@ func actRecvOK(t testing.TB, ch <-chan tcpio.Event) (tcpio.Event, bool) {
 }
 
 // The end was read, but the library's answer to it, to close, must not be lost with the move.
-func TestAConnectionClaimedInTheReceiveThatReadEOFStillCloses(t *testing.T) {
+func TestConnectionClaimedInTheReceiveThatReadEOFStillCloses(t *testing.T) {
 	t.Parallel()
 	claimed := make(chan (<-chan tcpio.Event), 1)
 	srv := harness.Actor(t, tcpio.ListenerOptions{EOFTimeout: 50 * time.Millisecond}, tcpio.ActorFunc(func(ev tcpio.Event) error {
@@ -436,7 +436,7 @@ func TestAConnectionClaimedInTheReceiveThatReadEOFStillCloses(t *testing.T) {
 
 // The loops have ended, and Serve waits for the consumer alone: no actor can be run any more, a
 // channel can be fed.
-func TestAConnectionWhoseClosedWaitsIsToldOfItOnce(t *testing.T) {
+func TestConnectionWhoseClosedWaitsIsToldOfItOnce(t *testing.T) {
 	for _, way := range []string{"Attach", "Events"} {
 		t.Run(way, func(t *testing.T) {
 			srv := harness.Listen(t, tcpio.ListenerOptions{Loops: 1, EventBuffer: 1, CloseTimeout: testnet.Limit})

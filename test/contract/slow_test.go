@@ -18,7 +18,7 @@ import (
 
 // Peers and consumers that do not keep up.
 
-func TestAPeerThatNeverReadsIsHeldBackWithoutLimitlessBuffering(t *testing.T) {
+func TestPeerThatNeverReadsIsHeldBackWithoutLimitlessBuffering(t *testing.T) {
 	const limit = 256 << 10
 	pending := make(map[*tcpio.Conn][]byte) // read and not yet accepted by TryWrite
 	buf := make([]byte, 64<<10)
@@ -81,7 +81,7 @@ func TestAPeerThatNeverReadsIsHeldBackWithoutLimitlessBuffering(t *testing.T) {
 	}
 }
 
-func TestAConsumerThatStopsHoldsUpNobodysOutput(t *testing.T) {
+func TestConsumerThatStopsHoldsUpNobodysOutput(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{EventBuffer: 4})
 	c, peer := harness.Open(t, l, events)
 	p := testnet.Pattern(8 << 20)
@@ -155,7 +155,7 @@ type zeroes struct{}
 
 func (zeroes) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-func TestAHandlerThatBlocksInWriteGoesOnAtMaxBlocked(t *testing.T) {
+func TestHandlerThatBlocksInWriteGoesOnAtMaxBlocked(t *testing.T) {
 	const size = 8 << 20
 	o := tcpio.ListenerOptions{Loops: 1, MaxBlocked: 1, WriteBuffer: 1000}
 	l := harness.Actor(t, o, tcpio.ActorFunc(func(ev tcpio.Event) error {
@@ -273,7 +273,7 @@ func TestAtTheSmallestLimitsEveryByteComesBack(t *testing.T) {
 
 // With every route full, and peers that neither read nor stop sending, nothing runs until somebody
 // receives.
-func TestAStalledServerUsesNoProcessor(t *testing.T) {
+func TestStalledServerUsesNoProcessor(t *testing.T) {
 	const n, window = 8, 500 * time.Millisecond
 	flood := tcpio.ActorFunc(func(ev tcpio.Event) error {
 		if r, ok := ev.(tcpio.Readable); ok { // never reads, and writes until there is no room

@@ -14,7 +14,7 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-func TestTheConsumersOwnGoroutineMayStop(t *testing.T) {
+func TestConsumersOwnGoroutineMayStop(t *testing.T) {
 	t.Parallel()
 	for name, stop := range map[string]func(l *tcpio.Listener) error{
 		"Shutdown": func(l *tcpio.Listener) error { return l.Shutdown(context.Background()) },
@@ -109,7 +109,7 @@ func TestShutdownWaitsForWhatIsQueued(t *testing.T) {
 	}
 }
 
-func TestAConsumerThatLeftDoesNotKeepServeFromReturning(t *testing.T) {
+func TestConsumerThatLeftDoesNotKeepServeFromReturning(t *testing.T) {
 	t.Parallel()
 	l := harness.Listen(t, tcpio.ListenerOptions{EventBuffer: 1, CloseTimeout: 100 * time.Millisecond})
 	events := l.Events()
@@ -338,7 +338,7 @@ func TestShutdownWaitsForABlockedHandler(t *testing.T) {
 }
 
 // With DrainTimeout an actor's connection stays open until somebody closes it.
-func TestAnActorMayFinishLater(t *testing.T) {
+func TestActorMayFinishLater(t *testing.T) {
 	l := harness.Serve(t, tcpio.ListenerOptions{DrainTimeout: drainNever, Actor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			switch ev := ev.(type) {

@@ -56,7 +56,7 @@ func TestAfterDeliversInTheOrderOfTime(t *testing.T) {
 	}
 }
 
-func TestAStoppedTimerIsNotDeliveredAndStopTellsTheTruth(t *testing.T) {
+func TestStoppedTimerIsNotDeliveredAndStopTellsTheTruth(t *testing.T) {
 	t.Parallel()
 	const n = 400
 	_, c, got := actBox(t, tcpio.ListenerOptions{})
@@ -134,7 +134,7 @@ func TestTimersEndWithTheirConnection(t *testing.T) {
 }
 
 // A connection that has ended is garbage, with timers, groups, an Ask and posts in its past.
-func TestAClosedConnectionIsNotRetained(t *testing.T) {
+func TestClosedConnectionIsNotRetained(t *testing.T) {
 	const n = 20
 	var g tcpio.Group
 	closed := make(chan struct{}, n+1)
@@ -190,7 +190,7 @@ func TestAClosedConnectionIsNotRetained(t *testing.T) {
 	}
 }
 
-func TestAHundredThousandTimersCostNoGoroutinesAndLittleMemory(t *testing.T) {
+func TestHundredThousandTimersCostNoGoroutinesAndLittleMemory(t *testing.T) {
 	const n = 100_000
 	_, c, _ := actBox(t, tcpio.ListenerOptions{Loops: 1})
 	heap := func() uint64 {
@@ -225,7 +225,7 @@ func TestAHundredThousandTimersCostNoGoroutinesAndLittleMemory(t *testing.T) {
 	runtime.KeepAlive(stops)
 }
 
-func TestATimerWakesASleepingLoopInTime(t *testing.T) {
+func TestTimerWakesASleepingLoopInTime(t *testing.T) {
 	_, c, got := actBox(t, tcpio.ListenerOptions{Loops: 1})
 	for i := range 30 {
 		begin := time.Now()
@@ -257,7 +257,7 @@ func TestAfterTakesAnyDuration(t *testing.T) {
 }
 
 // Nor does the end of a connection that has very many timers and groups.
-func TestTheEndOfAConnectionWithManyTimersLeavesItToOthers(t *testing.T) {
+func TestEndOfAConnectionWithManyTimersLeavesItToOthers(t *testing.T) {
 	const timers, groups = 100_000, 10_000
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, _ := harness.Open(t, l, events)

@@ -132,7 +132,7 @@ func TestCloseLeavesAloneWhatHasTakenItsPath(t *testing.T) {
 }
 
 // To see it fail: unlink at once what was seen to be ours.
-func TestASuccessorMayRenameItsSocketIntoPlaceDuringClose(t *testing.T) {
+func TestSuccessorMayRenameItsSocketIntoPlaceDuringClose(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "s")
 	for range 1000 {
@@ -287,7 +287,7 @@ func TestUnixAddressesAreThePackageNets(t *testing.T) {
 }
 
 // A client may be gone before anybody accepts it.
-func TestTheNameOfAUnixPeerThatHasGoneIsKnown(t *testing.T) {
+func TestNameOfAUnixPeerThatHasGoneIsKnown(t *testing.T) {
 	l := harness.Listen(t, tcpio.ListenerOptions{Network: "unix", Addr: filepath.Join(t.TempDir(), "s")})
 	events := l.Events()
 	name := filepath.Join(t.TempDir(), "p")

@@ -74,7 +74,7 @@ func TestNoWritableUnlessAWriteWasRefused(t *testing.T) {
 	harness.ExpectSilence(t, events, 20*time.Millisecond)
 }
 
-func TestAWriteLargerThanTheLimitIsTakenWhenNothingIsQueued(t *testing.T) {
+func TestWriteLargerThanTheLimitIsTakenWhenNothingIsQueued(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{WriteBuffer: 4096})
 	c, peer := harness.Open(t, l, events)
 	p := testnet.Pattern(16 << 20)
@@ -137,7 +137,7 @@ func TestEmptyReadsAndWritesDoNothing(t *testing.T) {
 
 // No call keeps a connection's lock for work of the caller's size: others get it in between, as its
 // loop must.
-func TestALargeWriteLeavesTheConnectionToOthers(t *testing.T) {
+func TestLargeWriteLeavesTheConnectionToOthers(t *testing.T) {
 	const size = 64 << 20
 	p := make([]byte, size)
 	many := make(net.Buffers, 1<<20)
@@ -214,7 +214,7 @@ func TestALargeWriteLeavesTheConnectionToOthers(t *testing.T) {
 }
 
 // A large TryWrite is all or nothing also where others have the lock in between.
-func TestALargeWriteIsWholeWhateverOthersDoMeanwhile(t *testing.T) {
+func TestLargeWriteIsWholeWhateverOthersDoMeanwhile(t *testing.T) {
 	want := testnet.Pattern(32 << 20)
 	ends := map[string]func(c *tcpio.Conn){
 		"Close":      func(c *tcpio.Conn) { c.Close() },

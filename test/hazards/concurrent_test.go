@@ -18,7 +18,7 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-func TestAFastPeerDoesNotStarveTheOthers(t *testing.T) {
+func TestFastPeerDoesNotStarveTheOthers(t *testing.T) {
 	l := harness.Stream(t, tcpio.ListenerOptions{WriteBuffer: 64 << 10}, echoBlast(t))
 	blaster := testnet.Dial(t, l)
 	stop := make(chan struct{})
@@ -210,7 +210,7 @@ var sink atomic.Int64
 
 // A limit that is reached while the connection is closed by either side, or used, is one end among
 // others: Closed comes once, which startStream checks, and the books balance.
-func TestALimitReachedAtTheMomentOfACloseIsOneEnd(t *testing.T) {
+func TestLimitReachedAtTheMomentOfACloseIsOneEnd(t *testing.T) {
 	t.Parallel()
 	const limit = 20 * time.Millisecond
 	var opened, closed, byLimit atomic.Int64

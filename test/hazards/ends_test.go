@@ -18,7 +18,7 @@ import (
 
 // What users of other epoll libraries ran into; one test each.
 
-func TestAReplyAfterTheClientsHalfCloseArrives(t *testing.T) {
+func TestReplyAfterTheClientsHalfCloseArrives(t *testing.T) {
 	answered := make(chan struct{})
 	l := harness.Stream(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) {
 		r, ok := ev.(tcpio.Readable)
@@ -84,7 +84,7 @@ func TestInputThatCameWithAFINIsReadToTheLastByte(t *testing.T) {
 	}
 }
 
-func TestAResetIsToldHoweverFarReadingHasCome(t *testing.T) {
+func TestResetIsToldHoweverFarReadingHasCome(t *testing.T) {
 	// Linux throws away what is unread when a reset arrives, so what counts is that the connection
 	// ends with it, however far reading has come, and that what was read before is right.
 	for _, readFirst := range []int{0, 10, 1000} {
@@ -123,7 +123,7 @@ func TestAResetIsToldHoweverFarReadingHasCome(t *testing.T) {
 	}
 }
 
-func TestAResetOfASilentConnectionIsToldWithoutReading(t *testing.T) {
+func TestResetOfASilentConnectionIsToldWithoutReading(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	testnet.FIN(t, peer)

@@ -16,7 +16,7 @@ import (
 )
 
 // To see it fail: leave out F_DUPFD_CLOEXEC in dup of internal/sys.
-func TestAnExecutedChildInheritsNoDuplicate(t *testing.T) {
+func TestExecutedChildInheritsNoDuplicate(t *testing.T) {
 	before := inherited(t) // what this process has got itself
 	l, events := harness.Manual(t, tcpio.ListenerOptions{Loops: 2})
 	for i := range 3 {
@@ -81,7 +81,7 @@ func inherited(t *testing.T) map[string]bool {
 	return held
 }
 
-func TestAnExecutedChildInheritsNoDescriptor(t *testing.T) {
+func TestExecutedChildInheritsNoDescriptor(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{Loops: 2})
 	harness.Open(t, l, events)
 	// What the child would hold is what its descriptors above standard error are; ls itself opens

@@ -18,7 +18,7 @@ import (
 // close(2) blocks for as long as SO_LINGER says, on a non-blocking socket too, and with it the
 // loop. The option can come with an adopted socket, be inherited, or be set by the user. To see it
 // fail: leave out the setsockopt of sys.Close.
-func TestALingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
+func TestLingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
 	const linger = 10 // seconds
 	check := func(t *testing.T, l *tcpio.Listener, events <-chan tcpio.Event, c *tcpio.Conn) {
 		t.Helper()

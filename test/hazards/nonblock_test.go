@@ -108,7 +108,7 @@ func TestShutdownsCtxHoldsWhenTheListeningSocketIsMadeBlocking(t *testing.T) {
 }
 
 // The flag changes, and connections are taken, at any moment: also between the look and the call.
-func TestARivalAtTheListeningSocketDoesNotHoldUpTheLoop(t *testing.T) {
+func TestRivalAtTheListeningSocketDoesNotHoldUpTheLoop(t *testing.T) {
 	for name, opts := range sharedSockets(t) {
 		t.Run(name, func(t *testing.T) {
 			l := harness.Stream(t, opts, harness.Echo(t))
@@ -270,7 +270,7 @@ func socketTimes(t testing.TB, raw interface {
 	return times
 }
 
-func TestAHijackedSocketMayBlockAsLongAsItsOwnerLikes(t *testing.T) {
+func TestHijackedSocketMayBlockAsLongAsItsOwnerLikes(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, _ := harness.Open(t, l, events)
 	rc, err := c.SyscallConn()

@@ -19,7 +19,7 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-func TestANewcomerSeesNothingOfTheFormerOwnerOfItsDescriptor(t *testing.T) {
+func TestNewcomerSeesNothingOfTheFormerOwnerOfItsDescriptor(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	reused := 0
 	for range 50 {
@@ -90,7 +90,7 @@ func TestANewcomerSeesNothingOfTheFormerOwnerOfItsDescriptor(t *testing.T) {
 }
 
 // To see it fail: leave out the removal in Conn.finish.
-func TestAHeldDuplicateKeepsNothingAliveInEpoll(t *testing.T) {
+func TestHeldDuplicateKeepsNothingAliveInEpoll(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	other, otherPeer := harness.Open(t, l, events)

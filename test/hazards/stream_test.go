@@ -16,7 +16,7 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-func TestAPausedConnectionIsResumedWithoutNewData(t *testing.T) {
+func TestPausedConnectionIsResumedWithoutNewData(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	other, otherPeer := harness.Open(t, l, events)
