@@ -51,24 +51,24 @@ type Conn struct {
 
 	mu sync.Mutex // taken before the tcpio.Conn's own lock, behind Server.naming
 	// Guarded by mu.
-	phase    phase
-	busy     bool // a turn is decoding
-	again    bool // something happened meanwhile: another turn has to follow
-	streamed bool // events go to the server's Events
-	driven   bool // the core's route is the driver
-	paused   bool
-	told     bool // Opened was delivered
-	gone     bool // Closed was delivered, or is being delivered
-	heard    bool // since the ping's deadline was armed
-	pinged   bool // and not heard since
-	refused  bool // a write was: Writable is owed
-	sending  bool // WriteText or WriteBinary may be between two fragments
-	skipped  int  // messages that Groups have left out, not yet told
-	actor    Actor
-	out      *control // control frames that wait for room
-	end      *ending  // why and how it ends
-	groups   []*Group
-	data     any
+	phase     phase
+	busy      bool // a turn is decoding
+	again     bool // something happened meanwhile: another turn has to follow
+	streamed  bool // events go to the server's Events
+	driven    bool // the core's route is the driver
+	paused    bool
+	announced bool // Opened was delivered
+	gone      bool // Closed was delivered, or is being delivered
+	heard     bool // since the ping's deadline was armed
+	pinged    bool // and not heard since
+	refused   bool // a write was: Writable is owed
+	sending   bool // WriteText or WriteBinary may be between two fragments
+	skipped   int  // messages that Groups have left out since the last Writable
+	actor     Actor
+	out       *control // control frames that wait for room
+	end       *ending  // why and how it ends
+	groups    []*Group
+	data      any
 }
 
 // phase is how far the life of a connection has come:
@@ -229,7 +229,7 @@ type claim struct {
 	left chan struct{} // closed when the connection moved to another actor
 	over chan struct{} // closed when the server has ended
 
-	mu     sync.Mutex // held while an event is sent, and by who closes ch
+	mu     sync.Mutex // held to send an event, and to close ch
 	closed bool       // guarded by mu
 }
 
@@ -286,7 +286,7 @@ func (cl *claim) Receive(ev Event) error {
 
 // A FrameError is the Err of a connection whose peer broke the protocol or a limit.
 type FrameError struct {
-	Code Code   // what the peer was told
+	Code Code   // what the peer was sent
 	Text string // what was wrong
 }
 

@@ -37,7 +37,8 @@ type input struct {
 	packed  bool // compressed
 	pieces  bool // a part of it was delivered
 	op      ws.OpCode
-	size    int // of it, with the frame that is arriving
+	since   int64 // when it began; 0 without MessageTimeout
+	size    int   // of it, with the frame that is arriving
 	msg     []byte
 	text    textCheck
 }
@@ -45,6 +46,12 @@ type input struct {
 // idle reports whether nothing is kept.
 func (in *input) idle() bool {
 	return !in.hello && !in.frame && !in.message && in.nhead == 0 && len(in.rest) == 0
+}
+
+// late reports whether the message has taken too long to arrive.
+func (c *Conn) late() bool {
+	in := c.in
+	return in != nil && in.message && in.since != 0 && now()-in.since > int64(c.s.opts.MessageTimeout)
 }
 
 // largeRest is from how many missing bytes on a payload is read straight into its message.
@@ -262,6 +269,9 @@ func (t *turn) begin(h ws.Header) bool {
 		in.skip = !t.c.inPhase(open)
 		if h.OpCode != ws.OpContinuation {
 			in.message, in.op, in.packed = true, h.OpCode, h.Rsv1()
+			if in.since = 0; t.c.s.opts.MessageTimeout > 0 {
+				in.since = now()
+			}
 		}
 		in.size += int(h.Length)
 	}

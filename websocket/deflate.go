@@ -62,7 +62,9 @@ type unpacker struct {
 
 var unpackers = sync.Pool{New: func() any {
 	u := new(unpacker)
-	u.r = wsflate.NewReader(&u.src, func(r io.Reader) wsflate.Decompressor { return resettable{flate.NewReader(r)} })
+	u.r = wsflate.NewReader(&u.src, func(r io.Reader) wsflate.Decompressor {
+		return resettable{flate.NewReader(r)}
+	})
 	return u
 }}
 

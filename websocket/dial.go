@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/gobwas/httphead"
@@ -33,7 +34,7 @@ func (s *Server) Dial(ctx context.Context, rawURL string, header http.Header) (*
 		return nil, errors.New("websocket: Dial: the URL's scheme is not ws: " + u.Scheme)
 	}
 	if s.opts.Actor == nil && s.tls {
-		return nil, errors.New("websocket: Dial: a server with TLSConfig, and without Actor, does not dial")
+		return nil, errors.New("websocket: Dial: a server with TLSConfig and without Actor cannot")
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.opts.HandshakeTimeout)
 	defer cancel()
@@ -90,11 +91,11 @@ func (s *Server) request(nc net.Conn, u *url.URL, header http.Header) (o opened,
 	for _, ext := range hs.Extensions {
 		var p wsflate.Parameters
 		if err := p.Parse(ext); err != nil || !p.ServerNoContextTakeover {
-			return o, errors.New("websocket: Dial: the server keeps its compression context, which was not offered")
+			return o, errors.New("websocket: Dial: the peer wants to keep its compression context")
 		}
 		o.packs = true
 	}
-	o.proto, o.client = hs.Protocol, true
+	o.proto, o.client = strings.Clone(hs.Protocol), true
 	if at, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
 		o.peer = at.AddrPort().Addr().Unmap()
 	}

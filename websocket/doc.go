@@ -51,7 +51,7 @@
 // TryWriteText and TryWriteBinary never block: they take a message or return
 // [tcpio.ErrWouldBlock], and a Writable follows. WriteText and WriteBinary wait for room; they send
 // a long message in fragments of 64 KiB, between which pings are answered. A [Group] leaves out, or
-// closes, a member that has no room; what is left out is counted and told by [Writable].
+// closes, a member that has no room; [Writable] says how many messages it missed.
 //
 // A handler that cannot take more calls [Conn.Pause], or blocks if it may: nothing more is read,
 // and TCP holds the peer back. Nothing grows meanwhile.
@@ -63,8 +63,9 @@
 //	the peer's Close frame                the same code          its code, Peer
 //	Receive returns io.EOF                1000                   1000, Local
 //	Receive returns another error         1011                   1011, Local; Err is that error
-//	Receive panics                        1011                   1011, Local; Err is a *tcpio.PanicError
-//	Actor returns nil, MaxRate, no pong   1008                   1008, Local
+//	Receive panics                        1011                   1011, Local; Err: *tcpio.PanicError
+//	Actor returns nil, no pong            1008                   1008, Local
+//	MaxRate, MessageTimeout               1008                   1008, Local; Err is a *FrameError
 //	a violation of the protocol           1002                   1002, Local; Err is a *FrameError
 //	NoText, NoBinary                      1003                   1003, Local; Err is a *FrameError
 //	text that is not UTF-8, bad deflate   1007                   1007, Local; Err is a *FrameError
@@ -79,7 +80,7 @@
 //
 // # What an idle peer costs
 //
-// Its Conn of 264 bytes beside the core's, and nothing else: no goroutine, no buffer, no timer. All
+// Its Conn of 232 bytes beside the core's, and nothing else: no goroutine, no buffer, no timer. All
 // deadlines of a server, of handshakes, pings and closing, are in lists behind one timer. With
 // permessage-deflate nothing is added, since no context is kept between messages.
 //

@@ -19,7 +19,7 @@ type Event interface{ event() }
 type Opened struct {
 	Conn *Conn
 	// Request is the peer's request, with its path, query and header. The connection does not
-	// keep it: who needs something of it later copies that. It is nil for a dialled connection.
+	// keep it: copy what is needed later. It is nil for a dialled connection.
 	Request *http.Request
 }
 
@@ -96,18 +96,34 @@ func (Draining) event() {}
 func (Closed) event()   {}
 func (Failed) event()   {}
 
-// String describes e for a log, as every event's String does. Of what the peer sent it shows
-// sizes only.
-func (e Opened) String() string   { return "Opened(" + e.Conn.String() + ")" }
-func (e Text) String() string     { return fmt.Sprintf("Text(%s, %d bytes)", e.Conn, len(e.Data)) }
-func (e Binary) String() string   { return fmt.Sprintf("Binary(%s, %d bytes)", e.Conn, len(e.Data)) }
-func (e Piece) String() string    { return fmt.Sprintf("Piece(%s, %d bytes)", e.Conn, len(e.Data)) }
+// String describes e for a log, as every event's String does. Of what the peer sent it shows sizes
+// only.
+func (e Opened) String() string { return "Opened(" + e.Conn.String() + ")" }
+
+// String describes e for a log, with the size of its Data.
+func (e Text) String() string { return fmt.Sprintf("Text(%s, %d bytes)", e.Conn, len(e.Data)) }
+
+// String describes e for a log, with the size of its Data.
+func (e Binary) String() string { return fmt.Sprintf("Binary(%s, %d bytes)", e.Conn, len(e.Data)) }
+
+// String describes e for a log, with the size of its Data.
+func (e Piece) String() string { return fmt.Sprintf("Piece(%s, %d bytes)", e.Conn, len(e.Data)) }
+
+// String describes e for a log.
 func (e Writable) String() string { return "Writable(" + e.Conn.String() + ")" }
-func (m Message) String() string  { return fmt.Sprintf("Message(%s, %T)", m.Conn, m.Value) }
+
+// String describes m for a log, with the type of its Value.
+func (m Message) String() string { return fmt.Sprintf("Message(%s, %T)", m.Conn, m.Value) }
+
+// String describes e for a log.
 func (e Draining) String() string { return "Draining(" + e.Conn.String() + ")" }
+
+// String describes e for a log, with its code and side.
 func (e Closed) String() string {
 	return fmt.Sprintf("Closed(%s, %v, %v)", e.Conn, e.Code, e.By)
 }
+
+// String describes e for a log, with its Err.
 func (e Failed) String() string { return fmt.Sprintf("Failed(%v)", e.Err) }
 
 // Side says who began the end of a connection.

@@ -276,6 +276,36 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// A message that never ends is not waited for longer than MessageTimeout, whatever else comes.
+func TestMessageTimeout(t *testing.T) {
+	for name, drip := range map[string][]byte{"fragments": fr(opMore, "x", "-"), "pings": fr(opPing, "")} {
+		t.Run(name, func(t *testing.T) {
+			s, r := watched(t, "actor", tcpio.ListenerOptions{}, Options{MessageTimeout: 50 * time.Millisecond}, nothing)
+			p := dialPeer(t, s, "")
+			p.send(join(fr(opText, "whole"), fr(opText, "", "-")))
+			go func() {
+				for {
+					if _, err := p.Write(drip); err != nil {
+						return
+					}
+					time.Sleep(time.Millisecond) // the rate of the drip
+				}
+			}()
+			line := "pong"
+			for line == "pong" {
+				line = p.next()
+			}
+			if line != "close 1008" {
+				t.Error(line)
+			}
+			p.Close()
+			if lines := r.wait(t, "closed 1008"); lines[1] != "text whole" {
+				t.Errorf("%q", lines)
+			}
+		})
+	}
+}
+
 func TestPieces(t *testing.T) {
 	for _, route := range allRoutes {
 		t.Run(route, func(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 )
 
 // A Group is a set of connections that are written to together, a chat room say. A message is put
-// into a frame once for all members, and compressed once for those who negotiated it. The zero
+// into a frame once for all members, and compressed once for those that negotiated it. The zero
 // value is an empty one. Its methods may be called from any goroutine; its fields must not be
 // changed after the first use.
 type Group struct {

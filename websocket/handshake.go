@@ -89,7 +89,8 @@ func (s *Server) handshake(r *http.Request, header http.Header) (o opened, answe
 	var ext wsflate.Extension
 	ext.Parameters = wsflate.DefaultParameters
 	up := ws.HTTPUpgrader{Header: header}
-	if wanted := s.chosen(r); wanted != "" {
+	wanted := s.chosen(r)
+	if wanted != "" {
 		up.Protocol = func(p string) bool { return p == wanted }
 	}
 	if s.opts.Compress {
@@ -119,7 +120,9 @@ func (s *Server) handshake(r *http.Request, header http.Header) (o opened, answe
 		}
 	}
 	_, o.packs = ext.Accepted()
-	o.proto, o.req = hs.Protocol, r
+	if o.req = r; hs.Protocol != "" {
+		o.proto = wanted // hs.Protocol would keep the request's header in memory
+	}
 	o.peer = s.peerOf(r)
 	return o, x.Bytes(), 0
 }
@@ -266,7 +269,7 @@ func (s *Server) Upgrade(w http.ResponseWriter, r *http.Request) (*Conn, error) 
 	}
 	o.rest, _ = rw.Reader.Peek(rw.Reader.Buffered())
 	o.rest = bytes.Clone(o.rest)
-	_ = nc.SetDeadline(time.Now().Add(s.opts.HandshakeTimeout)) // a connection that has ended says so below
+	_ = nc.SetDeadline(time.Now().Add(s.opts.HandshakeTimeout)) // it fails where Write fails too
 	if _, err = nc.Write(answer); err == nil {
 		var c *Conn
 		if c, err = s.take(nc, o); err == nil {
@@ -285,9 +288,9 @@ func (s *Server) serves(nc net.Conn) error {
 	case *net.TCPConn, *net.UnixConn:
 		switch {
 		case s.l == nil:
-			return errors.New("websocket: the http.Server is not on a NetListener, and the Server has no listener; see Server.Upgrade")
+			return errors.New("websocket: the connection is a socket, and the Server has no listener")
 		case s.tls:
-			return errors.New("websocket: a Server with TLSConfig takes no connections from elsewhere; see Server.Upgrade")
+			return errors.New("websocket: the connection is a socket, and the Server has a TLSConfig")
 		}
 		return nil
 	}

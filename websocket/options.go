@@ -63,6 +63,10 @@ type Options struct {
 	// once as much longer. If it is silent for PongTimeout behind the ping, the connection is
 	// closed with PolicyViolation. 0 for PongTimeout means 10 s.
 	PingInterval, PongTimeout time.Duration
+	// MessageTimeout, if not 0, bounds how long a message may take from its first frame to its last.
+	// It is looked at when the peer sends something: a message that is late then closes the
+	// connection with PolicyViolation. Against a peer that sends nothing there is PingInterval.
+	MessageTimeout time.Duration
 	// CloseTimeout is how long a closing handshake waits for the peer's Close frame; 0 means 5 s.
 	CloseTimeout time.Duration
 }
@@ -107,6 +111,7 @@ func (o *Options) check() error {
 	}{
 		{"HandshakeTimeout", &o.HandshakeTimeout, 10 * time.Second},
 		{"PingInterval", &o.PingInterval, 0},
+		{"MessageTimeout", &o.MessageTimeout, 0},
 		{"PongTimeout", &o.PongTimeout, 10 * time.Second},
 		{"CloseTimeout", &o.CloseTimeout, 5 * time.Second},
 	} {

@@ -33,8 +33,8 @@ type Server struct {
 
 // Listen opens a listening socket for WebSocket connections. The options of tcp hold for the
 // connections under them, with TLSConfig as wss; its fields Actor, DeferAccept, OnConnEvent and
-// ConcurrentCallbacks must not be set. DrainTimeout is as in tcpio, and what closes a connection at its end is a
-// closing handshake. If PingInterval is set and tcp's WriteTimeout is not, that is PongTimeout.
+// ConcurrentCallbacks must not be set. At the end of DrainTimeout a closing handshake begins. If
+// PingInterval is set and tcp's WriteTimeout is not, WriteTimeout is PongTimeout.
 //
 // If tcp has neither Addr nor Listener, the server accepts no connections of its own: it serves
 // those of [Server.Upgrade] and [Server.Dial].
@@ -49,7 +49,7 @@ func Listen(tcp *tcpio.ListenerOptions, opts *Options) (*Server, error) {
 		tcp = new(tcpio.ListenerOptions)
 	}
 	if tcp.Actor != nil || tcp.OnConnEvent != nil || tcp.ConcurrentCallbacks || tcp.DeferAccept {
-		return nil, errors.New("websocket: Listen: Actor, OnConnEvent, ConcurrentCallbacks or DeferAccept is set")
+		return nil, errors.New("websocket: Listen: tcp has an Actor, callbacks or DeferAccept")
 	}
 	o := *tcp
 	if o.Addr == "" && o.Listener == nil {

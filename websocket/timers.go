@@ -33,7 +33,8 @@ type timers struct {
 	stopped bool
 }
 
-// claimDrain is how long the receiver of a claim has for Draining without a DrainTimeout, as in tcpio.
+// claimDrain is how long the receiver of a claim has for Draining without a DrainTimeout, as in
+// tcpio.
 const claimDrain = 250 * time.Millisecond
 
 var epoch = time.Now().Add(-time.Second)

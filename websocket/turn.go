@@ -3,6 +3,7 @@ package websocket
 import (
 	"bytes"
 	"io"
+	"net/http"
 	"runtime/debug"
 	"sync"
 
@@ -123,7 +124,7 @@ func (t *turn) enter() bool {
 	case c.streamed != t.stream:
 		c.nudgeLocked() // the connection has moved, and this event with it
 		return false
-	case c.phase == over || c.paused && c.told:
+	case c.phase == over || c.paused && c.announced:
 		return false
 	}
 	c.busy, c.heard = true, true
@@ -190,6 +191,10 @@ func (t *turn) run() {
 			return
 		}
 	}
+	if c.late() {
+		t.fail(PolicyViolation, "a message took longer than MessageTimeout")
+		return
+	}
 	if in := c.in; in != nil && in.large() && c.s.opts.PieceSize == 0 {
 		room := in.room()
 		n, err := c.tc.TryRead(room)
@@ -231,16 +236,16 @@ func (t *turn) readFailed(err error) {
 	c.overLocked()
 }
 
-// lastWord is called when the peer has ended a connection, or is about to be told of the end. The
-// receiver of a claim may still be answering the last message: it gets Closed now, and only when it
-// has received that the connection ends.
+// lastWord is called before the connection is ended because of what the peer sent. The receiver of
+// a claim may still be answering the last message: it gets Closed now, and the connection ends once
+// it has received that.
 func (t *turn) lastWord(e ending) {
 	c := t.c
 	c.mu.Lock()
 	_, claimed := c.actor.(*claim)
-	claimed = claimed && c.told && c.phase == open
+	claimed = claimed && c.announced && c.phase == open
 	if claimed {
-		c.told = false
+		c.announced = false
 		c.end = &e
 		c.s.timers.arm(c, forClose)
 	}
@@ -250,7 +255,7 @@ func (t *turn) lastWord(e ending) {
 	}
 }
 
-// event is what the connection's handler is told of the end.
+// event is the Closed of this ending.
 func (e *ending) event(c *Conn) Closed { return Closed{c, e.code, e.reason, e.by} }
 
 // hello delivers Opened.
@@ -276,17 +281,17 @@ func (t *turn) hello() {
 		}
 	}
 	c.mu.Lock()
-	c.told = true
+	c.announced = true
 	c.mu.Unlock()
 	t.deliver(Opened{c, req})
 }
 
-// writable sends the control frames that waited for room, and says so to those who do.
+// writable sends the control frames that waited for room, and delivers Writable if it is owed.
 func (t *turn) writable() {
 	c := t.c
 	c.mu.Lock()
 	c.flushControlLocked()
-	tell := c.told && c.phase == open && !c.sending && (c.refused || c.skipped > 0)
+	tell := c.announced && c.phase == open && !c.sending && (c.refused || c.skipped > 0)
 	skipped := c.skipped
 	if tell {
 		c.refused, c.skipped = false, 0
@@ -297,13 +302,13 @@ func (t *turn) writable() {
 	}
 }
 
-// draining has the handler know of Shutdown, and then ends the connection.
+// draining delivers Draining, and then ends the connection.
 func (t *turn) draining() {
 	c := t.c
 	c.mu.Lock()
-	told := c.told
+	announced := c.announced
 	c.mu.Unlock()
-	if told {
+	if announced {
 		t.deliver(Draining{c})
 	}
 	c.mu.Lock()
@@ -332,12 +337,12 @@ func (t *turn) closed() {
 	ev := c.end.event(c)
 	groups := c.groups
 	c.groups, c.out = nil, nil
-	told := c.told
+	announced := c.announced
 	c.mu.Unlock()
 	for _, g := range groups {
 		g.remove(c)
 	}
-	if told {
+	if announced {
 		t.deliver(ev)
 	}
 	c.mu.Lock()
@@ -351,7 +356,7 @@ func (c *Conn) expired(kind deadline) {
 	defer c.mu.Unlock()
 	switch {
 	case kind == forHandshake && c.phase == opening:
-		_, _ = c.tc.TryWrite([]byte("HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"))
+		_, _ = c.tc.TryWrite(refusal(http.StatusRequestTimeout))
 		c.overLocked()
 	case kind == forClose && c.phase != opening:
 		c.overLocked()
