@@ -83,7 +83,7 @@ func TestAnActorGetsOneEventAtATimeInOrderWithAnyNumberOfLoops(t *testing.T) {
 			var wg sync.WaitGroup
 			for _, c := range harness.Conns(t, l, conns) {
 				for p := range posters {
-					wg.Go(func() { actPostAll(t, c, p, posts) })
+					wg.Go(func() { postAll(t, c, p, posts) })
 				}
 			}
 			for _, c := range clients {
@@ -113,8 +113,8 @@ func TestAnActorGetsOneEventAtATimeInOrderWithAnyNumberOfLoops(t *testing.T) {
 	}
 }
 
-// actPostAll posts [poster, 0], [poster, 1] …, and waits when the mailbox is full.
-func actPostAll(t testing.TB, c *tcpio.Conn, poster, n int) {
+// postAll posts [poster, 0], [poster, 1] …, and waits when the mailbox is full.
+func postAll(t testing.TB, c *tcpio.Conn, poster, n int) {
 	for i := 0; i < n; {
 		switch err := c.Post([2]int{poster, i}); {
 		case err == nil:

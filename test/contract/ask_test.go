@@ -16,8 +16,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// actDouble replies with twice what it is asked, except where the question says otherwise.
-func actDouble(ev tcpio.Event) error {
+// double replies with twice what it is asked, except where the question says otherwise.
+func double(ev tcpio.Event) error {
 	m, ok := ev.(tcpio.Message)
 	if !ok {
 		return nil
@@ -42,7 +42,7 @@ func TestAskReturnsTheReplyToItsOwnQuestionOnEveryRoute(t *testing.T) {
 		t.Run(route, func(t *testing.T) {
 			o := tcpio.ListenerOptions{MailboxSize: 1000}
 			if route == "actor" {
-				o.Actor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(actDouble) }
+				o.Actor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(double) }
 			}
 			l := harness.Serve(t, o)
 			if route != "actor" {
@@ -50,14 +50,14 @@ func TestAskReturnsTheReplyToItsOwnQuestionOnEveryRoute(t *testing.T) {
 				go func() {
 					for ev := range events {
 						if _, ok := ev.(tcpio.Opened); ok && route == "claimed" {
-							ch := eventConn(ev).Events()
+							ch := tcpio.ConnOf(ev).Events()
 							go func() {
 								for ev := range ch {
-									_ = actDouble(ev)
+									_ = double(ev)
 								}
 							}()
 						}
-						_ = actDouble(ev)
+						_ = double(ev)
 					}
 				}()
 			}
@@ -81,7 +81,7 @@ func TestAskReturnsTheReplyToItsOwnQuestionOnEveryRoute(t *testing.T) {
 }
 
 func TestReplyCountsOnceAndOnlyForAnAsk(t *testing.T) {
-	l := harness.Actor(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(actDouble))
+	l := harness.Actor(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(double))
 	testnet.DialTCP(t, l)
 	c := harness.Conns(t, l, 1)[0]
 	box := make(chan tcpio.Message, 3)
@@ -116,7 +116,7 @@ func TestReplyCountsOnceAndOnlyForAnAsk(t *testing.T) {
 }
 
 func TestAskFailsWithTheContextsError(t *testing.T) {
-	l := harness.Actor(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(actDouble))
+	l := harness.Actor(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(double))
 	testnet.DialTCP(t, l)
 	c := harness.Conns(t, l, 1)[0]
 	box := make(chan tcpio.Message, 1)
@@ -148,7 +148,7 @@ func TestAskNeverHangsWhenTheConnectionEnds(t *testing.T) {
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
 			for i := range 30 {
-				l := harness.Actor(t, tcpio.ListenerOptions{Loops: 1}, tcpio.ActorFunc(actDouble))
+				l := harness.Actor(t, tcpio.ListenerOptions{Loops: 1}, tcpio.ActorFunc(double))
 				cl := testnet.DialTCP(t, l)
 				c := harness.Conns(t, l, 1)[0]
 				box := make(chan tcpio.Message, 100) // nobody replies

@@ -220,7 +220,7 @@ func TestBenchmarkPeers(t *testing.T) {
 // calls do not tell the scheduler, which the package syscall's do.
 func BenchmarkGroupWrite10000(b *testing.B) {
 	const members, size = 10_000, 64
-	l, _ := actSilent(b, tcpio.ListenerOptions{Loops: 1})
+	l, _ := writtenTo(b, tcpio.ListenerOptions{Loops: 1})
 	child := startPeers(b, "TestBenchmarkPeers", l, members)
 	var g tcpio.Group
 	var fds []int
@@ -278,7 +278,7 @@ func BenchmarkGroupWrite10000(b *testing.B) {
 func BenchmarkIdle(b *testing.B) {
 	for _, conns := range []int{0, 1000} {
 		b.Run(fmt.Sprintf("conns=%d", conns), func(b *testing.B) {
-			l, _ := actSilent(b, tcpio.ListenerOptions{})
+			l, _ := writtenTo(b, tcpio.ListenerOptions{})
 			for range conns {
 				testnet.DialTCP(b, l)
 			}

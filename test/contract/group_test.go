@@ -19,8 +19,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// actSilent serves connections that are only written to; Closed is handed over.
-func actSilent(t testing.TB, o tcpio.ListenerOptions) (*tcpio.Listener, <-chan *tcpio.Conn) {
+// writtenTo serves connections that are only written to; Closed is handed over.
+func writtenTo(t testing.TB, o tcpio.ListenerOptions) (*tcpio.Listener, <-chan *tcpio.Conn) {
 	t.Helper()
 	closed := make(chan *tcpio.Conn, 16)
 	l := harness.Actor(t, o, tcpio.ActorFunc(func(ev tcpio.Event) error {
@@ -48,7 +48,7 @@ func groupWrite(t testing.TB, g *tcpio.Group, p []byte) {
 func TestZeroGroupWorksAndMembersLeaveByThemselves(t *testing.T) {
 	var g tcpio.Group
 	groupWrite(t, &g, []byte("to nobody"))
-	l, closed := actSilent(t, tcpio.ListenerOptions{})
+	l, closed := writtenTo(t, tcpio.ListenerOptions{})
 	const n = 10
 	clients := make([]*net.TCPConn, n)
 	for i := range clients {
@@ -93,7 +93,7 @@ func TestZeroGroupWorksAndMembersLeaveByThemselves(t *testing.T) {
 func TestAllMembersSeeConcurrentWritesInTheSameOrder(t *testing.T) {
 	const members, writers, each = 8, 4, 300
 	var g tcpio.Group
-	l, _ := actSilent(t, tcpio.ListenerOptions{Loops: 2})
+	l, _ := writtenTo(t, tcpio.ListenerOptions{Loops: 2})
 	clients := make([]*net.TCPConn, members)
 	for i := range clients {
 		clients[i] = testnet.DialTCP(t, l)
@@ -144,7 +144,7 @@ func TestJoinLeaveAndCloseWhileAWriteRuns(t *testing.T) {
 		writes = 400
 	}
 	var g tcpio.Group
-	l, _ := actSilent(t, tcpio.ListenerOptions{Loops: 2, WriteBuffer: 16 << 20})
+	l, _ := writtenTo(t, tcpio.ListenerOptions{Loops: 2, WriteBuffer: 16 << 20})
 	const size = 2000
 	var readers, others sync.WaitGroup
 	var stop atomic.Bool
@@ -226,11 +226,11 @@ func fillMember(t testing.TB, g *tcpio.Group, c *tcpio.Conn, p []byte) (taken in
 func TestSkipSlowLeavesASlowMemberOutOfWholeWrites(t *testing.T) {
 	const size, limit = 64 << 10, 512 << 10
 	var g tcpio.Group
-	l, _ := actSilent(t, tcpio.ListenerOptions{WriteBuffer: limit})
+	l, _ := writtenTo(t, tcpio.ListenerOptions{WriteBuffer: limit})
 	slow := testnet.DialTCP(t, l)
 	c := harness.Conns(t, l, 1)[0]
 	g.Join(c)
-	p := actCounting(size)
+	p := counting(size)
 	taken := fillMember(t, &g, c, p)
 	if c.Buffered() > limit {
 		t.Errorf("%d bytes queued, over WriteBuffer %d", c.Buffered(), limit)
@@ -254,11 +254,11 @@ func TestSkipSlowLeavesASlowMemberOutOfWholeWrites(t *testing.T) {
 func TestCloseSlowClosesWithANoticeAndTouchesNobodyElse(t *testing.T) {
 	const size, limit = 64 << 10, 512 << 10
 	g := tcpio.Group{Slow: tcpio.CloseSlow, Notice: []byte("too slow\n")}
-	l, closed := actSilent(t, tcpio.ListenerOptions{WriteBuffer: limit, CloseTimeout: testnet.Limit})
+	l, closed := writtenTo(t, tcpio.ListenerOptions{WriteBuffer: limit, CloseTimeout: testnet.Limit})
 	slow := testnet.DialTCP(t, l)
 	c := harness.Conns(t, l, 1)[0]
 	g.Join(c)
-	p := actCounting(size)
+	p := counting(size)
 	taken := 0
 	for ; g.Len() == 1; taken++ {
 		groupWrite(t, &g, p)
@@ -296,7 +296,7 @@ func TestWriteIsNotCopiedForEachMember(t *testing.T) {
 	}
 	const members, size = 50, 256 << 10
 	var g tcpio.Group
-	l, _ := actSilent(t, tcpio.ListenerOptions{WriteBuffer: 64 << 20})
+	l, _ := writtenTo(t, tcpio.ListenerOptions{WriteBuffer: 64 << 20})
 	clients := make([]*net.TCPConn, members)
 	for i := range clients {
 		clients[i] = testnet.DialTCP(t, l)
@@ -306,7 +306,7 @@ func TestWriteIsNotCopiedForEachMember(t *testing.T) {
 		g.Join(c)
 	}
 	// Fill the sockets first: from then on every member's part is queued whole.
-	p := actCounting(size)
+	p := counting(size)
 	queued := func() (n int) {
 		for c := range l.Conns() {
 			n += c.Buffered()
@@ -347,7 +347,7 @@ func TestTwoThousandMembers(t *testing.T) {
 		members = 2000
 	}
 	var g tcpio.Group
-	l, _ := actSilent(t, tcpio.ListenerOptions{Loops: 2})
+	l, _ := writtenTo(t, tcpio.ListenerOptions{Loops: 2})
 	clients := make([]*net.TCPConn, members)
 	for i := range clients {
 		clients[i] = testnet.DialTCP(t, l)

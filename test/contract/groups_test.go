@@ -19,7 +19,7 @@ import (
 
 func TestWriteExceptReachesAllButOneMember(t *testing.T) {
 	var g tcpio.Group
-	l, _ := actSilent(t, tcpio.ListenerOptions{})
+	l, _ := writtenTo(t, tcpio.ListenerOptions{})
 	clients := []*net.TCPConn{testnet.DialTCP(t, l), testnet.DialTCP(t, l), testnet.DialTCP(t, l)}
 	conns := make(map[string]*tcpio.Conn)
 	for _, c := range harness.Conns(t, l, 3) {
@@ -47,7 +47,7 @@ func TestWriteExceptReachesAllButOneMember(t *testing.T) {
 
 func TestAllIteratesOverTheMembersAndItsBodyMayLeave(t *testing.T) {
 	var g tcpio.Group
-	l, _ := actSilent(t, tcpio.ListenerOptions{})
+	l, _ := writtenTo(t, tcpio.ListenerOptions{})
 	for range 5 {
 		testnet.DialTCP(t, l)
 	}
@@ -161,7 +161,7 @@ func TestSkippedMemberIsCountedAndGetsAWritableWhenItHasRoom(t *testing.T) {
 }
 
 func TestLeaveGroupsLeavesVeryManyGroupsAtOnce(t *testing.T) {
-	l, _ := actSilent(t, tcpio.ListenerOptions{})
+	l, _ := writtenTo(t, tcpio.ListenerOptions{})
 	testnet.DialTCP(t, l)
 	c := harness.Conns(t, l, 1)[0]
 	c.LeaveGroups() // of none: does nothing
@@ -193,7 +193,7 @@ func TestLeaveGroupsLeavesVeryManyGroupsAtOnce(t *testing.T) {
 
 func TestGroupsHoldsAGroupWhileItHasMembers(t *testing.T) {
 	var gs tcpio.Groups[string]
-	l, _ := actSilent(t, tcpio.ListenerOptions{})
+	l, _ := writtenTo(t, tcpio.ListenerOptions{})
 	a, b := testnet.DialTCP(t, l), testnet.DialTCP(t, l)
 	conns := harness.Conns(t, l, 2)
 	groupWrite(t, gs.Group("none"), []byte("to nobody"))
@@ -249,7 +249,7 @@ func TestChangedAlternatesForEachKeyAndEndsTrue(t *testing.T) {
 		}
 		told[key] = occupied
 	}}
-	l, _ := actSilent(t, tcpio.ListenerOptions{Loops: 2})
+	l, _ := writtenTo(t, tcpio.ListenerOptions{Loops: 2})
 	const keys, members = 3, 4
 	for range members {
 		testnet.DialTCP(t, l)
@@ -306,7 +306,7 @@ func TestChangedMayUseTheGroupsAndPanicAndExit(t *testing.T) {
 			runtime.Goexit()
 		}
 	}
-	l, _ := actSilent(t, tcpio.ListenerOptions{Logger: slog.New(h)})
+	l, _ := writtenTo(t, tcpio.ListenerOptions{Logger: slog.New(h)})
 	testnet.DialTCP(t, l)
 	c := harness.Conns(t, l, 1)[0]
 	for _, key := range []string{"panic", "exit", "calm"} {

@@ -214,7 +214,7 @@ func TestLoggerThatPanicsExitsOrBlocksIsNothingToTheListener(t *testing.T) {
 								do("Closed")
 								_ = ev
 							}
-							return okActor(ev)
+							return harness.EchoActor(ev)
 						})
 					}
 				}

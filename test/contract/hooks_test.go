@@ -29,7 +29,7 @@ func hookOptions(name string, hook func()) tcpio.ListenerOptions {
 		if name == "Actor" {
 			hook()
 		}
-		return tcpio.ActorFunc(okActor)
+		return harness.EchoActor
 	}}
 	switch name {
 	case "Admit":
@@ -377,19 +377,6 @@ func TestServeReturnsAtMaxBlockedThoughHandlersBlock(t *testing.T) {
 	}
 }
 
-func okActor(ev tcpio.Event) error {
-	if r, ok := ev.(tcpio.Readable); ok {
-		var b [10]byte
-		switch n, err := r.Conn.TryRead(b[:]); err {
-		case nil:
-			_, _ = r.Conn.TryWrite(b[:n])
-		case io.EOF:
-			return err
-		}
-	}
-	return nil
-}
-
 // What the hooks refuse, by nil, by an error or by a panic, is closed; the next connection is
 // served.
 func TestHooksRefuseByNilAndByPanic(t *testing.T) {
@@ -411,7 +398,7 @@ func TestHooksRefuseByNilAndByPanic(t *testing.T) {
 					first = false
 					return bad()
 				}
-				return tcpio.ActorFunc(okActor), nil
+				return harness.EchoActor, nil
 			}
 			l := harness.Serve(t, tcpio.ListenerOptions{
 				Logger: slog.New(slog.NewTextHandler(log, nil)),

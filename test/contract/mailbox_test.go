@@ -206,7 +206,7 @@ func TestPostsOfManyArriveOnceEachAndInOrder(t *testing.T) {
 				consumers.Go(func() {
 					box := map[*tcpio.Conn]*posted{}
 					for ev := range events {
-						c := eventConn(ev)
+						c := tcpio.ConnOf(ev)
 						if _, ok := ev.(tcpio.Opened); ok {
 							p := &posted{t, make([]int, posters), &total}
 							if route == "claimed" {
@@ -230,7 +230,7 @@ func TestPostsOfManyArriveOnceEachAndInOrder(t *testing.T) {
 			var wg sync.WaitGroup
 			for _, c := range harness.Conns(t, l, conns) {
 				for p := range posters {
-					wg.Go(func() { actPostAll(t, c, p, each) })
+					wg.Go(func() { postAll(t, c, p, each) })
 				}
 			}
 			wg.Wait()
@@ -460,8 +460,8 @@ func TestWhatIsAcceptedBeforeCloseIsReceivedBeforeClosedAndNothingAfter(t *testi
 	}
 }
 
-// actPostAll posts n values, and waits for room in the mailbox.
-func actPostAll(t testing.TB, c *tcpio.Conn, poster, n int) {
+// postAll posts n values, and waits for room in the mailbox.
+func postAll(t testing.TB, c *tcpio.Conn, poster, n int) {
 	for i := 0; i < n; {
 		switch err := c.Post([2]int{poster, i}); {
 		case err == nil:

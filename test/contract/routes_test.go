@@ -111,8 +111,8 @@ func (l *ledger) check(bytes, posts int) {
 	}
 }
 
-// actCounting returns n bytes that count up modulo 251.
-func actCounting(n int) []byte {
+// counting returns n bytes that count up modulo 251.
+func counting(n int) []byte {
 	p := make([]byte, n)
 	for i := range p {
 		p[i] = byte(i % 251)
@@ -149,7 +149,7 @@ func TestSwitchingRoutesLosesAndDoublesNothing(t *testing.T) {
 				consumers.Go(func() {
 					routes := map[*tcpio.Conn]*route{}
 					for ev := range events {
-						c := eventConn(ev)
+						c := tcpio.ConnOf(ev)
 						if c == nil {
 							continue
 						}
@@ -201,7 +201,7 @@ func TestSwitchingRoutesLosesAndDoublesNothing(t *testing.T) {
 			}
 			for _, c := range clients {
 				work.Go(func() {
-					for p := actCounting(size); len(p) > 0; {
+					for p := counting(size); len(p) > 0; {
 						n := min(len(p), 1+rand.IntN(3000))
 						if _, err := c.Write(p[:n]); err != nil {
 							t.Errorf("client: %v", err)
@@ -226,22 +226,6 @@ func TestSwitchingRoutesLosesAndDoublesNothing(t *testing.T) {
 			}
 		})
 	}
-}
-
-func eventConn(ev tcpio.Event) *tcpio.Conn {
-	switch ev := ev.(type) {
-	case tcpio.Opened:
-		return ev.Conn
-	case tcpio.Readable:
-		return ev.Conn
-	case tcpio.Writable:
-		return ev.Conn
-	case tcpio.Message:
-		return ev.Conn
-	case tcpio.Closed:
-		return ev.Conn
-	}
-	return nil
 }
 
 // The new route takes everything from the point on at which it was chosen.
@@ -272,7 +256,7 @@ func TestRouteCanBeChosenAtEveryPointOfAConnectionsLife(t *testing.T) {
 					moved, n := false, 0
 					handle := func(ev tcpio.Event) error {
 						n++
-						c := eventConn(ev)
+						c := tcpio.ConnOf(ev)
 						if _, ok := ev.(tcpio.Opened); ok {
 							for i := range posts {
 								if err := c.Post(i); err != nil {
@@ -304,7 +288,7 @@ func TestRouteCanBeChosenAtEveryPointOfAConnectionsLife(t *testing.T) {
 						})
 					}
 					c := testnet.DialTCP(t, srv)
-					p := actCounting(size)
+					p := counting(size)
 					testnet.Send(t, c, string(p[:size/2]))
 					testnet.Send(t, c, string(p[size/2:]))
 					c.CloseWrite()
@@ -338,7 +322,7 @@ func TestRouteChosenBeforeOpenedGetsOpened(t *testing.T) {
 				})
 			}})
 			c := testnet.DialTCP(t, srv)
-			testnet.Send(t, c, string(actCounting(1000)))
+			testnet.Send(t, c, string(counting(1000)))
 			c.CloseWrite()
 			testnet.Await(t, "Closed", l.closed)
 			drains.Wait()
@@ -370,9 +354,7 @@ func TestUnreadReadableIsAnnouncedAgainOnTheNewRoute(t *testing.T) {
 		if _, ok := testnet.Await(t, "Readable at the second actor", again).(tcpio.Readable); !ok {
 			t.Errorf("%T, want Readable", again)
 		}
-		if ev, ok := actRecvOK(t, ch); ok {
-			t.Errorf("%T in a channel that the connection left, want it closed", ev)
-		}
+		testnet.AwaitClosed(t, "a channel that the connection left", ch)
 	}
 }
 
@@ -389,25 +371,12 @@ func TestClaimingAfterClosedGivesAClosedChannelAndAttachAnError(t *testing.T) {
 	}))
 	testnet.DialTCP(t, srv).Close()
 	c := testnet.Await(t, "Closed", closed)
-	if ev, ok := actRecvOK(t, c.Events()); ok {
-		t.Errorf("%T behind Closed", ev)
-	}
+	testnet.AwaitClosed(t, "nothing behind Closed", c.Events())
 	if err := c.Attach(newLedger(t).route()); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Attach: %v, want net.ErrClosed", err)
 	}
 	if err := c.Attach(nil); err == nil {
 		t.Error("Attach(nil): no error")
-	}
-}
-
-func actRecvOK(t testing.TB, ch <-chan tcpio.Event) (tcpio.Event, bool) {
-	t.Helper()
-	select {
-	case ev, ok := <-ch:
-		return ev, ok
-	case <-time.After(testnet.Limit):
-		t.Fatal("a channel that is neither fed nor closed")
-		return nil, false
 	}
 }
 
@@ -427,11 +396,7 @@ func TestConnectionClaimedInTheReceiveThatReadEOFStillCloses(t *testing.T) {
 	c := testnet.DialTCP(t, srv)
 	c.CloseWrite()
 	ch := testnet.Await(t, "the claim", claimed)
-	if ev, _ := actRecvOK(t, ch); ev == nil {
-		t.Error("the channel was closed without Closed")
-	} else if _, ok := ev.(tcpio.Closed); !ok {
-		t.Errorf("%T, want Closed", ev)
-	}
+	harness.Expect[tcpio.Closed](t, ch)
 }
 
 // The loops have ended, and Serve waits for the consumer alone: no actor can be run any more, a
@@ -443,7 +408,7 @@ func TestConnectionWhoseClosedWaitsIsToldOfItOnce(t *testing.T) {
 			served := harness.Go(t.Context(), srv)
 			events := srv.Events()
 			testnet.DialTCP(t, srv)
-			conn := eventConn(testnet.Await(t, "Opened", events))
+			conn := tcpio.ConnOf(testnet.Await(t, "Opened", events))
 			const posts = 20
 			for i := range posts {
 				if err := conn.Post(i); err != nil {

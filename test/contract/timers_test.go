@@ -16,8 +16,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// actBox serves one connection whose actor hands its messages over.
-func actBox(t testing.TB, o tcpio.ListenerOptions) (*tcpio.Listener, *tcpio.Conn, <-chan any) {
+// messageBox serves one connection whose actor hands its messages over.
+func messageBox(t testing.TB, o tcpio.ListenerOptions) (*tcpio.Listener, *tcpio.Conn, <-chan any) {
 	t.Helper()
 	got := make(chan any, 1000)
 	l := harness.Actor(t, o, tcpio.ActorFunc(func(ev tcpio.Event) error {
@@ -31,7 +31,7 @@ func actBox(t testing.TB, o tcpio.ListenerOptions) (*tcpio.Listener, *tcpio.Conn
 }
 
 func TestAfterDeliversInTheOrderOfTime(t *testing.T) {
-	_, c, got := actBox(t, tcpio.ListenerOptions{})
+	_, c, got := messageBox(t, tcpio.ListenerOptions{})
 	begin := time.Now()
 	due := []int{50, 10, 90, 30, 70, 0, 110, 20}
 	for _, ms := range due {
@@ -59,7 +59,7 @@ func TestAfterDeliversInTheOrderOfTime(t *testing.T) {
 func TestStoppedTimerIsNotDeliveredAndStopTellsTheTruth(t *testing.T) {
 	t.Parallel()
 	const n = 400
-	_, c, got := actBox(t, tcpio.ListenerOptions{})
+	_, c, got := messageBox(t, tcpio.ListenerOptions{})
 	kept := 0
 	for i := range n {
 		stop := c.After(time.Duration(i%4)*500*time.Microsecond, i)
@@ -87,7 +87,7 @@ func TestStoppedTimerIsNotDeliveredAndStopTellsTheTruth(t *testing.T) {
 
 func TestTimersDoNotCountAgainstMailboxSize(t *testing.T) {
 	const n = 50
-	_, c, got := actBox(t, tcpio.ListenerOptions{MailboxSize: 1})
+	_, c, got := messageBox(t, tcpio.ListenerOptions{MailboxSize: 1})
 	for i := range n {
 		c.After(time.Millisecond, i)
 	}
@@ -192,7 +192,7 @@ func TestClosedConnectionIsNotRetained(t *testing.T) {
 
 func TestHundredThousandTimersCostNoGoroutinesAndLittleMemory(t *testing.T) {
 	const n = 100_000
-	_, c, _ := actBox(t, tcpio.ListenerOptions{Loops: 1})
+	_, c, _ := messageBox(t, tcpio.ListenerOptions{Loops: 1})
 	heap := func() uint64 {
 		runtime.GC()
 		runtime.GC()
@@ -226,7 +226,7 @@ func TestHundredThousandTimersCostNoGoroutinesAndLittleMemory(t *testing.T) {
 }
 
 func TestTimerWakesASleepingLoopInTime(t *testing.T) {
-	_, c, got := actBox(t, tcpio.ListenerOptions{Loops: 1})
+	_, c, got := messageBox(t, tcpio.ListenerOptions{Loops: 1})
 	for i := range 30 {
 		begin := time.Now()
 		c.After(5*time.Millisecond, i)
@@ -240,7 +240,7 @@ func TestTimerWakesASleepingLoopInTime(t *testing.T) {
 }
 
 func TestAfterTakesAnyDuration(t *testing.T) {
-	_, c, got := actBox(t, tcpio.ListenerOptions{})
+	_, c, got := messageBox(t, tcpio.ListenerOptions{})
 	far := []func() bool{c.After(math.MaxInt64, "far"), c.After(200*365*24*time.Hour, "far")}
 	stop := c.After(math.MinInt64, "at once")
 	if v := testnet.Await(t, "timer", got); v != "at once" {
