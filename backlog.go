@@ -20,7 +20,7 @@ type listenSocket struct {
 	// Guarded by mu.
 	path     string           // of a unix socket that we made, removed at close
 	file     sys.FileID       // what we made there
-	fd       int32            // -1 once closed
+	fd       int32            // -1 once closed, and with Network "none"
 	arriving int32            // the descriptor that no loop counts yet; -1: none
 	adopted  []*Conn          // adopted connections that have no actor yet
 	std      *net.TCPListener // what GetListener made
@@ -83,17 +83,21 @@ func (s *listenSocket) turnAway() {
 func (s *listenSocket) close(p poller) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.fd < 0 {
+	select {
+	case <-s.over:
 		return
+	default:
 	}
-	if p != nil {
-		_ = p.remove(int(s.fd))
+	if s.fd >= 0 {
+		if p != nil {
+			_ = p.remove(int(s.fd))
+		}
+		if s.path != "" {
+			sys.RemoveFile(s.path, s.file)
+		}
+		sys.CloseFD(s.fd)
+		s.fd = -1
 	}
-	if s.path != "" {
-		sys.RemoveFile(s.path, s.file)
-	}
-	sys.CloseFD(s.fd)
-	s.fd = -1
 	if s.arriving >= 0 {
 		sys.Close(s.arriving, false)
 		s.arriving = -1

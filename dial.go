@@ -39,8 +39,9 @@ func (l *Listener) Dial(ctx context.Context, network, address string) (*Conn, er
 // which connections are served (but it counts for MaxConns), and TLSConfig, which is a server's: a
 // dialled connection is plain.
 //
-// Serve must be running. Errors are *net.OpError: around net.ErrClosed once l is stopping,
-// otherwise what net.Dialer returns, whose Timeout tells that ctx had a deadline.
+// Before Serve runs DialWith waits for it, as long as ctx allows. Errors are *net.OpError: around
+// net.ErrClosed once l is stopping, around ctx's error if Serve did not run in time, and otherwise
+// what net.Dialer returns, whose Timeout tells that ctx had a deadline.
 func (l *Listener) DialWith(ctx context.Context, d *net.Dialer, network, address string) (*Conn, error) {
 	fail := func(err error) (*Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
@@ -50,7 +51,7 @@ func (l *Listener) DialWith(ctx context.Context, d *net.Dialer, network, address
 	default:
 		return fail(net.UnknownNetworkError(network))
 	}
-	if err := l.mayAdd(); err != nil {
+	if err := l.awaitServe(ctx); err != nil {
 		return fail(err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -72,6 +73,20 @@ func (l *Listener) DialWith(ctx context.Context, d *net.Dialer, network, address
 		return fail(err)
 	}
 	return c, nil
+}
+
+// awaitServe waits until the loops run. It fails when ctx ends, and when l is stopping.
+func (l *Listener) awaitServe(ctx context.Context) error {
+	if l.stopping.Load() {
+		return net.ErrClosed
+	}
+	select {
+	case <-l.started:
+	case <-l.allClosed:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return l.mayAdd()
 }
 
 // endDial ends a Dial when l has stopped. It ends with ctx, which ends with Dial.

@@ -118,6 +118,52 @@ func ExampleConn_StartTLS() {
 	// end: <nil>
 }
 
+// A program that is only a client has no address. Its connections are as cheap as a server's.
+func ExampleListener_Dial_clientOnly() {
+	server := echoServer()
+	defer server.Close()
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Network: "none"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	events := l.Events()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+
+	for i := range 3 { // Dial waits until Serve runs
+		c, err := l.Dial(ctx, "tcp", server.Addr().String())
+		if err != nil {
+			log.Fatal(err)
+		}
+		c.SetData(i)
+		fmt.Fprintln(c, "hello")
+	}
+	answers := 0
+	for ev := range events { // of all three
+		switch ev := ev.(type) {
+		case tcpio.Readable:
+			for line, err := range ev.Conn.Frames(bufio.ScanLines) {
+				if err != nil || string(line) != "hello" {
+					log.Fatal(err)
+				}
+				ev.Conn.Close()
+				break
+			}
+		case tcpio.Closed:
+			if answers++; answers == 3 {
+				stop()
+			}
+		}
+	}
+	fmt.Println("answers:", answers)
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// answers: 3
+	// end: <nil>
+}
+
 // A relay: two actors pass bytes to each other. While one side does not read, nothing is read from
 // the other.
 func ExampleListener_Dial() {
@@ -326,12 +372,16 @@ func echoServer() net.Listener {
 		log.Fatal(err)
 	}
 	go func() {
-		peer, err := ln.Accept()
-		if err != nil {
-			return
+		for {
+			peer, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer peer.Close()
+				io.Copy(struct{ io.Writer }{peer}, peer) // without a pipe of the kernel, which the package net would keep
+			}()
 		}
-		defer peer.Close()
-		io.Copy(struct{ io.Writer }{peer}, peer) // without a pipe of the kernel, which the package net would keep
 	}()
 	return ln
 }

@@ -116,6 +116,9 @@ func (l *Listener) File() (*os.File, error) {
 	l.socket.mu.Lock()
 	defer l.socket.mu.Unlock()
 	err := net.ErrClosed
+	if l.opts.Network == "none" {
+		err = errors.ErrUnsupported
+	}
 	if l.socket.fd >= 0 {
 		var f *os.File
 		if f, err = sys.DupFile(l.socket.fd); err == nil {

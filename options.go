@@ -16,7 +16,10 @@ type ListenerOptions struct {
 	// Addr is the address to listen on, as in net.Listen: "host:port", ":port", "[::1]:0", or a
 	// path for "unix".
 	Addr string
-	// Network is "tcp" (the default), "tcp4", "tcp6" or "unix".
+	// Network is "tcp" (the default), "tcp4", "tcp6", "unix", or "none" for a program that is only a
+	// client: then there is no listening socket, Addr must be empty, and all connections come from
+	// Listener.Dial and Adopt. It has to be asked for, so that an address that somebody has forgotten
+	// stays an error.
 	Network string
 	// Listener is a listening socket to take over instead of opening Addr: a *net.TCPListener or
 	// *net.UnixListener, as socket activation and hot restart have it. Its descriptor moves: once
@@ -293,6 +296,11 @@ func (o *ListenerOptions) checkSocket() error {
 	case "":
 		o.Network = "tcp"
 	case "tcp", "tcp4", "tcp6", "unix":
+	case "none":
+		if o.Addr != "" {
+			return badOption("Addr", "set although Network is none")
+		}
+		return nil
 	default:
 		return badOption("Network", fmt.Sprintf("unknown: %q", o.Network))
 	}

@@ -84,7 +84,7 @@ func (l *Listener) startLoops() (started bool, err error) {
 			break
 		}
 	}
-	if err == nil {
+	if err == nil && l.socket.fd >= 0 {
 		err = pollers[0].add(int(l.socket.fd), listenKey, pollEdge)
 	}
 	for i, p := range pollers {
@@ -94,7 +94,10 @@ func (l *Listener) startLoops() (started bool, err error) {
 			p.close()
 		}
 	}
-	l.polling = err == nil
+	if err == nil {
+		l.polling = true
+		close(l.started)
+	}
 	return l.polling, err
 }
 

@@ -28,6 +28,7 @@ type Listener struct {
 	ending      atomic.Int32  // how far the end has come for the connections; see below
 	blocked     atomic.Int64  // goroutines in handlers that lost their loop
 	routesKnown chan struct{} // closed when it is known where events go: loops and streams are fixed
+	started     chan struct{} // closed when the loops have pollers
 	allClosed   chan struct{} // closed when stopping, and every descriptor is closed
 	allClosedAt int64         // when that was; read after allClosed is closed
 
@@ -68,6 +69,7 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 			dropEvents:  make(chan struct{}),
 		},
 		routesKnown: make(chan struct{}),
+		started:     make(chan struct{}),
 		allClosed:   make(chan struct{}),
 
 		newPoller: func() (poller, error) {
@@ -109,6 +111,12 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 
 // open makes or takes over the listening socket.
 func (l *Listener) open() error {
+	l.socket.over = make(chan struct{})
+	if l.opts.Network == "none" {
+		l.addr = noAddr{}
+		l.socket.fd, l.socket.arriving = -1, -1
+		return nil
+	}
 	ln := l.opts.Listener
 	if ln == nil {
 		var lc net.ListenConfig
@@ -142,10 +150,15 @@ func (l *Listener) open() error {
 	}
 	l.opts.Listener = nil
 	l.socket.fd, l.socket.arriving, l.socket.left = fd, -1, longestBacklog
-	l.socket.over = make(chan struct{})
 	l.socket.call = sys.Accepter(fd)
 	return nil
 }
+
+// noAddr is the address of a listener that does not listen.
+type noAddr struct{}
+
+func (noAddr) Network() string { return "none" }
+func (noAddr) String() string  { return "none" }
 
 // fixRoutesLocked fixes the loops, of which there are n unless the options say otherwise.
 func (l *Listener) fixRoutesLocked(n int, perLoop bool) {

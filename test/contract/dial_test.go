@@ -319,8 +319,10 @@ func TestDialTellsWhyItFails(t *testing.T) {
 	addr := free.Addr().String()
 	l := harness.Listen(t, tcpio.ListenerOptions{})
 	events := l.Events()
-	c, err := l.Dial(t.Context(), "tcp", addr)
-	isDialError(t, c, err, nil) // Serve is not running
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	c, err := l.Dial(short, "tcp", addr)
+	isDialError(t, c, err, context.DeadlineExceeded) // Serve does not run in time
 	served := harness.Go(context.Background(), l)
 	harness.Open(t, l, events)
 	free.Close()
