@@ -101,7 +101,7 @@ func (a *accepting) some() acceptState {
 		s.close(a.lp.p)
 		l.checkAllClosed()
 		for _, c := range s.late {
-			c.drain() // behind what they have sent already, as for the others
+			c.tellShutdown() // behind what they have sent already, as for the others
 		}
 		s.late = nil
 	}

@@ -15,7 +15,7 @@ func (c *Conn) Attach(a Actor) error {
 	}
 	c.mu.Lock()
 	defer c.unlock()
-	if c.toldLocked() || c.stream != nil && c.pending.has(pendClosed) && !c.sh.oweClosed() {
+	if c.closedDeliveredLocked() || c.stream != nil && c.pending.has(pendClosed) && !c.sh.oweClosed() {
 		return c.endedLocked("attach")
 	}
 	c.moveLocked(nil, a)
@@ -36,7 +36,7 @@ func (c *Conn) Events() <-chan Event {
 		return c.stream.ch
 	}
 	s := newStream(c.sh.shared, claimBuffer, true)
-	if c.toldLocked() {
+	if c.closedDeliveredLocked() {
 		close(s.ch)
 		return s.ch
 	}
@@ -44,15 +44,15 @@ func (c *Conn) Events() <-chan Event {
 	return s.ch
 }
 
-// toldLocked reports whether Closed has left the connection.
-func (c *Conn) toldLocked() bool {
+// closedDeliveredLocked reports whether Closed has left the connection.
+func (c *Conn) closedDeliveredLocked() bool {
 	return c.phase == phaseGone && !c.pending.has(pendClosed)
 }
 
 // moveLocked changes the route to s, or to a if s is nil. What is undelivered goes along.
 func (c *Conn) moveLocked(s *stream, a Actor) {
 	unread := c.announced()
-	c.unreadableLocked()
+	c.withdrawReadableLocked()
 	if old := c.stream; old != nil {
 		c.route.drop(routeQueued) // the old stream's feeder passes over it
 		old.leave()
@@ -72,11 +72,11 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	if plain && !c.handshaking() && !c.pending.has(pendOpened) {
 		c.emitLocked(pendOpened) // it was handed out as a net.Conn
 	}
-	if c.pending.has(^pendReadable) || c.mail() > 0 {
+	if c.pending.has(^pendReadable) || c.mailReady() > 0 {
 		c.queueLocked()
 	}
 	if unread {
-		c.readableLocked()
+		c.announceReadableLocked()
 	}
 	c.todo.add(todoOutput | todoIdle) // a Writable that was owed before there was a route, or EOFTimeout, comes now
 }
@@ -85,7 +85,7 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 func (c *Conn) endTurnLocked() {
 	c.route.drop(routeRunning)
 	c.todo.add(todoIdle)
-	if c.stream == nil && (!c.pending.empty() || c.mail() > 0) {
+	if c.stream == nil && (!c.pending.empty() || c.mailReady() > 0) {
 		c.queueLocked()
 	}
 }

@@ -64,10 +64,10 @@ func (c *Conn) closeLocked(cause error) {
 	if cause != nil {
 		c.extLocked().err = cause
 	}
-	c.unreadableLocked()
+	c.withdrawReadableLocked()
 	c.user.drop(userWantsRoom)
 	c.pending.drop(pendWritable)
-	c.leaveAllLocked()
+	c.dropResourcesLocked()
 	c.todo.add(todoOutput)
 }
 
@@ -86,7 +86,7 @@ func (c *Conn) advanceCloseLocked() {
 		return
 	}
 	c.sendFinLocked()
-	c.drainLocked()
+	c.discardInputLocked()
 }
 
 // sendFinLocked sends our FIN as soon as the queue is empty.
@@ -98,15 +98,15 @@ func (c *Conn) sendFinLocked() {
 	_ = sys.ShutdownWrite(c.fd) // ENOTCONN after a reset: the read that follows says so
 }
 
-// drain tells the connection's handler of the Shutdown.
-func (c *Conn) drain() {
+// tellShutdown tells the connection's handler of the Shutdown.
+func (c *Conn) tellShutdown() {
 	c.mu.Lock()
-	c.tellDrainingLocked()
+	c.announceDrainingLocked()
 	c.unlock()
 }
 
-// tellDrainingLocked emits Draining, once. Who cannot be told, and has no bytes under way, is closed at once.
-func (c *Conn) tellDrainingLocked() {
+// announceDrainingLocked emits Draining, once. Who cannot be told, and has no bytes under way, is closed at once.
+func (c *Conn) announceDrainingLocked() {
 	switch {
 	case c.phase != phaseOpen:
 	case !c.opened() && (c.handshaking() || c.claim == unheard):
@@ -114,14 +114,14 @@ func (c *Conn) tellDrainingLocked() {
 	default:
 		c.enterLocked(phaseDraining)
 		if !c.announced() && !c.atEOF() && c.claim == claimed && !c.handshaking() && sys.Unread(c.fd) > 0 {
-			c.readableLocked() // it came first, though the loop has not come to it yet
+			c.announceReadableLocked() // it came first, though the loop has not come to it yet
 		}
 		c.emitLocked(pendDraining)
 	}
 }
 
-// drainLocked throws input away until there is none for the moment, or no more for ever.
-func (c *Conn) drainLocked() {
+// discardInputLocked throws input away until there is none for the moment, or no more for ever.
+func (c *Conn) discardInputLocked() {
 	scratch := c.sh.pool.Get(buf.Large)
 	defer c.sh.pool.Put(scratch)
 	for read := 0; read < drainBudget; {
@@ -164,7 +164,7 @@ func (c *Conn) releaseLocked(cause error) {
 		c.extLocked().local = c.localLocked()
 	}
 	c.dropOutLocked()
-	c.unreadableLocked()
+	c.withdrawReadableLocked()
 	c.user.drop(userWantsRoom)
 	c.pending.drop(pendWritable)
 	if c.ext != nil {
@@ -173,11 +173,11 @@ func (c *Conn) releaseLocked(cause error) {
 			c.ext.timer = nil
 		}
 	}
-	c.leaveAllLocked()
+	c.dropResourcesLocked()
 }
 
-// leaveAllLocked lets go of what only an open connection has: buffered input, timers, groups, and whoever is blocked.
-func (c *Conn) leaveAllLocked() {
+// dropResourcesLocked lets go of what only an open connection has: buffered input, timers, groups, and whoever is blocked.
+func (c *Conn) dropResourcesLocked() {
 	c.endLimitsLocked()
 	c.unstarveLocked()
 	x := c.ext
@@ -188,8 +188,8 @@ func (c *Conn) leaveAllLocked() {
 	if x.tls != nil {
 		c.endTLSLocked()
 	}
-	if !c.leaveSomeLocked() {
-		c.todo.add(todoLeave)
+	if !c.dropSomeLocked() {
+		c.todo.add(todoDrop)
 	}
 	x.readLimit.Stop()
 	x.sendLimit.Stop()
@@ -197,13 +197,13 @@ func (c *Conn) leaveAllLocked() {
 	x.canSend.Open()
 }
 
-// leaveMost is how many timers, and how many groups, one hold of mu lets go of.
-const leaveMost = 256
+// dropMost is how many timers, and how many groups, one hold of mu lets go of.
+const dropMost = 256
 
-// leaveSomeLocked stops timers and leaves groups. It reports whether that was all.
-func (c *Conn) leaveSomeLocked() bool {
+// dropSomeLocked stops timers and leaves groups. It reports whether that was all.
+func (c *Conn) dropSomeLocked() bool {
 	x := c.ext
-	for range leaveMost {
+	for range dropMost {
 		tm := x.timers
 		if tm == nil {
 			break
@@ -217,7 +217,7 @@ func (c *Conn) leaveSomeLocked() bool {
 // leaveGroupsLocked leaves groups, as many as one hold of mu may. It reports whether that was all.
 func (c *Conn) leaveGroupsLocked() bool {
 	x := c.ext
-	for range leaveMost {
+	for range dropMost {
 		n := len(x.groups)
 		if n == 0 {
 			x.groups = nil

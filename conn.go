@@ -262,8 +262,8 @@ func (c *Conn) unlock() {
 		}
 	}
 	c.mu.bare.Unlock()
-	if do.has(todoLeave) {
-		go c.leaveRest() // it ends with the timers and groups of this connection
+	if do.has(todoDrop) {
+		go c.dropRest() // it ends with the timers and groups of this connection
 	}
 	if fd >= 0 {
 		c.finish(fd, given, reset)

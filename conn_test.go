@@ -54,7 +54,7 @@ func TestConnectionTakesEveryStepOfTheTable(t *testing.T) {
 	r.serve()
 	// Each function takes a connection to a phase, from any that leads there.
 	to := map[phase]func(l *heldLife){
-		phaseDraining: func(l *heldLife) { l.c.drain() },
+		phaseDraining: func(l *heldLife) { l.c.tellShutdown() },
 		phaseDrained:  func(l *heldLife) { close(l.goOn); receive0(t, "Draining", l.told) },
 		phaseClosing:  func(l *heldLife) { l.c.Close() },
 		phaseReleased: func(l *heldLife) { l.c.Abort() },

@@ -85,7 +85,7 @@ func copyConn(dst, src *Conn) (int64, error) {
 	return src.copyTo(func(p []byte) (int, error) {
 		dst.mu.Lock()
 		defer dst.unlock()
-		if err := dst.sendableLocked(); err != nil {
+		if err := dst.checkWritableLocked(); err != nil {
 			return 0, err
 		}
 		return dst.writeAllLocked(p)

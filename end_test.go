@@ -196,7 +196,7 @@ func TestSocketGoesOnInWhoeverHasItsFile(t *testing.T) {
 }
 
 // A connection that has ended by itself and is only kept by somebody's reference is no timeout.
-// To see it fail: let cutLocked count before it looks.
+// To see it fail: let closeTimedOutLocked count before it looks.
 func TestWhatHasEndedBeforeIsNoCloseTimeout(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1})
 	r.Events()
@@ -213,7 +213,7 @@ func TestWhatHasEndedBeforeIsNoCloseTimeout(t *testing.T) {
 	testnet.Receive(t, "Control", inside)
 	c.Abort()
 	c.mu.Lock()
-	c.cutLocked() // what Shutdown does when its ctx has ended
+	c.closeTimedOutLocked() // what Shutdown does when its ctx has ended
 	c.unlock()
 	open()
 	if err := testnet.Receive(t, "the end of Control", out); err != nil {

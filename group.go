@@ -177,13 +177,13 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 			continue
 		}
 		c.mu.Lock()
-		err := c.mayWriteLocked(len(p))
+		err := c.checkRoomLocked(len(p))
 		if err == nil && b == nil && len(p) > holdMax && c.tls() == nil {
 			c.unlock() // the copy takes as long as p is, and no socket will take all of p
 			sh = c.sh.shared
 			b = sh.shareable(p)
 			c.mu.Lock()
-			err = c.mayWriteLocked(len(p))
+			err = c.checkRoomLocked(len(p))
 		}
 		switch err {
 		case nil:

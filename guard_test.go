@@ -113,7 +113,7 @@ func TestRawConnReaderThatWasWokenAndPanicsDoesNotTakeTheAnnouncement(t *testing
 	})
 	nothingLeft(t, c)
 	c.mu.Lock()
-	c.unreadableLocked() // whatever was announced: the next byte must be as well
+	c.withdrawReadableLocked() // whatever was announced: the next byte must be as well
 	c.unlock()
 	for len(r.Events()) > 0 {
 		<-r.Events()

@@ -117,11 +117,11 @@ func (c *Conn) handshakeDoneLocked() {
 		}
 		c.emitLocked(pendOpened)
 	}
-	if c.mail() > 0 && c.claim == claimed {
+	if c.mailReady() > 0 && c.claim == claimed {
 		c.queueLocked()
 	}
 	c.todo.add(todoOutput)
-	c.readableLocked() // crypto/tls may have read the first bytes already: no edge would say so
+	c.announceReadableLocked() // crypto/tls may have read the first bytes already: no edge would say so
 }
 
 // handshakeFailedLocked ends a connection whose handshake failed, behind the alert for the peer.

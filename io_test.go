@@ -305,7 +305,7 @@ func TestBytesThatWokeAReaderAreAnnouncedWhenItsDeadlineHasPassed(t *testing.T) 
 		})
 		// Both at once, as far as the reader can tell: it cannot look before mu is released.
 		c.mu.Lock()
-		c.readableLocked()
+		c.announceReadableLocked()
 		c.ext.readLimit.Set(&c.mu.bare, time.Unix(1, 0))
 		c.unlock()
 		if err := testnet.Receive(t, "the end of Read", read); !errors.Is(err, os.ErrDeadlineExceeded) {

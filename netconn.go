@@ -61,7 +61,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 // reannounceLocked announces input that a blocked reader was woken for and did not take.
 func (c *Conn) reannounceLocked() {
 	if !c.ended() && c.peerEnd < peerTold {
-		c.readableLocked()
+		c.announceReadableLocked()
 	}
 }
 
@@ -106,7 +106,7 @@ func (c *Conn) writeAllLocked(p []byte) (n int, err error) {
 		if took > 0 {
 			err = c.breatheLocked()
 			if err == nil {
-				err = c.sendableLocked()
+				err = c.checkWritableLocked()
 			}
 		} else {
 			err = c.waitRoomLocked()
@@ -123,7 +123,7 @@ func (c *Conn) beginWriteLocked() error {
 		if c.ext != nil && c.ext.sendLimit.Passed() {
 			return c.opErrorLocked("write", os.ErrDeadlineExceeded)
 		}
-		if err := c.sendableLocked(); err != nil {
+		if err := c.checkWritableLocked(); err != nil {
 			return err
 		}
 		if c.writing == writeFree && !c.handshaking() {
@@ -156,7 +156,7 @@ func (c *Conn) waitRoomLocked() error {
 	if x.sendLimit.Passed() {
 		return c.opErrorLocked("write", os.ErrDeadlineExceeded)
 	}
-	return c.sendableLocked()
+	return c.checkWritableLocked()
 }
 
 // waitFlushedLocked waits until the socket has taken everything queued.
@@ -166,7 +166,7 @@ func (c *Conn) waitFlushedLocked() error {
 			return err
 		}
 	}
-	return c.sendableLocked()
+	return c.checkWritableLocked()
 }
 
 // SetDeadline sets both deadlines; see net.Conn. A deadline in the past makes blocked and later calls fail with

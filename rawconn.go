@@ -69,7 +69,7 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 
 func (r rawConn) Write(f func(fd uintptr) bool) error {
 	c, x := r.c, r.ext()
-	err := c.retryFD("raw-write", &x.canSend, &x.sendLimit, c.sendableLocked, f)
+	err := c.retryFD("raw-write", &x.canSend, &x.sendLimit, c.checkWritableLocked, f)
 	if err == nil {
 		c.mu.Lock()
 		c.sentLocked(0)

@@ -83,7 +83,7 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 			c.endReadLocked()
 			return 0, err
 		default:
-			c.unreadableLocked()
+			c.withdrawReadableLocked()
 			c.todo.add(todoReadErr)
 			return 0, err
 		}
@@ -113,7 +113,7 @@ func (c *Conn) endReadLocked() {
 	if c.inChannelLocked() {
 		c.stream.withdraw(c.sentAt)
 	}
-	c.unreadableLocked()
+	c.withdrawReadableLocked()
 	reach(&c.peerEnd, peerTold)
 	c.todo.add(todoIdle)
 }

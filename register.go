@@ -105,7 +105,7 @@ func (l *Listener) register(c *Conn) error {
 	switch l.ending.Load() {
 	case endTold:
 		if !arrived { // else see late
-			c.tellDrainingLocked()
+			c.announceDrainingLocked()
 		}
 	case endClosed:
 		c.closeLocked(nil)

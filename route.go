@@ -298,7 +298,7 @@ func (c *Conn) takePending(s *stream, evs []Event) []Event {
 		}
 		evs = append(evs, ev)
 	}
-	if !c.pending.empty() || c.mail() > 0 {
+	if !c.pending.empty() || c.mailReady() > 0 {
 		c.queueLocked()
 	}
 	return evs
@@ -315,7 +315,7 @@ func (c *Conn) nextLocked() Event {
 			return c.event(kind)
 		}
 	}
-	if c.mail() > 0 {
+	if c.mailReady() > 0 {
 		return c.takeMailLocked()
 	}
 	if c.pending.has(pendClosed) {
@@ -325,8 +325,8 @@ func (c *Conn) nextLocked() Event {
 	return nil
 }
 
-// mail is how many posted values can be delivered. Before Opened, which a TLS handshake delays, there are none.
-func (c *Conn) mail() int {
+// mailReady is how many posted values can be delivered. Before Opened, which a TLS handshake delays, there are none.
+func (c *Conn) mailReady() int {
 	if c.ext == nil || c.isEarly() {
 		return 0
 	}
@@ -353,8 +353,8 @@ type mail struct {
 	timed bool // from a timer: not counted against MailboxSize
 }
 
-// readableLocked announces input, once until somebody reads.
-func (c *Conn) readableLocked() {
+// announceReadableLocked announces input, once until somebody reads.
+func (c *Conn) announceReadableLocked() {
 	if c.ext != nil && c.ext.canRead.Open() {
 		return // the goroutine that was blocked reads it
 	}
@@ -371,8 +371,8 @@ func (c *Conn) readableLocked() {
 	c.emitLocked(pendReadable)
 }
 
-// unreadableLocked takes back the announcement: somebody has read, or never will.
-func (c *Conn) unreadableLocked() {
+// withdrawReadableLocked takes back the announcement: somebody has read, or never will.
+func (c *Conn) withdrawReadableLocked() {
 	if !c.announced() {
 		return
 	}
@@ -399,15 +399,15 @@ func (c *Conn) moreLocked() {
 		}
 		return // the consumer has yet to receive one
 	}
-	c.unreadableLocked()
-	c.readableLocked()
+	c.withdrawReadableLocked()
+	c.announceReadableLocked()
 }
 
 // drainedLocked is called behind a read that left nothing: the next byte is a new edge. A Readable that the consumer has yet
 // to receive announces that byte too.
 func (c *Conn) drainedLocked() {
 	if !c.inChannelLocked() {
-		c.unreadableLocked()
+		c.withdrawReadableLocked()
 	}
 }
 

@@ -126,7 +126,7 @@ func TestNothingOvertakesTheFeeder(t *testing.T) {
 			c.deliverLocked(mail{value: 5*round + i})
 		}
 		c.unlock()
-		testnet.WaitFor(t, "the feeder has the messages in its hands", func() bool { return locked(c, c.mail) == 0 })
+		testnet.WaitFor(t, "the feeder has the messages in its hands", func() bool { return locked(c, c.mailReady) == 0 })
 		take(0)
 		take(1)
 		if err := c.Post(5*round + 4); err != nil { // there may be room now, but 2 and 3 come first

@@ -169,7 +169,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	l.endAt(endTold)
 	l.acceptRest()
 	for c := range l.everyConn() {
-		c.drain()
+		c.tellShutdown()
 	}
 	var err error
 	if d := l.opts.DrainTimeout; d > 0 {
@@ -198,7 +198,7 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 		l.stopAccepting()
 		for c := range l.everyConn() {
 			c.mu.Lock()
-			c.cutLocked()
+			c.closeTimedOutLocked()
 			c.unlock()
 		}
 		<-l.allClosed

@@ -34,7 +34,7 @@ func (c *Conn) sendFailedLocked() {
 	if c.ended() || c.peerEnd >= peerTold {
 		c.releaseLocked(c.ext.sendErr)
 	} else if !c.atEOF() {
-		c.readableLocked()
+		c.announceReadableLocked()
 	}
 }
 
@@ -73,11 +73,11 @@ func (c *Conn) lastBytesLocked() {
 	}
 }
 
-// leaveRest goes on until all are gone.
-func (c *Conn) leaveRest() {
+// dropRest goes on until all are gone.
+func (c *Conn) dropRest() {
 	for all := false; !all; {
 		c.mu.Lock()
-		all = c.leaveSomeLocked()
+		all = c.dropSomeLocked()
 		c.unlock()
 	}
 }
@@ -108,7 +108,7 @@ func (c *Conn) readyLocked(bits uint32) {
 		c.handshakeReadyLocked(bits)
 	case bits&(pollIn|pollHup|pollErr|pollRdHup|pollPri) == 0:
 	case !c.atEOF():
-		c.readableLocked()
+		c.announceReadableLocked()
 	case bits&pollErr != 0:
 		// Nothing will be read any more that could show the reset, so it is acted on here.
 		if err := c.socketErrorLocked(); err != nil {
@@ -142,12 +142,12 @@ func (c *Conn) expireLocked(tm *timer) {
 	case timerMessage:
 		c.timedLocked(tm)
 	case timerClose:
-		c.cutLocked()
+		c.closeTimedOutLocked()
 	}
 }
 
-// cutLocked ends a connection whose time to close is over.
-func (c *Conn) cutLocked() {
+// closeTimedOutLocked ends a connection whose time to close is over.
+func (c *Conn) closeTimedOutLocked() {
 	if c.released() {
 		return
 	}

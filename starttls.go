@@ -30,7 +30,7 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 	if err := c.mayStartTLSLocked(config); err != nil {
 		return err
 	}
-	c.unreadableLocked()
+	c.withdrawReadableLocked()
 	c.beginTLSLocked(config)
 	c.ext.tls.link.startLocked(&c.ext.frames)
 	c.handshakeReadyLocked(pollIn)

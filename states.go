@@ -121,7 +121,7 @@ const (
 	todoReadErr                  // a read has returned why reading failed
 	todoIdle                     // a turn is over, or the user was told of the peer's end: is the connection to end now?
 
-	todoLeave // let go of the timers and groups that are left of very many
+	todoDrop  // let go of the timers and groups that are left of very many
 	todoClose // close the descriptor, when its last user has gone
 	todoHelp  // poll in the loop's place: every Readable that was delivered is answered
 

@@ -204,6 +204,6 @@ func (c *Conn) plainTextWaitsLocked() bool {
 	if !c.opened() {
 		c.emitLocked(pendOpened) // DeferAccept has held it back
 	}
-	c.readableLocked()
+	c.announceReadableLocked()
 	return n > 0
 }

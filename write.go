@@ -44,8 +44,8 @@ func (c *Conn) TryWritev(bufs net.Buffers) (int64, error) {
 	return total, nil
 }
 
-// sendableLocked says why nothing can be written any more.
-func (c *Conn) sendableLocked() error {
+// checkWritableLocked says why nothing can be written any more.
+func (c *Conn) checkWritableLocked() error {
 	switch {
 	case c.ended():
 		return c.endedLocked("write")
@@ -57,9 +57,9 @@ func (c *Conn) sendableLocked() error {
 	return nil
 }
 
-// mayWriteLocked says whether size more bytes are taken now.
-func (c *Conn) mayWriteLocked(size int) error {
-	if err := c.sendableLocked(); err != nil {
+// checkRoomLocked says whether size more bytes are taken now.
+func (c *Conn) checkRoomLocked(size int) error {
+	if err := c.checkWritableLocked(); err != nil {
 		return err
 	}
 	switch {
@@ -76,7 +76,7 @@ func (c *Conn) mayWriteLocked(size int) error {
 }
 
 func (c *Conn) writeLocked(p []byte) (int, error) {
-	err := c.mayWriteLocked(len(p))
+	err := c.checkRoomLocked(len(p))
 	switch {
 	case err != nil || len(p) == 0:
 		return 0, err
@@ -92,7 +92,7 @@ func (c *Conn) writeLocked(p []byte) (int, error) {
 }
 
 func (c *Conn) writevLocked(bufs net.Buffers, total int) error {
-	if err := c.mayWriteLocked(total); err != nil || total == 0 {
+	if err := c.checkRoomLocked(total); err != nil || total == 0 {
 		return err
 	}
 	if total <= holdMax && len(bufs) <= holdPieces {

@@ -42,7 +42,7 @@ const (
 //
 // A failure prints the seed. The choices of each client come from it; how they interleave does not.
 //
-// To see it fail: queue another part of p in writeLocked, leave out endLimitsLocked in leaveAllLocked (the heap grows), the
+// To see it fail: queue another part of p in writeLocked, leave out endLimitsLocked in dropResourcesLocked (the heap grows), the
 // emitting of Writable, or the subtraction in dropOutLocked.
 func TestSoak(t *testing.T) {
 	seed := *soakSeed
