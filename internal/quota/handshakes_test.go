@@ -79,7 +79,7 @@ func TestHandshakeThatWaitsKeepsNoTurn(t *testing.T) {
 		expectBegun(t, []string{"a"}, a, b)
 		time.Sleep(turnMax - 1)
 		expectBegun(t, nil, a, b)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		expectBegun(t, []string{"b"}, a, b)
 		close(a.end)
 		close(b.end)
