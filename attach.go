@@ -2,13 +2,14 @@ package tcpio
 
 import "errors"
 
-// Attach gives the connection to a. Called while Opened is handled it takes everything after that; called later, from
-// any goroutine, also from an actor's own Receive to change the protocol, the switch falls between two events: none is
-// lost, doubled or reordered. Opened is not repeated; a Readable still unread is announced again to a. Events already in
-// a channel come out there. A channel from Conn.Events is closed behind those.
+// Attach gives the connection to a. Called while Opened is handled it takes everything after that;
+// called later, from any goroutine, also from an actor's own Receive to change the protocol, the
+// switch falls between two events: none is lost, doubled or reordered. Opened is not repeated; a
+// Readable still unread is announced again to a. Events already in a channel come out there. A
+// channel from Conn.Events is closed behind those.
 //
-// A nil a is an error, and so is a connection whose Closed has been delivered, or can only come on its channel because
-// Serve has no loop left to run a (net.ErrClosed): that one stays where it is.
+// A nil a is an error, and so is a connection whose Closed has been delivered, or can only come on
+// its channel because Serve has no loop left to run a (net.ErrClosed): that one stays where it is.
 func (c *Conn) Attach(a Actor) error {
 	if a == nil {
 		return errors.New("tcpio: Conn.Attach: the actor is nil")
@@ -22,13 +23,15 @@ func (c *Conn) Attach(a Actor) error {
 	return nil
 }
 
-// claimBuffer is the capacity of a claimed channel: the events of one connection but for messages are never more.
+// claimBuffer is the capacity of a claimed channel: the events of one connection but for messages
+// are never more.
 const claimBuffer = 8
 
-// Events claims the connection for the goroutine that receives from the returned channel: from now on its events come
-// there, in order, and the channel is closed behind Closed. Serve still owns the socket. Called while Opened is handled
-// it takes everything after that; called later the switch is as described at Attach. While nobody receives, only this
-// connection pauses. Called again it returns the same channel, and after Closed was delivered elsewhere a closed one.
+// Events claims the connection for the goroutine that receives from the returned channel: from now
+// on its events come there, in order, and the channel is closed behind Closed. Serve still owns the
+// socket. Called while Opened is handled it takes everything after that; called later the switch is
+// as described at Attach. While nobody receives, only this connection pauses. Called again it
+// returns the same channel, and after Closed was delivered elsewhere a closed one.
 func (c *Conn) Events() <-chan Event {
 	c.mu.Lock()
 	defer c.unlock()

@@ -11,20 +11,22 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/wait"
 )
 
-// The callback API is the compatibility surface: what programs written for the first tcpio use. It is an actor like any
-// other.
+// The callback API is the compatibility surface: what programs written for the first tcpio use. It
+// is an actor like any other.
 
-// Callback makes an Actor of the callbacks that the first tcpio had. onConn is called when there is something to read
-// from a connection, and again while unread bytes remain; it reads with Read. An error that it returns closes the
-// connection, behind what is queued, and goes to onErr: io.EOF at an orderly end, which Read returns. onConn is never
-// called with nothing to read. Either may be nil: without onConn, input is thrown away.
+// Callback makes an Actor of the callbacks that the first tcpio had. onConn is called when there is
+// something to read from a connection, and again while unread bytes remain; it reads with Read. An
+// error that it returns closes the connection, behind what is queued, and goes to onErr: io.EOF at
+// an orderly end, which Read returns. onConn is never called with nothing to read. Either may be
+// nil: without onConn, input is thrown away.
 //
-// onConn may block. Connections that share one Callback have their calls made one at a time, those of onErr
-// included, so that callbacks may share state without a lock; while one blocks the others wait, but
-// connections are still accepted, flushed and timed. A call that waits for its turn counts as one that runs:
-// Shutdown gives its connection CloseTimeout, and EOFTimeout does not run. A panic in onConn, or runtime.Goexit, aborts its
-// connection and goes to onErr as a *[PanicError]; one in onErr is only logged. The net.Conn passed is a
-// *Conn; programs that assert a *net.TCPConn need Conn.Hijack instead.
+// onConn may block. Connections that share one Callback have their calls made one at a time, those
+// of onErr included, so that callbacks may share state without a lock; while one blocks the others
+// wait, but connections are still accepted, flushed and timed. A call that waits for its turn
+// counts as one that runs: Shutdown gives its connection CloseTimeout, and EOFTimeout does not run.
+// A panic in onConn, or runtime.Goexit, aborts its connection and goes to onErr as a *[PanicError];
+// one in onErr is only logged. The net.Conn passed is a *Conn; programs that assert a *net.TCPConn
+// need Conn.Hijack instead.
 func Callback(onConn func(net.Conn) error, onErr func(error)) Actor {
 	return &callback{onConn: onConn, onErr: onErr, calls: new(wait.CallQueue)}
 }
@@ -61,8 +63,8 @@ func (cb *callback) Receive(ev Event) error {
 	return nil
 }
 
-// lateCall is a call that has waited for its turn, which its connection's turn has not. If that has moved to another
-// route meanwhile, what there was to read has been announced there.
+// lateCall is a call that has waited for its turn, which its connection's turn has not. If that has
+// moved to another route meanwhile, what there was to read has been announced there.
 func (cb *callback) lateCall(c *Conn) {
 	c.mu.Lock()
 	waited := c.callWaitsLocked()
@@ -139,14 +141,15 @@ func (cb *callback) panicked(c *Conn, p *PanicError) {
 	cb.tell(c.sh.shared, p)
 }
 
-// exitedCallback reports whether err is why a connection ended whose callback called runtime.Goexit. The
-// goroutine's own guard, if it is one of a loop, need not say so again.
+// exitedCallback reports whether err is why a connection ended whose callback called
+// runtime.Goexit. The goroutine's own guard, if it is one of a loop, need not say so again.
 func exitedCallback(err error) bool {
 	p, ok := err.(*PanicError)
 	return ok && p != nil && p.Value == goexit{inCallback}
 }
 
-// tell gives err to onErr, in its turn. That is behind a callback that is running, and never on a loop.
+// tell gives err to onErr, in its turn. That is behind a callback that is running, and never on a
+// loop.
 func (cb *callback) tell(sh *shared, err error) {
 	if cb.onErr != nil {
 		cb.errors().Post(func() { cb.tellNow(sh, err) })
@@ -166,8 +169,8 @@ func (cb *callback) tellNow(sh *shared, err error) {
 	})
 }
 
-// listenerFailed tells onErr of trouble that concerns no connection. While one is waiting for its turn, a
-// later one takes its place.
+// listenerFailed tells onErr of trouble that concerns no connection. While one is waiting for its
+// turn, a later one takes its place.
 func (cb *callback) listenerFailed(sh *shared, err error) {
 	if cb.trouble.Swap(&err) == nil {
 		cb.errors().Post(func() { cb.tellNow(sh, *cb.trouble.Swap(nil)) })

@@ -9,16 +9,19 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// drainBudget is how many bytes of unwanted input one turn of a closing connection reads before others have theirs.
+// drainBudget is how many bytes of unwanted input one turn of a closing connection reads before
+// others have theirs.
 const drainBudget = 256 << 10
 
-// Close ends the connection in order and returns at once, with nil, also when called again: what is queued is flushed,
-// then a FIN is sent, then input is drained until the peer's end, so that unread input does not turn the peer's last
-// bytes into a reset (RFC 1122, 4.2.2.13). All of that together is limited by [ListenerOptions.CloseTimeout], after which
-// the connection is cut off and, if output was left, Err is [ErrCloseTimeout].
+// Close ends the connection in order and returns at once, with nil, also when called again: what is
+// queued is flushed, then a FIN is sent, then input is drained until the peer's end, so that unread
+// input does not turn the peer's last bytes into a reset (RFC 1122, 4.2.2.13). All of that together
+// is limited by [ListenerOptions.CloseTimeout], after which the connection is cut off and, if
+// output was left, Err is [ErrCloseTimeout].
 //
-// From the call on, reads, writes and posts fail with net.ErrClosed; what was posted before is delivered before Closed.
-// Closed is always a later event: Close called from a handler does not re-enter it.
+// From the call on, reads, writes and posts fail with net.ErrClosed; what was posted before is
+// delivered before Closed. Closed is always a later event: Close called from a handler does not
+// re-enter it.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	c.closeLocked(nil)
@@ -26,8 +29,9 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// Abort cuts the connection off: what is queued is dropped, the peer sees a reset, Err is net.ErrClosed unless something
-// else ended the connection before. It does not block and may be called again, or after Close to end the flushing.
+// Abort cuts the connection off: what is queued is dropped, the peer sees a reset, Err is
+// net.ErrClosed unless something else ended the connection before. It does not block and may be
+// called again, or after Close to end the flushing.
 func (c *Conn) Abort() error {
 	c.mu.Lock()
 	c.abortLocked(net.ErrClosed)
@@ -35,9 +39,9 @@ func (c *Conn) Abort() error {
 	return nil
 }
 
-// CloseWrite sends a FIN behind everything queued and leaves reading as it is (shutdown(2) with SHUT_WR). It does not
-// block. Later writes fail with an error that matches syscall.EPIPE; called again it does nothing and returns nil.
-// After Close it fails with net.ErrClosed.
+// CloseWrite sends a FIN behind everything queued and leaves reading as it is (shutdown(2) with
+// SHUT_WR). It does not block. Later writes fail with an error that matches syscall.EPIPE; called
+// again it does nothing and returns nil. After Close it fails with net.ErrClosed.
 func (c *Conn) CloseWrite() error {
 	c.mu.Lock()
 	defer c.unlock()
@@ -105,7 +109,8 @@ func (c *Conn) tellShutdown() {
 	c.unlock()
 }
 
-// announceDrainingLocked emits Draining, once. Who cannot be told, and has no bytes under way, is closed at once.
+// announceDrainingLocked emits Draining, once. A connection whose Opened cannot be sent yet is closed
+// at once: its owner does not know of it.
 func (c *Conn) announceDrainingLocked() {
 	switch {
 	case c.phase != phaseOpen:
@@ -150,7 +155,8 @@ func (c *Conn) abortLocked(cause error) {
 	c.releaseLocked(cause)
 }
 
-// releaseLocked ends the connection here and now; unlock closes the descriptor. The first cause is the one that stays.
+// releaseLocked ends the connection here and now; unlock closes the descriptor. The first cause is
+// the one that stays.
 func (c *Conn) releaseLocked(cause error) {
 	if c.released() {
 		return
@@ -176,7 +182,8 @@ func (c *Conn) releaseLocked(cause error) {
 	c.dropResourcesLocked()
 }
 
-// dropResourcesLocked lets go of what only an open connection has: buffered input, timers, groups, and whoever is blocked.
+// dropResourcesLocked lets go of what only an open connection has: buffered input, timers, groups,
+// and whoever is blocked.
 func (c *Conn) dropResourcesLocked() {
 	c.endLimitsLocked()
 	c.unstarveLocked()

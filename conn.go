@@ -21,8 +21,9 @@ import (
 
 // A Conn is one connection. It costs no goroutine and, while idle, no buffer.
 //
-// Every method may be called from any goroutine at any time, also after the connection closed; what reads, writes or
-// changes it then fails with an error that matches [net.ErrClosed]. No method waits for the listener's loops.
+// Every method may be called from any goroutine at any time, also after the connection closed; what
+// reads, writes or changes it then fails with an error that matches [net.ErrClosed]. No method
+// waits for the listener's loops.
 type Conn struct {
 	// Immutable.
 	sh   *shard
@@ -85,8 +86,8 @@ type connExt struct {
 	readLimit, sendLimit wait.Deadline // deadlines of Read and Write
 }
 
-// limitState is a connection's part: 24 bytes, and 16 in its loop's list. The connection's mu guards
-// lastIn, lastOut and idle, the list's lock guards place.
+// limitState is a connection's part: 24 bytes, and 16 in its loop's list. The connection's mu
+// guards lastIn, lastOut and idle, the list's lock guards place.
 type limitState struct {
 	lastIn  int64  // when bytes arrived or were read (of TLS: decrypted), or the connection was accepted
 	lastOut int64  // when bytes went out, or began to wait; like lastIn on the coarse clock
@@ -94,8 +95,8 @@ type limitState struct {
 	place   int32  // in the list, see sched.Item
 }
 
-// A frameBuffer is input that Frames has read and not yet handed out: a partial frame, or whole ones after a break. The
-// Conn's mu guards it; the zero value is empty and holds no memory.
+// A frameBuffer is input that Frames has read and not yet handed out: a partial frame, or whole
+// ones after a break. The Conn's mu guards it; the zero value is empty and holds no memory.
 type frameBuffer struct {
 	buf.Window
 	busy    bool // an iterator is running: the bytes stay where they are
@@ -114,7 +115,8 @@ func (f *frameBuffer) read(pool *buf.Pool, p []byte) int {
 	return n
 }
 
-// drop gives the memory back, unless an iterator still shows it to somebody; that one calls drop again.
+// drop gives the memory back, unless an iterator still shows it to somebody; that one calls drop
+// again.
 func (f *frameBuffer) drop(pool *buf.Pool) {
 	if f.Held() && !f.busy {
 		f.Drop(pool)
@@ -177,7 +179,8 @@ var phaseNames = [...]string{"open", "draining", "drained", "closing", "released
 func (p phase) String() string { return phaseNames[p] }
 
 // phases has the phases that may follow each. Released without having been closing is a connection
-// that Abort, a read error, or Listener.Close has cut off. The peer's end of stream changes nothing.
+// that Abort, a read error, or Listener.Close has cut off. The peer's end of stream changes
+// nothing.
 var phases = [...][]phase{
 	phaseOpen:     {phaseDraining, phaseClosing, phaseReleased},
 	phaseDraining: {phaseDrained, phaseClosing, phaseReleased},
@@ -238,13 +241,15 @@ func (c *Conn) wantLocked(w want) {
 	c.wants.add(w)
 }
 
-// A connMutex has no Unlock: whoever has locked it calls Conn.unlock, so that nothing in todo is forgotten.
+// A connMutex has no Unlock: whoever has locked it calls Conn.unlock, so that nothing in todo is
+// forgotten.
 type connMutex struct{ bare sync.Mutex }
 
 func (m *connMutex) Lock()         { m.bare.Lock() }
 func (m *connMutex) TryLock() bool { return m.bare.TryLock() }
 
-// unlock does what follows from what was noted in todo, and releases mu before what must not be done under it.
+// unlock does what follows from what was noted in todo, and releases mu before what must not be
+// done under it.
 func (c *Conn) unlock() {
 	if c.todo.empty() {
 		c.mu.bare.Unlock()
@@ -289,12 +294,13 @@ func (c *Conn) callWaitsLocked() bool { return c.ext != nil && c.ext.late > 0 }
 // ID names the connection. It is unique for the life of the process, and never zero.
 func (c *Conn) ID() uint64 { return c.id }
 
-// Err says why the connection ended. It is nil before Closed, and after it when the peer ended in order, or the user
-// closed and everything queued went out. Otherwise it is the cause: a *net.OpError around the system's error
-// (errors.Is(err, syscall.ECONNRESET)), a *[LimitError] when a time limit ended it ([ErrCloseTimeout] if output was
-// left), the error an actor returned, a *[PanicError], net.ErrClosed when Abort or Listener.Close cut the connection off.
-// The package documentation has them all, under "How a connection ends". EOFTimeout is no failure: it leaves nil, and
-// Stats counts it.
+// Err says why the connection ended. It is nil before Closed, and after it when the peer ended in
+// order, or the user closed and everything queued went out. Otherwise it is the cause: a
+// *net.OpError around the system's error (errors.Is(err, syscall.ECONNRESET)), a *[LimitError] when
+// a time limit ended it ([ErrCloseTimeout] if output was left), the error an actor returned, a
+// *[PanicError], net.ErrClosed when Abort or Listener.Close cut the connection off. The package
+// documentation has them all, under "How a connection ends". EOFTimeout is no failure: it leaves
+// nil, and Stats counts it.
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.unlock()
@@ -304,24 +310,25 @@ func (c *Conn) Err() error {
 	return c.ext.err
 }
 
-// SetData attaches a value of the user's to the connection, for Data to return. tcpio does not look at it and drops
-// it with the Conn.
+// SetData attaches a value of the user's to the connection, for Data to return. tcpio does not look
+// at it and drops it with the Conn.
 func (c *Conn) SetData(v any) {
 	c.mu.Lock()
 	c.data = v
 	c.unlock()
 }
 
-// Data returns what SetData set last, nil before. It works after the connection closed too, so that the handler of
-// Closed finds its state.
+// Data returns what SetData set last, nil before. It works after the connection closed too, so that
+// the handler of Closed finds its state.
 func (c *Conn) Data() any {
 	c.mu.Lock()
 	defer c.unlock()
 	return c.data
 }
 
-// RemoteAddr returns the peer's address, a *net.TCPAddr or *net.UnixAddr, as the package net would: an abstract name
-// begins with @, and is that alone for a unix peer without a name. It works after the connection closed.
+// RemoteAddr returns the peer's address, a *net.TCPAddr or *net.UnixAddr, as the package net would:
+// an abstract name begins with @, and is that alone for a unix peer without a name. It works after
+// the connection closed.
 func (c *Conn) RemoteAddr() net.Addr {
 	switch {
 	case c.peer.Named():
@@ -332,8 +339,9 @@ func (c *Conn) RemoteAddr() net.Addr {
 	return net.TCPAddrFromAddrPort(c.peer.AddrPort(""))
 }
 
-// String names the connection in a log, by its ID and its peer: "conn 12, 127.0.0.1:5555", or "conn 12, unix".
-// It takes no lock, makes no system call, and works after the connection closed and on a nil Conn.
+// String names the connection in a log, by its ID and its peer: "conn 12, 127.0.0.1:5555", or "conn
+// 12, unix". It takes no lock, makes no system call, and works after the connection closed and on a
+// nil Conn.
 func (c *Conn) String() string {
 	if c == nil {
 		return "no conn"
@@ -345,8 +353,8 @@ func (c *Conn) String() string {
 	return "conn " + strconv.FormatUint(c.id, 10) + ", " + peer
 }
 
-// LogValue is the connection as a group of attributes for log/slog: id, peer and local, the addresses as
-// RemoteAddr and LocalAddr return them. It works after the connection closed.
+// LogValue is the connection as a group of attributes for log/slog: id, peer and local, the
+// addresses as RemoteAddr and LocalAddr return them. It works after the connection closed.
 func (c *Conn) LogValue() slog.Value {
 	if c == nil || c.sh == nil {
 		return slog.StringValue(c.String())
@@ -355,8 +363,8 @@ func (c *Conn) LogValue() slog.Value {
 		slog.String("peer", c.RemoteAddr().String()), slog.String("local", c.LocalAddr().String()))
 }
 
-// LocalAddr returns the local address, a *net.TCPAddr or *net.UnixAddr, as RemoteAddr does. It works after the connection
-// closed.
+// LocalAddr returns the local address, a *net.TCPAddr or *net.UnixAddr, as RemoteAddr does. It
+// works after the connection closed.
 func (c *Conn) LocalAddr() net.Addr {
 	c.mu.Lock()
 	defer c.unlock()
@@ -375,8 +383,9 @@ func (c *Conn) localLocked() net.Addr {
 	return c.sh.addr
 }
 
-// SetNoDelay sets whether small writes are sent at once (true, the default) or gathered by Nagle's algorithm
-// (TCP_NODELAY, tcp(7)). On a unix socket it does nothing. After Close it fails with net.ErrClosed.
+// SetNoDelay sets whether small writes are sent at once (true, the default) or gathered by Nagle's
+// algorithm (TCP_NODELAY, tcp(7)). On a unix socket it does nothing. After Close it fails with
+// net.ErrClosed.
 func (c *Conn) SetNoDelay(on bool) error {
 	c.mu.Lock()
 	defer c.unlock()

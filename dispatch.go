@@ -38,10 +38,10 @@ func (lp *loop) drive() {
 	}
 }
 
-// pollForLoop is called by a consumer that has answered every event delivered. If the loop is parked,
-// the consumer's goroutine polls in its place, once and without blocking, and delivers what it finds,
-// which saves two switches of goroutines for every batch. pollForLoop never calls user code: its
-// caller is already inside TryRead.
+// pollForLoop is called by a consumer that has answered every event delivered. If the loop is
+// parked, the consumer's goroutine polls in its place, once and without blocking, and delivers what
+// it finds, which saves two switches of goroutines for every batch. pollForLoop never calls user
+// code: its caller is already inside TryRead.
 func (lp *loop) pollForLoop() {
 	for {
 		w := lp.state.Load()
@@ -146,7 +146,8 @@ func (lp *loop) dispatch(own bool) bool {
 	return true
 }
 
-// runQueue gives a turn to every connection that is in the queue now. It returns false as runReady does.
+// runQueue gives a turn to every connection that is in the queue now. It returns false as runReady
+// does.
 func (lp *loop) runQueue() bool {
 	for range lp.queue.Len() {
 		c, ok := lp.queue.Pop()
@@ -221,8 +222,8 @@ func (lp *loop) runLimits(t int64) {
 	lp.kick() // there may be more
 }
 
-// tickWatchdog is the watchdog's tick. When it sees the same visit of a state for the second time, it
-// ends a park, and takes the role from a handler or a hook.
+// tickWatchdog is the watchdog's tick. When it sees the same visit of a state for the second time,
+// it ends a park, and takes the role from a handler or a hook.
 func (lp *loop) tickWatchdog() {
 	lp.tickClock()
 	w := lp.state.Load()

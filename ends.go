@@ -9,14 +9,16 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// How the two directions of a connection end. The kernel reports an error once, to whichever call meets it first: a recv, a
-// look, a send or a copy. Each of them notes it here, and whatever is asked afterwards, by whichever way, is answered from
-// here: a reset never becomes an end of stream.
+// How the two directions of a connection end. The kernel reports an error once, to whichever call
+// meets it first: a recv, a look, a send or a copy. Each of them notes it here, and whatever is
+// asked afterwards, by whichever way, is answered from here: a reset never becomes an end of
+// stream.
 //
-// Input ends by the peer's end of stream, or by readErr; output by sendErr, or by our own CloseWrite or Close.
+// Input ends by the peer's end of stream, or by readErr; output by sendErr, or by our own
+// CloseWrite or Close.
 
-// receivedLocked makes the result of a system call that reads, looks or copies from the socket into what a read returns,
-// and notes an end.
+// receivedLocked makes the result of a system call that reads, looks or copies from the socket into
+// what a read returns, and notes an end.
 func (c *Conn) receivedLocked(n int, errno syscall.Errno) (int, error) {
 	switch {
 	case n > 0:
@@ -58,9 +60,10 @@ func (c *Conn) sendErrLocked() error {
 	return c.ext.sendErr
 }
 
-// cutOffLocked is why an end of input is not the peer's end of stream: the connection was reset, and another call was told of
-// it. A FIN that came before the reset is an end of stream all the same. The kernel shows which it was: a reset behind a FIN
-// is EPIPE (tcp_reset in tcp_input.c), and recv looks for the FIN before the error (tcp_recvmsg_locked in tcp.c).
+// cutOffLocked is why an end of input is not the peer's end of stream: the connection was reset,
+// and another call was told of it. A FIN that came before the reset is an end of stream all the
+// same. The kernel shows which it was: a reset behind a FIN is EPIPE (tcp_reset in tcp_input.c),
+// and recv looks for the FIN before the error (tcp_recvmsg_locked in tcp.c).
 func (c *Conn) cutOffLocked() error {
 	if c.sock.has(sockFinSeen) {
 		return nil
@@ -86,7 +89,8 @@ func (c *Conn) socketErrorLocked() error {
 	return c.readFailLocked(c.opErrorLocked("read", errno))
 }
 
-// causeLocked is why a connection that nobody gives a cause for did not end in order; nil if it did.
+// causeLocked is why a connection that nobody gives a cause for did not end in order; nil if it
+// did.
 func (c *Conn) causeLocked() error {
 	switch {
 	case c.sendErrLocked() != nil:
@@ -97,8 +101,8 @@ func (c *Conn) causeLocked() error {
 	return nil
 }
 
-// endedLocked is the error of an operation on a connection that is closing or closed. It matches net.ErrClosed, and the
-// system's error too if that is what ended the connection.
+// endedLocked is the error of an operation on a connection that is closing or closed. It matches
+// net.ErrClosed, and the system's error too if that is what ended the connection.
 func (c *Conn) endedLocked(op string) error {
 	err := net.ErrClosed
 	if x := c.ext; x != nil && x.err != nil && (x.err == x.readErr || x.err == x.sendErr) { // no error of the user's

@@ -12,34 +12,38 @@ import (
 var errFramesBusy = errors.New("tcpio: Conn.Frames: an iteration is running already")
 
 const (
-	// An iteration hands out so many frames, or so many bytes of them and of what split skips, or goes on for so long, and
-	// leaves the rest to the next: a peer that never stops sending would keep its consumer from all others.
+	// An iteration hands out so many frames, or so many bytes of them and of what split skips, or
+	// goes on for so long, and leaves the rest to the next: a peer that never stops sending would
+	// keep its consumer from all others.
 	framesMost     = 1024
 	frameBytesMost = 256 << 10
 	frameTimeMost  = 10 * time.Millisecond
 	framesLook     = 16 // calls of split between two looks at the clock
 )
 
-// Frames iterates over the complete frames of what is readable, as split cuts them, without blocking. It ends by itself
-// when no whole frame is left: a partial one is kept, in a pooled buffer, and a Readable follows when more has arrived.
-// It also ends behind 1,024 frames, behind 256 KiB of them and of what split skips, and after 10 ms, so that a peer that
-// never stops sending leaves others their turn, and behind a break: the rest is kept and a Readable follows at once. What
-// is kept comes first in a later TryRead or Read. A connection that has no route yet gets no Readable: its frames are
-// handed out until none is left.
+// Frames iterates over the complete frames of what is readable, as split cuts them, without
+// blocking. It ends by itself when no whole frame is left: a partial one is kept, in a pooled
+// buffer, and a Readable follows when more has arrived. It also ends behind 1,024 frames, behind
+// 256 KiB of them and of what split skips, and after 10 ms, so that a peer that never stops sending
+// leaves others their turn, and behind a break: the rest is kept and a Readable follows at once.
+// What is kept comes first in a later TryRead or Read. A connection that has no route yet gets no
+// Readable: its frames are handed out until none is left.
 //
-// What a loop leaves behind a break is not lost: the next Frames or read begins there, and StartTLS takes it as the peer's
-// handshake.
+// What a loop leaves behind a break is not lost: the next Frames or read begins there, and StartTLS
+// takes it as the peer's handshake.
 //
-// A frame is valid until the next iteration; it is then overwritten. Until then it may be changed in place, and append copies
-// it, since its capacity is its length. An error is the last pair: io.EOF at the peer's end
-// of stream, where split is called with atEOF first; io.ErrUnexpectedEOF when the end cuts a frame, also if split says so;
-// an error that matches bufio.ErrTooLong and names the limit when a frame exceeds [ListenerOptions.MaxFrame] bytes, and
-// whatever else split returns, both of which close the connection with that error, behind what the body writes about it;
-// otherwise what TryRead returns. LengthSplitter and LineSplitter are for binary protocols and for lines. bufio.ErrFinalToken ends the
-// iteration as in bufio.Scanner. A split that skips bytes without a frame is called again with the rest.
+// A frame is valid until the next iteration; it is then overwritten. Until then it may be changed
+// in place, and append copies it, since its capacity is its length. An error is the last pair:
+// io.EOF at the peer's end of stream, where split is called with atEOF first; io.ErrUnexpectedEOF
+// when the end cuts a frame, also if split says so; an error that matches bufio.ErrTooLong and
+// names the limit when a frame exceeds [ListenerOptions.MaxFrame] bytes, and whatever else split
+// returns, both of which close the connection with that error, behind what the body writes about
+// it; otherwise what TryRead returns. LengthSplitter and LineSplitter are for binary protocols and
+// for lines. bufio.ErrFinalToken ends the iteration as in bufio.Scanner. A split that skips bytes
+// without a frame is called again with the rest.
 //
-// split is called without a lock. One goroutine at a time may iterate; a second one gets an error, and while split runs
-// another goroutine's read gets ErrWouldBlock.
+// split is called without a lock. One goroutine at a time may iterate; a second one gets an error,
+// and while split runs another goroutine's read gets ErrWouldBlock.
 func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		if err := c.beginFrames(); err != nil {
@@ -48,9 +52,9 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 		}
 		defer c.endFrames()
 		fail := func(err error) {
-			c.blameFrames(err)
-			defer c.failFrames(err) // also when the body panics
-			yield(nil, err)         // it may still write what is wrong
+			c.noteFrameError(err)
+			defer c.closeForFrame(err) // also when the body panics
+			yield(nil, err)            // it may still write what is wrong
 		}
 		empty, frames, size, start := 0, 0, 0, now()
 		for turn := 1; ; turn++ {
@@ -158,12 +162,14 @@ func (c *Conn) beginFrames() error {
 	if f.busy {
 		return errFramesBusy
 	}
-	// An outstanding Readable is what an edge since then was merged into, so none will say what the socket holds.
+	// An outstanding Readable is what an edge since then was merged into, so none will say what the
+	// socket holds.
 	f.busy, f.more, f.drained = true, c.announced() && !c.atEOF(), false
 	return nil
 }
 
-// endFrames lets go of the buffer and sees to it that what is left is announced: unread frames, or more in the socket.
+// endFrames lets go of the buffer and sees to it that what is left is announced: unread frames, or
+// more in the socket.
 func (c *Conn) endFrames() {
 	c.mu.Lock()
 	defer c.unlock()
@@ -185,7 +191,8 @@ func (c *Conn) endFrames() {
 	f.Shrink(&c.sh.pool)
 }
 
-// leaveFrames reports whether an iteration that has had its share is to end: not where no Readable would begin the next one.
+// leaveFrames reports whether an iteration that has had its share is to end: not where no Readable
+// would begin the next one.
 func (c *Conn) leaveFrames() bool {
 	c.mu.Lock()
 	defer c.unlock()
@@ -217,8 +224,8 @@ func (c *Conn) advanceFrames(n int) {
 	f.split = false
 }
 
-// blameFrames notes err as the connection's, whoever closes it.
-func (c *Conn) blameFrames(err error) {
+// noteFrameError notes err as the connection's, whoever closes it.
+func (c *Conn) noteFrameError(err error) {
 	c.mu.Lock()
 	defer c.unlock()
 	c.ext.frames.split = false
@@ -227,15 +234,16 @@ func (c *Conn) blameFrames(err error) {
 	}
 }
 
-// failFrames closes the connection because of what is in it.
-func (c *Conn) failFrames(err error) {
+// closeForFrame closes the connection because of what is in it.
+func (c *Conn) closeForFrame(err error) {
 	c.mu.Lock()
 	c.closeLocked(err)
 	c.unlock()
 }
 
-// readOnFrames reports whether a large partial frame is to be read on before split looks at all of it again: up to the end of the
-// buffer, or of what the peer has sent. Otherwise split would look as often as the socket hands out a part.
+// readOnFrames reports whether a large partial frame is to be read on before split looks at all of
+// it again: up to the end of the buffer, or of what the peer has sent. Otherwise split would look
+// as often as the socket hands out a part.
 func (c *Conn) readOnFrames() bool {
 	c.mu.Lock()
 	defer c.unlock()
@@ -243,7 +251,8 @@ func (c *Conn) readOnFrames() bool {
 	return f.more && !f.Full() && f.Len() >= recvMax
 }
 
-// fillFrames reads more behind the partial frame. It reports false when there is no more for the moment.
+// fillFrames reads more behind the partial frame. It reports false when there is no more for the
+// moment.
 func (c *Conn) fillFrames() (more bool, err error) {
 	c.mu.Lock()
 	if c.ended() {
@@ -299,8 +308,8 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	return err == nil, err
 }
 
-// makeRoomLocked leaves room behind the unread bytes. What moves may be as large as MaxFrame, at most a gigabyte, so mu is
-// given up meanwhile; split keeps others out.
+// makeRoomLocked leaves room behind the unread bytes. What moves may be as large as MaxFrame, at
+// most a gigabyte, so mu is given up meanwhile; split keeps others out.
 func (c *Conn) makeRoomLocked(limit int) error {
 	f := &c.ext.frames
 	if !f.Full() {

@@ -10,13 +10,16 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/buf"
 )
 
-// SlowPolicy says what a Group does with a member that does not keep up: one whose queue has no room for a Write.
+// SlowPolicy says what a Group does with a member that does not keep up: one whose queue has no
+// room for a Write.
 type SlowPolicy int
 
 const (
-	// SkipSlow leaves the member out of that Write, and counts it; a Writable follows when it has room. It is the default.
+	// SkipSlow leaves the member out of that Write, and counts it; a Writable follows when it has
+	// room. It is the default.
 	SkipSlow SlowPolicy = iota
-	// CloseSlow closes the member with ErrSlow: what is queued goes out within CloseTimeout, then Group.Notice.
+	// CloseSlow closes the member with ErrSlow: what is queued goes out within CloseTimeout, then
+	// Group.Notice.
 	CloseSlow
 )
 
@@ -31,17 +34,18 @@ func (p SlowPolicy) String() string {
 	return "SlowPolicy(" + strconv.Itoa(int(p)) + ")"
 }
 
-// A Group is a set of connections that are written to together, a chat room say. The zero value is an empty one. Its
-// methods may be called from any goroutine; its fields must not be changed after the first use. [Groups] is a map of
-// them by a key.
+// A Group is a set of connections that are written to together, a chat room say. The zero value is
+// an empty one. Its methods may be called from any goroutine; its fields must not be changed after
+// the first use. [Groups] is a map of them by a key.
 //
-// A group never waits for a member. One that does not keep up misses what it has no room for, or is closed with
-// SlowPolicy CloseSlow. What it misses is counted, by [Group.Skipped] and in [Stats], and a Writable says when it has room
-// again, so that its handler can bring it up to date.
+// A group never waits for a member. One that does not keep up misses what it has no room for, or is
+// closed with SlowPolicy CloseSlow. What it misses is counted, by [Group.Skipped] and in [Stats],
+// and a Writable says when it has room again, so that its handler can bring it up to date.
 type Group struct {
 	// Slow is what happens to a member that does not keep up.
 	Slow SlowPolicy
-	// Notice is sent to a member that CloseSlow closes, as its last bytes, whatever is queued already.
+	// Notice is sent to a member that CloseSlow closes, as its last bytes, whatever is queued
+	// already.
 	Notice []byte
 
 	home    groupHome     // immutable; nil unless the group is one of a Groups
@@ -62,8 +66,8 @@ type groupHome interface {
 	leave(g *Group, c *Conn) // removes c from g
 }
 
-// Join makes c a member. Joining twice, or a connection that is closing, does nothing. A member leaves by itself when it
-// closes. Join does not block.
+// Join makes c a member. Joining twice, or a connection that is closing, does nothing. A member
+// leaves by itself when it closes. Join does not block.
 func (g *Group) Join(c *Conn) {
 	c.mu.Lock()
 	defer c.unlock()
@@ -81,7 +85,8 @@ func (g *Group) Join(c *Conn) {
 	x.groups = append(x.groups, g)
 }
 
-// Leave ends c's membership. On a connection that is no member it does nothing. A Write that is running may still reach c.
+// Leave ends c's membership. On a connection that is no member it does nothing. A Write that is
+// running may still reach c.
 func (g *Group) Leave(c *Conn) {
 	c.mu.Lock()
 	defer c.unlock()
@@ -103,8 +108,8 @@ func (g *Group) letGo(c *Conn) {
 	}
 }
 
-// LeaveGroups ends c's membership in every group at once, as Group.Leave does. It does not block. After Close it does
-// nothing: the connection has left them all.
+// LeaveGroups ends c's membership in every group at once, as Group.Leave does. It does not block.
+// After Close it does nothing: the connection has left them all.
 func (c *Conn) LeaveGroups() {
 	for all := false; !all; {
 		c.mu.Lock()
@@ -120,8 +125,9 @@ func (g *Group) Len() int {
 	return len(g.members)
 }
 
-// All iterates over the members of the moment at which the iteration begins. No lock is held while the body runs, so a
-// member may have left or closed by then; the body may call any method of the group.
+// All iterates over the members of the moment at which the iteration begins. No lock is held while
+// the body runs, so a member may have left or closed by then; the body may call any method of the
+// group.
 func (g *Group) All() iter.Seq[*Conn] {
 	return func(yield func(*Conn) bool) {
 		for _, c := range g.snapshot() {
@@ -132,8 +138,9 @@ func (g *Group) All() iter.Seq[*Conn] {
 	}
 }
 
-// Skipped returns how often a member missed a Write for which it had no room, or a Post for which its mailbox had none.
-// Members that CloseSlow closed do not count, nor do those that have failed. [Stats] has the sum over all groups.
+// Skipped returns how often a member missed a Write for which it had no room, or a Post for which
+// its mailbox had none. Members that CloseSlow closed do not count, nor do those that have failed.
+// [Stats] has the sum over all groups.
 func (g *Group) Skipped() uint64 { return g.skipped.Load() }
 
 // skip counts a member that misses something.
@@ -142,9 +149,9 @@ func (g *Group) skip(c *Conn) {
 	c.sh.count.skipped.Add(1)
 }
 
-// Post posts v to every member as Conn.Post does, without waiting for any, and returns how many members missed it since
-// their mailbox was full; Skipped counts these. Concurrent Posts and Writes are made one after the other, so that all
-// members get the values in the same order.
+// Post posts v to every member as Conn.Post does, without waiting for any, and returns how many
+// members missed it since their mailbox was full; Skipped counts these. Concurrent Posts and Writes
+// are made one after the other, so that all members get the values in the same order.
 func (g *Group) Post(v any) (missed int) {
 	g.writing.Lock()
 	defer g.writing.Unlock()
@@ -157,10 +164,11 @@ func (g *Group) Post(v any) (missed int) {
 	return missed
 }
 
-// Write writes p to every member as TryWrite does, without waiting for any, and returns len(p), nil. What sockets do not
-// take at once is queued as one shared copy. A member without room is dealt with as Slow says, one that has failed is
-// passed over. A member that was left out gets a Writable when it has room. Concurrent Writes are made one after the
-// other, so that all members see them in the same order. p is the caller's again afterwards.
+// Write writes p to every member as TryWrite does, without waiting for any, and returns len(p),
+// nil. What sockets do not take at once is queued as one shared copy. A member without room is
+// dealt with as Slow says, one that has failed is passed over. A member that was left out gets a
+// Writable when it has room. Concurrent Writes are made one after the other, so that all members
+// see them in the same order. p is the caller's again afterwards.
 func (g *Group) Write(p []byte) (int, error) { return g.WriteExcept(nil, p) }
 
 // WriteExcept is Write to every member but c, from which p came, say. c need not be a member.
@@ -212,7 +220,8 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 				}
 			}
 		case ErrWouldBlock:
-			// Otherwise a write or a copy is under way, or others' output has taken the room, and it is only skipped.
+			// Otherwise a write or a copy is under way, or others' output has taken the room, and
+			// it is only skipped.
 			full := c.out != nil && len(p) > c.sh.opts.WriteBuffer-c.queuedLocked()
 			if g.Slow == CloseSlow && full && !c.handshaking() { // in which nobody can take anything
 				g.closeSlowLocked(c)
@@ -228,8 +237,9 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 	return len(p), nil
 }
 
-// shareMin is the size in bytes up to which each slow member gets a copy of its own: a block that is shared can take
-// nothing more, and many short ones would hold far more memory than WriteBuffer counts.
+// shareMin is the size in bytes up to which each slow member gets a copy of its own: a block that
+// is shared can take nothing more, and many short ones would hold far more memory than WriteBuffer
+// counts.
 const shareMin = 1 << 10
 
 // shareable returns a block with a copy of p and not much more room than that.

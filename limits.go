@@ -9,11 +9,12 @@ import (
 
 // Time limits. A connection notes when it last read and wrote, on a coarse clock: that is all that
 // activity costs. It is in one list of its loop with the earliest time at which a limit could be
-// reached; when that comes, the notes say whether it was, or when it could be next. A limit costs no
-// goroutine.
+// reached; when that comes, the notes say whether it was, or when it could be next. A limit costs
+// no goroutine.
 
-// SetIdleTimeout replaces [ListenerOptions.IdleTimeout] for this connection, from its last activity on; 0 means none. It
-// fails on a negative or too long (20 days) limit and, after Close, with net.ErrClosed.
+// SetIdleTimeout replaces [ListenerOptions.IdleTimeout] for this connection, from its last activity
+// on; 0 means none. It fails on a negative or too long (20 days) limit and, after Close, with
+// net.ErrClosed.
 func (c *Conn) SetIdleTimeout(d time.Duration) error {
 	c.mu.Lock()
 	defer c.unlock()
@@ -43,7 +44,8 @@ func (c *Conn) beginLimitsLocked() {
 	c.armLimitLocked()
 }
 
-// beginNotesLocked starts the notes of a connection's activity, which it has none of without a limit.
+// beginNotesLocked starts the notes of a connection's activity, which it has none of without a
+// limit.
 func (c *Conn) beginNotesLocked() {
 	if !c.sock.has(sockTimed) {
 		c.sock.add(sockTimed)
@@ -52,8 +54,9 @@ func (c *Conn) beginNotesLocked() {
 	}
 }
 
-// awaitUserLocked starts EOFTimeout for a connection whose user was told of the peer's end of stream, and is to close it. One that
-// was handed out as a net.Conn has none, and a handler that runs has all the time it takes.
+// awaitUserLocked starts EOFTimeout for a connection whose user was told of the peer's end of
+// stream, and is to close it. One that was handed out as a net.Conn has none, and a handler that
+// runs has all the time it takes.
 func (c *Conn) awaitUserLocked() {
 	if c.peerEnd != peerTold || c.claim != claimed || c.ended() || c.inActor() || c.callWaitsLocked() {
 		return
@@ -86,7 +89,8 @@ func (c *Conn) limitsLocked() *limits {
 	return &c.sh.limits
 }
 
-// nextLimitLocked returns the limit that comes first, and how long it takes from t; a limit of 0 means none.
+// nextLimitLocked returns the limit that comes first, and how long it takes from t; a limit of 0
+// means none.
 func (c *Conn) nextLimitLocked(t int64) (kind limitKind, limit, wait time.Duration) {
 	o := &c.sh.opts
 	consider := func(k limitKind, d, quiet time.Duration) {
@@ -118,8 +122,8 @@ func (c *Conn) nextLimitLocked(t int64) (kind limitKind, limit, wait time.Durati
 	return kind, limit, wait
 }
 
-// armLimitLocked makes sure that the loop looks at the connection when its next limit could be reached. It is called when
-// that may have come nearer; later is noticed when the time comes.
+// armLimitLocked makes sure that the loop looks at the connection when its next limit could be
+// reached. It is called when that may have come nearer; later is noticed when the time comes.
 func (c *Conn) armLimitLocked() {
 	if !c.sock.has(sockTimed) || c.ended() {
 		return
@@ -140,11 +144,12 @@ func (c *Conn) endLimitsLocked() {
 	}
 }
 
-// limitBudget is how many connections one turn looks at before others have theirs: many may be due at once.
+// limitBudget is how many connections one turn looks at before others have theirs: many may be due
+// at once.
 const limitBudget = 256
 
-// noteEdgeLocked notes what an edge says of input. Urgent data and the peer's end are no input, but may come with some.
-// What TLS has sealed is noted when it is read, or when a limit is due.
+// noteEdgeLocked notes what an edge says of input. Urgent data and the peer's end are no input, but
+// may come with some. What TLS has sealed is noted when it is read, or when a limit is due.
 func (c *Conn) noteEdgeLocked(bits uint32) {
 	if !c.sock.has(sockTimed) || c.tls() != nil || bits&pollIn == 0 {
 		return // a limit must not come between the bytes and who will read them; without a limit it cannot

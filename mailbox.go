@@ -5,11 +5,13 @@ import (
 	"time"
 )
 
-// Post sends v to the connection: it arrives as a Message on whichever route the connection has. It does not block.
-// Values of one poster arrive in the order posted, all of them behind Opened and, if Post returned nil, before Closed.
+// Post sends v to the connection: it arrives as a Message on whichever route the connection has. It
+// does not block. Values of one poster arrive in the order posted, all of them behind Opened and,
+// if Post returned nil, before Closed.
 //
-// It fails with [ErrMailboxFull] when [ListenerOptions.MailboxSize] values wait already, and with an error that matches
-// net.ErrClosed once the connection is closing. What it refuses it has not kept.
+// It fails with [ErrMailboxFull] when [ListenerOptions.MailboxSize] values wait already, and with
+// an error that matches net.ErrClosed once the connection is closing. What it refuses it has not
+// kept.
 func (c *Conn) Post(v any) error { return c.post(mail{value: v}) }
 
 func (c *Conn) post(m mail) error {
@@ -25,7 +27,8 @@ func (c *Conn) post(m mail) error {
 	return nil
 }
 
-// deliverLocked sends m to the connection's route, or leaves it in the mailbox until the route has room.
+// deliverLocked sends m to the connection's route, or leaves it in the mailbox until the route has
+// room.
 func (c *Conn) deliverLocked(m mail) {
 	early := c.isEarly()
 	if !early && !c.opened() && c.claim != unheard {
@@ -48,9 +51,9 @@ func (c *Conn) deliverLocked(m mail) {
 	}
 }
 
-// Ask posts v and blocks until the connection's handler has called Reply on the Message. It fails as Post does, with
-// ctx's error when ctx ends first, and with net.ErrClosed when the connection ends without a reply. It must not be
-// called from the handler that would have to reply.
+// Ask posts v and blocks until the connection's handler has called Reply on the Message. It fails
+// as Post does, with ctx's error when ctx ends first, and with net.ErrClosed when the connection
+// ends without a reply. It must not be called from the handler that would have to reply.
 func (c *Conn) Ask(ctx context.Context, v any) (any, error) {
 	q := &ask{reply: make(chan any, 1)}
 	c.mu.Lock()
@@ -81,9 +84,10 @@ func (c *Conn) Ask(ctx context.Context, v any) (any, error) {
 	return nil, err
 }
 
-// After posts v to the connection d from now, as a Message. A timer costs about a hundred bytes and no goroutine, does not
-// count against MailboxSize, and ends with the connection. stop reports whether it kept v from being delivered; it may be
-// called from anywhere and more than once. On a connection that is closing After does nothing.
+// After posts v to the connection d from now, as a Message. A timer costs about a hundred bytes and
+// no goroutine, does not count against MailboxSize, and ends with the connection. stop reports
+// whether it kept v from being delivered; it may be called from anywhere and more than once. On a
+// connection that is closing After does nothing.
 func (c *Conn) After(d time.Duration, v any) (stop func() bool) {
 	tm := &timer{kind: timerMessage, c: c, value: v}
 	c.mu.Lock()

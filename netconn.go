@@ -9,19 +9,21 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// Conn as a net.Conn. A blocked caller costs its goroutine and no thread, on loops that go on meanwhile.
+// Conn as a net.Conn. A blocked caller costs its goroutine and no thread, on loops that go on
+// meanwhile.
 
 var _ net.Conn = (*Conn)(nil)
 
-// Read reads into p and blocks until there is at least a byte, the peer's end of stream (io.EOF), an error, or the read
-// deadline. Errors other than io.EOF are *net.OpError; test with errors.Is for os.ErrDeadlineExceeded and
-// net.ErrClosed. While a goroutine is blocked in Read, arriving bytes wake it and are not announced by Readable;
-// otherwise Read is to events what TryRead is.
+// Read reads into p and blocks until there is at least a byte, the peer's end of stream (io.EOF),
+// an error, or the read deadline. Errors other than io.EOF are *net.OpError; test with errors.Is
+// for os.ErrDeadlineExceeded and net.ErrClosed. While a goroutine is blocked in Read, arriving
+// bytes wake it and are not announced by Readable; otherwise Read is to events what TryRead is.
 func (c *Conn) Read(p []byte) (int, error) {
 	return c.awaitRead(func() (int, error) { return c.readLocked(p) })
 }
 
-// awaitRead calls read, with mu held, until it returns something else than ErrWouldBlock, and blocks in between.
+// awaitRead calls read, with mu held, until it returns something else than ErrWouldBlock, and
+// blocks in between.
 func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 	for woken := false; ; {
 		c.mu.Lock()
@@ -65,10 +67,11 @@ func (c *Conn) reannounceLocked() {
 	}
 }
 
-// Write writes p. It blocks while [ListenerOptions.WriteBuffer] bytes are queued, or MaxBuffered are, while another write
-// or a copy to the connection is under way, and during a TLS handshake: until there is room, an error, or the write
-// deadline; then it returns how many bytes of p were accepted. Writes of concurrent callers do not interleave. Errors are
-// *net.OpError, as for TryWrite.
+// Write writes p. It blocks while [ListenerOptions.WriteBuffer] bytes are queued, or MaxBuffered
+// are, while another write or a copy to the connection is under way, and during a TLS handshake:
+// until there is room, an error, or the write deadline; then it returns how many bytes of p were
+// accepted. Writes of concurrent callers do not interleave. Errors are *net.OpError, as for
+// TryWrite.
 func (c *Conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.unlock()
@@ -86,7 +89,8 @@ func (c *Conn) writeAllLocked(p []byte) (n int, err error) {
 		size := min(len(p)-n, holdMax)
 		took := 0
 		if c.out == nil && c.tls() == nil {
-			// Send before queueing, also after a wait: epoll reports writability only after a send has returned EAGAIN.
+			// Send before queueing, also after a wait: epoll reports writability only after a send
+			// has returned EAGAIN.
 			if took, err = c.sendLocked(p[n : n+size]); err != nil {
 				return n + took, err
 			}
@@ -141,7 +145,8 @@ func (c *Conn) endWriteLocked() {
 	c.todo.add(todoOutput)
 }
 
-// waitRoomLocked gives up mu until there may be room to write. It fails when writing is over or the deadline has passed.
+// waitRoomLocked gives up mu until there may be room to write. It fails when writing is over or the
+// deadline has passed.
 func (c *Conn) waitRoomLocked() error {
 	x := c.extLocked()
 	opened, late := x.canSend.Enter(), x.sendLimit.Channel()
@@ -169,9 +174,9 @@ func (c *Conn) waitFlushedLocked() error {
 	return c.checkWritableLocked()
 }
 
-// SetDeadline sets both deadlines; see net.Conn. A deadline in the past makes blocked and later calls fail with
-// os.ErrDeadlineExceeded at once, the zero time means none. The Try methods have no deadline. After Close it fails
-// with net.ErrClosed.
+// SetDeadline sets both deadlines; see net.Conn. A deadline in the past makes blocked and later
+// calls fail with os.ErrDeadlineExceeded at once, the zero time means none. The Try methods have no
+// deadline. After Close it fails with net.ErrClosed.
 func (c *Conn) SetDeadline(t time.Time) error {
 	return c.setLimits(t, true, true)
 }
@@ -205,10 +210,11 @@ func (c *Conn) setLimits(t time.Time, read, send bool) error {
 	return nil
 }
 
-// Hijack gives the connection away for good, as a *net.TCPConn of the Go runtime's own poller. It blocks until queued
-// output is flushed, for which the write deadline holds. For tcpio the connection ends: Closed follows, and Err is
-// ErrHijacked. Nothing that was read is lost: while Frames has kept bytes, Hijack fails and changes nothing; TryRead takes
-// them first. A unix socket cannot be hijacked. After Close it fails with net.ErrClosed.
+// Hijack gives the connection away for good, as a *net.TCPConn of the Go runtime's own poller. It
+// blocks until queued output is flushed, for which the write deadline holds. For tcpio the
+// connection ends: Closed follows, and Err is ErrHijacked. Nothing that was read is lost: while
+// Frames has kept bytes, Hijack fails and changes nothing; TryRead takes them first. A unix socket
+// cannot be hijacked. After Close it fails with net.ErrClosed.
 func (c *Conn) Hijack() (*net.TCPConn, error) {
 	c.mu.Lock()
 	defer c.unlock()

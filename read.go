@@ -3,23 +3,27 @@ package tcpio
 import "io"
 
 const (
-	// recvMax bounds, in bytes, what one call reads under the connection's mu, which the loop needs too: a peer that sends as
-	// fast as we read would keep us there for all of a large buffer.
+	// recvMax bounds, in bytes, what one call reads under the connection's mu, which the loop needs
+	// too: a peer that sends as fast as we read would keep us there for all of a large buffer.
 	recvMax = 1 << 20
-	// readRounds bounds how often one call asks for more. A TLS peer can make a byte of data cost many records.
+	// readRounds bounds how often one call asks for more. A TLS peer can make a byte of data cost
+	// many records.
 	readRounds = 16
 )
 
-// TryRead reads what has arrived into p, without blocking. It returns 1 to len(p) bytes; or [ErrWouldBlock] when
-// there is nothing; or [io.EOF] at the peer's end of stream, and again until the connection closed; or a *net.OpError
-// around the cause when the connection failed, which closes it. An empty p gives 0, nil. One call reads 1 MiB at most.
+// TryRead reads what has arrived into p, without blocking. It returns 1 to len(p) bytes; or
+// [ErrWouldBlock] when there is nothing; or [io.EOF] at the peer's end of stream, and again until
+// the connection closed; or a *net.OpError around the cause when the connection failed, which
+// closes it. An empty p gives 0, nil. One call reads 1 MiB at most.
 //
-// A Readable that was outstanding is answered by it: after a full p another follows by itself, unless one is still in the
-// channel; otherwise when the peer has sent more. So a consumer may read once for each Readable, or until ErrWouldBlock.
-// No Readable follows io.EOF: while one is in the channel among other events, the first read that meets the end gives
-// ErrWouldBlock, and the next one io.EOF.
+// A Readable that was outstanding is answered by it: after a full p another follows by itself,
+// unless one is still in the channel; otherwise when the peer has sent more. So a consumer may read
+// once for each Readable, or until ErrWouldBlock. No Readable follows io.EOF: while one is in the
+// channel among other events, the first read that meets the end gives ErrWouldBlock, and the next
+// one io.EOF.
 //
-// The peer's end of stream closes nothing: writing goes on until Close. See [ListenerOptions.EOFTimeout].
+// The peer's end of stream closes nothing: writing goes on until Close. See
+// [ListenerOptions.EOFTimeout].
 func (c *Conn) TryRead(p []byte) (int, error) {
 	c.mu.Lock()
 	n, err := c.readLocked(p)
@@ -98,8 +102,9 @@ func (c *Conn) inputLocked(p []byte) (int, error) {
 	return c.recvLocked(p)
 }
 
-// leaveEndLocked is called when a read meets the peer's end of stream. It reports true when a Readable is in the channel that
-// cannot be withdrawn: the read behind that one returns the end then, and so does any other, if it comes first.
+// leaveEndLocked is called when a read meets the peer's end of stream. It reports true when a
+// Readable is in the channel that cannot be withdrawn: the read behind that one returns the end
+// then, and so does any other, if it comes first.
 func (c *Conn) leaveEndLocked() bool {
 	if !c.inChannelLocked() || c.stream.withdraw(c.sentAt) {
 		return false
@@ -108,7 +113,8 @@ func (c *Conn) leaveEndLocked() bool {
 	return true
 }
 
-// endReadLocked notes that the user is told of the peer's end of stream. No Readable comes behind that.
+// endReadLocked notes that the user is told of the peer's end of stream. No Readable comes behind
+// that.
 func (c *Conn) endReadLocked() {
 	if c.inChannelLocked() {
 		c.stream.withdraw(c.sentAt)
@@ -127,8 +133,8 @@ func (c *Conn) noteEnd() {
 	c.unlock()
 }
 
-// peekLocked reports whether there is anything to read, and whether that is only the end. If there is nothing, the
-// Readable was stale, and the next edge is a new one.
+// peekLocked reports whether there is anything to read, and whether that is only the end. If there
+// is nothing, the Readable was stale, and the next edge is a new one.
 func (c *Conn) peekLocked() (ready, end bool) {
 	switch {
 	case c.ended():

@@ -5,9 +5,9 @@ import "io"
 // actorBudget is how many events one turn of an actor handles before others have theirs.
 const actorBudget = 16
 
-// runActor runs a turn of c's actor. The caller has set routeRunning, which nobody else clears, and has
-// the role. It returns false if the role was lost in a handler that blocked; the turn then ends with
-// that handler.
+// runActor runs a turn of c's actor. The caller has set routeRunning, which nobody else clears, and
+// has the role. It returns false if the role was lost in a handler that blocked; the turn then ends
+// with that handler.
 func (lp *loop) runActor(c *Conn) (kept bool) {
 	kept = true
 	for budget := actorBudget; ; budget-- {
@@ -39,7 +39,8 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 	}
 }
 
-// receive calls the actor and deals with how it ends. It reports whether the caller still has the role.
+// receive calls the actor and deals with how it ends. It reports whether the caller still has the
+// role.
 func (lp *loop) receive(c *Conn, actor Actor, ev Event) (kept bool) {
 	lp.handlerConn.Store(c)
 	w := lp.enter(handler)
@@ -117,10 +118,10 @@ func (lp *loop) willBlock(c *Conn) {
 	}
 }
 
-// takeOver gives the role to a new goroutine, which goes on with the rest of the batch. The owner of
-// the role is in user code, in the state w. At MaxBlocked the loop waits for its handler instead,
-// unless the handler waits for the loop (must) or the listener is over. A hook does not count, since
-// there is one at a time.
+// takeOver gives the role to a new goroutine, which goes on with the rest of the batch. The owner
+// of the role is in user code, in the state w. At MaxBlocked the loop waits for its handler
+// instead, unless the handler waits for the loop (must) or the listener is over. A hook does not
+// count, since there is one at a time.
 func (lp *loop) takeOver(w uint64, must bool) {
 	counts := role(w&roleMask) == handler
 	if counts {

@@ -7,22 +7,25 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sched"
 )
 
-// A stream is a bounded channel of events. Sending to it never blocks: an event goes straight into the channel while
-// there is room. When there is none, the connection waits in the stream's queue with its events noted in the Conn
-// itself (one bit each, and the mailbox), and a feeder, the only goroutine that may block on the channel, lives until
-// the queue is empty. So a consumer that stops costs one goroutine and nothing that grows.
+// A stream is a bounded channel of events. Sending to it never blocks: an event goes straight into
+// the channel while there is room. When there is none, the connection waits in the stream's queue
+// with its events noted in the Conn itself (one bit each, and the mailbox), and a feeder, the only
+// goroutine that may block on the channel, lives until the queue is empty. So a consumer that stops
+// costs one goroutine and nothing that grows.
 //
-// Order of one connection's events: they are emitted under its mu, and while the stream is blocked only the feeder
-// sends, so that nothing overtakes what waits.
+// Order of one connection's events: they are emitted under its mu, and while the stream is blocked
+// only the feeder sends, so that nothing overtakes what waits.
 //
-// Events in the channel are numbered, so that it can be told which have been received: all but the last len(ch).
+// Events in the channel are numbered, so that it can be told which have been received: all but the
+// last len(ch).
 type stream struct {
 	// Immutable.
 	ch      chan Event
 	sh      *shared
 	private bool // one connection's claimed channel: closed behind its Closed
 
-	// Atomic, and set under mu. True from the first connection in the queue until the feeder has sent the last one's events.
+	// Atomic, and set under mu. True from the first connection in the queue until the feeder has
+	// sent the last one's events.
 	blocked atomic.Bool
 
 	mu sync.Mutex
@@ -37,7 +40,8 @@ func newStream(sh *shared, size int, private bool) *stream {
 	return &stream{ch: make(chan Event, size), sh: sh, private: private}
 }
 
-// trySend reports whether ev went into the channel, and its number there. The caller holds the connection's mu.
+// trySend reports whether ev went into the channel, and its number there. The caller holds the
+// connection's mu.
 func (s *stream) trySend(ev Event) (at uint32, ok bool) {
 	if s.blocked.Load() {
 		return 0, false
@@ -61,15 +65,17 @@ func (s *stream) trySendLocked(ev Event) (at uint32, ok bool) {
 	}
 }
 
-// holds reports whether the event with the number at has yet to be received. The numbers wrap after four billion events.
+// holds reports whether the event with the number at has yet to be received. The numbers wrap after
+// four billion events.
 func (s *stream) holds(at uint32) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.holdsLocked(at)
 }
 
-// An event that the feeder has counted and not yet sent makes the oldest look received. A Readable that is then announced anew
-// waits for the feeder, which knows better: see takePending. What is in the feeder's hands is numbered ahead.
+// An event that the feeder has counted and not yet sent makes the oldest look received. A Readable
+// that is then announced anew waits for the feeder, which knows better: see takePending. What is in
+// the feeder's hands is numbered ahead.
 func (s *stream) holdsLocked(at uint32) bool {
 	return uint64(s.sent-at) < uint64(len(s.ch)) || s.blocked.Load() && at-s.sent-1 < feedChunk+4
 }
@@ -81,8 +87,9 @@ func (s *stream) number(n int) uint32 {
 	return s.sent + uint32(n) + 1
 }
 
-// withdraw takes back the event with the number at, if it is all that the channel holds. Others must not be moved for it: who
-// receives meanwhile would see them out of order. It reports whether the event is no longer to be received.
+// withdraw takes back the event with the number at, if it is all that the channel holds. Others
+// must not be moved for it: who receives meanwhile would see them out of order. It reports whether
+// the event is no longer to be received.
 func (s *stream) withdraw(at uint32) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,7 +134,8 @@ func (s *stream) fail(err error) {
 	s.startFeederLocked()
 }
 
-// leave ends a private stream whose connection moved on: its channel is closed behind what it still holds.
+// leave ends a private stream whose connection moved on: its channel is closed behind what it still
+// holds.
 func (s *stream) leave() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -165,7 +173,8 @@ func (s *stream) feed() {
 			select {
 			case s.ch <- ev:
 			case <-s.sh.dropEvents:
-				// Nobody will receive any more; what is left is dropped by contract, the rest of the queue too.
+				// Nobody will receive any more; what is left is dropped by contract, the rest of
+				// the queue too.
 			}
 		}
 	}
@@ -193,8 +202,9 @@ func (sh *shared) feederEnded() {
 	}
 }
 
-// next takes the first of the queue. If the queue is empty, it marks the stream unblocked and the feeder must return; if the
-// stream has been left, it closes the channel first, since no sender remains.
+// next takes the first of the queue. If the queue is empty, it marks the stream unblocked and the
+// feeder must return; if the stream has been left, it closes the channel first, since no sender
+// remains.
 func (s *stream) next() (c *Conn, failed error, done bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,8 +223,8 @@ func (s *stream) next() (c *Conn, failed error, done bool) {
 	return c, nil, false
 }
 
-// emitLocked delivers an event of this connection to its route, or notes it where the route finds it when there is room.
-// Opened always comes first.
+// emitLocked delivers an event of this connection to its route, or notes it where the route finds
+// it when there is room. Opened always comes first.
 func (c *Conn) emitLocked(kind event) {
 	if c.claim != claimed && kind != pendOpened || c.isEarly() {
 		if kind == pendClosed && c.stream != nil {
@@ -274,8 +284,8 @@ func (c *Conn) event(kind event) Event {
 	return Closed{c}
 }
 
-// takePending hands the connection's undelivered events to the feeder of s. A connection that has moved to another
-// route took them along.
+// takePending hands the connection's undelivered events to the feeder of s. A connection that has
+// moved to another route took them along.
 func (c *Conn) takePending(s *stream, evs []Event) []Event {
 	c.mu.Lock()
 	defer c.unlock()
@@ -307,7 +317,8 @@ func (c *Conn) takePending(s *stream, evs []Event) []Event {
 // feedChunk is how many events of one connection are delivered before it is another one's turn.
 const feedChunk = 16
 
-// nextLocked takes the next undelivered event, in the order that the contract gives; nil when there is none.
+// nextLocked takes the next undelivered event, in the order that the contract gives; nil when there
+// is none.
 func (c *Conn) nextLocked() Event {
 	for _, kind := range [...]event{pendOpened, pendReadable, pendWritable, pendDraining} {
 		if c.pending.has(kind) {
@@ -325,7 +336,8 @@ func (c *Conn) nextLocked() Event {
 	return nil
 }
 
-// mailReady is how many posted values can be delivered. Before Opened, which a TLS handshake delays, there are none.
+// mailReady is how many posted values can be delivered. Before Opened, which a TLS handshake
+// delays, there are none.
 func (c *Conn) mailReady() int {
 	if c.ext == nil || c.isEarly() {
 		return 0
@@ -385,13 +397,14 @@ func (c *Conn) withdrawReadableLocked() {
 	}
 }
 
-// inChannelLocked reports whether the outstanding Readable is in its channel, not yet received. A read then does not answer
-// it, and it need not be sent again.
+// inChannelLocked reports whether the outstanding Readable is in its channel, not yet received. A
+// read then does not answer it, and it need not be sent again.
 func (c *Conn) inChannelLocked() bool {
 	return c.stream != nil && c.announced() && !c.pending.has(pendReadable) && c.claim == claimed && c.stream.holds(c.sentAt)
 }
 
-// moreLocked is called behind a read that may have left something: level-triggered to the user, since no edge will say so.
+// moreLocked is called behind a read that may have left something: level-triggered to the user,
+// since no edge will say so.
 func (c *Conn) moreLocked() {
 	if c.inChannelLocked() || c.stream != nil && c.pending.has(pendReadable) {
 		if c.ext != nil {
@@ -403,16 +416,17 @@ func (c *Conn) moreLocked() {
 	c.announceReadableLocked()
 }
 
-// drainedLocked is called behind a read that left nothing: the next byte is a new edge. A Readable that the consumer has yet
-// to receive announces that byte too.
+// drainedLocked is called behind a read that left nothing: the next byte is a new edge. A Readable
+// that the consumer has yet to receive announces that byte too.
 func (c *Conn) drainedLocked() {
 	if !c.inChannelLocked() {
 		c.withdrawReadableLocked()
 	}
 }
 
-// askHelpLocked is called after a read: if the consumer of a stream has taken everything that was delivered, this is the
-// moment to look for more, before the answer is written; see loop.pollForLoop.
+// askHelpLocked is called after a read: if the consumer of a stream has taken everything that was
+// delivered, this is the moment to look for more, before the answer is written; see
+// loop.pollForLoop.
 func (c *Conn) askHelpLocked() {
 	if s := c.stream; s != nil && !s.private && len(s.ch) == 0 {
 		c.todo.add(todoHelp)

@@ -2,8 +2,8 @@ package tcpio
 
 import "github.com/rabbit-backend/tcpio/internal/sys"
 
-// What follows from a change is decided here, in the order of this function. The calls and parts below change what is
-// theirs and note in todo what has happened.
+// What follows from a change is decided here, in the order of this function. The calls and parts
+// below change what is theirs and note in todo what has happened.
 
 // settleLocked does what follows from what was noted, until nothing more does. unlock calls it.
 func (c *Conn) settleLocked() {
@@ -28,8 +28,8 @@ func (c *Conn) settleLocked() {
 	}
 }
 
-// sendFailedLocked goes on after writing has failed. What the peer sent before it went is still there to be read; with
-// nothing to read this is the end, and no other edge will say it.
+// sendFailedLocked goes on after writing has failed. What the peer sent before it went is still
+// there to be read; with nothing to read this is the end, and no other edge will say it.
 func (c *Conn) sendFailedLocked() {
 	if c.ended() || c.peerEnd >= peerTold {
 		c.releaseLocked(c.ext.sendErr)
@@ -38,7 +38,8 @@ func (c *Conn) sendFailedLocked() {
 	}
 }
 
-// readFailedLocked ends a connection that cannot be read from. The peer of a TLS connection is told by an alert.
+// readFailedLocked ends a connection that cannot be read from. The peer of a TLS connection is told
+// by an alert.
 func (c *Conn) readFailedLocked() {
 	if c.tls() != nil {
 		c.closeLocked(c.ext.readErr)
@@ -47,8 +48,8 @@ func (c *Conn) readFailedLocked() {
 	}
 }
 
-// idleLocked closes a connection whose actor was told of the Shutdown and has nothing more to do, and begins EOFTimeout for one
-// whose user was told of the peer's end.
+// idleLocked closes a connection whose actor was told of the Shutdown and has nothing more to do,
+// and begins EOFTimeout for one whose user was told of the peer's end.
 func (c *Conn) idleLocked() {
 	if c.phase == phaseDrained && !c.inActor() && !c.callWaitsLocked() && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
 		c.closeLocked(nil)
@@ -56,8 +57,8 @@ func (c *Conn) idleLocked() {
 	c.awaitUserLocked()
 }
 
-// lastBytesLocked goes on where output has come to its end: to the end of a connection that closes, or to the FIN of CloseWrite.
-// A large write that has given up mu for a moment comes before both.
+// lastBytesLocked goes on where output has come to its end: to the end of a connection that closes,
+// or to the FIN of CloseWrite. A large write that has given up mu for a moment comes before both.
 func (c *Conn) lastBytesLocked() {
 	switch {
 	case c.writing == writeBulk:
@@ -117,8 +118,9 @@ func (c *Conn) readyLocked(bits uint32) {
 	}
 }
 
-// hasSpokenLocked says whether the peer has sent anything, which is what an unheard connection waits for. With TLS an edge may be of bytes that
-// the handshake has read since, or of a record without data.
+// hasSpokenLocked says whether the peer has sent anything, which is what an unheard connection
+// waits for. With TLS an edge may be of bytes that the handshake has read since, or of a record
+// without data.
 func (c *Conn) hasSpokenLocked(bits uint32) bool {
 	if bits&(pollIn|pollHup|pollErr|pollRdHup) == 0 {
 		return false
@@ -189,8 +191,9 @@ func (c *Conn) limitDueLocked() {
 	}
 }
 
-// arrivedLocked reports whether bytes have arrived that the loop has not come to yet: it, or the whole process, was held
-// up, and the limit is looked at before them. Those of TLS must be decrypted before anybody can tell.
+// arrivedLocked reports whether bytes have arrived that the loop has not come to yet: it, or the
+// whole process, was held up, and the limit is looked at before them. Those of TLS must be
+// decrypted before anybody can tell.
 func (c *Conn) arrivedLocked() bool {
 	switch {
 	case c.tls() != nil:
@@ -207,8 +210,9 @@ func (c *Conn) endWaitLocked() {
 	c.closeLocked(nil)
 }
 
-// finish closes the descriptor: out of the table and out of epoll first, so that no event of this connection is
-// delivered to a later one of the same number, and a duplicate held elsewhere keeps nothing alive in epoll.
+// finish closes the descriptor: out of the table and out of epoll first, so that no event of this
+// connection is delivered to a later one of the same number, and a duplicate held elsewhere keeps
+// nothing alive in epoll.
 func (c *Conn) finish(fd int32, given, reset bool) {
 	c.sh.conns.Remove(c.key)
 	_ = c.sh.p.remove(int(fd))

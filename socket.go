@@ -39,14 +39,15 @@ func (c *Conn) countInLocked(n int) {
 }
 
 const (
-	// sendChunk bounds one system call, in bytes: a peer that reads as fast as we write keeps the kernel in it for all of
-	// p, and neither the collector nor the scheduler gets in between.
+	// sendChunk bounds one system call, in bytes: a peer that reads as fast as we write keeps the
+	// kernel in it for all of p, and neither the collector nor the scheduler gets in between.
 	sendChunk = 1 << 20
 	// flushBudget is how much of a queue one turn sends, in bytes, before others have theirs.
 	flushBudget = 1 << 20
 )
 
-// sendLocked sends until the socket refuses, which is what makes epoll report the next room (epoll(7), edge-triggered).
+// sendLocked sends until the socket refuses, which is what makes epoll report the next room
+// (epoll(7), edge-triggered).
 func (c *Conn) sendLocked(p []byte) (int, error) {
 	sent := 0
 	for sent < len(p) {
@@ -102,7 +103,8 @@ func (c *Conn) sendvLocked(bufs net.Buffers) (int, error) {
 	}
 }
 
-// failSendLocked notes that writing failed for good. The first cause stays. What is queued cannot go out any more.
+// failSendLocked notes that writing failed for good. The first cause stays. What is queued cannot
+// go out any more.
 func (c *Conn) failSendLocked(errno syscall.Errno) error {
 	if c.sendErrLocked() == nil {
 		c.extLocked().sendErr = c.opErrorLocked("write", errno)
@@ -113,8 +115,8 @@ func (c *Conn) failSendLocked(errno syscall.Errno) error {
 	return c.ext.sendErr
 }
 
-// flushLocked moves queued output into the socket until the queue is empty or the socket refuses; see sendLocked. A peer
-// that reads as fast as that goes on in another turn.
+// flushLocked moves queued output into the socket until the queue is empty or the socket refuses;
+// see sendLocked. A peer that reads as fast as that goes on in another turn.
 func (c *Conn) flushLocked() {
 	for sent := 0; c.out != nil; {
 		c.todo.add(todoOutput)
@@ -143,7 +145,8 @@ func (c *Conn) flushLocked() {
 	}
 }
 
-// flushSoonLocked has the loop go on with a queue whose socket has not refused: no edge will say so.
+// flushSoonLocked has the loop go on with a queue whose socket has not refused: no edge will say
+// so.
 func (c *Conn) flushSoonLocked() {
 	c.wantLocked(wantFlush)
 }
@@ -218,8 +221,9 @@ func (c *Conn) queuedLocked() int {
 	return plainShare(c.out.Len(), st.plain, st.sealed)
 }
 
-// plainShare is the part of plain bytes that size of their sealed bytes stand for, rounded up: it adds up to no less. The
-// product takes 128 bits: that of two lengths over 3 GiB has more than 63. What does not fit an int is the largest.
+// plainShare is the part of plain bytes that size of their sealed bytes stand for, rounded up: it
+// adds up to no less. The product takes 128 bits: that of two lengths over 3 GiB has more than 63.
+// What does not fit an int is the largest.
 func plainShare(size int, plain, sealed int64) int {
 	hi, lo := bits.Mul64(uint64(size), uint64(plain))
 	lo, carry := bits.Add64(lo, uint64(sealed-1), 0)

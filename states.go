@@ -1,7 +1,8 @@
 package tcpio
 
-// The states of a connection's parts. The life of the whole is its phase; see conn.go. What can be in one state at
-// a time is a type of its own here, and what is only true or false is a mark in a set.
+// The states of a connection's parts. The life of the whole is its phase; see conn.go. What can be
+// in one state at a time is a type of its own here, and what is only true or false is a mark in a
+// set.
 
 // A set has marks of one kind, a bit each.
 type set[M ~uint8] struct{ marks M }
@@ -102,7 +103,8 @@ const (
 	userStarved                        // a write was refused for MaxBuffered
 )
 
-// A want is what a connection waits for in its loop's queue. It is in the queue while it wants anything.
+// A want is what a connection waits for in its loop's queue. It is in the queue while it wants
+// anything.
 type want uint8
 
 const (
@@ -111,8 +113,8 @@ const (
 	wantDrain                  // the rest of the input that a closing connection throws away
 )
 
-// A todo is what has changed, or is to be done. Whoever has mu notes it; settleLocked does the first four before mu is
-// free, and unlock the others afterwards.
+// A todo is what has changed, or is to be done. Whoever has mu notes it; settleLocked does the
+// first four before mu is free, and unlock the others afterwards.
 type todo uint8
 
 const (

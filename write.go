@@ -8,16 +8,18 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// TryWrite writes all of p or nothing, without blocking. What the socket does not take at once is copied and queued, and
-// goes out by itself. It returns len(p), nil; or 0, [ErrWouldBlock] when something is queued and p would take the queue
-// past [ListenerOptions.WriteBuffer] bytes: a Writable follows once the queue has fallen to half of that. One p larger
-// than the limit is taken when the queue is empty. [ListenerOptions.MaxBuffered] refuses likewise, for all connections
+// TryWrite writes all of p or nothing, without blocking. What the socket does not take at once is
+// copied and queued, and goes out by itself. It returns len(p), nil; or 0, [ErrWouldBlock] when
+// something is queued and p would take the queue past [ListenerOptions.WriteBuffer] bytes: a
+// Writable follows once the queue has fallen to half of that. One p larger than the limit is taken
+// when the queue is empty. [ListenerOptions.MaxBuffered] refuses likewise, for all connections
 // together. An empty p gives 0, nil.
 //
-// Success means accepted, not received by the peer. Writes of one connection go out in the order of the calls, and
-// those of concurrent callers never interleave: while a large one is under way others get ErrWouldBlock. p is not kept.
-// After CloseWrite it fails with an error that matches syscall.EPIPE, after Close with net.ErrClosed, and once the peer
-// has reset the connection with a *net.OpError around the cause; what arrived before that can still be read.
+// Success means accepted, not received by the peer. Writes of one connection go out in the order of
+// the calls, and those of concurrent callers never interleave: while a large one is under way
+// others get ErrWouldBlock. p is not kept. After CloseWrite it fails with an error that matches
+// syscall.EPIPE, after Close with net.ErrClosed, and once the peer has reset the connection with a
+// *net.OpError around the cause; what arrived before that can still be read.
 func (c *Conn) TryWrite(p []byte) (int, error) {
 	c.mu.Lock()
 	n, err := c.writeLocked(p)
@@ -25,8 +27,8 @@ func (c *Conn) TryWrite(p []byte) (int, error) {
 	return n, err
 }
 
-// TryWritev is TryWrite for several pieces at once, in one system call for up to 64 of them: all of them are taken, or
-// none. Neither bufs nor what it points to is changed or kept.
+// TryWritev is TryWrite for several pieces at once, in one system call for up to 64 of them: all of
+// them are taken, or none. Neither bufs nor what it points to is changed or kept.
 func (c *Conn) TryWritev(bufs net.Buffers) (int64, error) {
 	total := int64(0)
 	for _, b := range bufs {
@@ -133,15 +135,15 @@ func (c *Conn) putvLocked(bufs net.Buffers) error {
 }
 
 const (
-	// holdMax is how many bytes a write moves before it gives up mu for a moment: the loop needs mu to serve its other
-	// connections. Sealing as much takes a quarter of a millisecond.
+	// holdMax is how many bytes a write moves before it gives up mu for a moment: the loop needs mu
+	// to serve its other connections. Sealing as much takes a quarter of a millisecond.
 	holdMax = 256 << 10
 	// holdPieces bounds likewise the pieces of a TryWritev.
 	holdPieces = 4096
 )
 
-// putBulkLocked is putLocked for a large p. Others have mu in between, but their bytes do not come between these, and an end
-// that begins meanwhile waits for them; only a reset does not.
+// putBulkLocked is putLocked for a large p. Others have mu in between, but their bytes do not come
+// between these, and an end that begins meanwhile waits for them; only a reset does not.
 func (c *Conn) putBulkLocked(p []byte) error {
 	c.writing = writeBulk
 	defer c.endBulkLocked()
@@ -192,8 +194,8 @@ func (c *Conn) putvBulkLocked(bufs net.Buffers) error {
 	return nil
 }
 
-// breatheLocked lets others have mu. It fails when nothing can be written any more; a Close meanwhile does not hinder what was
-// accepted before it.
+// breatheLocked lets others have mu. It fails when nothing can be written any more; a Close
+// meanwhile does not hinder what was accepted before it.
 func (c *Conn) breatheLocked() error {
 	c.unlock()
 	c.mu.Lock()
