@@ -232,7 +232,7 @@ func ExampleServer_Upgrade() {
 
 // On any other http.Server the connection moves to the loops of a Server made by Listen.
 func ExampleUpgrade() {
-	s, err := websocket.Listen(nil, &websocket.Options{ // no port of its own
+	s, err := websocket.Listen(&tcpio.ListenerOptions{Network: "none"}, &websocket.Options{
 		Actor: func(*websocket.Conn) websocket.Actor {
 			return websocket.ActorFunc(func(ev websocket.Event) error {
 				if ev, ok := ev.(websocket.Text); ok {

@@ -1,6 +1,7 @@
 package websocket
 
 import (
+	"iter"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -63,17 +64,48 @@ func (g *Group) Skipped() uint64 { return g.skipped.Load() }
 // WriteText sends p, which must be valid UTF-8, to every member as TryWriteText does, without
 // waiting for any, and returns how many took it. Concurrent writes are made one after the other,
 // so that all members see them in the same order. p is not kept.
-func (g *Group) WriteText(p []byte) int { return g.write(ws.OpText, p) }
+func (g *Group) WriteText(p []byte) int { return g.write(ws.OpText, nil, p) }
 
 // WriteBinary sends p to every member, as WriteText does.
-func (g *Group) WriteBinary(p []byte) int { return g.write(ws.OpBinary, p) }
+func (g *Group) WriteBinary(p []byte) int { return g.write(ws.OpBinary, nil, p) }
 
-func (g *Group) write(op ws.OpCode, p []byte) (took int) {
+// WriteTextExcept is WriteText to every member but except, which may be nil or no member.
+func (g *Group) WriteTextExcept(except *Conn, p []byte) int { return g.write(ws.OpText, except, p) }
+
+// WriteBinaryExcept is WriteBinary to every member but except, which may be nil or no member.
+func (g *Group) WriteBinaryExcept(except *Conn, p []byte) int {
+	return g.write(ws.OpBinary, except, p)
+}
+
+// Post sends v to every member as Conn.Post does, and returns how many did not take it.
+func (g *Group) Post(v any) (missed int) {
+	for _, c := range g.snapshot() {
+		if c.Post(v) != nil {
+			missed++
+		}
+	}
+	return missed
+}
+
+// All iterates over the members of the moment at which the iteration begins. No lock is held while
+// the body runs, so a member may have left or closed by then.
+func (g *Group) All() iter.Seq[*Conn] {
+	return func(yield func(*Conn) bool) {
+		for _, c := range g.snapshot() {
+			if !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+func (g *Group) write(op ws.OpCode, except *Conn, p []byte) (took int) {
 	g.writing.Lock()
 	defer g.writing.Unlock()
 	var plain, packed *frame // made when the first member needs one
 	for _, c := range g.snapshot() {
 		switch m := (payload{op: op, p: p}); {
+		case c == except:
 		case c.client:
 			m = c.payloadOf(op, p)
 			f := m.whole(true)

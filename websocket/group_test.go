@@ -4,6 +4,7 @@ package websocket
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,7 +29,7 @@ func joined(t *testing.T, g *Group, opts Options, tcp tcpio.ListenerOptions) (*S
 
 func TestGroup(t *testing.T) {
 	var g Group
-	s, _, conns := joined(t, &g, Options{Compress: true, CompressMin: 20}, tcpio.ListenerOptions{})
+	s, r, conns := joined(t, &g, Options{Compress: true, CompressMin: 20}, tcpio.ListenerOptions{})
 	var plain, packs []*peer
 	for range 3 {
 		plain = append(plain, dialPeer(t, s, ""))
@@ -50,6 +51,26 @@ func TestGroup(t *testing.T) {
 		}
 		p.expect("binary short")
 	}
+	for c := range g.All() {
+		if n := g.WriteTextExcept(c, []byte("others")) + g.WriteBinaryExcept(nil, []byte("everybody")); n != 5+6 {
+			t.Error(n)
+		}
+		break
+	}
+	got := ""
+	for _, p := range slices.Concat(plain, packs) {
+		if line := p.next(); line != "binary everybody" {
+			got += line
+			p.expect("binary everybody")
+		}
+	}
+	if want := strings.Repeat("text others", 5); got != want {
+		t.Error(got)
+	}
+	if missed := g.Post("news"); missed != 0 {
+		t.Error(missed)
+	}
+	r.wait(t, "message news")
 	plain[0].send(bye)
 	plain[0].expect("close 1000", "eof")
 	if n := g.WriteText([]byte("x")); n != 5 {

@@ -197,35 +197,15 @@ func TestBadOptions(t *testing.T) {
 	if _, err := Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", Loops: -1}, nil); err == nil {
 		t.Error("a bad option of tcpio's is taken")
 	}
+	if _, err := Listen(nil, nil); err == nil {
+		t.Error("nil options are taken")
+	}
 	s, err := New(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if s.Serve(t.Context()) == nil {
 		t.Error("Serve works without a listener")
-	}
-}
-
-// A server without an address accepts nobody.
-func TestNoPort(t *testing.T) {
-	l, err := Listen(nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Listener().Close()
-	events := l.Events()
-	go l.Serve(t.Context())
-	nc, err := net.Dial("unix", l.Listener().Addr().String())
-	if err == nil {
-		nc.SetDeadline(time.Now().Add(testLimit))
-		if n, err := nc.Read(make([]byte, 1)); err == nil {
-			t.Error("a stranger is served", n)
-		}
-		nc.Close()
-	}
-	l.Listener().Close()
-	for ev := range events {
-		t.Error(ev)
 	}
 }
 

@@ -2,11 +2,9 @@ package websocket
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"iter"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -36,8 +34,8 @@ type Server struct {
 // ConcurrentCallbacks must not be set. At the end of DrainTimeout a closing handshake begins. If
 // PingInterval is set and tcp's WriteTimeout is not, WriteTimeout is PongTimeout.
 //
-// If tcp has neither Addr nor Listener, the server accepts no connections of its own: it serves
-// those of [Server.Upgrade] and [Server.Dial].
+// With Network "none" the server has no port: it serves the connections of [Server.Upgrade] and
+// [Server.Dial].
 //
 // A nil opts is the zero Options. Errors are those of [tcpio.Listen], and of a bad field.
 func Listen(tcp *tcpio.ListenerOptions, opts *Options) (*Server, error) {
@@ -46,16 +44,12 @@ func Listen(tcp *tcpio.ListenerOptions, opts *Options) (*Server, error) {
 		return nil, err
 	}
 	if tcp == nil {
-		tcp = new(tcpio.ListenerOptions)
+		return nil, errors.New("websocket: Listen: tcp is nil")
 	}
 	if tcp.Actor != nil || tcp.OnConnEvent != nil || tcp.ConcurrentCallbacks || tcp.DeferAccept {
 		return nil, errors.New("websocket: Listen: tcp has an Actor, callbacks or DeferAccept")
 	}
 	o := *tcp
-	if o.Addr == "" && o.Listener == nil {
-		o.Network, o.Addr = "unix", "@tcpio-websocket-"+rand.Text()
-		o.Admit = func(netip.AddrPort) error { return errors.New("not for others") }
-	}
 	if o.DrainTimeout >= 0 {
 		s.drain = o.DrainTimeout
 		o.DrainTimeout += s.opts.CloseTimeout
