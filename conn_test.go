@@ -344,3 +344,29 @@ func TestLongestTimerIsNotDueAtOnce(t *testing.T) {
 		t.Errorf("due: %v, wait %v", due, lp.untilDue())
 	}
 }
+
+// contradiction names what cannot be together of the states that c has, once unlock has settled
+// them; "" if they agree. To see it fail: leave withdrawReadableLocked out of closeLocked.
+func (c *Conn) contradiction() string {
+	switch x := c.ext; {
+	case c.todo.has(todoSettle):
+		return "mu was free with something to settle"
+	case c.ended() && (c.user.has(userReadable|userWantsRoom) || c.pending.has(pendReadable|pendWritable)):
+		return "a Readable or a Writable of a connection that has ended"
+	case c.phase == phaseClosing && (x == nil || x.timer == nil):
+		return "closing without a time limit"
+	case c.released() && (c.out != nil || x != nil && (x.timer != nil || x.timers != nil)):
+		return "a released connection has output or timers"
+	case c.phase == phaseGone && c.fd >= 0, !c.released() && c.fd < 0:
+		return "the descriptor does not go with the phase"
+	case c.phase == phaseOpen && c.wants.has(wantDrain):
+		return "an open connection throws input away"
+	case c.peerEnd == peerTimed && c.claim != claimed:
+		return "EOFTimeout of a connection that nobody has claimed"
+	case !c.opened() && c.pending.has(^event(0)):
+		return "events before Opened"
+	case c.stream == nil && c.route.has(routeQueued), c.stream != nil && c.wants.has(wantTurn):
+		return "in the queue of a route that it does not have"
+	}
+	return ""
+}

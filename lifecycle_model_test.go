@@ -251,6 +251,9 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 				if err := c.Err(); err != nil && phaseOf(c) != phaseGone {
 					t.Fatalf("Err before the end, %v: %v", before, err)
 				}
+				if bad := locked(c, c.contradiction); bad != "" {
+					t.Fatal(bad)
+				}
 			},
 		}
 		t.Repeat(act)
