@@ -67,11 +67,14 @@ func TestEventsInOrder(t *testing.T) {
 			r.wait(t, "message posted")
 			p.send(join(fr(opText, "one"), fr(opBinary, "two"), fr(opText, "last")))
 			r.wait(t, "message timed")
-			for tc := range s.Listener().Conns() {
-				c := tc.Data().(*Conn)
+			dialRaw(t, s.Listener().Addr()) // not a connection before its handshake is done
+			for c := range s.Conns() {
 				if answer, err := c.Ask(t.Context(), "asked"); answer != "asked!" || err != nil {
 					t.Errorf("Ask: %v, %v", answer, err)
 				}
+			}
+			for range mustNew(t, Options{}).Conns() {
+				t.Error("a Server without a listener has connections")
 			}
 			p.send(fr(opClose, closeOf(4001, "so long")))
 			p.expect("close 4001", "eof")

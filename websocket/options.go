@@ -19,9 +19,9 @@ type Options struct {
 	Actor func(*Conn) Actor
 
 	// Check is called with a request that is a valid WebSocket handshake and has passed the check
-	// of its origin. It returns 0 to admit the peer, or the HTTP status to refuse it with. It may
-	// change the request's context, for Opened to have it. It must not block on the server's own
-	// port, where it runs on a loop or on the consumer of Events.
+	// of its origin. It returns 0 to admit the peer, or the HTTP status to refuse it with. What it
+	// changes in the request is there in Opened: *r = *r.WithContext(ctx) passes a user on. On the
+	// server's own port it must not block: it runs on a loop, or on the consumer of Events.
 	Check func(*http.Request) (status int)
 	// Origins are patterns of hosts whose pages may connect, beside the host that the request
 	// names itself: as in path.Match, without regard to case. A pattern with "://" is matched with

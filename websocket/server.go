@@ -135,6 +135,22 @@ func (s *Server) decoded(ch <-chan tcpio.Event) iter.Seq[Event] {
 	}
 }
 
+// Conns iterates over the connections of the server's own listener whose Opened was delivered, and
+// that are open or closing. No lock is held while the body runs, so a connection may have closed by
+// then. Connections that Upgrade took on a NetListener are not among them; a Group can hold those.
+func (s *Server) Conns() iter.Seq[*Conn] {
+	return func(yield func(*Conn) bool) {
+		if s.l == nil {
+			return
+		}
+		for tc := range s.l.Conns() {
+			if c, ok := tc.Data().(*Conn); ok && c.isAnnounced() && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
 // Receive iterates over what an event of s.Listener().Events(), or Streams, means: none or more
 // events. It does not block. Every event that is received from the channel has to be passed to it,
 // in order. Behind a break the rest follows with a later event, by itself.

@@ -41,7 +41,7 @@ func (t *turn) receive(ev tcpio.Event) {
 		case roomAgain:
 			t.writable()
 		default:
-			t.deliver(Message{t.c, ev.Value, ev})
+			t.message(ev)
 		}
 	case tcpio.Draining:
 		t.draining()
@@ -72,6 +72,23 @@ func (t *turn) deliver(ev Event) {
 			return
 		}
 	}
+}
+
+// message delivers a posted value, behind Opened. A connection whose handshake is not done has no
+// events, and drops it.
+func (t *turn) message(ev tcpio.Message) {
+	if !t.c.isAnnounced() {
+		t.run()
+	}
+	if t.c.isAnnounced() {
+		t.deliver(Message{t.c, ev.Value, ev})
+	}
+}
+
+func (c *Conn) isAnnounced() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.announced
 }
 
 // guard calls f and makes a panic an error. It leaves runtime.Goexit to the core.
@@ -305,10 +322,7 @@ func (t *turn) writable() {
 // draining delivers Draining, and then ends the connection.
 func (t *turn) draining() {
 	c := t.c
-	c.mu.Lock()
-	announced := c.announced
-	c.mu.Unlock()
-	if announced {
+	if c.isAnnounced() {
 		t.deliver(Draining{c})
 	}
 	c.mu.Lock()

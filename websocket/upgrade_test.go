@@ -139,9 +139,11 @@ func TestUpgradeAdopts(t *testing.T) {
 		t.Run(route, func(t *testing.T) {
 			s, r := watched(t, route, tcpio.ListenerOptions{}, Options{}, echo)
 			web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-				if _, err := s.Upgrade(w, req); err != nil {
+				c, err := s.Upgrade(w, req)
+				if err != nil {
 					t.Error(err)
 				}
+				_ = c.Post("posted")
 			}))
 			defer web.Close()
 			for range 50 {
@@ -151,7 +153,8 @@ func TestUpgradeAdopts(t *testing.T) {
 				p.expect("text x")
 				p.send(bye)
 				p.expect("close 1000", "eof")
-				if lines := r.wait(t, "closed"); !slices.Equal(lines, []string{"opened /x?y=z", "text early", "text x", "closed 1000  Peer"}) {
+				lines := slices.DeleteFunc(r.wait(t, "closed"), func(l string) bool { return l == "message posted" })
+				if !slices.Equal(lines, []string{"opened /x?y=z", "text early", "text x", "closed 1000  Peer"}) {
 					t.Fatalf("%q", lines)
 				}
 				r.mu.Lock()
