@@ -170,10 +170,12 @@ func TestConnectionEndsAsTheTableSays(t *testing.T) {
 }
 
 func endsAs(t *testing.T, route string, row endRow) {
+	dialled := make(chan struct{}) // Dial fails if a limit resets the connection before it returns
 	l, opened, closed := serveRoute(t, route, row.opts, func(ev tcpio.Event) error {
 		switch ev := ev.(type) {
 		case tcpio.Opened:
 			if row.opened != nil {
+				<-dialled
 				return row.opened(ev.Conn)
 			}
 		case tcpio.Readable:
@@ -188,6 +190,7 @@ func endsAs(t *testing.T, route string, row endRow) {
 		return nil
 	})
 	peer := testnet.Dial(t, l)
+	close(dialled)
 	c := testnet.Await(t, "Opened", opened)
 	switch {
 	case row.peer != nil:

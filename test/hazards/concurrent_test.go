@@ -209,12 +209,13 @@ func TestBusyGoroutinesBesideTheLoopLoseNothing(t *testing.T) {
 var sink atomic.Int64
 
 // A limit that is reached while the connection is closed by either side, or used, is one end among
-// others: Closed comes once, which startStream checks, and the books balance.
+// others: Closed comes once, which harness.Stream checks, and the books balance.
 func TestLimitReachedAtTheMomentOfACloseIsOneEnd(t *testing.T) {
 	t.Parallel()
 	const limit = 20 * time.Millisecond
+	const workers, rounds = 20, 10
 	var opened, closed, byLimit atomic.Int64
-	conns := make(chan *tcpio.Conn, 100)
+	conns := make(chan *tcpio.Conn, workers*rounds)
 	l := harness.Stream(t, tcpio.ListenerOptions{IdleTimeout: limit, ReadTimeout: limit, CloseTimeout: limit}, func(ev tcpio.Event) {
 		switch ev := ev.(type) {
 		case tcpio.Opened:
@@ -232,17 +233,19 @@ func TestLimitReachedAtTheMomentOfACloseIsOneEnd(t *testing.T) {
 		}
 	})
 	var wg sync.WaitGroup
-	const workers, rounds = 20, 10
 	for w := range workers {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(9, uint64(w)))
 			for range rounds {
 				peer, err := net.Dial("tcp", l.Addr().String())
-				if err != nil {
+				if err != nil && !testnet.Benign(err) {
 					t.Error(err)
 					return
 				}
 				c := <-conns // one of those that have just been opened, not this one always
+				if err != nil {
+					continue // the limits ended the connection before Dial had seen that it was made
+				}
 				at := time.After(limit + time.Duration(rng.IntN(4000)-2000)*time.Microsecond)
 				what := rng.IntN(5)
 				<-at

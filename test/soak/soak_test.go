@@ -42,8 +42,8 @@ const (
 //
 // A failure prints the seed. The choices of each client come from it; how they interleave does not.
 //
-// To see it fail: queue another part of p in writeLocked, leave out endLimitsLocked in dropResourcesLocked (the heap grows), the
-// emitting of Writable, or the subtraction in dropOutLocked.
+// To see it fail: queue another part of p in putRawLocked, leave out endLimitsLocked in
+// dropResourcesLocked (the heap grows), the emitting of Writable, or the subtraction in dropOutLocked.
 func TestSoak(t *testing.T) {
 	seed := *soakSeed
 	if seed == 0 {
