@@ -99,11 +99,12 @@ type limitState struct {
 // ones after a break. The Conn's mu guards it; the zero value is empty and holds no memory.
 type frameBuffer struct {
 	buf.Window
-	busy    bool // an iterator is running: the bytes stay where they are
-	split   bool // split is looking at the bytes, or they are being moved: nobody else reads
-	more    bool // the socket may hold more, and no edge will say so
-	drained bool // the socket was read empty: an edge will say when there is more
-	partial bool // split has seen the bytes and wants more
+	since   int64 // when the partial frame began, on the coarse clock; 0: there is none
+	busy    bool  // an iterator is running: the bytes stay where they are
+	split   bool  // split is looking at the bytes, or they are being moved: nobody else reads
+	more    bool  // the socket may hold more, and no edge will say so
+	drained bool  // the socket was read empty: an edge will say when there is more
+	partial bool  // split has seen the bytes and wants more
 }
 
 // read moves buffered bytes to p.

@@ -162,10 +162,26 @@ func (c *Conn) beginFrames() error {
 	if f.busy {
 		return errFramesBusy
 	}
+	if c.announced() && f.since != 0 {
+		c.excuseFrameLocked()
+	}
 	// An outstanding Readable is what an edge since then was merged into, so none will say what the
 	// socket holds.
 	f.busy, f.more, f.drained = true, c.announced() && !c.atEOF(), false
 	return nil
+}
+
+// excuseFrameLocked moves the beginning of a partial frame on by the time for which its next bytes have waited for the
+// user. Of TLS it is not known when they came: a frame that is late has all of its time again.
+func (c *Conn) excuseFrameLocked() {
+	f, t := &c.ext.frames, c.sh.coarse()
+	switch {
+	case !c.sock.has(sockTimed):
+	case c.tls() == nil:
+		f.since += max(t-c.limit.lastIn, 0)
+	case c.ext.tls.waits && t-f.since >= int64(c.sh.opts.FrameTimeout):
+		f.since = t
+	}
 }
 
 // endFrames lets go of the buffer and sees to it that what is left is announced: unread frames, or
@@ -183,6 +199,9 @@ func (c *Conn) endFrames() {
 		return
 	}
 	if f.partial {
+		if f.since == 0 {
+			f.since = c.sh.coarse()
+		}
 		c.armLimitLocked()
 	}
 	if more || f.Held() && !f.partial || c.peerEnd == peerRead {
@@ -221,6 +240,9 @@ func (c *Conn) advanceFrames(n int) {
 	defer c.unlock()
 	f := &c.ext.frames
 	f.Skip(n)
+	if n > 0 {
+		f.since = 0 // another frame begins
+	}
 	f.split = false
 }
 

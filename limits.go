@@ -103,10 +103,13 @@ func (c *Conn) nextLimitLocked(t int64) (kind limitKind, limit, wait time.Durati
 	if !c.handshaking() { // which has a limit of its own, and the others begin behind it
 		consider(limitIdle, time.Duration(s.idle)*time.Millisecond, min(in, out))
 		if !c.atEOF() && (!c.sock.has(sockHeard) || c.ext != nil && c.ext.frames.partial) {
-			if c.announced() && (c.tls() == nil || c.ext.tls.waits) {
+			if c.inputWaits() {
 				in = 0 // the peer has sent, and it is not its fault that nobody has read
 			}
 			consider(limitRead, o.ReadTimeout, in)
+		}
+		if f := c.frameLocked(); f != nil && f.partial && f.Len() > 0 && !c.atEOF() && !c.inputWaits() {
+			consider(limitFrame, o.FrameTimeout, time.Duration(t-f.since))
 		}
 	}
 	if c.out != nil || c.ext != nil && c.ext.waiting {
@@ -120,6 +123,17 @@ func (c *Conn) nextLimitLocked(t int64) (kind limitKind, limit, wait time.Durati
 		consider(limitEOF, o.EOFTimeout, quiet)
 	}
 	return kind, limit, wait
+}
+
+// inputWaits reports whether bytes of the peer's wait for the user to read them.
+func (c *Conn) inputWaits() bool { return c.announced() && (c.tls() == nil || c.ext.tls.waits) }
+
+// frameLocked returns what Frames has read and not handed out, nil if it was never called.
+func (c *Conn) frameLocked() *frameBuffer {
+	if c.ext == nil {
+		return nil
+	}
+	return &c.ext.frames
 }
 
 // armLimitLocked makes sure that the loop looks at the connection when its next limit could be

@@ -101,6 +101,11 @@ type ListenerOptions struct {
 	// the handshake is done.
 	// Behind the peer's end of stream nothing can arrive, and it does not count.
 	ReadTimeout time.Duration
+	// FrameTimeout bounds the time from a frame's first byte to its last: it closes a connection on
+	// which Conn.Frames has begun a frame and finds it incomplete after this time, however steadily
+	// its bytes come. The frame begins when an iteration first leaves a part of it. Time in which
+	// received bytes wait for your code does not count. 0 means no bound.
+	FrameTimeout time.Duration
 	// WriteTimeout aborts a connection whose queued output makes no progress for this time.
 	WriteTimeout time.Duration
 	// UserTimeout is the socket option TCP_USER_TIMEOUT (tcp(7)): how long sent data may stay
@@ -231,6 +236,7 @@ func (o *ListenerOptions) checkTimes() error {
 		{"EOFTimeout", o.EOFTimeout},
 		{"IdleTimeout", o.IdleTimeout},
 		{"ReadTimeout", o.ReadTimeout},
+		{"FrameTimeout", o.FrameTimeout},
 		{"WriteTimeout", o.WriteTimeout},
 		{"UserTimeout", o.UserTimeout},
 		{"HandshakeTimeout", o.HandshakeTimeout},

@@ -1,6 +1,10 @@
 package tcpio
 
-import "github.com/rabbit-backend/tcpio/internal/sys"
+import (
+	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
+)
 
 // What follows from a change is decided here, in the order of this function. The calls and parts
 // below change what is theirs and note in todo what has happened.
@@ -161,6 +165,9 @@ func (c *Conn) closeTimedOutLocked() {
 	c.releaseLocked(nil)
 }
 
+// readMoment is how long bytes that have just arrived may take to become the end of a frame.
+const readMoment = 10 * time.Millisecond
+
 // limitDueLocked is called when one of the connection's limits could be reached.
 func (c *Conn) limitDueLocked() {
 	if c.ended() {
@@ -170,6 +177,10 @@ func (c *Conn) limitDueLocked() {
 	if limit != 0 && wait <= 0 && kind != limitWrite {
 		if c.arrivedLocked() {
 			c.heardLocked()
+			if kind == limitFrame { // they may complete it: the loop announces them first
+				c.limitsLocked().Add(limited{c}, now()+int64(readMoment))
+				return
+			}
 		}
 		kind, limit, wait = c.nextLimitLocked(c.sh.coarse())
 	}

@@ -42,6 +42,7 @@ type RefusedStats struct {
 type TimeoutStats struct {
 	Idle      uint64
 	Read      uint64
+	Frame     uint64
 	Write     uint64
 	Handshake uint64
 	Close     uint64 // CloseTimeout, output left or not
@@ -76,6 +77,7 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.Refused.Admit += o.Refused.Admit
 	s.Timeouts.Idle += o.Timeouts.Idle
 	s.Timeouts.Read += o.Timeouts.Read
+	s.Timeouts.Frame += o.Timeouts.Frame
 	s.Timeouts.Write += o.Timeouts.Write
 	s.Timeouts.Handshake += o.Timeouts.Handshake
 	s.Timeouts.Close += o.Timeouts.Close
@@ -88,6 +90,7 @@ type limitKind int
 const (
 	limitIdle limitKind = iota
 	limitRead
+	limitFrame
 	limitWrite
 	limitHandshake
 	limitClose
@@ -95,7 +98,7 @@ const (
 	limitKinds
 )
 
-var limitNames = [limitKinds]string{"idle", "read", "write", "handshake", "close", "eof"}
+var limitNames = [limitKinds]string{"idle", "read", "frame", "write", "handshake", "close", "eof"}
 
 // refusal says why a connection that was accepted is not served.
 type refusal int
