@@ -148,7 +148,9 @@ func TestAskNeverHangsWhenTheConnectionEnds(t *testing.T) {
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
 			for i := range 30 {
-				l := harness.Actor(t, tcpio.ListenerOptions{Loops: 1}, tcpio.ActorFunc(double))
+				l := harness.Listen(t, tcpio.ListenerOptions{Loops: 1,
+					Actor: func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(double) }})
+				stop := harness.Start(t, l)
 				cl := testnet.DialTCP(t, l)
 				c := harness.Conns(t, l, 1)[0]
 				box := make(chan tcpio.Message, 100) // nobody replies
@@ -173,7 +175,7 @@ func TestAskNeverHangsWhenTheConnectionEnds(t *testing.T) {
 				if _, err := c.Ask(ctx, 1); !errors.Is(err, net.ErrClosed) {
 					t.Errorf("Ask of a closed connection: %v", err)
 				}
-				l.Close()
+				stop()
 			}
 		})
 	}

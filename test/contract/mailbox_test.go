@@ -189,7 +189,7 @@ func TestPostsOfManyArriveOnceEachAndInOrder(t *testing.T) {
 	each := all / 3 / conns / posters // three routes
 	for _, route := range []string{"actor", "claimed", "stream"} {
 		t.Run(route, func(t *testing.T) {
-			var total atomic.Int64
+			var total, claimed atomic.Int64
 			o := tcpio.ListenerOptions{Loops: 2}
 			var consumers sync.WaitGroup
 			if route == "actor" {
@@ -200,7 +200,8 @@ func TestPostsOfManyArriveOnceEachAndInOrder(t *testing.T) {
 			} else {
 				o.Loops = 1
 			}
-			l := harness.Serve(t, o)
+			l := harness.Listen(t, o)
+			stop := harness.Start(t, l)
 			if route != "actor" {
 				events := l.Events()
 				consumers.Go(func() {
@@ -211,6 +212,7 @@ func TestPostsOfManyArriveOnceEachAndInOrder(t *testing.T) {
 							p := &posted{t, make([]int, posters), &total}
 							if route == "claimed" {
 								ch := c.Events()
+								claimed.Add(1)
 								consumers.Go(func() {
 									for ev := range ch {
 										p.take(ev)
@@ -227,6 +229,9 @@ func TestPostsOfManyArriveOnceEachAndInOrder(t *testing.T) {
 			for range conns {
 				testnet.DialTCP(t, l)
 			}
+			if route == "claimed" { // what is posted before it comes out of the stream, to another goroutine
+				testnet.WaitFor(t, "the claims", func() bool { return claimed.Load() == conns })
+			}
 			var wg sync.WaitGroup
 			for _, c := range harness.Conns(t, l, conns) {
 				for p := range posters {
@@ -235,7 +240,7 @@ func TestPostsOfManyArriveOnceEachAndInOrder(t *testing.T) {
 			}
 			wg.Wait()
 			testnet.WaitFor(t, "all values are received", func() bool { return total.Load() == int64(conns*posters*each) })
-			l.Close()
+			stop()
 			consumers.Wait()
 			if got := total.Load(); got != int64(conns*posters*each) {
 				t.Errorf("%d values received of %d", got, conns*posters*each)
@@ -391,7 +396,8 @@ func TestWhatIsAcceptedBeforeCloseIsReceivedBeforeClosedAndNothingAfter(t *testi
 				if route == "actor" {
 					o.Actor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(take) }
 				}
-				l := harness.Serve(t, o)
+				l := harness.Listen(t, o)
+				stop := harness.Start(t, l)
 				claimed := make(chan struct{})
 				if route != "actor" {
 					ch := l.Events()
@@ -454,7 +460,7 @@ func TestWhatIsAcceptedBeforeCloseIsReceivedBeforeClosedAndNothingAfter(t *testi
 				if n := testnet.Await(t, "Closed", got); int64(n) != accepted.Load() {
 					t.Fatalf("%d values received, %d accepted", n, accepted.Load())
 				}
-				l.Close()
+				stop()
 			}
 		})
 	}

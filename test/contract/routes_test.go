@@ -142,7 +142,8 @@ func TestSwitchingRoutesLosesAndDoublesNothing(t *testing.T) {
 			} else {
 				o.Loops = 1
 			}
-			srv := harness.Serve(t, o)
+			srv := harness.Listen(t, o)
+			stop := harness.Start(t, srv)
 			var consumers sync.WaitGroup
 			if start == "stream" {
 				events := srv.Events()
@@ -219,7 +220,7 @@ func TestSwitchingRoutesLosesAndDoublesNothing(t *testing.T) {
 				testnet.Await(t, "Closed", l.closed)
 			}
 			claimed.Wait()
-			srv.Close()
+			stop()
 			consumers.Wait()
 			for _, l := range ledgers {
 				l.check(size, posts)
@@ -278,7 +279,8 @@ func TestRouteCanBeChosenAtEveryPointOfAConnectionsLife(t *testing.T) {
 					if from == "actor" {
 						o.Actor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(handle) }
 					}
-					srv := harness.Serve(t, o)
+					srv := harness.Listen(t, o)
+					stop := harness.Start(t, srv)
 					if from == "stream" {
 						events := srv.Events()
 						drains.Go(func() {
@@ -293,7 +295,7 @@ func TestRouteCanBeChosenAtEveryPointOfAConnectionsLife(t *testing.T) {
 					testnet.Send(t, c, string(p[size/2:]))
 					c.CloseWrite()
 					testnet.Await(t, "Closed", l.closed)
-					srv.Close()
+					stop()
 					drains.Wait()
 					l.check(size, posts)
 					if !moved {
