@@ -242,8 +242,7 @@ func (c *Conn) wantLocked(w want) {
 	c.wants.add(w)
 }
 
-// A connMutex has no Unlock: whoever has locked it calls Conn.unlock, so that nothing in todo is
-// forgotten.
+// A connMutex has no Unlock, so that all code that locks it calls Conn.unlock, which acts on todo.
 type connMutex struct{ bare sync.Mutex }
 
 func (m *connMutex) Lock()         { m.bare.Lock() }

@@ -6,10 +6,10 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// What follows from a change is decided here, in the order of this function. The calls and parts
-// below change what is theirs and note in todo what has happened.
+// What follows from a change is decided in this file. Code below it changes its own part of a
+// connection and adds to todo what has changed.
 
-// settleLocked does what follows from what was noted, until nothing more does. unlock calls it.
+// settleLocked acts on todo until nothing is left that must be done under mu. unlock calls it.
 func (c *Conn) settleLocked() {
 	for c.todo.has(todoSettle) {
 		do := c.todo
@@ -32,8 +32,8 @@ func (c *Conn) settleLocked() {
 	}
 }
 
-// sendFailedLocked goes on after writing has failed. What the peer sent before it went is still
-// there to be read; with nothing to read this is the end, and no other edge will say it.
+// sendFailedLocked acts on an error of writing. It announces input, which may have arrived before
+// the error. If nothing will be read any more it releases the connection, since no edge follows.
 func (c *Conn) sendFailedLocked() {
 	if c.ended() || c.peerEnd >= peerTold {
 		c.releaseLocked(c.ext.sendErr)
@@ -42,8 +42,8 @@ func (c *Conn) sendFailedLocked() {
 	}
 }
 
-// readFailedLocked ends a connection that cannot be read from. The peer of a TLS connection is told
-// by an alert.
+// readFailedLocked ends a connection that cannot be read from. With TLS it closes in order, so that
+// the peer gets the alert.
 func (c *Conn) readFailedLocked() {
 	if c.tls() != nil {
 		c.closeLocked(c.ext.readErr)
@@ -52,17 +52,18 @@ func (c *Conn) readFailedLocked() {
 	}
 }
 
-// idleLocked closes a connection whose actor was told of the Shutdown and has nothing more to do,
-// and begins EOFTimeout for one whose user was told of the peer's end.
+// idleLocked closes a connection whose actor has handled Draining, and begins EOFTimeout for one
+// whose user has received io.EOF, unless its actor or a callback is at work.
 func (c *Conn) idleLocked() {
-	if c.phase == phaseDrained && !c.inActor() && !c.callWaitsLocked() && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
+	busy := c.inActor() || c.callWaitsLocked()
+	if c.phase == phaseDrained && !busy && c.stream == nil && c.sh.opts.DrainTimeout == 0 {
 		c.closeLocked(nil)
 	}
 	c.awaitUserLocked()
 }
 
-// lastBytesLocked goes on where output has come to its end: to the end of a connection that closes,
-// or to the FIN of CloseWrite. A large write that has given up mu for a moment comes before both.
+// lastBytesLocked goes on with Close or CloseWrite, as far as queued output lets it. Both wait for
+// a large TryWrite that has given up mu.
 func (c *Conn) lastBytesLocked() {
 	switch {
 	case c.writing == writeBulk:
@@ -78,7 +79,7 @@ func (c *Conn) lastBytesLocked() {
 	}
 }
 
-// dropRest goes on until all are gone.
+// dropRest drops the timers and groups that dropSomeLocked has left.
 func (c *Conn) dropRest() {
 	for all := false; !all; {
 		c.mu.Lock()

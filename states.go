@@ -1,8 +1,7 @@
 package tcpio
 
-// The states of a connection's parts. The life of the whole is its phase; see conn.go. What can be
-// in one state at a time is a type of its own here, and what is only true or false is a mark in a
-// set.
+// The states of a connection's parts; phase, in conn.go, is the life of the whole. What is in one
+// of several states has a type of its own. What is only true or false is a mark in a set.
 
 // A set has marks of one kind, a bit each.
 type set[M ~uint8] struct{ marks M }
@@ -12,7 +11,7 @@ func (s set[M]) empty() bool    { return s.marks == 0 }
 func (s *set[M]) add(m M)       { s.marks |= m }
 func (s *set[M]) drop(m M)      { s.marks &^= m }
 
-// reach moves a stage, which only ever goes forward, to to if it is not there yet.
+// reach moves *stage forward to the given one. It does nothing if *stage is there or beyond.
 func reach[S ~uint8](stage *S, to S) { *stage = max(*stage, to) }
 
 // An origin is where a connection comes from.
@@ -20,9 +19,9 @@ type origin uint8
 
 const (
 	accepted origin = iota
-	refused         // accepted and only kept until its peer has the reply; it has no ID, since nobody sees it
-	adopted
-	dialled // plain
+	refused         // accepted, and kept only until its peer has the reply; it has no ID
+	adopted         // by Listener.Adopt
+	dialled         // by Listener.Dial; never with TLS
 )
 
 // A peerEnd is how far the peer's end of stream has come.
@@ -30,8 +29,8 @@ type peerEnd uint8
 
 const (
 	peerOpen  peerEnd = iota
-	peerRead          // it was read
-	peerTold          // io.EOF was returned to the user
+	peerRead          // a read has met it
+	peerTold          // the user has received io.EOF
 	peerTimed         // EOFTimeout runs: the connection is in its loop's eofs, not in limits
 )
 
@@ -44,13 +43,13 @@ const (
 	sendFin          // our FIN is out
 )
 
-// writing is who puts bytes into the output: between those of one write no others come.
+// writing is which write is under way. No other bytes come between those of one write.
 type writing uint8
 
 const (
 	writeFree writing = iota
 	writeHeld         // a blocking write, or a copy
-	writeBulk         // a large TryWrite has given up mu for a moment: what it has left goes out before the end does
+	writeBulk         // a large TryWrite, which gives up mu in between; Close waits for its end
 )
 
 // A claim says which events a connection has.
@@ -58,11 +57,11 @@ type claim uint8
 
 const (
 	claimed   claim = iota // all
-	unclaimed              // Opened alone: NetListener, Dial or nobody has it as a net.Conn, until Events or Attach
+	unclaimed              // Opened alone, until Events or Attach
 	unheard                // likewise, and Opened waits for the peer's first bytes
 )
 
-// A routeMark is what a connection has to remember of its route.
+// A routeMark is a fact about a connection's route.
 type routeMark uint8
 
 const (
@@ -71,7 +70,7 @@ const (
 	routeRunning                       // a goroutine is inside its actor
 )
 
-// An event is one kind of event, of those that are no message.
+// An event is one kind of the events that are no message.
 type event uint8
 
 const (
@@ -82,50 +81,49 @@ const (
 	pendClosed
 )
 
-// A sockMark is what a connection has to remember of its socket.
+// A sockMark is a fact about a connection's socket.
 type sockMark uint8
 
 const (
-	sockNew     sockMark = 1 << iota // register is at work: the descriptor stays
-	sockUnsure                       // a short read proves nothing: end, error or urgent data was signalled, or it is not TCP
+	sockNew     sockMark = 1 << iota // register has not returned yet: the descriptor stays open
+	sockUnsure                       // a short read does not prove that the socket is empty
 	sockHeard                        // a byte has arrived
-	sockFinSeen                      // the peer's FIN was read; with TLS that is not the peer's end of stream
+	sockFinSeen                      // the peer's FIN was read; with TLS its end of stream is another thing
 	sockTimed                        // activity is noted: the connection has, or had, a time limit
-	sockReset                        // to be closed with a reset
+	sockReset                        // unlock closes the descriptor with a reset
 )
 
-// A userMark is what a connection has to remember of its user.
+// A userMark is a fact about what the user has asked for and received.
 type userMark uint8
 
 const (
-	userReadable  userMark = 1 << iota // a Readable is outstanding: emitted, and nobody has read since
+	userReadable  userMark = 1 << iota // a Readable is outstanding: no read has followed it yet
 	userWantsRoom                      // TryWrite refused: a Writable is owed
 	userStarved                        // a write was refused for MaxBuffered
 )
 
-// A want is what a connection waits for in its loop's queue. It is in the queue while it wants
-// anything.
+// A want is a reason for a connection to be in its loop's queue; see wantLocked and runQueue.
 type want uint8
 
 const (
-	wantTurn  want = 1 << iota // of its actor
-	wantFlush                  // the rest of the output, for which no edge will come
-	wantDrain                  // the rest of the input that a closing connection throws away
+	wantTurn  want = 1 << iota // its actor is to run
+	wantFlush                  // the rest of the output is to be sent; no edge will say so
+	wantDrain                  // it is closing, and the rest of the input is to be thrown away
 )
 
-// A todo is what has changed, or is to be done. Whoever has mu notes it; settleLocked does the
-// first four before mu is free, and unlock the others afterwards.
+// A todo is something that unlock acts on. Code that holds mu adds it. settleLocked acts on the
+// first four before unlock releases mu, and unlock on the others after that.
 type todo uint8
 
 const (
-	todoOutput  todo = 1 << iota // output has gone out, or may do so: there may be room, or it has come to its end
+	todoOutput  todo = 1 << iota // there may be room for writes, or nothing left before the FIN
 	todoSendErr                  // writing has failed
 	todoReadErr                  // a read has returned why reading failed
-	todoIdle                     // a turn is over, or the user was told of the peer's end: is the connection to end now?
+	todoIdle                     // a turn is over, or the user has received io.EOF
 
-	todoDrop  // let go of the timers and groups that are left of very many
-	todoClose // close the descriptor, when its last user has gone
-	todoHelp  // poll in the loop's place: every Readable that was delivered is answered
+	todoDrop  // dropRest is to drop the timers and groups that are left
+	todoClose // finish is to close the descriptor, once fdUsedLocked is false
+	todoHelp  // pollForLoop is to be called: every Readable that was delivered is answered
 
 	todoSettle = todoOutput | todoSendErr | todoReadErr | todoIdle
 )
