@@ -128,6 +128,7 @@ func (f *frameBuffer) drop(pool *buf.Pool) {
 // tlsState is a connection's TLS. It is guarded by the Conn's mu.
 type tlsState struct {
 	config *tls.Config
+	client bool      // we are
 	conn   *tls.Conn // nil before the handshake begins
 	done   bool      // the handshake is
 	link   tlsLink

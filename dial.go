@@ -2,6 +2,7 @@ package tcpio
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"syscall"
@@ -37,12 +38,39 @@ func (l *Listener) Dial(ctx context.Context, network, address string) (*Conn, er
 //
 // The options for accepted connections have no effect on it: Actor, OnConnEvent, the bounds on
 // which connections are served (but it counts for MaxConns), and TLSConfig, which is a server's: a
-// dialled connection is plain.
+// dialled connection is plain. DialTLS and Conn.StartTLSClient are for TLS.
 //
 // Before Serve runs DialWith waits for it, as long as ctx allows. Errors are *net.OpError: around
 // net.ErrClosed once l is stopping, around ctx's error if Serve did not run in time, and otherwise
 // what net.Dialer returns, whose Timeout tells that ctx had a deadline.
 func (l *Listener) DialWith(ctx context.Context, d *net.Dialer, network, address string) (*Conn, error) {
+	return l.dial(ctx, d, network, address, nil)
+}
+
+// DialTLS is DialWith with the handshake of a TLS client, and returns when that is done. On the
+// stream Opened comes behind it. An established connection has no goroutine.
+//
+// A config without ServerName has the host of address as its name; nil is the zero config. For the
+// rest see Conn.StartTLSClient. HandshakeTimeout bounds the handshake, as ctx does. If it fails,
+// DialTLS returns the error that is the connection's Err, a *net.OpError around what crypto/tls
+// says; [Stats] counts it.
+func (l *Listener) DialTLS(ctx context.Context, d *net.Dialer, network, address string, config *tls.Config) (*Conn, error) {
+	if config == nil {
+		config = new(tls.Config)
+	}
+	if config.ServerName == "" {
+		config = config.Clone()
+		config.ServerName, _, _ = net.SplitHostPort(address)
+	}
+	config, err := guardTLSClient(config)
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+	}
+	return l.dial(ctx, d, network, address, config)
+}
+
+// dial is DialTLS, and without a config DialWith.
+func (l *Listener) dial(ctx context.Context, d *net.Dialer, network, address string, config *tls.Config) (*Conn, error) {
 	fail := func(err error) (*Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
 	}
@@ -67,12 +95,52 @@ func (l *Listener) DialWith(ctx context.Context, d *net.Dialer, network, address
 		}
 		return fail(err)
 	}
-	c, err := l.serveOther(nc, dialled)
+	c, err := l.serveOther(nc, dialled, config)
 	if err != nil {
 		nc.Close()
 		return fail(err)
 	}
+	if config != nil {
+		if err := c.awaitHandshake(ctx); err != nil {
+			if _, ok := errors.AsType[*net.OpError](err); ok {
+				return nil, err
+			}
+			return fail(err)
+		}
+	}
 	return c, nil
+}
+
+// awaitHandshake waits until the handshake is done. When it fails, or ctx ends, so has the
+// connection.
+func (c *Conn) awaitHandshake(ctx context.Context) error {
+	for {
+		c.mu.Lock()
+		switch {
+		case c.ended():
+			err := c.ext.err
+			c.unlock()
+			if err == nil {
+				err = net.ErrClosed
+			}
+			return err
+		case !c.handshaking():
+			c.unlock()
+			return nil
+		}
+		done := c.ext.canSend.Enter()
+		c.unlock()
+		select {
+		case <-done:
+		case <-ctx.Done():
+			c.mu.Lock()
+			c.ext.canSend.Leave(done)
+			if c.handshaking() {
+				c.abortLocked(context.Cause(ctx))
+			}
+			c.unlock()
+		}
+	}
 }
 
 // awaitServe waits until the loops run. It fails when ctx ends, and when l is stopping.
@@ -146,7 +214,8 @@ func (l *Listener) mayAdd() error {
 }
 
 // serveOther serves a connection that was not accepted. On an error nc is as it was.
-func (l *Listener) serveOther(nc net.Conn, from origin) (*Conn, error) {
+// With a config it is a TLS client's.
+func (l *Listener) serveOther(nc net.Conn, from origin, config *tls.Config) (*Conn, error) {
 	if err := l.mayAdd(); err != nil {
 		return nil, err
 	}
@@ -160,6 +229,9 @@ func (l *Listener) serveOther(nc net.Conn, from origin) (*Conn, error) {
 		local = sys.LocalAddr(fd, sys.Zone{}) // it was reset before nc asked
 	}
 	c.ext = &connExt{local: local, remote: remote}
+	if config != nil {
+		c.ext.tls = &tlsState{config: config} // register begins it
+	}
 	c.claim = min(c.claim, unclaimed) // its first bytes may have been read from nc
 	if _, ok := nc.(*net.TCPConn); ok && sys.Multipath(fd) {
 		c.sock.add(sockUnsure) // a short read of it proves nothing

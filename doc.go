@@ -65,9 +65,9 @@
 // that [Conn.TryWrite] takes nothing and returns [ErrWouldBlock]; a Writable follows when the queue
 // has fallen to half. MaxBuffered bounds all queues together.
 //
-// A [Group] waits for no member. One without room for a Write is closed with [ErrSlow] ([CloseSlow]),
-// or misses that Write as a whole ([SkipSlow]): then [Group.Skipped] and [Stats] count it, and a
-// Writable says when it has room, so that its handler can send what it missed.
+// A [Group] waits for no member. One without room for a Write is closed with [ErrSlow]
+// ([CloseSlow]), or misses that Write as a whole ([SkipSlow]): then [Group.Skipped] and [Stats]
+// count it, and a Writable says when it has room, so that its handler can send what it missed.
 //
 // When the consumer of the stream does not receive, the channel fills up. Reading and accepting
 // then pause, while queued output still goes out, timers run and connections close. Nothing grows
@@ -77,8 +77,8 @@
 // # How a connection ends
 //
 // Reading returns io.EOF at the peer's end of stream. That closes nothing: a peer that has closed
-// its own direction only (a half-close) still gets its answer. Your code closes the connection. These
-// rules hold on every route, and for connections that were accepted, adopted or dialled:
+// its own direction only (a half-close) still gets its answer. Your code closes the connection.
+// These rules hold on every route, and for connections that were accepted, adopted or dialled:
 //
 //	what happens                    what the connection does                          Err
 //	Close                           flush, FIN, drain, within CloseTimeout            nil, or why output did not go out
@@ -105,11 +105,10 @@
 // that the peer gets every byte that was accepted.
 //
 // EOFTimeout is a safety net for programs that ignore io.EOF. It does not end a connection while
-// output is queued, being written or copied, or while the actor's Receive runs. Where a goroutine of
-// yours takes longer to begin an answer, raise it. Connections that
-// NetListener or Dial handed out as net.Conns have none before their first route. When descriptors
-// run out, or MaxConns is reached, the connections that have waited longest for EOFTimeout are
-// closed first.
+// output is queued, being written or copied, or while the actor's Receive runs. Where a goroutine
+// of yours takes longer to begin an answer, raise it. Connections that NetListener or Dial handed
+// out as net.Conns have none before their first route. When descriptors run out, or MaxConns is
+// reached, the connections that have waited longest for EOFTimeout are closed first.
 //
 // tcpio records how each direction ended, whether a Try method, a blocking call, a copy, a
 // callback, a raw connection or Hijack met it first; afterwards all of them report the same, and
@@ -143,6 +142,10 @@
 //
 // One read takes in at most 64 records; a Readable announces the rest. When a peer sends more than
 // 18 KiB of records in a row that bring no data, its connection is closed.
+//
+// [Listener.DialTLS] and [Conn.StartTLSClient] are the client's side. They share MaxHandshakes and
+// the processors' half with the server's handshakes, and leave an idle connection without a
+// goroutine too.
 //
 // Memory: crypto/tls keeps a buffer for the largest record that a connection has received, also
 // while it is idle: under 1 KiB for small messages, and 18 to 34 KiB once a record of 16 KiB has

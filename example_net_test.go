@@ -164,6 +164,49 @@ func ExampleListener_Dial_clientOnly() {
 	// end: <nil>
 }
 
+// A client with TLS. Once the handshake is done the connection has no goroutine; here it is a plain
+// blocking net.Conn, and Attach would give it a handler.
+func ExampleListener_DialTLS() {
+	// Configurations with a certificate for localhost, and with trust in it.
+	config, trusting := testnet.ServerTLS(), testnet.ClientTLS()
+	server, err := tls.Listen("tcp", "127.0.0.1:0", config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer server.Close()
+	go func() {
+		peer, err := server.Accept()
+		if err != nil {
+			return
+		}
+		defer peer.Close()
+		io.Copy(peer, peer)
+	}()
+
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Network: "none"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	l.NetListener() // nobody wants events
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+	c, err := l.DialTLS(ctx, nil, "tcp", server.Addr().String(), trusting)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Fprintln(c, "hello")
+	fmt.Print(readLine(c), "name: ", c.TLS().ServerName, "\n")
+	c.Close()
+	stop()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// hello
+	// name: localhost
+	// end: <nil>
+}
+
 // A relay: two actors pass bytes to each other. While one side does not read, nothing is read from
 // the other.
 func ExampleListener_Dial() {

@@ -25,6 +25,12 @@ func (c *Conn) handshakeReadyLocked(bits uint32) {
 	if bits&(pollIn|pollHup|pollErr|pollRdHup) == 0 {
 		return
 	}
+	if st.client { // it speaks first, and waits only for its turn
+		if bits&(pollHup|pollErr|pollRdHup) != 0 {
+			c.handshakeFailedLocked(c.hungUpLocked())
+		}
+		return
+	}
 	err := st.link.helloLocked()
 	switch {
 	case bits&(pollHup|pollErr|pollRdHup) != 0 && (err == nil || err == ErrWouldBlock):
@@ -37,8 +43,15 @@ func (c *Conn) handshakeReadyLocked(bits uint32) {
 	}
 }
 
-// hungUpLocked is the error of a handshake that has not begun and whose client has hung up: the
-// client will not answer what the server would compute for it.
+// beginClientLocked begins the handshake of a client.
+func (c *Conn) beginClientLocked() {
+	if !c.ended() {
+		c.ext.tls.place = c.sh.handshakes.Enqueue(c.handshake)
+	}
+}
+
+// hungUpLocked is the error of a handshake that has not begun and whose peer has hung up: a client
+// will not answer what the server would compute for it.
 func (c *Conn) hungUpLocked() error {
 	if err := c.socketErrorLocked(); err != nil {
 		return err
@@ -60,7 +73,11 @@ func (c *Conn) handshake(t *quota.Turn) {
 	defer cancel()
 	st := c.ext.tls
 	st.link.turn = t
-	st.conn = tls.Server(&st.link, st.config)
+	if st.client {
+		st.conn = tls.Client(&st.link, st.config)
+	} else {
+		st.conn = tls.Server(&st.link, st.config)
+	}
 	st.cancel = cancel
 	c.unlock()
 
@@ -131,7 +148,7 @@ func (c *Conn) handshakeFailedLocked(err error) {
 	}
 	c.sh.count.handshakes.Add(1)
 	opErr := c.opErrorLocked("handshake", err)
-	if !c.opened() {
+	if !c.opened() && c.origin != dialled { // which DialTLS reports
 		c.sh.report(opErr)
 	}
 	c.closeLocked(opErr)

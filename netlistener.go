@@ -153,7 +153,7 @@ func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	default:
 		return fail(fmt.Errorf("neither *net.TCPConn nor *net.UnixConn: %T", nc))
 	}
-	c, err := l.serveOther(nc, adopted)
+	c, err := l.serveOther(nc, adopted, nil)
 	if err != nil {
 		return fail(err)
 	}

@@ -115,7 +115,7 @@ type ListenerOptions struct {
 	// acknowledgement, and without limit for a peer that only pauses.
 	UserTimeout time.Duration
 	// TLSConfig makes every accepted or adopted connection a TLS server, on the standard
-	// crypto/tls; dialled ones stay plain. Opened comes when the handshake is done. A handshake
+	// crypto/tls; dialled ones stay plain, see Listener.DialTLS. Opened comes when the handshake is done. A handshake
 	// that fails has no Opened: Stats counts it, and Failed reports it, once a second at most.
 	// Everything else works as without TLS, on plain text; an end of stream without close_notify is
 	// io.ErrUnexpectedEOF. The config must have a certificate or a function that finds one, and

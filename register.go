@@ -71,8 +71,11 @@ func (l *Listener) register(c *Conn) error {
 	}
 	if served {
 		c.mu.Lock()
-		if l.opts.TLSConfig != nil && c.origin != dialled {
-			c.beginTLSLocked(l.opts.TLSConfig)
+		switch st := c.tls(); {
+		case st != nil: // of DialTLS
+			c.beginTLSLocked(st.config, true)
+		case l.opts.TLSConfig != nil && c.origin != dialled:
+			c.beginTLSLocked(l.opts.TLSConfig, false)
 		}
 		c.beginLimitsLocked() // before anybody can set others
 		c.unlock()
@@ -111,6 +114,9 @@ func (l *Listener) register(c *Conn) error {
 		c.closeLocked(nil)
 	case endCut:
 		c.abortLocked(net.ErrClosed)
+	}
+	if st := c.tls(); st != nil && st.client {
+		c.beginClientLocked()
 	}
 	return nil
 }

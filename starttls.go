@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/rabbit-backend/tcpio/internal/buf"
 )
@@ -31,10 +32,81 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 		return err
 	}
 	c.withdrawReadableLocked()
-	c.beginTLSLocked(config)
+	c.beginTLSLocked(config, false)
 	c.ext.tls.link.startLocked(&c.ext.frames)
 	c.handshakeReadyLocked(pollIn)
 	return nil
+}
+
+// StartTLSClient begins TLS on a plain connection, as the client, and returns at once, as StartTLS
+// does: behind the server's answer to a STARTTLS command, or to PostgreSQL's SSLRequest. What is
+// said of StartTLS holds here too. The handshake has a goroutine, of [ListenerOptions.MaxHandshakes];
+// afterwards the connection has none.
+//
+// Session resumption (ClientSessionCache), client certificates and ALPN work as in crypto/tls; the
+// tickets of TLS 1.3 come with the first bytes that are read. It fails on a config that has neither
+// a ServerName nor InsecureSkipVerify, or that allows renegotiation. config
+// must not be changed any more, and may be used for any number of connections.
+func (c *Conn) StartTLSClient(config *tls.Config) error {
+	config, err := guardTLSClient(config)
+	c.mu.Lock()
+	defer c.unlock()
+	if may := c.mayStartTLSLocked(config); may != nil {
+		return may
+	}
+	if err != nil {
+		return c.opErrorLocked("starttls", err)
+	}
+	c.withdrawReadableLocked()
+	c.beginTLSLocked(config, true)
+	c.ext.tls.link.startLocked(&c.ext.frames)
+	c.beginClientLocked()
+	return nil
+}
+
+// guardTLSClient is guardTLS for a client's config, and checks it. crypto/tls calls the session
+// cache and Time also for a ticket that a read takes in, under Conn.mu.
+func guardTLSClient(config *tls.Config) (*tls.Config, error) {
+	if config == nil {
+		return nil, nil
+	}
+	if config.ServerName == "" && !config.InsecureSkipVerify {
+		return config, errors.New("the config has neither ServerName nor InsecureSkipVerify")
+	}
+	if config.Renegotiation != tls.RenegotiateNever {
+		return config, errors.New("the config allows renegotiation")
+	}
+	config = guardTLS(config)
+	if config.ClientSessionCache == nil && config.Time == nil {
+		return config, nil
+	}
+	config = config.Clone()
+	if cache := config.ClientSessionCache; cache != nil {
+		config.ClientSessionCache = guardedCache{cache}
+	}
+	if clock := config.Time; clock != nil {
+		config.Time = func() (t time.Time) {
+			if elsewhere("TLSConfig.Time", func() { t = clock() }) != nil {
+				return time.Now()
+			}
+			return t
+		}
+	}
+	return config, nil
+}
+
+// A guardedCache is a session cache of the user's. A panic in it is a session that is not there.
+type guardedCache struct{ cache tls.ClientSessionCache }
+
+func (g guardedCache) Get(key string) (s *tls.ClientSessionState, ok bool) {
+	if elsewhere("TLSConfig.ClientSessionCache", func() { s, ok = g.cache.Get(key) }) != nil {
+		return nil, false
+	}
+	return s, ok
+}
+
+func (g guardedCache) Put(key string, s *tls.ClientSessionState) {
+	_ = elsewhere("TLSConfig.ClientSessionCache", func() { g.cache.Put(key, s) })
 }
 
 // mayStartTLSLocked says why TLS cannot begin.

@@ -27,11 +27,11 @@ func (c *Conn) TLS() *tls.ConnectionState {
 	return &state
 }
 
-// beginTLSLocked makes the connection wait for its handshake.
-func (c *Conn) beginTLSLocked(config *tls.Config) {
+// beginTLSLocked makes the connection wait for its handshake, as a server or as a client.
+func (c *Conn) beginTLSLocked(config *tls.Config, client bool) {
 	c.sock.add(sockUnsure)
 	tm := &timer{kind: timerHandshake, c: c}
-	c.extLocked().tls = &tlsState{config: config, timer: tm, link: tlsLink{c: c}}
+	c.extLocked().tls = &tlsState{config: config, client: client, timer: tm, link: tlsLink{c: c}}
 	c.sh.addTimer(tm, c.sh.opts.HandshakeTimeout)
 }
 

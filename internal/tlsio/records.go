@@ -10,6 +10,7 @@ import (
 const (
 	header    = 5  // bytes of a record's header; RFC 8446, 5.1
 	handshake = 22 // a record's type
+	major     = 3  // of every version's number
 )
 
 // ErrNotTLS is the error of Hello for a client that sends something else than TLS.
@@ -52,13 +53,13 @@ func (r *Records) Read(p []byte) int {
 }
 
 // Next reads until the record in front is whole, and returns its size with the header. Left must be
-// 0. A record that is longer than any may be counts as whole, as far as it is there: crypto/tls
-// refuses it by its header.
+// 0. A record that is longer than any may be, or of no version of TLS, counts as whole, as far as it
+// is there: crypto/tls refuses it by its header.
 func (r *Records) Next(pool *buf.Pool, recv func([]byte) (int, error)) (size int, err error) {
 	for {
 		if have := r.end - r.off; have >= header {
 			size = header + int(r.b.Buf[r.off+3])<<8 + int(r.b.Buf[r.off+4])
-			if size > buf.Record {
+			if size > buf.Record || r.b.Buf[r.off+1] != major {
 				size = have
 			}
 			if have >= size {
