@@ -9,9 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -70,7 +68,7 @@ func TestNeverReadChild(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		// What GOMEMLIMIT counts; a page that was never touched is not resident, but may be any time.
 		memory := m.Sys - m.HeapReleased
-		fmt.Printf("state %d %d %d %d %d %d\n", testnet.CPU(t), peakRSS(t), memory, stalled.Load(), l.Len(), l.Stats().Queued)
+		fmt.Printf("state %d %d %d %d %d %d\n", testnet.CPU(t), testnet.Status(t, "VmHWM"), memory, stalled.Load(), l.Len(), l.Stats().Queued)
 	}
 	l.Close()
 	if err := testnet.Await(t, "the end of Serve", served); err != nil {
@@ -124,23 +122,6 @@ func (a *neverReadActor) serve(c *tcpio.Conn) error {
 	}
 }
 
-// peakRSS is the most memory that this process has had, in bytes (VmHWM, proc(5)).
-func peakRSS(t *testing.T) int {
-	t.Helper()
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(status)) {
-		kib := 0
-		if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &kib); err == nil {
-			return kib << 10
-		}
-	}
-	t.Fatal("no VmHWM in /proc/self/status")
-	return 0
-}
-
 // Ten thousand clients ask and do not read the answers. What they cost the server is bounded by WriteBuffer, in memory that
 // GOMEMLIMIT caps and without processor time; a client that reads is served meanwhile.
 //
@@ -148,48 +129,17 @@ func peakRSS(t *testing.T) int {
 // ErrWouldBlock.
 func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
 	t.Parallel()
-	cmd := exec.CommandContext(testnet.Context(t), os.Args[0], "-test.run=^TestNeverReadChild$")
 	limit := neverReadLimit()
-	cmd.Env = append(os.Environ(), neverReadEnv+"=1", fmt.Sprintf("GOMEMLIMIT=%d", limit), "GOCOVERDIR="+t.TempDir())
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	out := bufio.NewScanner(stdout)
-	line := func(prefix string) string {
-		t.Helper()
-		for out.Scan() {
-			if rest, ok := strings.CutPrefix(out.Text(), prefix); ok {
-				return rest
-			}
-		}
-		t.Fatal("the server is gone")
-		return ""
-	}
-	defer func() {
-		stdin.Close()
-		rest, _ := io.ReadAll(stdout)
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("the server: %v\n%s", err, rest)
-		}
-	}()
-	addr := line("listening on ")
+	child := testnet.StartChild(t, "TestNeverReadChild", neverReadEnv+"=1", fmt.Sprintf("GOMEMLIMIT=%d", limit))
+	addr := child.Line("listening on ")
 	type usage struct {
 		cpu                                  time.Duration
 		peak, memory, stalled, conns, queued int
 	}
 	state := func() (u usage) {
 		t.Helper()
-		fmt.Fprintln(stdin)
-		if _, err := fmt.Sscan(line("state "), &u.cpu, &u.peak, &u.memory, &u.stalled, &u.conns, &u.queued); err != nil {
+		child.Say("")
+		if _, err := fmt.Sscan(child.Line("state "), &u.cpu, &u.peak, &u.memory, &u.stalled, &u.conns, &u.queued); err != nil {
 			t.Fatal(err)
 		}
 		return u

@@ -3,8 +3,6 @@
 package soak
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -385,7 +383,7 @@ func (srv *soakServer) frames(o *tcpio.ListenerOptions) func(*tcpio.Listener) {
 			if !ok {
 				return srv.handle(ev, 0)
 			}
-			for line, err := range r.Conn.Frames(splitLines) {
+			for line, err := range r.Conn.Frames(testnet.SplitRawLines) {
 				switch {
 				case errors.Is(err, io.ErrUnexpectedEOF):
 					return io.EOF // a client that has quit inside a line
@@ -410,16 +408,6 @@ func (srv *soakServer) frames(o *tcpio.ListenerOptions) func(*tcpio.Listener) {
 	}
 	return nil
 }
-
-// splitLines cuts lines and leaves their ends on.
-func splitLines(data []byte, _ bool) (int, []byte, error) {
-	if i := bytes.IndexByte(data, '\n'); i >= 0 {
-		return i + 1, data[:i+1], nil
-	}
-	return 0, nil, nil
-}
-
-var _ bufio.SplitFunc = splitLines
 
 const (
 	startTLSLine  = "STARTTLS\n"

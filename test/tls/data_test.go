@@ -61,7 +61,7 @@ func TestTLSWriteBeyondWriteBufferDoesNotHang(t *testing.T) {
 		}
 		return nil
 	})
-	wantRead(t, testnet.DialTLS(t, l, testnet.ClientTLS()), string(testnet.Pattern(50000)))
+	testnet.ExpectBytes(t, testnet.DialTLS(t, l, testnet.ClientTLS()), testnet.Pattern(50000))
 }
 
 // The limit on the queue holds for large writes also when tiny ones, of which a record is many times the size, went before
@@ -325,12 +325,12 @@ func TestTLSDeferAcceptWaitsForTheUsersBytes(t *testing.T) {
 		if sc.RemoteAddr().String() != c.LocalAddr().String() {
 			t.Fatal("a connection was handed out whose client has said nothing")
 		}
-		wantRead(t, sc, "data")
+		testnet.ExpectBytes(t, sc, "data")
 		sc.Close()
 	}
 	testnet.Send(t, quiet, "late")
 	sc := testnet.Await(t, "Accept", accepted)
-	wantRead(t, sc, "late")
+	testnet.ExpectBytes(t, sc, "late")
 	sc.Close()
 }
 

@@ -256,14 +256,7 @@ func TestTLSClaimedChannelEndsWhenTheHandshakeFails(t *testing.T) {
 		}
 		events := testnet.Await(t, "the hook", chans)
 		c.Close()
-		select {
-		case ev, ok := <-events:
-			if ok {
-				t.Errorf("%q: %T for a failed handshake", send, ev)
-			}
-		case <-time.After(30 * time.Second):
-			t.Fatalf("%q: the claimed channel is still open", send)
-		}
+		testnet.AwaitClosed(t, fmt.Sprintf("the handshake that %q fails", send), events)
 	}
 	c := testnet.Dial(t, l)
 	events := testnet.Await(t, "the hook", chans)

@@ -123,7 +123,7 @@ func TestTLSPlainTextThatWaitsHoldsUpReadTimeout(t *testing.T) {
 	quiet := testnet.DialTLS(t, l, testnet.ClientTLS()) // whose limit passes later
 	endedBy(t, ended, "read")
 	quiet.Close()
-	wantRead(t, sc, string(want))
+	testnet.ExpectBytes(t, sc, want)
 	c.Close()
 }
 

@@ -125,34 +125,26 @@ func (w *recordWriter) send(b ...[]byte) {
 	}
 }
 
-func wantRead(t testing.TB, r io.Reader, want string) {
-	t.Helper()
-	got := make([]byte, len(want))
-	if n, err := io.ReadFull(r, got); err != nil || string(got) != want {
-		t.Fatalf("read %d bytes %.50q, %v; want %d, %.50q", n, got[:n], err, len(want), want)
-	}
-}
-
 // A key update that asks for one of the server's is answered in its place among what the server sends, alone, between
 // data, in two records, and after the connection was idle.
 func TestTLSKeyUpdateKeepsTheOrder(t *testing.T) {
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	w, c := dialRecords(t, l)
 	w.send(w.record(recData, []byte("one")))
-	wantRead(t, c, "one")
+	testnet.ExpectBytes(t, c, "one")
 	w.send(w.keyUpdate(1, 1))
 	w.send(w.record(recData, []byte("two")))
-	wantRead(t, c, "two")
+	testnet.ExpectBytes(t, c, "two")
 	w.send(w.record(recData, []byte("three")), w.keyUpdate(1, 1), w.record(recData, []byte("four")), w.keyUpdate(0, 1),
 		w.record(recData, []byte("five")))
-	wantRead(t, c, "threefourfive")
+	testnet.ExpectBytes(t, c, "threefourfive")
 	half := w.keyUpdate(1, 2)
 	w.send(half[:30]) // a record, and the beginning of the next
 	w.send(half[30:], w.record(recData, []byte("six")))
-	wantRead(t, c, "six")
+	testnet.ExpectBytes(t, c, "six")
 	for i := range 100 {
 		w.send(w.record(recData, []byte{byte(i)}), w.keyUpdate(1, 1))
-		wantRead(t, c, string([]byte{byte(i)}))
+		testnet.ExpectBytes(t, c, []byte{byte(i)})
 	}
 }
 
@@ -176,7 +168,7 @@ func TestTLSKeyUpdateWithinABlockedWrite(t *testing.T) {
 	w, c := dialRecords(t, l)
 	for off := 0; off < len(want); off += len(want) / 8 {
 		w.send(w.record(recData, []byte("x")), w.keyUpdate(1, 1))
-		wantRead(t, c, string(want[off:off+len(want)/8]))
+		testnet.ExpectBytes(t, c, want[off:off+len(want)/8])
 	}
 	if err := testnet.Await(t, "Write", wrote); err != nil {
 		t.Error(err)
@@ -229,9 +221,9 @@ func TestTLSEmptyRecords(t *testing.T) {
 	w, c := dialRecords(t, l)
 	w.send(w.record(recData, nil))
 	w.send(w.record(recData, nil), w.record(recData, []byte("data")), w.record(recData, nil))
-	wantRead(t, c, "data")
+	testnet.ExpectBytes(t, c, "data")
 	w.send(w.record(recData, nil), w.record(recData, []byte("more")))
-	wantRead(t, c, "more")
+	testnet.ExpectBytes(t, c, "more")
 	for range 40 {
 		_, _ = w.raw.Write(w.record(recData, nil))
 	}

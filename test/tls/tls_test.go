@@ -5,7 +5,6 @@ package tls_test
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
@@ -44,7 +43,7 @@ func TestTLSEchoesInEveryVersion(t *testing.T) {
 				t.Fatalf("%d bytes came back, %v; want %d and close_notify", len(got), err, len(want))
 			}
 			c.Close()
-			sc := <-ended
+			sc := testnet.Receive(t, "Closed", ended)
 			if err := sc.Err(); err != nil {
 				t.Errorf("Err is %v after an orderly end", err)
 			}
@@ -61,12 +60,7 @@ func TestTLSSessionsResume(t *testing.T) {
 	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	for i := range 2 {
 		c := testnet.DialTLS(t, l, config)
-		if _, err := c.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-			t.Fatal(err)
-		}
+		testnet.Ping(t, c, "x")
 		if resumed := c.ConnectionState().DidResume; resumed != (i == 1) {
 			t.Errorf("connection %d: resumed %v", i, resumed)
 		}
@@ -82,14 +76,9 @@ func TestTLSClientCertificatesAreSeen(t *testing.T) {
 	withCert := testnet.ClientTLS()
 	withCert.Certificates = []tls.Certificate{cert}
 	c := testnet.DialTLS(t, l, withCert)
-	if _, err := c.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
+	testnet.Ping(t, c, "x")
 	c.Close()
-	if st := (<-ended).TLS(); len(st.PeerCertificates) != 1 {
+	if st := testnet.Receive(t, "Closed", ended).TLS(); len(st.PeerCertificates) != 1 {
 		t.Errorf("%d certificates of the client", len(st.PeerCertificates))
 	}
 	bare := tls.Client(testnet.Dial(t, l), testnet.ClientTLS())
@@ -117,10 +106,10 @@ func TestTLSTruncationIsUnexpectedEOF(t *testing.T) {
 		t.Fatal(err)
 	}
 	raw.Close()
-	if err := <-reads; !errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+	if err := testnet.Receive(t, "the read's error", reads); !errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		t.Errorf("the read says %v", err)
 	}
-	if err := (<-ended).Err(); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err := testnet.Receive(t, "Closed", ended).Err(); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("Err is %v", err)
 	}
 }
@@ -142,7 +131,7 @@ func TestTLSCloseSendsCloseNotifyBehindEverything(t *testing.T) {
 		t.Errorf("%d bytes, %v; want %d and close_notify", len(got), err, len(want))
 	}
 	c.Close()
-	if err := (<-ended).Err(); err != nil {
+	if err := testnet.Receive(t, "Closed", ended).Err(); err != nil {
 		t.Errorf("Err is %v", err)
 	}
 }
@@ -150,10 +139,7 @@ func TestTLSCloseSendsCloseNotifyBehindEverything(t *testing.T) {
 func TestTLSPlainTextClientGetsAnAlert(t *testing.T) {
 	log := make(chan error, 10)
 	opts := tcpio.ListenerOptions{OnErrorEvent: func(err error) { log <- err }}
-	l, _ := harness.TLS(t, opts, func(ev tcpio.Event) error {
-		t.Errorf("an event for a failed handshake: %T", ev)
-		return nil
-	})
+	l, _ := harness.TLS(t, opts, silent(t))
 	c := testnet.Dial(t, l)
 	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
@@ -162,7 +148,7 @@ func TestTLSPlainTextClientGetsAnAlert(t *testing.T) {
 	if err != nil || len(got) != 7 || got[0] != 21 || got[5] != 2 {
 		t.Errorf("a plain-text client got % x, %v; want a fatal alert and the end", got, err)
 	}
-	if err := <-log; !strings.Contains(err.Error(), "does not speak TLS") {
+	if err := testnet.Receive(t, "Failed", log); !strings.Contains(err.Error(), "does not speak TLS") {
 		t.Errorf("Failed says %v", err)
 	}
 	if n := l.Stats().HandshakesFailed; n != 1 {
@@ -258,7 +244,7 @@ func TestStartTLSUpgradesAPlainConnection(t *testing.T) {
 	expect(r, "hello, secure false\n")
 	_, _ = io.WriteString(raw, "STARTTLS\n")
 	expect(r, "go ahead\n")
-	if err := <-upgraded; err != nil {
+	if err := testnet.Receive(t, "StartTLS", upgraded); err != nil {
 		t.Fatal(err)
 	}
 	c := tls.Client(raw, testnet.ClientTLS())
@@ -272,7 +258,7 @@ func TestStartTLSUpgradesAPlainConnection(t *testing.T) {
 	_, _ = io.WriteString(raw, "STARTTLS\nINJECTED\n")
 	r = bufio.NewReader(raw)
 	expect(r, "go ahead\n")
-	if err := <-upgraded; err != nil {
+	if err := testnet.Receive(t, "StartTLS", upgraded); err != nil {
 		t.Error(err)
 	}
 	if rest, err := io.ReadAll(r); err != nil || bytes.Contains(rest, []byte("INJECTED")) {
@@ -293,27 +279,13 @@ func TestTLSOnTheOtherRoutes(t *testing.T) {
 		c.Close()
 	}
 	t.Run("stream", func(t *testing.T) {
-		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: testnet.ServerTLS()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		done := make(chan error, 2)
-		events := l.Events()
-		go func() { done <- l.Serve(context.Background()) }()
-		go func() {
-			for ev := range events {
-				if err := harness.EchoActor(ev); err == io.EOF {
-					ev.(tcpio.Readable).Conn.Close()
-				} else if err != nil {
-					t.Error(err)
-				}
+		roundTrip(t, harness.Stream(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS()}, func(ev tcpio.Event) {
+			if err := harness.EchoActor(ev); err == io.EOF {
+				ev.(tcpio.Readable).Conn.Close()
+			} else if err != nil {
+				t.Error(err)
 			}
-			done <- nil
-		}()
-		roundTrip(t, l)
-		l.Close()
-		<-done
-		<-done
+		}))
 	})
 	t.Run("callback", func(t *testing.T) {
 		roundTrip(t, harness.Serve(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), OnConnEvent: func(c net.Conn) error {
@@ -327,13 +299,10 @@ func TestTLSOnTheOtherRoutes(t *testing.T) {
 		}}))
 	})
 	t.Run("net.Listener", func(t *testing.T) {
-		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: testnet.ServerTLS(), DeferAccept: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := harness.Listen(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), DeferAccept: true})
 		ln := l.NetListener()
-		done := make(chan error, 2)
-		go func() { done <- l.Serve(context.Background()) }()
+		done := make(chan error, 1)
+		harness.Start(t, l)
 		go func() {
 			c, err := ln.Accept()
 			if err == nil {
@@ -343,11 +312,9 @@ func TestTLSOnTheOtherRoutes(t *testing.T) {
 			done <- err
 		}()
 		roundTrip(t, l)
-		if err := <-done; err != nil {
+		if err := testnet.Receive(t, "the end of the copy", done); err != nil {
 			t.Error(err)
 		}
-		l.Close()
-		<-done
 	})
 	t.Run("group", func(t *testing.T) {
 		var g tcpio.Group
@@ -358,16 +325,12 @@ func TestTLSOnTheOtherRoutes(t *testing.T) {
 			return nil
 		})
 		a, b := testnet.DialTLS(t, l, testnet.ClientTLS()), testnet.DialTLS(t, l, testnet.ClientTLS())
-		for limit := time.Now().Add(30 * time.Second); g.Len() < 2 && time.Now().Before(limit); time.Sleep(time.Millisecond) {
-		}
+		testnet.WaitFor(t, "both members", func() bool { return g.Len() == 2 })
 		if _, err := g.Write([]byte("to all")); err != nil {
 			t.Fatal(err)
 		}
 		for _, c := range []*tls.Conn{a, b} {
-			got := make([]byte, 6)
-			if _, err := io.ReadFull(c, got); err != nil || string(got) != "to all" {
-				t.Errorf("a member got %q, %v", got, err)
-			}
+			testnet.ExpectBytes(t, c, "to all")
 		}
 	})
 }
