@@ -96,6 +96,29 @@ func (Draining) event() {}
 func (Closed) event()   {}
 func (Failed) event()   {}
 
+// ConnOf returns the connection that ev is about. It is nil for a nil ev and for [Failed].
+func ConnOf(ev Event) *Conn {
+	switch ev := ev.(type) {
+	case Opened:
+		return ev.Conn
+	case Text:
+		return ev.Conn
+	case Binary:
+		return ev.Conn
+	case Piece:
+		return ev.Conn
+	case Writable:
+		return ev.Conn
+	case Message:
+		return ev.Conn
+	case Draining:
+		return ev.Conn
+	case Closed:
+		return ev.Conn
+	}
+	return nil
+}
+
 // String describes e for a log, as every event's String does. Of what the peer sent it shows sizes
 // only.
 func (e Opened) String() string { return "Opened(" + e.Conn.String() + ")" }

@@ -215,10 +215,18 @@ func TestNames(t *testing.T) {
 	for _, ev := range []fmt.Stringer{Opened{Conn: c}, Text{c, []byte("secret")}, Binary{c, []byte("x")}, Piece{Conn: c}, Writable{Conn: c},
 		Message{Conn: c, Value: 7}, Draining{c}, Closed{c, 4000, "secret", Peer}, Failed{net.ErrClosed}, Normal, Code(4000), Local, Neither, Side(9)} {
 		lines = append(lines, ev.String())
+		if ev, ok := ev.(Event); ok {
+			if _, none := ev.(Failed); (ConnOf(ev) == nil) != none {
+				t.Errorf("ConnOf(%T): %v", ev, ConnOf(ev))
+			}
+		}
 	}
 	all := strings.Join(lines, "\n")
 	if strings.Contains(all, "secret") || !strings.Contains(all, "6 bytes") || !strings.Contains(all, "1000 normal") {
 		t.Error(all)
+	}
+	if ConnOf(nil) != nil {
+		t.Error("nothing has a connection")
 	}
 	if (*Conn)(nil).String() != "no conn" {
 		t.Error("a nil Conn")
