@@ -67,8 +67,9 @@ type Message struct {
 // Reply answers the Ask that sent m; see [tcpio.Message.Reply].
 func (m Message) Reply(v any) bool { return m.core.Reply(v) }
 
-// Draining says that [tcpio.Listener.Shutdown] has begun. Once it is handled, or behind
-// DrainTimeout if that is set, the connection is closed with [GoingAway].
+// Draining says that [tcpio.Listener.Shutdown] has begun. Once it is handled, or at the end of the
+// DrainTimeout that Listen was given, the connection is closed with [GoingAway]. The receiver of a
+// channel of [Conn.Events] has 250 ms if there is no DrainTimeout.
 type Draining struct{ Conn *Conn }
 
 // Closed says that the connection is over. It is the last event of a connection and comes exactly
