@@ -29,7 +29,8 @@ const (
 	neverReadOwed   = 32 // requests that a client sends: more replies than the kernel and WriteBuffer take
 )
 
-// neverReaders is how many clients there are. Each has a descriptor in this process and one in the server's.
+// neverReaders is how many clients there are. Each has a descriptor in this process and one in the
+// server's.
 func neverReaders() int {
 	if testnet.Long && !testnet.Race {
 		return 10000
@@ -37,12 +38,12 @@ func neverReaders() int {
 	return 1000
 }
 
-// neverReadLimit is what the server may use in all, in bytes: for each connection what WriteBuffer says, and 2 KiB for
-// itself and the last block's rest; and 64 MiB for the program.
+// neverReadLimit is what the server may use in all, in bytes: for each connection what WriteBuffer
+// says, and 2 KiB for itself and the last block's rest; and 64 MiB for the program.
 func neverReadLimit() int { return neverReaders()*(neverReadBuffer+2<<10) + 64<<20 }
 
-// TestNeverReadChild is the server of TestPeersThatNeverReadStayWithinWriteBuffer, in a process of its own. It answers each
-// line on its standard input with what it has used.
+// TestNeverReadChild is the server of TestPeersThatNeverReadStayWithinWriteBuffer, in a process of
+// its own. It answers each line on its standard input with what it has used.
 func TestNeverReadChild(t *testing.T) {
 	if os.Getenv(neverReadEnv) == "" {
 		t.Skip("runs in a process of its own only")
@@ -66,7 +67,8 @@ func TestNeverReadChild(t *testing.T) {
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
-		// What GOMEMLIMIT counts; a page that was never touched is not resident, but may be any time.
+		// What GOMEMLIMIT counts; a page that was never touched is not resident, but may be any
+		// time.
 		memory := m.Sys - m.HeapReleased
 		fmt.Printf("state %d %d %d %d %d %d\n", testnet.CPU(t), testnet.Status(t, "VmHWM"), memory, stalled.Load(), l.Len(), l.Stats().Queued)
 	}
@@ -76,7 +78,8 @@ func TestNeverReadChild(t *testing.T) {
 	}
 }
 
-// neverReadActor answers requests of one byte. While there is no room for an answer it does not read.
+// neverReadActor answers requests of one byte. While there is no room for an answer it does not
+// read.
 type neverReadActor struct {
 	stalled *atomic.Int64
 	owed    bool
@@ -122,11 +125,12 @@ func (a *neverReadActor) serve(c *tcpio.Conn) error {
 	}
 }
 
-// Ten thousand clients ask and do not read the answers. What they cost the server is bounded by WriteBuffer, in memory that
-// GOMEMLIMIT caps and without processor time; a client that reads is served meanwhile.
+// Ten thousand clients ask and do not read the answers. What they cost the server is bounded by
+// WriteBuffer, in memory that GOMEMLIMIT caps and without processor time; a client that reads is
+// served meanwhile.
 //
-// To see it fail: take a large block in buf.Queue.Append whatever the size; answer in the actor without looking at
-// ErrWouldBlock.
+// To see it fail: take a large block in buf.Queue.Append whatever the size; answer in the actor
+// without looking at ErrWouldBlock.
 func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
 	t.Parallel()
 	limit := neverReadLimit()
@@ -202,8 +206,8 @@ func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
 	ask()
 }
 
-// dialNeverReaders opens connections of little room and sends requests on each. They are bare descriptors: a goroutine or
-// a net.Conn for each would be this process's memory and time.
+// dialNeverReaders opens connections of little room and sends requests on each. They are bare
+// descriptors: a goroutine or a net.Conn for each would be this process's memory and time.
 func dialNeverReaders(t *testing.T, addr string, n int) (fds []int) {
 	t.Helper()
 	ap := netip.MustParseAddrPort(addr)
@@ -229,7 +233,8 @@ func dialNeverReaders(t *testing.T, addr string, n int) (fds []int) {
 	return fds
 }
 
-// connectRetry is connect(2), which a signal may interrupt: it then goes on by itself, and asking again waits for it.
+// connectRetry is connect(2), which a signal may interrupt: it then goes on by itself, and asking
+// again waits for it.
 func connectRetry(fd int, sa unix.Sockaddr) error {
 	for {
 		switch err := unix.Connect(fd, sa); err {

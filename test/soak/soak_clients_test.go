@@ -31,7 +31,8 @@ var (
 	kindReset      = &soakKind{"reset", (*soakClient).reset}
 	kindSlowReader = &soakKind{"slow reader", (*soakClient).slowReader}
 	kindSlowWriter = &soakKind{"slow writer", (*soakClient).slowWriter}
-	// A staller writes until it is held back, and only then begins to read: all of it must still be there.
+	// A staller writes until it is held back, and only then begins to read: all of it must still be
+	// there.
 	kindStaller     = &soakKind{"staller", (*soakClient).staller}
 	kindNeverReader = &soakKind{"never-reader", (*soakClient).neverReader}
 	kindQuitter     = &soakKind{"quitter", (*soakClient).quitter}
@@ -87,8 +88,8 @@ func (c *soakClient) handshake(nc net.Conn) (duplex, error) {
 	return tc, nil
 }
 
-// payload is up to most bytes of this connection's own, small ones more often than big ones; lines where the server
-// wants lines.
+// payload is up to most bytes of this connection's own, small ones more often than big ones; lines
+// where the server wants lines.
 func (c *soakClient) payload(most int) []byte {
 	size := 1 << c.rng.IntN(21)
 	size = min(size+c.rng.IntN(size), most)
@@ -293,7 +294,7 @@ func (c *soakClient) quitter(nc *net.TCPConn) error {
 	return nc.Close()
 }
 
-// plainText speaks no TLS, and is told so.
+// plainText speaks no TLS, and expects the alert that says so.
 func (c *soakClient) plainText(nc *net.TCPConn) error {
 	if _, err := io.WriteString(nc, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 		return err
@@ -353,7 +354,7 @@ func (c *soakClient) startTLS(nc *net.TCPConn) error {
 	return c.end(d)
 }
 
-// refused is served, or told that it is not.
+// refused is served, or gets a refusal.
 func (c *soakClient) refused(nc *net.TCPConn) error {
 	p := append([]byte{0}, c.payload(4<<10)...) // no reply begins with a zero
 	if _, err := nc.Write(p); err != nil {
@@ -400,7 +401,8 @@ func (c *soakClient) member(nc *net.TCPConn) error {
 	return nc.Close()
 }
 
-// deafMember does not read until it has been closed for that, or for long enough. It has got whole writes.
+// deafMember does not read until it has been closed for that, or for long enough. It has got whole
+// writes.
 func (c *soakClient) deafMember(nc *net.TCPConn) error {
 	nc.SetReadBuffer(64 << 10)
 	if _, err := nc.Write([]byte("s")); err != nil {

@@ -14,7 +14,8 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// What the soak's connections are told by others: posted values, questions, and what is written to groups.
+// What other goroutines send to the soak's connections: posted values, questions, and what is
+// written to groups.
 
 const soakPosters = 3
 
@@ -35,7 +36,7 @@ func (srv *soakServer) post(ctx context.Context) {
 		asked := false
 		for c := range srv.l.Conns() {
 			if rand.IntN(3) > 0 || srv.tls && c.Data() == nil {
-				continue // nobody is told of a connection whose handshake fails, nor of what was posted to it
+				continue // a connection whose handshake fails gets no event, nor what was posted to it
 			}
 			n++
 			v := soakValue{poster: 0, n: n}
@@ -105,7 +106,8 @@ func (srv *soakServer) groupMembers(o *tcpio.ListenerOptions) func(*tcpio.Listen
 	return nil
 }
 
-// broadcast writes records until ctx ends; to the group of those that do not read, so many that they are closed soon.
+// broadcast writes records until ctx ends; to the group of those that do not read, so many that
+// they are closed soon.
 func (g *soakGroup) broadcast(ctx context.Context, t *testing.T) {
 	var block []byte
 	for n := uint64(0); ; {

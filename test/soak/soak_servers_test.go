@@ -79,7 +79,8 @@ func (s *soak) add(name string, kinds []*soakKind, posted bool, change func(*tcp
 	srv.tls = opts.TLSConfig != nil
 	consume := start(srv, &opts)
 	srv.l = harness.Listen(s.t, opts)
-	// Little room in the kernel, so that output is queued and peers are held back. Accepted sockets inherit it.
+	// Little room in the kernel, so that output is queued and peers are held back. Accepted sockets
+	// inherit it.
 	rc, err := srv.l.GetListener().SyscallConn()
 	if err != nil {
 		s.t.Fatal(err)
@@ -95,7 +96,8 @@ func (s *soak) add(name string, kinds []*soakKind, posted bool, change func(*tcp
 	s.servers = append(s.servers, srv)
 }
 
-// balanced reports that every connection that was opened is closed, as far as the consumers have seen.
+// balanced reports that every connection that was opened is closed, as far as the consumers have
+// seen.
 func (srv *soakServer) balanced() bool {
 	return srv.opened.Load() == srv.closed.Load() && srv.live() == 0
 }
@@ -111,7 +113,8 @@ func (srv *soakServer) spawn(f func()) {
 	}()
 }
 
-// A soakConn is what a server knows of a connection, its Data. It belongs to the route that the connection is on.
+// A soakConn is what a server knows of a connection, its Data. It belongs to the route that the
+// connection is on.
 type soakConn struct {
 	srv     *soakServer
 	route   atomic.Int32 // counts the moves
@@ -124,7 +127,8 @@ type soakConn struct {
 	last    [soakPosters]int
 }
 
-// handle is the echo on every route of events. stale events of a route that the connection has left do nothing.
+// handle is the echo on every route of events. stale events of a route that the connection has left
+// do nothing.
 func (srv *soakServer) handle(ev tcpio.Event, route int32) error {
 	c := tcpio.ConnOf(ev)
 	if c == nil {
@@ -179,7 +183,8 @@ func (srv *soakServer) handle(ev tcpio.Event, route int32) error {
 	return st.echo(c)
 }
 
-// echo moves what there is, as far as there is room. Whatever it could not write is kept until Writable.
+// echo moves what there is, as far as there is room. Whatever it could not write is kept until
+// Writable.
 func (st *soakConn) echo(c *tcpio.Conn) error {
 	if len(st.pending) > 0 {
 		switch _, err := c.TryWrite(st.pending); {
@@ -345,7 +350,8 @@ func (srv *soakServer) callbacks(o *tcpio.ListenerOptions) func(*tcpio.Listener)
 	return nil
 }
 
-// netListener serves with a goroutine for each connection: half of them copy in the kernel, where that is possible.
+// netListener serves with a goroutine for each connection: half of them copy in the kernel, where
+// that is possible.
 func (srv *soakServer) netListener(*tcpio.ListenerOptions) func(*tcpio.Listener) {
 	return func(l *tcpio.Listener) {
 		ln := l.NetListener()

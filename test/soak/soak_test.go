@@ -34,16 +34,18 @@ const (
 	soakPatience = 60 * time.Second      // how long a client waits for what must come; a -race build on a busy machine is slow
 )
 
-// TestSoak lets clients of every kind loose on listeners of every route, all at once and at a bounded rate: at most
-// soakClients connections every soakPause/2, that is 800 a second. Each connection has bytes of its own, and what comes back
-// is compared to the last one. At the end nothing may be left: no connection, no descriptor, no goroutine, no memory.
+// TestSoak lets clients of every kind loose on listeners of every route, all at once and at a
+// bounded rate: at most soakClients connections every soakPause/2, that is 800 a second. Each
+// connection has bytes of its own, and what comes back is compared to the last one. At the end
+// nothing may be left: no connection, no descriptor, no goroutine, no memory.
 //
 //	go test [-race] ./test/soak -run Soak -soak 10m [-soak.seed N]
 //
 // A failure prints the seed. The choices of each client come from it; how they interleave does not.
 //
 // To see it fail: queue another part of p in putRawLocked, leave out endLimitsLocked in
-// dropResourcesLocked (the heap grows), the emitting of Writable, or the subtraction in dropOutLocked.
+// dropResourcesLocked (the heap grows), the emitting of Writable, or the subtraction in
+// dropOutLocked.
 func TestSoak(t *testing.T) {
 	seed := *soakSeed
 	if seed == 0 {
@@ -189,7 +191,8 @@ type usage struct {
 	heap            int64
 }
 
-// measure waits until two looks in a row agree on goroutines and descriptors: some are on their way out.
+// measure waits until two looks in a row agree on goroutines and descriptors: some are on their way
+// out.
 func measure(t *testing.T) usage {
 	t.Helper()
 	look := func() (u usage) {
@@ -225,9 +228,9 @@ func harmless(err error) bool {
 	return testnet.Benign(err) || errors.Is(err, tcpio.ErrHijacked) || err != nil && strings.Contains(err.Error(), "use of closed")
 }
 
-// Epoll's data holds no pointer, so nothing of a connection may hang on it alone: collections all the time take nothing
-// away from connections that nobody but the library holds, whatever comes and goes beside them. To see it fail: keep
-// table.conns as uintptrs.
+// Epoll's data holds no pointer, so nothing of a connection may hang on it alone: collections all
+// the time take nothing away from connections that nobody but the library holds, whatever comes and
+// goes beside them. To see it fail: keep table.conns as uintptrs.
 func TestGarbageCollectionsAllTheTimeTakeNothingAway(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(1))
 	var stop atomic.Bool

@@ -20,8 +20,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// Thousands of connections, each sending its own token and expecting nothing but it, are closed at random from both
-// ends, in order or by reset, with descriptors and slots reused all the time.
+// Thousands of connections, each sending its own token and expecting nothing but it, are closed at
+// random from both ends, in order or by reset, with descriptors and slots reused all the time.
 func TestEveryConnectionSeesItsOwnBytesOnly(t *testing.T) {
 	total := 1000
 	if testnet.Long {
@@ -101,7 +101,8 @@ func stressTokens(t *testing.T, opts tcpio.ListenerOptions, total int) {
 	if t.Failed() {
 		return
 	}
-	// Some never came out of the backlog before their peer was gone; whoever was opened is closed in the end.
+	// Some never came out of the backlog before their peer was gone. Each that was opened is closed
+	// in the end.
 	testnet.WaitFor(t, "Closed of every connection opened", func() bool { return l.Len() == 0 && closed.Load() == opened.Load() })
 	if n := opened.Load(); n == 0 || n > int64(total) {
 		t.Errorf("%d Opened for %d clients", n, total)

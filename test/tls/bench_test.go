@@ -19,18 +19,20 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// BenchmarkIdleTLS is the memory of an idle TLS 1.3 connection behind its handshake and one round trip, of 2,000, and beside
-// it that of Go's own server with a goroutine for each, which reads into 64 bytes of its stack. It reports heap and
-// stacks in use, what the process has resident, and the ratio of the former. The clients are in a process of their own. Run
-// with -benchtime 3x.
+// BenchmarkIdleTLS is the memory of an idle TLS 1.3 connection behind its handshake and one round
+// trip, of 2,000, and beside it that of Go's own server with a goroutine for each, which reads into
+// 64 bytes of its stack. It reports heap and stacks in use, what the process has resident, and the
+// ratio of the former. The clients are in a process of their own. Run with -benchtime 3x.
 //
-// The promise is half. Measured on a virtual machine with 2 cores of an AMD EPYC, Go 1.26: 7,900 bytes against 17,900 in use,
-// ratio 0.44 (0.46 in a single run), and 8,300 against 18,600 resident.
+// The promise is half. Measured on a virtual machine with 2 cores of an AMD EPYC, Go 1.26: 7,900
+// bytes against 17,900 in use, ratio 0.44 (0.46 in a single run), and 8,300 against 18,600
+// resident.
 //
-// Where the rest goes, by the heap profile, in bytes a connection, all but the last in crypto/tls and the same for
-// both: 3,600 in the two buffers that the ClientHello was read into, which tls.Conn keeps (1.5 KiB of it are the
-// client's post-quantum key); 1,800 in the two AES-GCM ciphers; 900 in the tls.Conn; 250 in secrets; and 560 of tcpio's
-// own, Conn, connExt and tlsState. Go's server has 8,100 of stack instead, and 400 for its descriptor and addresses.
+// Where the rest goes, by the heap profile, in bytes a connection, all but the last in crypto/tls
+// and the same for both: 3,600 in the two buffers that the ClientHello was read into, which
+// tls.Conn keeps (1.5 KiB of it are the client's post-quantum key); 1,800 in the two AES-GCM
+// ciphers; 900 in the tls.Conn; 250 in secrets; and 560 of tcpio's own, Conn, connExt and tlsState.
+// Go's server has 8,100 of stack instead, and 400 for its descriptor and addresses.
 func BenchmarkIdleTLS(b *testing.B) {
 	const conns = 2000
 	var inUse, resident [2]float64
@@ -64,7 +66,8 @@ func BenchmarkIdleTLS(b *testing.B) {
 // benchPeers, in the environment of a child, is the address to connect to and how often.
 const benchPeers = "TCPIO_TEST_PEERS"
 
-// settle collects garbage, of which pools need two rounds, and returns heap and stacks in use, and what is resident.
+// settle collects garbage, of which pools need two rounds, and returns heap and stacks in use, and
+// what is resident.
 func settle(b *testing.B) (inUse, resident int64) {
 	for range 3 {
 		debug.FreeOSMemory()
@@ -82,7 +85,8 @@ func settle(b *testing.B) (inUse, resident int64) {
 	return int64(m.HeapInuse + m.StackInuse), pages * int64(os.Getpagesize())
 }
 
-// serveTLSEcho answers as tlsEcho does, on a listener of tcpio or with a goroutine for every connection.
+// serveTLSEcho answers as tlsEcho does, on a listener of tcpio or with a goroutine for every
+// connection.
 func serveTLSEcho(b *testing.B, server string) (addr string, stop func()) {
 	if server == "tcpio" {
 		l, _ := harness.TLS(b, tcpio.ListenerOptions{}, harness.EchoActor)
@@ -116,7 +120,8 @@ func serveTLSEcho(b *testing.B, server string) (addr string, stop func()) {
 	return l.Addr().String(), func() { l.Close() }
 }
 
-// TestBenchmarkTLSPeers is the child process of BenchmarkIdleTLS: each of its connections makes one round trip.
+// TestBenchmarkTLSPeers is the child process of BenchmarkIdleTLS: each of its connections makes one
+// round trip.
 func TestBenchmarkTLSPeers(t *testing.T) {
 	addr, count, ok := strings.Cut(os.Getenv(benchPeers), " ")
 	if !ok {

@@ -34,7 +34,8 @@ func nextReadable(t testing.TB, events <-chan tcpio.Event) *tcpio.Conn {
 	return harness.Expect[tcpio.Readable](t, events).Conn
 }
 
-// One TryRead takes in 64 records, whatever is in them and however large its buffer is. A Readable announces the rest.
+// One TryRead takes in 64 records, whatever is in them and however large its buffer is. A Readable
+// announces the rest.
 func TestTLSReadTakesInABoundedNumberOfRecords(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS()})
 	dialled := make(chan *recordWriter, 1)
@@ -102,8 +103,8 @@ func TestTLSReadTakesInABoundedNumberOfRecords(t *testing.T) {
 	}
 }
 
-// An unfinished message in ever more records wakes a blocked Read for nothing, comes to no end in one call, and is refused
-// when it has grown beyond what any message of a client is.
+// An unfinished message in ever more records wakes a blocked Read for nothing, comes to no end in
+// one call, and is refused when it has grown beyond what any message of a client is.
 func TestTLSUnfinishedMessageEndsTheConnection(t *testing.T) {
 	for _, blocked := range []bool{false, true} {
 		t.Run(map[bool]string{false: "TryRead", true: "Read"}[blocked], func(t *testing.T) {
@@ -245,7 +246,8 @@ func (c chopped) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// A ClientHello is taken in as it comes, each byte once, and the handshake succeeds however it and the rest are cut.
+// A ClientHello is taken in as it comes, each byte once, and the handshake succeeds however it and
+// the rest are cut.
 func TestTLSClientHelloIsReadOnce(t *testing.T) {
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	hello := testnet.ClientHello()

@@ -27,7 +27,8 @@ import (
 
 // Clients that are not Go's.
 
-// run returns what a client has printed until it ended, whatever its exit status. program is what needProgram returned.
+// run returns what a client has printed until it ended, whatever its exit status. program is what
+// needProgram returned.
 func run(t *testing.T, program string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testnet.Limit)
@@ -58,12 +59,14 @@ func pemFiles(t *testing.T) (certFile, keyFile string) {
 	return write("cert.pem", "CERTIFICATE", cert.Certificate[0]), write("key.pem", "PRIVATE KEY", key)
 }
 
-// s_client's commands, a line each: a key update, one that asks for the server's too, a renegotiation, the end. What it
-// has read together with one it drops, so that each line waits for what the one before it brings.
+// s_client's commands, a line each: a key update, one that asks for the server's too, a
+// renegotiation, the end. What it has read together with one it drops, so that each line waits for
+// what the one before it brings.
 var sClientSays = map[string]string{"k": "KEYUPDATE", "K": "KEYUPDATE", "R": "RENEGOTIATING", "Q": "DONE"}
 
-// sClient types lines into openssl s_client and expects those that are not its commands to be echoed. It returns all that
-// was printed until the last one's answer, or with "Q" last until the end.
+// sClient types lines into openssl s_client and expects those that are not its commands to be
+// echoed. It returns all that was printed until the last one's answer, or with "Q" last until the
+// end.
 func sClient(t *testing.T, openssl string, l *tcpio.Listener, args []string, lines ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testnet.Limit)
@@ -190,7 +193,7 @@ func TestOpenSSLUpdatesKeys(t *testing.T) {
 	}
 }
 
-// A client that wants to renegotiate is told no and ends; crypto/tls's server does not.
+// A client that wants to renegotiate is refused and ends; crypto/tls's server never renegotiates.
 func TestOpenSSLMayNotRenegotiate(t *testing.T) {
 	openssl := testnet.Program(t, "openssl")
 	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
@@ -268,8 +271,8 @@ func TestSSLScanFindsNothingOld(t *testing.T) {
 	testnet.Ping(t, testnet.DialTLS(t, l, testnet.ClientTLS()), "x")
 }
 
-// slowhttptest opens connections that send a line of a header every ten seconds (slowloris), over TLS: ReadTimeout ends
-// all of them, and the server answers others meanwhile.
+// slowhttptest opens connections that send a line of a header every ten seconds (slowloris), over
+// TLS: ReadTimeout ends all of them, and the server answers others meanwhile.
 func TestSlowHTTPTestIsCutOverTLS(t *testing.T) {
 	slowhttptest := testnet.Program(t, "slowhttptest")
 	t.Parallel()

@@ -24,7 +24,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// What crypto/tls has decrypted and the user has not read is announced, although the socket has no more edges.
+// What crypto/tls has decrypted and the user has not read is announced, although the socket has no
+// more edges.
 func TestTLSSmallReadsKeepBeingAnnounced(t *testing.T) {
 	var got bytes.Buffer
 	done := make(chan struct{})
@@ -50,7 +51,8 @@ func TestTLSSmallReadsKeepBeingAnnounced(t *testing.T) {
 	}
 }
 
-// A Write larger than WriteBuffer ends also while the socket takes everything: there is no edge to wait for then.
+// A Write larger than WriteBuffer ends also while the socket takes everything: there is no edge to
+// wait for then.
 func TestTLSWriteBeyondWriteBufferDoesNotHang(t *testing.T) {
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{WriteBuffer: 1000}, func(ev tcpio.Event) error {
 		if o, ok := ev.(tcpio.Opened); ok {
@@ -64,8 +66,8 @@ func TestTLSWriteBeyondWriteBufferDoesNotHang(t *testing.T) {
 	testnet.ExpectBytes(t, testnet.DialTLS(t, l, testnet.ClientTLS()), testnet.Pattern(50000))
 }
 
-// The limit on the queue holds for large writes also when tiny ones, of which a record is many times the size, went before
-// them for as long as anything was queued.
+// The limit on the queue holds for large writes also when tiny ones, of which a record is many
+// times the size, went before them for as long as anything was queued.
 func TestTLSQueueIsCountedWhateverWentBefore(t *testing.T) {
 	const buffer = 16 << 10
 	// A unix socket's buffer is small, and has no window that opens slowly.
@@ -114,7 +116,7 @@ func TestTLSQueueIsCountedWhateverWentBefore(t *testing.T) {
 	}
 }
 
-// A reset is told as it is without TLS.
+// A reset is reported once, as it is without TLS.
 func TestTLSResetIsToldOnce(t *testing.T) {
 	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	raw := testnet.Dial(t, l)
@@ -142,54 +144,6 @@ func TestTLSHijackIsRefused(t *testing.T) {
 	}
 	c := tls.Client(raw, testnet.ClientTLS())
 	testnet.Ping(t, c, "x")
-}
-
-// ReadTimeout waits for the user's first byte: a handshake is none. A client that has sent one is left alone.
-func TestTLSReadTimeoutCountsFromTheHandshake(t *testing.T) {
-	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 200 * time.Millisecond, CloseTimeout: 50 * time.Millisecond}, harness.EchoActor)
-	talks := testnet.DialTLS(t, l, testnet.ClientTLS())
-	testnet.Ping(t, talks, "x")
-	testnet.DialTLS(t, l, testnet.ClientTLS())
-	err := testnet.Await(t, "Closed", ended).Err()
-	var limit *tcpio.LimitError
-	if !errors.As(err, &limit) || limit.Limit != "read" {
-		t.Errorf("Err is %v", err)
-	}
-	testnet.Ping(t, talks, "x")
-}
-
-// IdleTimeout ends an idle connection with close_notify, and WriteTimeout one that reads nothing.
-func TestTLSTimeLimits(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		name  string
-		opts  tcpio.ListenerOptions
-		write int
-	}{
-		{"idle", tcpio.ListenerOptions{IdleTimeout: 100 * time.Millisecond}, 1},
-		{"write", tcpio.ListenerOptions{WriteTimeout: 100 * time.Millisecond}, 16 << 20},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			l, ended := harness.TLS(t, tt.opts, func(ev tcpio.Event) error {
-				if o, ok := ev.(tcpio.Opened); ok {
-					_, err := o.Conn.TryWrite(make([]byte, tt.write))
-					return err
-				}
-				return nil
-			})
-			c := testnet.DialTLS(t, l, testnet.ClientTLS())
-			if tt.name == "idle" {
-				if got, err := io.ReadAll(c); err != nil || len(got) != tt.write {
-					t.Errorf("the client read %d bytes, %v; want close_notify", len(got), err)
-				}
-				c.Close()
-			}
-			var limit *tcpio.LimitError
-			if err := testnet.Await(t, "Closed", ended).Err(); !errors.As(err, &limit) || limit.Limit != tt.name {
-				t.Errorf("Err is %v", err)
-			}
-		})
-	}
 }
 
 // A peer that has said close_notify still gets its answer, and ours behind it.
@@ -280,8 +234,8 @@ func TestTLSCopies(t *testing.T) {
 	}
 }
 
-// With DeferAccept a connection is handed out when the first bytes of the user's have arrived, not those of the handshake,
-// also when they came together with its end.
+// With DeferAccept a connection is handed out when the first bytes of the user's have arrived, not
+// those of the handshake, also when they came together with its end.
 func TestTLSDeferAcceptWaitsForTheUsersBytes(t *testing.T) {
 	l := harness.Listen(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), DeferAccept: true})
 	ln := l.NetListener()
@@ -353,38 +307,6 @@ func (c *corked) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// What StartTLS finds queued, in plain text, stays in the count.
-func TestStartTLSCountsWhatIsQueued(t *testing.T) {
-	const size = 4 << 20
-	conns := make(chan *tcpio.Conn, 1)
-	l := harness.Serve(t, tcpio.ListenerOptions{Actor: func(c *tcpio.Conn) tcpio.Actor {
-		return tcpio.ActorFunc(func(ev tcpio.Event) error {
-			if _, ok := ev.(tcpio.Opened); ok {
-				testnet.ShrinkSendBuffer(t, c)
-				if _, err := c.TryWrite(make([]byte, size)); err != nil {
-					return err
-				}
-				if err := c.StartTLS(testnet.ServerTLS()); err != nil {
-					return err
-				}
-				conns <- c
-			}
-			return nil
-		})
-	}})
-	raw := testnet.Dial(t, l)
-	sc := testnet.Await(t, "StartTLS", conns)
-	_, _ = raw.Write(testnet.ClientHello()) // its answer waits behind the plain text
-	looks := 0
-	testnet.WaitFor(t, "the ClientHello", func() bool {
-		if n := sc.Buffered(); n < size/2 { // the kernel has the rest
-			t.Fatalf("%d bytes of %d are queued", n, size)
-		}
-		looks++
-		return looks > 50 && l.Stats().BytesIn > 0
-	})
-}
-
 // A connection that is adopted begins with its handshake too.
 func TestTLSOfAnAdoptedConnection(t *testing.T) {
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
@@ -406,7 +328,8 @@ func TestTLSOfAnAdoptedConnection(t *testing.T) {
 	testnet.Ping(t, tls.Client(raw, testnet.ClientTLS()), "x")
 }
 
-// tlsPipe is pipe with TLS in between: the client's end is a net.Pipe, since a tls.Conn itself does not survive deadlines.
+// tlsPipe is pipe with TLS in between: the client's end is a net.Pipe, since a tls.Conn itself does
+// not survive deadlines.
 func tlsPipe(t *testing.T) nettest.MakePipe {
 	return func() (c1, c2 net.Conn, stop func(), err error) {
 		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: testnet.ServerTLS(), WriteBuffer: 64 << 10})

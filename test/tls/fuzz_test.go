@@ -15,8 +15,9 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// FuzzTLSHello sends any bytes to a TLS listener, in pieces of any size, and FIN: the connection ends and counts as a failed
-// handshake, nobody is told Opened, and the answer is whole TLS records; for what is no TLS at all it is the alert.
+// FuzzTLSHello sends any bytes to a TLS listener, in pieces of any size, and FIN: the connection
+// ends and counts as a failed handshake, no Opened comes, and the answer is whole TLS
+// records. What is no TLS at all is answered with the alert.
 func FuzzTLSHello(f *testing.F) {
 	hello := testnet.ClientHello()
 	f.Add(hello, uint16(1000))

@@ -16,8 +16,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// A function of the TLS config that does not return ends its handshake and nothing else, with whatever locks
-// of crypto/tls it is called.
+// A function of the TLS config that does not return ends its handshake and nothing else, with
+// whatever locks of crypto/tls it is called.
 func TestTLSAConfigFunctionThatPanicsOrExitsEndsItsHandshakeOnly(t *testing.T) {
 	cert := testnet.ServerTLS().Certificates[0]
 	for _, name := range []string{"GetCertificate", "GetConfigForClient", "VerifyConnection", "KeyLogWriter", "Rand", "Time"} {
@@ -70,7 +70,8 @@ func TestTLSAConfigFunctionThatPanicsOrExitsEndsItsHandshakeOnly(t *testing.T) {
 	}
 }
 
-// With CBC the source of randomness is part of every write, which a connection makes under its lock.
+// With CBC the source of randomness is part of every write, which a connection makes under its
+// lock.
 func TestTLSAConfigsRandThatPanicsOrExitsFailsTheWrite(t *testing.T) {
 	cert := testnet.ServerTLS().Certificates[0]
 	for how, misdeed := range testnet.Misdeeds {

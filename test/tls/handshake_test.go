@@ -31,8 +31,8 @@ func silent(t testing.TB) func(tcpio.Event) error {
 	}
 }
 
-// unfinished connects n clients that stop within their handshake: a third each silent, in the middle of the ClientHello,
-// and behind it.
+// unfinished connects n clients that stop within their handshake: a third each silent, in the
+// middle of the ClientHello, and behind it.
 func unfinished(t testing.TB, l *tcpio.Listener, n int) []net.Conn {
 	t.Helper()
 	hello := testnet.ClientHello()
@@ -46,8 +46,8 @@ func unfinished(t testing.TB, l *tcpio.Listener, n int) []net.Conn {
 	return conns
 }
 
-// An honest client is served within 100 ms beside 1,000 that never finish. The bound here is for slow machines; the time is
-// logged.
+// An honest client is served within 100 ms beside 1,000 that never finish. The bound here is for
+// slow machines; the time is logged.
 func TestTLSUnfinishedHandshakesDoNotHoldUpOthers(t *testing.T) {
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	const n = 1000
@@ -70,7 +70,8 @@ func TestTLSUnfinishedHandshakesDoNotHoldUpOthers(t *testing.T) {
 	}
 }
 
-// HandshakeTimeout ends a client wherever it stops, and one that waits for a place or inside a function of the config.
+// HandshakeTimeout ends a client wherever it stops, and one that waits for a place or inside a
+// function of the config.
 func TestTLSHandshakeTimeoutAtEachStage(t *testing.T) {
 	t.Parallel()
 	hello := testnet.ClientHello()
@@ -121,7 +122,8 @@ func TestTLSHandshakeTimeoutAtEachStage(t *testing.T) {
 	}
 }
 
-// Clients that stop within their handshakes do not keep the places that others wait for, whatever HandshakeTimeout is.
+// Clients that stop within their handshakes do not keep the places that others wait for, whatever
+// HandshakeTimeout is.
 func TestTLSStalledHandshakesMakeRoom(t *testing.T) {
 	t.Parallel()
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{MaxHandshakes: 2, HandshakeTimeout: time.Hour, CloseTimeout: 10 * time.Millisecond}, harness.EchoActor)
@@ -140,7 +142,8 @@ func TestTLSStalledHandshakesMakeRoom(t *testing.T) {
 	}
 }
 
-// A function of the config that waits holds up its own connection alone, also on a machine with one processor.
+// A function of the config that waits holds up its own connection alone, also on a machine with one
+// processor.
 func TestTLSWaitingConfigFunctionHoldsUpNobodyElse(t *testing.T) {
 	t.Parallel()
 	cert := testnet.ServerTLS().Certificates[0]
@@ -167,7 +170,8 @@ func TestTLSWaitingConfigFunctionHoldsUpNobodyElse(t *testing.T) {
 	}
 }
 
-// A function of the config that panics, or ends its goroutine, ends its connection and takes nothing along.
+// A function of the config that panics, or ends its goroutine, ends its connection and takes
+// nothing along.
 func TestTLSPanicInAConfigFunctionEndsItsConnection(t *testing.T) {
 	cert := testnet.ServerTLS().Certificates[0]
 	config := &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -199,7 +203,8 @@ func TestTLSPanicInAConfigFunctionEndsItsConnection(t *testing.T) {
 	}
 }
 
-// Close and Shutdown end handshakes wherever they are, also the wait of a config function that looks at its context.
+// Close and Shutdown end handshakes wherever they are, also the wait of a config function that
+// looks at its context.
 func TestTLSHandshakesEndWithTheListener(t *testing.T) {
 	cert := testnet.ServerTLS().Certificates[0]
 	for _, tt := range []struct {
@@ -241,8 +246,8 @@ func TestTLSHandshakesEndWithTheListener(t *testing.T) {
 	}
 }
 
-// A connection that the actor hook has claimed, and whose handshake fails, ends its channel: its goroutine must not wait
-// for ever. Nothing comes on it.
+// A connection that the actor hook has claimed, and whose handshake fails, ends its channel: its
+// goroutine must not wait for ever. Nothing comes on it.
 func TestTLSClaimedChannelEndsWhenTheHandshakeFails(t *testing.T) {
 	chans := make(chan (<-chan tcpio.Event), 1)
 	l := harness.Serve(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), Actor: func(c *tcpio.Conn) tcpio.Actor {
@@ -374,7 +379,8 @@ func TestTLSGroupPassesOverHandshakes(t *testing.T) {
 	}
 }
 
-// A first record that claims to be longer than any is refused at once, not when HandshakeTimeout is over.
+// A first record that claims to be longer than any is refused at once, not when HandshakeTimeout is
+// over.
 func TestTLSOversizeHelloIsRefusedAtOnce(t *testing.T) {
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour}, silent(t))
 	c := testnet.Dial(t, l)

@@ -14,7 +14,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// httpTLS serves TLS over a NetListener, by the server's own ServeTLS or by the listener's TLSConfig, and asks it once.
+// httpTLS serves TLS over a NetListener, by the server's own ServeTLS or by the listener's
+// TLSConfig, and asks it once.
 func httpTLS(t *testing.T, opts tcpio.ListenerOptions, serveTLS bool) (r *http.Request) {
 	l := harness.Listen(t, opts)
 	ln := l.NetListener()
@@ -58,7 +59,8 @@ func httpTLS(t *testing.T, opts tcpio.ListenerOptions, serveTLS bool) (r *http.R
 	return testnet.Await(t, "the request", requests)
 }
 
-// http.Server.ServeTLS on a plain NetListener has all that it has on the package net's: the state of TLS, and HTTP/2.
+// http.Server.ServeTLS on a plain NetListener has all that it has on the package net's: the state
+// of TLS, and HTTP/2.
 func TestNetListenerServeTLSHasTheStateAndHTTP2(t *testing.T) {
 	r := httpTLS(t, tcpio.ListenerOptions{}, true)
 	if r.TLS == nil || r.TLS.ServerName != "localhost" || r.TLS.Version != tls.VersionTLS13 {
@@ -69,7 +71,8 @@ func TestNetListenerServeTLSHasTheStateAndHTTP2(t *testing.T) {
 	}
 }
 
-// With TLSConfig the listener does TLS by itself: net/http, which asks for a *tls.Conn, sees plain HTTP/1.1.
+// With TLSConfig the listener does TLS by itself: net/http, which asks for a *tls.Conn, sees plain
+// HTTP/1.1.
 func TestNetListenerTLSConfigServesHTTPWithoutTheState(t *testing.T) {
 	r := httpTLS(t, tcpio.ListenerOptions{TLSConfig: func() *tls.Config {
 		c := testnet.ServerTLS()

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -39,8 +40,8 @@ func repeat(t *testing.T, interval time.Duration, f func() error) {
 	t.Cleanup(func() { <-done })
 }
 
-// Neither a byte of a record, nor records without data, nor key updates are what ReadTimeout waits for, and none of them is
-// activity to IdleTimeout, however often they come.
+// Neither a byte of a record, nor records without data, nor key updates are what ReadTimeout waits
+// for, and none of them is activity to IdleTimeout, however often they come.
 func TestTLSLimitsCountPlainText(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -106,7 +107,8 @@ func TestTLSLimitsCountPlainText(t *testing.T) {
 	}
 }
 
-// Data that waits for its reader holds ReadTimeout up, and is activity to IdleTimeout once; nothing of it is lost.
+// Data that waits for its reader holds ReadTimeout up, and is activity to IdleTimeout once; nothing
+// of it is lost.
 func TestTLSPlainTextThatWaitsHoldsUpReadTimeout(t *testing.T) {
 	conns := make(chan *tcpio.Conn, 1)
 	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 40 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
@@ -186,8 +188,8 @@ func TestLimitsDoNotCountUrgentData(t *testing.T) {
 	}
 }
 
-// A frame that Frames has begun is complete in time when its rest has arrived, read or not; bytes that are no plain text
-// do not complete it.
+// A frame that Frames has begun is complete in time when its rest has arrived, read or not; bytes
+// that are no plain text do not complete it.
 func TestTLSReadTimeoutOfAFrame(t *testing.T) {
 	frames := make(chan string, 10)
 	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 60 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
@@ -217,4 +219,53 @@ func TestTLSReadTimeoutOfAFrame(t *testing.T) {
 	})
 	endedBy(t, ended, "read")
 	w.raw.Close()
+}
+
+// ReadTimeout waits for the user's first byte: a handshake is none. A client that has sent one is
+// left alone.
+func TestTLSReadTimeoutCountsFromTheHandshake(t *testing.T) {
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 200 * time.Millisecond, CloseTimeout: 50 * time.Millisecond}, harness.EchoActor)
+	talks := testnet.DialTLS(t, l, testnet.ClientTLS())
+	testnet.Ping(t, talks, "x")
+	testnet.DialTLS(t, l, testnet.ClientTLS())
+	err := testnet.Await(t, "Closed", ended).Err()
+	var limit *tcpio.LimitError
+	if !errors.As(err, &limit) || limit.Limit != "read" {
+		t.Errorf("Err is %v", err)
+	}
+	testnet.Ping(t, talks, "x")
+}
+
+// IdleTimeout ends an idle connection with close_notify, and WriteTimeout one that reads nothing.
+func TestTLSTimeLimits(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		opts  tcpio.ListenerOptions
+		write int
+	}{
+		{"idle", tcpio.ListenerOptions{IdleTimeout: 100 * time.Millisecond}, 1},
+		{"write", tcpio.ListenerOptions{WriteTimeout: 100 * time.Millisecond}, 16 << 20},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l, ended := harness.TLS(t, tt.opts, func(ev tcpio.Event) error {
+				if o, ok := ev.(tcpio.Opened); ok {
+					_, err := o.Conn.TryWrite(make([]byte, tt.write))
+					return err
+				}
+				return nil
+			})
+			c := testnet.DialTLS(t, l, testnet.ClientTLS())
+			if tt.name == "idle" {
+				if got, err := io.ReadAll(c); err != nil || len(got) != tt.write {
+					t.Errorf("the client read %d bytes, %v; want close_notify", len(got), err)
+				}
+				c.Close()
+			}
+			var limit *tcpio.LimitError
+			if err := testnet.Await(t, "Closed", ended).Err(); !errors.As(err, &limit) || limit.Limit != tt.name {
+				t.Errorf("Err is %v", err)
+			}
+		})
+	}
 }

@@ -1,6 +1,7 @@
 //go:build linux
 
-// Package tls_test tests TLS: handshakes, data, records, time limits, and clients that are not Go's.
+// Package tls_test tests TLS: handshakes, data, records, time limits, and clients that are not
+// Go's.
 package tls_test
 
 import (

@@ -4,8 +4,11 @@ package tls_test
 
 import (
 	"crypto/tls"
+	"io"
+	"net"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,8 +28,9 @@ func heapInUse() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// What stays on an idle connection is what crypto/tls keeps of the largest record it has seen, and of an unfinished record
-// about as much as has come of it. The figures are in doc.go; the log has today's.
+// What stays on an idle connection is what crypto/tls keeps of the largest record it has seen, and
+// of an unfinished record about as much as has come of it. The figures are in doc.go; the log has
+// today's.
 func TestTLSMemoryOfAnIdleConnectionIsBounded(t *testing.T) {
 	const conns = 50
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
@@ -55,7 +59,7 @@ func TestTLSMemoryOfAnIdleConnectionIsBounded(t *testing.T) {
 				})
 				config := testnet.ClientTLS()
 				config.MinVersion, config.MaxVersion = version, version
-				// The ends of a connection are in one process, so that only what comes on top is told apart.
+				// Both ends of a connection are in this process: only what comes on top is measured.
 				var clients []*tls.Conn
 				upload := make([]byte, tt.data)
 				for range conns {
@@ -89,7 +93,8 @@ func TestTLSMemoryOfAnIdleConnectionIsBounded(t *testing.T) {
 	}
 }
 
-// An unfinished message costs what it is long, up to two records of the largest size; a third ends the connection.
+// An unfinished message costs what it is long, up to two records of the largest size; a third ends
+// the connection.
 func TestTLSMemoryOfAnUnfinishedMessageIsBounded(t *testing.T) {
 	const conns = 20
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{CloseTimeout: 20 * time.Millisecond}, harness.EchoActor)
@@ -122,4 +127,48 @@ func TestTLSMemoryOfAnUnfinishedMessageIsBounded(t *testing.T) {
 		w.send(w.record(recHandshake, []byte{0}))
 	}
 	testnet.WaitFor(t, "the ends of all of them", func() bool { return l.Len() == 0 })
+}
+
+// 5,000 idle connections, 500 under the race detector, leave the number of goroutines where it was.
+func TestTLSIdleConnectionsHaveNoGoroutine(t *testing.T) {
+	n := 500
+	if testnet.Long && !testnet.Race {
+		n = 5000
+	}
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour}, harness.EchoActor) // the last one waits for all others
+	first := testnet.DialTLS(t, l, testnet.ClientTLS())
+	testnet.Ping(t, first, "x") // the loops have their goroutines by now
+	before := runtime.NumGoroutine()
+	// One in ten makes a whole handshake. The others resume a session of TLS 1.2, which costs next
+	// to nothing.
+	resume := testnet.ClientTLS()
+	resume.MaxVersion, resume.ClientSessionCache = tls.VersionTLS12, tls.NewLRUClientSessionCache(1)
+	testnet.Ping(t, testnet.DialTLS(t, l, resume), "x")
+	conns := make(chan net.Conn, n)
+	for range n {
+		conns <- testnet.Dial(t, l)
+	}
+	close(conns)
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			i := 0
+			for raw := range conns {
+				config := resume
+				if i++; i%10 == 0 {
+					config = testnet.ClientTLS()
+				}
+				c := tls.Client(raw, config)
+				if _, err := c.Write([]byte("x")); err != nil {
+					t.Error(err)
+				}
+				if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	clients.Wait()
+	testnet.WaitFor(t, "the goroutines of the handshakes", func() bool { return runtime.NumGoroutine() <= before+5 })
+	t.Logf("%d goroutines before, %d with %d idle connections", before, runtime.NumGoroutine(), n)
 }

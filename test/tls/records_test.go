@@ -31,8 +31,8 @@ const (
 	recData      = 23
 )
 
-// A recordWriter sends what crypto/tls does not: it takes over a TLS 1.3 client's sending side behind the handshake. The
-// tls.Conn still reads.
+// A recordWriter sends what crypto/tls does not: it takes over a TLS 1.3 client's sending side
+// behind the handshake. The tls.Conn still reads.
 type recordWriter struct {
 	t      testing.TB
 	raw    net.Conn
@@ -106,7 +106,8 @@ func (w *recordWriter) record(typ byte, payload []byte) []byte {
 	return w.aead.Seal(head, nonce, inner, head)
 }
 
-// keyUpdate is a KeyUpdate message, in as many records as it says; what follows is under the next key.
+// keyUpdate is a KeyUpdate message, in as many records as it says; what follows is under the next
+// key.
 func (w *recordWriter) keyUpdate(request byte, records int) (b []byte) {
 	msg := []byte{24, 0, 0, 1, request}
 	if records > 1 {
@@ -125,8 +126,8 @@ func (w *recordWriter) send(b ...[]byte) {
 	}
 }
 
-// A key update that asks for one of the server's is answered in its place among what the server sends, alone, between
-// data, in two records, and after the connection was idle.
+// A key update that asks for one of the server's is answered in its place among what the server
+// sends, alone, between data, in two records, and after the connection was idle.
 func TestTLSKeyUpdateKeepsTheOrder(t *testing.T) {
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	w, c := dialRecords(t, l)
@@ -148,7 +149,8 @@ func TestTLSKeyUpdateKeepsTheOrder(t *testing.T) {
 	}
 }
 
-// A key update in the middle of a large write: the writer waits for room, the answer goes out between two of its records.
+// A key update in the middle of a large write: the writer waits for room, the answer goes out
+// between two of its records.
 func TestTLSKeyUpdateWithinABlockedWrite(t *testing.T) {
 	want := testnet.Pattern(800 << 10)
 	wrote := make(chan error, 1)
@@ -197,8 +199,8 @@ func TestTLSKeyUpdatesThatNobodyReadsEndTheConnection(t *testing.T) {
 	})
 	w, _ := dialRecords(t, l)
 	_ = w.raw.(*net.TCPConn).SetReadBuffer(4 << 10)
-	// Data in between, or crypto/tls takes offence by itself. How many the sockets take before the server looks at one is
-	// not its doing: until it ends the connection, or the peer's deadline.
+	// Data in between, or crypto/tls takes offence by itself. How many the sockets take before the
+	// server looks at one is not its doing: until it ends the connection, or the peer's deadline.
 	var err error
 	for err == nil { // how soon it fails is the kernel's buffers' matter; the connection has a deadline
 		b := append(w.record(recData, []byte("x")), w.keyUpdate(1, 1)...)
@@ -215,7 +217,8 @@ func TestTLSKeyUpdatesThatNobodyReadsEndTheConnection(t *testing.T) {
 // l8 is what is queued beyond the 8 MiB of the test.
 func l8(c *tcpio.Conn) int { return c.Buffered() - 8<<20 }
 
-// Records without data are passed over: no end of stream, no event that lies, and a flood of them ends the connection.
+// Records without data are passed over: no end of stream, no event that lies, and a flood of them
+// ends the connection.
 func TestTLSEmptyRecords(t *testing.T) {
 	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	w, c := dialRecords(t, l)
@@ -232,7 +235,8 @@ func TestTLSEmptyRecords(t *testing.T) {
 	}
 }
 
-// Frames sees the same frames whatever records they come in, and the truncation behind a partial one.
+// Frames sees the same frames whatever records they come in, and the truncation behind a partial
+// one.
 func TestTLSFrames(t *testing.T) {
 	lines := make(chan string, 100)
 	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {

@@ -7,16 +7,21 @@ import (
 	"bytes"
 	"crypto/tls"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rabbit-backend/tcpio"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// A headConn sends head in one segment with the beginning of what is written first, and the rest of that behind it.
+// A headConn sends head in one segment with the beginning of what is written first, and the rest of
+// that behind it.
 type headConn struct {
 	net.Conn
 	head  string
@@ -134,7 +139,8 @@ func TestStartTLSOnTheStreamTakesAHandshakeThatCameWithTheCommand(t *testing.T) 
 	c.Close()
 }
 
-// What was injected in plain text behind the command, before a handshake or without one, is never handed out.
+// What was injected in plain text behind the command, before a handshake or without one, is never
+// handed out.
 func TestPlainTextBehindStartTLSIsNeverHandedOut(t *testing.T) {
 	for _, injected := range []string{"INJECTED\n", "\x16", "\x16\x03\x01\x00\x09INJECTED\n", strings.Repeat("INJECTED\n", 5000)} {
 		ended := make(chan error, 1)
@@ -215,5 +221,181 @@ func TestStartTLSThatWouldDropBytesFailsAndTakesNothing(t *testing.T) {
 				t.Errorf("%q, %v", frame, err)
 			}
 		}
+	})
+}
+
+func TestStartTLSUpgradesAPlainConnection(t *testing.T) {
+	var opts tcpio.ListenerOptions
+	upgraded := make(chan error, 1)
+	opts.Actor = func(*tcpio.Conn) tcpio.Actor {
+		return tcpio.ActorFunc(func(ev tcpio.Event) error {
+			r, ok := ev.(tcpio.Readable)
+			if !ok {
+				return nil
+			}
+			for line, err := range r.Conn.Frames(bufio.ScanLines) {
+				if err != nil {
+					return nil
+				}
+				if string(line) != "STARTTLS" {
+					_, _ = fmt.Fprintf(r.Conn, "%s, secure %v\n", line, r.Conn.TLS() != nil)
+					continue
+				}
+				if _, err := r.Conn.TryWrite([]byte("go ahead\n")); err != nil {
+					return err
+				}
+				err := r.Conn.StartTLS(testnet.ServerTLS())
+				upgraded <- err
+				if err == nil {
+					if _, err := r.Conn.TryWrite([]byte("x")); !errors.Is(err, tcpio.ErrWouldBlock) && !errors.Is(err, net.ErrClosed) { // of what was injected
+						t.Errorf("a write within the handshake: %v", err)
+					}
+					return nil
+				}
+			}
+			return nil
+		})
+	}
+	l := harness.Serve(t, opts)
+	raw := testnet.Dial(t, l)
+	r := bufio.NewReader(raw)
+	expect := func(r *bufio.Reader, want string) {
+		t.Helper()
+		if line, err := r.ReadString('\n'); err != nil || line != want {
+			t.Fatalf("got %q, %v; want %q", line, err, want)
+		}
+	}
+	_, _ = io.WriteString(raw, "hello\n")
+	expect(r, "hello, secure false\n")
+	_, _ = io.WriteString(raw, "STARTTLS\n")
+	expect(r, "go ahead\n")
+	if err := testnet.Receive(t, "StartTLS", upgraded); err != nil {
+		t.Fatal(err)
+	}
+	c := tls.Client(raw, testnet.ClientTLS())
+	if _, err := io.WriteString(c, "again\n"); err != nil {
+		t.Fatal(err)
+	}
+	expect(bufio.NewReader(c), "again, secure true\n")
+
+	// A command that came with STARTTLS is not taken for one that came encrypted.
+	raw = testnet.Dial(t, l)
+	_, _ = io.WriteString(raw, "STARTTLS\nINJECTED\n")
+	r = bufio.NewReader(raw)
+	expect(r, "go ahead\n")
+	if err := testnet.Receive(t, "StartTLS", upgraded); err != nil {
+		t.Error(err)
+	}
+	if rest, err := io.ReadAll(r); err != nil || bytes.Contains(rest, []byte("INJECTED")) {
+		t.Errorf("behind an injected command the client got %q, %v; want an alert and the end", rest, err)
+	}
+}
+
+// StartTLS behind a hang-up ends the connection at once, whatever has come before it, and
+// HandshakeTimeout is not waited for.
+func TestStartTLSBehindAHangUpFailsAtOnce(t *testing.T) {
+	hello := testnet.ClientHello()
+	for _, tt := range []struct {
+		name string
+		send []byte
+	}{{"nothing", nil}, {"half a ClientHello", hello[:len(hello)/2]}, {"a ClientHello", hello}} {
+		for _, reset := range []bool{false, true} {
+			for _, before := range []bool{true, false} {
+				name := tt.name + map[bool]string{false: ", FIN", true: ", reset"}[reset] + map[bool]string{false: " after", true: " before"}[before]
+				t.Run(name, func(t *testing.T) {
+					l, events := harness.Manual(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour})
+					c, peer := harness.Open(t, l, events)
+					hangUp := func() {
+						testnet.Send(t, peer, tt.send)
+						if reset {
+							testnet.WaitFor(t, "the bytes", func() bool { return !before || unread(t, c) == len(tt.send) })
+							testnet.RST(t, peer)
+						} else {
+							testnet.FIN(t, peer)
+						}
+					}
+					if before {
+						hangUp()
+						// The loop has seen it: a Readable, which nobody answers.
+						harness.Expect[tcpio.Readable](t, events)
+					}
+					if err := c.StartTLS(testnet.ServerTLS()); err != nil {
+						t.Logf("StartTLS: %v", err)
+						c.Close()
+					}
+					if !before {
+						hangUp()
+					}
+					for ev := range events {
+						if _, ok := ev.(tcpio.Closed); ok {
+							break
+						}
+					}
+					if err := c.Err(); err == nil || errors.Is(err, net.ErrClosed) {
+						t.Errorf("Err is %v", err)
+					} else if reset && len(tt.send) == 0 && !errors.Is(err, syscall.ECONNRESET) {
+						t.Errorf("behind a reset Err is %v", err)
+					}
+				})
+			}
+		}
+	}
+}
+
+// What was sent in plain text and a hang-up behind it: the command is answered, the connection ends
+// at once.
+func TestStartTLSFromAHandlerBehindAHangUp(t *testing.T) {
+	l := harness.Serve(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour, Actor: func(*tcpio.Conn) tcpio.Actor {
+		return tcpio.ActorFunc(func(ev tcpio.Event) error {
+			if r, ok := ev.(tcpio.Readable); ok {
+				if _, err := r.Conn.TryRead(make([]byte, 9)); err == nil {
+					_, _ = r.Conn.TryWrite([]byte("go ahead\n"))
+					return r.Conn.StartTLS(testnet.ServerTLS())
+				}
+			}
+			return nil
+		})
+	}})
+	peer := testnet.Dial(t, l)
+	testnet.Send(t, peer, append([]byte("STARTTLS\n"), testnet.ClientHello()[:50]...))
+	testnet.FIN(t, peer)
+	if line, err := bufio.NewReader(peer).ReadString('\n'); err != nil || !strings.HasPrefix(line, "go ahead") {
+		t.Errorf("%q, %v", line, err)
+	}
+	if _, err := io.ReadAll(peer); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+		t.Error(err)
+	}
+	testnet.WaitFor(t, "the end", func() bool { return l.Len() == 0 })
+}
+
+// What StartTLS finds queued, in plain text, stays in the count.
+func TestStartTLSCountsWhatIsQueued(t *testing.T) {
+	const size = 4 << 20
+	conns := make(chan *tcpio.Conn, 1)
+	l := harness.Serve(t, tcpio.ListenerOptions{Actor: func(c *tcpio.Conn) tcpio.Actor {
+		return tcpio.ActorFunc(func(ev tcpio.Event) error {
+			if _, ok := ev.(tcpio.Opened); ok {
+				testnet.ShrinkSendBuffer(t, c)
+				if _, err := c.TryWrite(make([]byte, size)); err != nil {
+					return err
+				}
+				if err := c.StartTLS(testnet.ServerTLS()); err != nil {
+					return err
+				}
+				conns <- c
+			}
+			return nil
+		})
+	}})
+	raw := testnet.Dial(t, l)
+	sc := testnet.Await(t, "StartTLS", conns)
+	_, _ = raw.Write(testnet.ClientHello()) // its answer waits behind the plain text
+	looks := 0
+	testnet.WaitFor(t, "the ClientHello", func() bool {
+		if n := sc.Buffered(); n < size/2 { // the kernel has the rest
+			t.Fatalf("%d bytes of %d are queued", n, size)
+		}
+		looks++
+		return looks > 50 && l.Stats().BytesIn > 0
 	})
 }

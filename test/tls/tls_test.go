@@ -3,19 +3,14 @@
 package tls_test
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"runtime"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/rabbit-backend/tcpio"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
@@ -88,54 +83,6 @@ func TestTLSClientCertificatesAreSeen(t *testing.T) {
 	}
 }
 
-// A missing close_notify cannot pass as an end.
-func TestTLSTruncationIsUnexpectedEOF(t *testing.T) {
-	reads := make(chan error, 10)
-	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
-		if r, ok := ev.(tcpio.Readable); ok {
-			_, err := r.Conn.TryRead(make([]byte, 100))
-			if err != nil && !errors.Is(err, tcpio.ErrWouldBlock) {
-				reads <- err
-			}
-		}
-		return nil
-	})
-	raw := testnet.Dial(t, l)
-	c := tls.Client(raw, testnet.ClientTLS())
-	if _, err := c.Write([]byte("half a story")); err != nil {
-		t.Fatal(err)
-	}
-	raw.Close()
-	if err := testnet.Receive(t, "the read's error", reads); !errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		t.Errorf("the read says %v", err)
-	}
-	if err := testnet.Receive(t, "Closed", ended).Err(); !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Errorf("Err is %v", err)
-	}
-}
-
-func TestTLSCloseSendsCloseNotifyBehindEverything(t *testing.T) {
-	want := bytes.Repeat([]byte("all of it"), 200000)
-	l, ended := harness.TLS(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
-		if o, ok := ev.(tcpio.Opened); ok {
-			if _, err := o.Conn.TryWrite(want); err != nil {
-				return err
-			}
-			o.Conn.Close()
-		}
-		return nil
-	})
-	c := testnet.DialTLS(t, l, testnet.ClientTLS())
-	got, err := io.ReadAll(c)
-	if err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%d bytes, %v; want %d and close_notify", len(got), err, len(want))
-	}
-	c.Close()
-	if err := testnet.Receive(t, "Closed", ended).Err(); err != nil {
-		t.Errorf("Err is %v", err)
-	}
-}
-
 func TestTLSPlainTextClientGetsAnAlert(t *testing.T) {
 	log := make(chan error, 10)
 	opts := tcpio.ListenerOptions{OnErrorEvent: func(err error) { log <- err }}
@@ -153,116 +100,6 @@ func TestTLSPlainTextClientGetsAnAlert(t *testing.T) {
 	}
 	if n := l.Stats().HandshakesFailed; n != 1 {
 		t.Errorf("%d failed handshakes counted", n)
-	}
-}
-
-// 5,000 idle connections, 500 under the race detector, leave the number of goroutines where it was.
-func TestTLSIdleConnectionsHaveNoGoroutine(t *testing.T) {
-	n := 500
-	if testnet.Long && !testnet.Race {
-		n = 5000
-	}
-	l, _ := harness.TLS(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour}, harness.EchoActor) // the last one waits for all others
-	first := testnet.DialTLS(t, l, testnet.ClientTLS())
-	testnet.Ping(t, first, "x") // the loops have their goroutines by now
-	before := runtime.NumGoroutine()
-	// One in ten makes a whole handshake. The others resume a session of TLS 1.2, which costs next to nothing.
-	resume := testnet.ClientTLS()
-	resume.MaxVersion, resume.ClientSessionCache = tls.VersionTLS12, tls.NewLRUClientSessionCache(1)
-	testnet.Ping(t, testnet.DialTLS(t, l, resume), "x")
-	conns := make(chan net.Conn, n)
-	for range n {
-		conns <- testnet.Dial(t, l)
-	}
-	close(conns)
-	var clients sync.WaitGroup
-	for range 4 {
-		clients.Go(func() {
-			i := 0
-			for raw := range conns {
-				config := resume
-				if i++; i%10 == 0 {
-					config = testnet.ClientTLS()
-				}
-				c := tls.Client(raw, config)
-				if _, err := c.Write([]byte("x")); err != nil {
-					t.Error(err)
-				}
-				if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	clients.Wait()
-	testnet.WaitFor(t, "the goroutines of the handshakes", func() bool { return runtime.NumGoroutine() <= before+5 })
-	t.Logf("%d goroutines before, %d with %d idle connections", before, runtime.NumGoroutine(), n)
-}
-
-func TestStartTLSUpgradesAPlainConnection(t *testing.T) {
-	var opts tcpio.ListenerOptions
-	upgraded := make(chan error, 1)
-	opts.Actor = func(*tcpio.Conn) tcpio.Actor {
-		return tcpio.ActorFunc(func(ev tcpio.Event) error {
-			r, ok := ev.(tcpio.Readable)
-			if !ok {
-				return nil
-			}
-			for line, err := range r.Conn.Frames(bufio.ScanLines) {
-				if err != nil {
-					return nil
-				}
-				if string(line) != "STARTTLS" {
-					_, _ = fmt.Fprintf(r.Conn, "%s, secure %v\n", line, r.Conn.TLS() != nil)
-					continue
-				}
-				if _, err := r.Conn.TryWrite([]byte("go ahead\n")); err != nil {
-					return err
-				}
-				err := r.Conn.StartTLS(testnet.ServerTLS())
-				upgraded <- err
-				if err == nil {
-					if _, err := r.Conn.TryWrite([]byte("x")); !errors.Is(err, tcpio.ErrWouldBlock) && !errors.Is(err, net.ErrClosed) { // of what was injected
-						t.Errorf("a write within the handshake: %v", err)
-					}
-					return nil
-				}
-			}
-			return nil
-		})
-	}
-	l := harness.Serve(t, opts)
-	raw := testnet.Dial(t, l)
-	r := bufio.NewReader(raw)
-	expect := func(r *bufio.Reader, want string) {
-		t.Helper()
-		if line, err := r.ReadString('\n'); err != nil || line != want {
-			t.Fatalf("got %q, %v; want %q", line, err, want)
-		}
-	}
-	_, _ = io.WriteString(raw, "hello\n")
-	expect(r, "hello, secure false\n")
-	_, _ = io.WriteString(raw, "STARTTLS\n")
-	expect(r, "go ahead\n")
-	if err := testnet.Receive(t, "StartTLS", upgraded); err != nil {
-		t.Fatal(err)
-	}
-	c := tls.Client(raw, testnet.ClientTLS())
-	if _, err := io.WriteString(c, "again\n"); err != nil {
-		t.Fatal(err)
-	}
-	expect(bufio.NewReader(c), "again, secure true\n")
-
-	// A command that came with STARTTLS is not taken for one that came encrypted.
-	raw = testnet.Dial(t, l)
-	_, _ = io.WriteString(raw, "STARTTLS\nINJECTED\n")
-	r = bufio.NewReader(raw)
-	expect(r, "go ahead\n")
-	if err := testnet.Receive(t, "StartTLS", upgraded); err != nil {
-		t.Error(err)
-	}
-	if rest, err := io.ReadAll(r); err != nil || bytes.Contains(rest, []byte("INJECTED")) {
-		t.Errorf("behind an injected command the client got %q, %v; want an alert and the end", rest, err)
 	}
 }
 
