@@ -21,9 +21,14 @@ import (
 // Main is TestMain's body: it runs the tests and fails if they leave a goroutine or a descriptor.
 // To see it fail: start a goroutine that blocks, or open a socket, in any test and leave it.
 func Main(m *testing.M) {
-	// What runs together merely waits, for limits of time and for slow peers: more of it than there
-	// are processors. What measures the whole process is not parallel, and runs before.
-	_ = flag.Set("test.parallel", "8") // and -parallel on the command line says otherwise
+	flag.Parse()
+	parallel := flag.Lookup("test.fuzz").Value.String() == "" // a fuzzer's workers all compute
+	flag.Visit(func(f *flag.Flag) { parallel = parallel && f.Name != "test.parallel" })
+	if parallel {
+		// What runs together merely waits, for limits of time and for slow peers: more of it than
+		// there are processors. What measures the whole process is not parallel, and runs before.
+		_ = flag.Set("test.parallel", "8")
+	}
 	startRuntimePoller()
 	before, err := Descriptors()
 	if err != nil {
