@@ -269,7 +269,7 @@ func openNext(t *testing.T, l *tcpio.Listener, events <-chan tcpio.Event) (*tcpi
 
 // A connection whose peer has ended, and then resets while output waits, has nothing more to come
 // in either direction.
-// To see it fail: let failSendLocked look at c.ended only.
+// To see it fail: let sendFailedLocked look at c.ended only.
 func TestResetBehindTheEndWithOutputQueuedClosesTheConnection(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{Loops: 1})
 	c, peer := harness.Open(t, l, events)

@@ -379,7 +379,7 @@ func TestCloseEndsADrain(t *testing.T) {
 	}
 }
 
-// To see it fail: leave c.phase out of announceDrainingLocked, and of its default.
+// To see it fail: let announceDrainingLocked leave c.phase alone.
 func TestDrainingComesOnceHoweverOftenShutdownIsCalled(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{Loops: 1, DrainTimeout: 2 * testnet.Limit})
 	harness.Open(t, l, events)
