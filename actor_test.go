@@ -166,7 +166,7 @@ func TestAnActorChangesBehaviourInsideReceiveAndLosesNothing(t *testing.T) {
 func TestAReturnedErrorFlushesAndThenClosesWithThatError(t *testing.T) {
 	t.Parallel()
 	cause := errors.New("enough")
-	closed := make(chan error, 1)
+	closed, written := make(chan error, 1), make(chan struct{})
 	big := make([]byte, 32<<20) // more than the kernel takes
 	for i := range big {
 		big[i] = byte(i % 251)
@@ -180,6 +180,7 @@ func TestAReturnedErrorFlushesAndThenClosesWithThatError(t *testing.T) {
 			if ev.Conn.Buffered() == 0 {
 				t.Error("nothing is queued: the test shows nothing")
 			}
+			close(written)
 			return cause
 		case tcpio.Closed:
 			closed <- ev.Conn.Err()
@@ -188,6 +189,7 @@ func TestAReturnedErrorFlushesAndThenClosesWithThatError(t *testing.T) {
 	}))
 	c := testnet.DialTCP(t, l)
 	testnet.Send(t, c, "go")
+	testnet.AwaitClosed(t, "the write", written) // a peer that reads meanwhile might leave nothing queued
 	got, err := io.ReadAll(c)
 	if err != nil || string(got) != string(big) {
 		t.Errorf("read %d bytes of %d, %v", len(got), len(big), err)
