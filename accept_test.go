@@ -5,6 +5,8 @@ package tcpio
 import (
 	"crypto/tls"
 	"errors"
+	"io"
+	"log/slog"
 	"net"
 	"runtime"
 	"slices"
@@ -259,5 +261,139 @@ func TestIdleTimeoutSetByTheActorHookHolds(t *testing.T) {
 	testnet.WaitFor(t, "Opened", func() bool { return markedRoute(c, routeOpened) })
 	if got := locked(c, func() uint32 { return c.limit.idle }); got != uint32(time.Minute/time.Millisecond) {
 		t.Errorf("the limit is %d ms", got)
+	}
+}
+
+// The errors that accept(2) says to treat like EAGAIN.
+func TestAcceptErrorsOfOneConnectionAreSkipped(t *testing.T) {
+	r, _ := fakeOne(t, ListenerOptions{})
+	events := r.Events()
+	errnos := []syscall.Errno{
+		unix.ENETDOWN, unix.EPROTO, unix.ENOPROTOOPT, unix.EHOSTDOWN, unix.ENONET, unix.EHOSTUNREACH,
+		unix.EOPNOTSUPP, unix.ENETUNREACH, unix.ECONNABORTED, unix.EPERM,
+	}
+	left := slices.Clone(errnos)
+	r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
+		if len(left) > 0 {
+			errno := left[0]
+			left = left[1:]
+			return -1, sys.Addr{}, errno
+		}
+		return sys.Accept(fd)
+	}
+	r.serve()
+	r.dial()
+	receiveAs[Opened](t, events) // and no Failed before it
+	for _, errno := range errnos {
+		if sys.Exhausted(errno) {
+			t.Errorf("%v is taken for exhaustion", errno)
+		}
+	}
+}
+
+// A storm of such errors must not keep the loop from its connections.
+func TestEndlessAcceptErrorsStarveNobody(t *testing.T) {
+	r, _ := fakeOne(t, ListenerOptions{Actor: echoActor})
+	r.socket.call = sys.Accept
+	r.serve()
+	peer := r.dial()
+	echo(t, peer, []byte("before"))
+	r.socket.mu.Lock()
+	r.socket.call = func(int32) (int32, sys.Addr, syscall.Errno) { return -1, sys.Addr{}, unix.ECONNABORTED }
+	r.socket.mu.Unlock()
+	r.dial()
+	for range 50 {
+		echo(t, peer, []byte("during"))
+	}
+	r.socket.mu.Lock()
+	r.socket.call = sys.Accept
+	r.socket.mu.Unlock()
+	testnet.WaitFor(t, "the second connection is accepted", func() bool { return r.Len() == 2 })
+}
+
+func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
+	t.Parallel()
+	r, _ := fakeOne(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	_, first := r.open()
+
+	calls := make(chan time.Time, 1000)
+	r.socket.mu.Lock()
+	r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
+		calls <- time.Now()
+		return -1, sys.Addr{}, unix.EMFILE
+	}
+	r.socket.mu.Unlock()
+	peer := r.dial()
+	if failed := receiveAs[Failed](t, events); !errors.Is(failed.Err, syscall.EMFILE) {
+		t.Errorf("Failed says %v, want EMFILE", failed.Err)
+	}
+	last := testnet.Receive(t, "an accept", calls)
+	for want := acceptBackoff; want < acceptSlowest; want *= 2 {
+		at := testnet.Receive(t, "the next attempt", calls)
+		if d := at.Sub(last); d < want-time.Millisecond {
+			t.Errorf("attempt after %v, want at least %v", d, want)
+		}
+		last = at
+	}
+	if n := len(events); n > 1 {
+		t.Errorf("%d more events in little more than a second: Failed comes once a second", n)
+	}
+	r.socket.mu.Lock()
+	r.socket.call = sys.Accept
+	r.socket.mu.Unlock()
+	// A descriptor that comes free is used at once, and not when the back-off, of a second now, is over.
+	first.Abort()
+	var c *Conn
+	for c == nil {
+		switch ev := testnet.Receive(t, "Opened", events).(type) {
+		case Opened:
+			c = ev.Conn
+		case Closed, Failed: // more than a second has passed since the first Failed
+		default:
+			t.Fatalf("got %T", ev)
+		}
+	}
+	if d := time.Since(last); d > acceptSlowest-10*time.Millisecond {
+		t.Errorf("the next attempt came after %v", d)
+	}
+	if _, err := c.TryWrite([]byte("welcome")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(peer, make([]byte, 7)); err != nil {
+		t.Errorf("the peer that waited: %v", err)
+	}
+}
+
+// To see it fail: leave out the comparison with reportedAt in shard.report.
+func TestLastingFailureIsOneLineOfLogASecond(t *testing.T) {
+	t.Parallel()
+	log := new(testnet.Log)
+	r, _ := fakeOne(t, ListenerOptions{Actor: echoActor, Logger: slog.New(log)})
+	r.serve()
+	var conns []*Conn
+	for range 200 {
+		r.dial()
+	}
+	testnet.WaitFor(t, "all are accepted", func() bool { conns = slices.Collect(r.loops[0].conns.All()); return len(conns) == 200 })
+	var failures atomic.Int64
+	r.socket.mu.Lock()
+	r.socket.call = func(int32) (int32, sys.Addr, syscall.Errno) {
+		failures.Add(1)
+		return -1, sys.Addr{}, unix.EMFILE
+	}
+	r.socket.mu.Unlock()
+	start := time.Now()
+	r.dial()
+	testnet.WaitFor(t, "accepting fails", func() bool { return failures.Load() > 0 })
+	for _, c := range conns { // each that ends makes the listener look again
+		before := failures.Load()
+		c.Abort()
+		testnet.WaitFor(t, "it has looked again", func() bool { return failures.Load() > before })
+	}
+	lines, most := log.Count(""), int(time.Since(start)/time.Second)+1
+	if lines < 1 || lines > most {
+		t.Errorf("%d lines of log for %d failures in %v, want 1 to %d", lines, failures.Load(), time.Since(start), most)
 	}
 }
