@@ -2,6 +2,7 @@ package tcpio
 
 import (
 	"container/list"
+	"context"
 	"crypto/tls"
 	"log/slog"
 	"net"
@@ -79,11 +80,18 @@ type connExt struct {
 	groups  []membership      // of Groups
 	tls     *tlsState
 	frames  frameBuffer
+	context connContext
 	canRead wait.Gate // goroutines blocked until there is something to read
 	canSend wait.Gate // goroutines blocked until there is room to write
 	gone    wait.Gate // goroutines blocked until the connection is gone
 
 	readLimit, sendLimit wait.Deadline // deadlines of Read and Write
+}
+
+// A connContext is what Conn.Context returns, and how to end it; nil until it is asked for.
+type connContext struct {
+	ctx context.Context
+	end context.CancelCauseFunc
 }
 
 // limitState is a connection's part: 24 bytes, and 16 in its loop's list. The connection's mu
@@ -198,6 +206,16 @@ func (c *Conn) enterLocked(p phase) {
 		panic("tcpio: a connection that is " + c.phase.String() + " cannot become " + p.String())
 	}
 	c.phase = p
+	if c.ended() {
+		c.endContextLocked()
+	}
+}
+
+// endContextLocked ends what Context has returned, if it was asked for.
+func (c *Conn) endContextLocked() {
+	if c.ext != nil && c.ext.context.end != nil {
+		c.todo.add(todoContext)
+	}
 }
 
 // ended reports whether the connection's end has begun: the user can do nothing with it any more.
@@ -267,7 +285,17 @@ func (c *Conn) unlock() {
 			given = c.ext != nil && c.ext.given
 		}
 	}
+	endContext, why := context.CancelCauseFunc(nil), error(nil)
+	if do.has(todoContext) {
+		endContext, why = c.ext.context.end, c.ext.err
+	}
 	c.mu.bare.Unlock()
+	if endContext != nil {
+		if why == nil {
+			why = net.ErrClosed
+		}
+		endContext(why) // it ends the contexts that were derived from it, which may be many
+	}
 	if do.has(todoDrop) {
 		go c.dropRest() // it ends with the timers and groups of this connection
 	}

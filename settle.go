@@ -99,6 +99,9 @@ func (c *Conn) readyLocked(bits uint32) {
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
 		c.sock.add(sockUnsure)
 	}
+	if bits&(pollHup|pollErr) != 0 {
+		c.endContextLocked() // nobody may be reading who would meet the reset
+	}
 	c.noteEdgeLocked(bits)
 	if bits&(pollOut|pollErr|pollHup) != 0 {
 		if c.ext != nil {

@@ -34,6 +34,7 @@ type shared struct {
 	anyAddr   bool          // bound to a wildcard: each connection has a local address of its own
 	multipath bool          // a given listener, as net.Listen makes it, speaks multipath TCP
 	zone      sys.Zone      // of the network interface that the listening socket is bound to
+	listener  any           // see Conn.Listener
 	roomAgain func()        // is called when a stream that was full has been emptied
 	onClosed  func(c *Conn) // see Listener.connClosed
 

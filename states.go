@@ -121,9 +121,10 @@ const (
 	todoReadErr                  // a read has returned why reading failed
 	todoIdle                     // a turn is over, or the user has received io.EOF
 
-	todoDrop  // dropRest is to drop the timers and groups that are left
-	todoClose // finish is to close the descriptor, once fdUsedLocked is false
-	todoHelp  // pollForLoop is to be called: every Readable that was delivered is answered
+	todoDrop    // dropRest is to drop the timers and groups that are left
+	todoClose   // finish is to close the descriptor, once fdUsedLocked is false
+	todoHelp    // pollForLoop is to be called: every Readable that was delivered is answered
+	todoContext // what Context has returned is to end
 
 	todoSettle = todoOutput | todoSendErr | todoReadErr | todoIdle
 )

@@ -80,7 +80,7 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 			return p, nil
 		},
 	}
-	l.roomAgain, l.onClosed = l.retryAccept, l.connClosed
+	l.roomAgain, l.onClosed, l.listener = l.retryAccept, l.connClosed, l
 	if err := l.opts.check(); err != nil {
 		return nil, err
 	}

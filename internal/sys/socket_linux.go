@@ -106,6 +106,14 @@ func HungUp(fd int32) bool {
 	return revents != 0
 }
 
+// Over reports whether nothing can be sent or received any more: the connection was reset, or both
+// sides have ended it. Bytes from before may be left to read. It leaves a pending error in the
+// socket.
+func Over(fd int32) bool {
+	revents, _ := poll(fd, 0)
+	return revents&(unix.POLLERR|unix.POLLHUP) != 0
+}
+
 // HasError reports whether the socket has an error pending, and leaves it there.
 func HasError(fd int32) bool {
 	revents, _ := poll(fd, 0)

@@ -26,6 +26,7 @@ func Send(int32, []byte) (int, syscall.Errno) { return 0, syscall.ENOTSUP }
 func Sendv(int32, *Vec) (int, syscall.Errno)  { return 0, syscall.ENOTSUP }
 func Unread(int32) int                        { return 0 }
 func HungUp(int32) bool                       { return false }
+func Over(int32) bool                         { return false }
 func HasError(int32) bool                     { return false }
 func TakeError(int32) syscall.Errno           { return 0 }
 func Disconnected(int32) bool                 { return false }

@@ -1,0 +1,37 @@
+package tcpio
+
+import (
+	"context"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
+)
+
+// Context returns a context that ends with the connection, the same on every call: for what a
+// handler calls that is of no use without the peer, a database say. It ends when the connection's
+// end begins, by Close, Abort, an error or a time limit, and when the peer resets the connection,
+// also while a handler blocks and nobody reads. The peer's end of stream alone does not end it: the
+// peer may wait for the answer.
+//
+// Its Err is context.Canceled, and context.Cause the connection's Err, or net.ErrClosed where that
+// is nil or not known yet. Context costs nothing until it is called, and about 200 bytes then, no
+// goroutine. Any goroutine may call it; after the connection's end it has ended. While handlers
+// block at [ListenerOptions.MaxBlocked], loops wait for them and a reset is seen later.
+func (c *Conn) Context() context.Context {
+	c.mu.Lock()
+	defer c.unlock()
+	x := &c.extLocked().context
+	if x.ctx == nil {
+		x.ctx, x.end = context.WithCancelCause(context.Background())
+		if c.ended() || sys.Over(c.fd) { // its edge has come before
+			c.endContextLocked()
+		}
+	}
+	return x.ctx
+}
+
+// Listener returns the listener that serves the connection, also after the connection closed. A
+// handler that dials needs no variable for it.
+func (c *Conn) Listener() *Listener {
+	l, _ := c.sh.listener.(*Listener)
+	return l
+}

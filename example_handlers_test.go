@@ -1,0 +1,181 @@
+//go:build linux
+
+package tcpio_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log"
+	"net"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+// A handler that asks a database gives up when its peer has gone.
+func ExampleConn_Context() {
+	asked, gaveUp := make(chan struct{}), make(chan error)
+	query := func(ctx context.Context) error { // of a database that does not answer
+		close(asked)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{
+		Addr: "127.0.0.1:0",
+		Actor: func(c *tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(ev tcpio.Event) error {
+				if _, ok := ev.(tcpio.Opened); ok {
+					err := query(c.Context())
+					gaveUp <- err
+					return err
+				}
+				return nil
+			})
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+
+	peer, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	<-asked
+	peer.(*net.TCPConn).SetLinger(0) // Close is a reset
+	peer.Close()
+	fmt.Println("gave up:", <-gaveUp)
+	stop()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// gave up: context canceled
+	// end: <nil>
+}
+
+// A chat room. A member that does not keep up is closed, so that none misses a line without
+// noticing.
+func ExampleGroup() {
+	room := tcpio.Group{Slow: tcpio.CloseSlow, Notice: []byte("you are too slow\n")}
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{
+		Addr: "127.0.0.1:0",
+		Actor: func(c *tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(ev tcpio.Event) error {
+				switch ev.(type) {
+				case tcpio.Opened:
+					room.Join(c) // until it closes
+					fmt.Fprintln(c, "welcome")
+				case tcpio.Readable:
+					for line, err := range c.Frames(bufio.ScanLines) {
+						if err != nil {
+							return err
+						}
+						fmt.Fprintf(&room, "%s\n", line)
+					}
+				}
+				return nil
+			})
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+
+	var members []net.Conn
+	for range 2 {
+		peer, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			log.Fatal(err)
+		}
+		readLine(peer) // welcome
+		members = append(members, peer)
+	}
+	fmt.Fprintln(members[0], "hello, everybody")
+	for i, peer := range members {
+		fmt.Print("member ", i, " got ", readLine(peer))
+		peer.Close()
+	}
+	stop()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// member 0 got hello, everybody
+	// member 1 got hello, everybody
+	// end: <nil>
+}
+
+// Chat rooms by name. Groups makes a room for its first member and lets go of it behind its last.
+func ExampleGroups() {
+	changed := make(chan string, 10)
+	rooms := tcpio.Groups[string]{Changed: func(name string, occupied bool) {
+		changed <- fmt.Sprint(name, " is in use: ", occupied) // subscribe to it elsewhere, or end that
+	}}
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{
+		Addr: "127.0.0.1:0",
+		Actor: func(c *tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(ev tcpio.Event) error {
+				if _, ok := ev.(tcpio.Readable); !ok {
+					return nil
+				}
+				for line, err := range c.Frames(bufio.ScanLines) {
+					if err != nil {
+						return err
+					}
+					name, text, said := strings.Cut(string(line), ": ")
+					if !said {
+						rooms.Join(name, c) // until it closes
+						fmt.Fprintln(c, "welcome to", name)
+						continue
+					}
+					_, _ = rooms.Group(name).WriteExcept(c, []byte(text+"\n"))
+				}
+				return nil
+			})
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+
+	var members []net.Conn
+	for range 2 {
+		peer, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Fprintln(peer, "lobby")
+		fmt.Print(readLine(peer))
+		members = append(members, peer)
+	}
+	fmt.Println(<-changed)
+	fmt.Fprintln(members[0], "lobby: is anybody here?")
+	fmt.Print(readLine(members[1]))
+	for _, peer := range members {
+		peer.Close()
+	}
+	fmt.Println(<-changed)
+	fmt.Println("rooms:", rooms.Len())
+	stop()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// welcome to lobby
+	// welcome to lobby
+	// lobby is in use: true
+	// is anybody here?
+	// lobby is in use: false
+	// rooms: 0
+	// end: <nil>
+}
