@@ -72,7 +72,7 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 		c.ext.late = 0
 	}
 	c.claim = claimed
-	if plain && !c.handshaking() && !c.pending.has(pendOpened) {
+	if plain && !c.isEarly() && !c.pending.has(pendOpened) {
 		c.emitLocked(pendOpened) // it was handed out as a net.Conn
 	}
 	if c.pending.has(^pendReadable) || c.mailReady() > 0 {

@@ -399,3 +399,46 @@ func TestStartTLSCountsWhatIsQueued(t *testing.T) {
 		return looks > 50 && l.Stats().BytesIn > 0
 	})
 }
+
+// A connection that was handed out as a net.Conn gets its first route while StartTLS waits for the
+// client. To see it fail: have moveLocked emit Opened only when no handshake is under way.
+func TestTheFirstRouteDuringStartTLSBeginsWithOpened(t *testing.T) {
+	for name, route := range map[string]func(*tcpio.Conn, chan<- tcpio.Event){
+		"actor": func(c *tcpio.Conn, events chan<- tcpio.Event) {
+			_ = c.Attach(tcpio.ActorFunc(func(ev tcpio.Event) error { events <- ev; return nil }))
+		},
+		"claimed": func(c *tcpio.Conn, events chan<- tcpio.Event) {
+			own := c.Events()
+			go func() {
+				for ev := range own {
+					events <- ev
+				}
+			}()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := harness.Listen(t, tcpio.ListenerOptions{})
+			nl := l.NetListener()
+			harness.Start(t, l)
+			peer := testnet.Dial(t, l)
+			nc, err := nl.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := nc.(*tcpio.Conn)
+			if err := c.StartTLS(testnet.ServerTLS()); err != nil {
+				t.Fatal(err)
+			}
+			events := make(chan tcpio.Event, 8)
+			route(c, events)
+			client := tls.Client(peer, testnet.ClientTLS())
+			if err := client.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			harness.Expect[tcpio.Opened](t, events)
+			harness.Expect[tcpio.Readable](t, events) // the handshake is done
+			c.Abort()
+			harness.Expect[tcpio.Closed](t, events)
+		})
+	}
+}
