@@ -78,8 +78,9 @@ func TestConnectionEndsAsTheTableSays(t *testing.T) {
 	rows := []endRow{
 		{name: "Close", opened: func(c *tcpio.Conn) error { return c.Close() }, err: isNil},
 		{name: "Close, output left", opts: tcpio.ListenerOptions{CloseTimeout: 50 * time.Millisecond},
-			opened: func(c *tcpio.Conn) error { _ = fillUp(c); return c.Close() },
+			readable: func(c *tcpio.Conn) error { _ = fillUp(c); return c.Close() },
 			peer: func(t *testing.T, l *tcpio.Listener, peer net.Conn) {
+				testnet.Send(t, peer, "x") // not before its dial is over, which a reset would fail
 				testnet.WaitFor(t, "the cut", func() bool { return l.Len() == 0 })
 				if _, err := io.Copy(io.Discard, peer); !errors.Is(err, syscall.ECONNRESET) {
 					t.Errorf("the peer read to %v, want a reset", err)
