@@ -1,0 +1,150 @@
+// Webchat is a chat in the browser: rooms, names, who is there, what was said before.
+//
+//	go run .
+//
+// prints the URL of its page. A terminal can take part in two ways:
+//
+//	go run . -connect http://127.0.0.1:7030/ -name ann -room lobby
+//	nc 127.0.0.1 7031     (with go run . -nc 127.0.0.1:7031; /help shows the commands)
+//
+// The page and its WebSocket share one port: net/http serves the page on a tcpio.NetListener, and
+// websocket.Upgrade takes the connection over, which from then on is an actor and costs no
+// goroutine. The nc port speaks the protocol of examples/chat.
+//
+// Each room has a log of its last lines, numbered from 1 (room.go). A member has a number: how far
+// it was given the log. A member that reads slowly, and one that was away, are the same thing: they
+// are given the log from their number on, and what it no longer has is announced as missing. The
+// lines a client sends have numbers too, so a line that is sent again is said once (session.go).
+//
+// SIGTERM and SIGINT drain: every page gets a Close frame with code 1001 and connects again.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/websocket"
+)
+
+type config struct {
+	addr, nc    string
+	history     int           // lines that a room keeps
+	grace       time.Duration // how long a member whose connection was lost may be away
+	rate        int           // messages a second that a page may send; 0 is no bound
+	writeBuffer int           // bytes that may wait for one member; 0 is tcpio's default
+	log         *slog.Logger
+}
+
+func main() {
+	cfg := config{log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	flag.StringVar(&cfg.addr, "addr", "127.0.0.1:7030", "`address` to serve the page on")
+	flag.StringVar(&cfg.nc, "nc", "", "`address` for nc; empty is none")
+	flag.IntVar(&cfg.history, "history", 300, "`lines` that a room keeps, at least 1")
+	flag.DurationVar(&cfg.grace, "grace", 10*time.Second, "how long a lost member may be away before it is said to have left")
+	flag.IntVar(&cfg.rate, "rate", 200, "`messages` a second that a page may send; our own page sends half as many")
+	connect := flag.String("connect", "", "be a client in the terminal: the `URL` of a page")
+	name := flag.String("name", "", "with -connect: your `name`")
+	room := flag.String("room", "lobby", "with -connect: the `room`")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	if *connect != "" {
+		err = terminal(ctx, os.Stdin, os.Stdout, *connect, *name, *room)
+	} else {
+		err = run(ctx, os.Stdout, cfg)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "webchat:", err)
+		os.Exit(1)
+	}
+}
+
+// run serves until ctx ends, and returns when every connection is drained.
+func run(ctx context.Context, out io.Writer, cfg config) error {
+	if cfg.history < 1 || cfg.grace < 0 {
+		return errors.New("-history is less than 1, or -grace negative")
+	}
+	h := newHub(cfg.history, cfg.grace)
+	defer h.stop()
+	ws, err := websocket.New(&websocket.Options{
+		Actor:        func(c *websocket.Conn) websocket.Actor { return &visitor{h: h, c: c} },
+		MaxMessage:   8 << 10, // a line of maxLine bytes, all of them escaped
+		MaxRate:      cfg.rate,
+		NoBinary:     true,
+		PingInterval: 25 * time.Second,
+	})
+	if err != nil {
+		return err
+	}
+	tcp := tcpio.ListenerOptions{
+		Addr:         cfg.addr,
+		WriteBuffer:  cfg.writeBuffer,
+		WriteTimeout: time.Minute, // a peer that takes nothing for so long is cut off
+		MaxConns:     10_000,
+		Logger:       cfg.log,
+	}
+	var lines *tcpio.Listener
+	if cfg.nc != "" {
+		o := tcp
+		o.Addr = cfg.nc
+		o.RefuseReply = []byte("* the server is full\n")
+		o.Actor = func(c *tcpio.Conn) tcpio.Actor { return newUser(h, c) }
+		if lines, err = tcpio.Listen(&o); err != nil {
+			return err
+		}
+	}
+	tcp.DeferAccept = true
+	l, err := tcpio.Listen(&tcp)
+	if err != nil {
+		if lines != nil {
+			lines.Close()
+		}
+		return err
+	}
+	ln := l.NetListener()
+	srv := &http.Server{
+		Handler:           pages(ws),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       time.Minute,
+		ErrorLog:          slog.NewLogLogger(cfg.log.Handler(), slog.LevelWarn),
+	}
+	serving, stop := context.WithCancel(context.Background())
+	defer stop()
+	g, failed := errgroup.WithContext(ctx)
+	g.Go(func() error { return l.Serve(serving) })
+	if lines != nil {
+		g.Go(func() error { return lines.Serve(serving) })
+	}
+	g.Go(func() error {
+		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	fmt.Fprintf(out, "http://%v/\n", l.Addr())
+	if lines != nil {
+		fmt.Fprintln(out, "for nc:", lines.Addr())
+	}
+	<-failed.Done()
+	drain, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if srv.Shutdown(drain) != nil { // it knows nothing of upgraded connections
+		srv.Close()
+	}
+	stop() // closes those with 1001
+	return g.Wait()
+}

@@ -1,0 +1,151 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// SIGTERM sends 1001 to pages and a goodbye to nc, and the program ends with status 0.
+func TestProgram(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "webchat")
+	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, bin, "-addr", "127.0.0.1:0", "-nc", "127.0.0.1:0")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := &served{t: t}
+	if _, err := fmt.Fscanf(bufio.NewReader(out), "%s\nfor nc: %s\n", &s.page, &s.nc); err != nil {
+		t.Fatal(err)
+	}
+	ann, nc := s.dial(), s.netcat()
+	ann.join("ann", "lobby")
+	ann.expect("came ann")
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	nc.expect("* the server is stopping, goodbye")
+	nc.Close() // it would be waited for
+	if code := ann.closed(); code != 1001 {
+		t.Errorf("closed with %v", code)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The terminal client says each line once, in order, however often its connection is cut, and over a
+// restart of the server; it ends with its input.
+func TestTerminal(t *testing.T) {
+	s := start(t, config{})
+	net := newCutter(t, s.addr())
+	ann := s.dial()
+	ann.join("ann", "lobby")
+	ann.expect("came ann")
+	in, typed := io.Pipe()
+	shown, out := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		err := terminal(t.Context(), in, out, "http://"+net.addr()+"/", "term", "lobby")
+		out.Close()
+		ended <- err
+	}()
+	screen := make(chan string, 10_000) // so that the client never waits for the test
+	go func() {
+		defer close(screen)
+		for lines := bufio.NewScanner(shown); lines.Scan(); {
+			screen <- lines.Text()
+		}
+	}()
+	until := func(end string) {
+		t.Helper()
+		for l := range screen {
+			if strings.HasSuffix(l, end) {
+				return
+			}
+		}
+		t.Fatal("the client has ended before it showed ", end)
+	}
+	until("term came")
+	ann.expect("came term")
+	for n := 1; n <= 40; n++ {
+		fmt.Fprintln(typed, "line", n)
+		if n%10 == 5 {
+			net.set(true)
+			until("the connection is lost")
+			ann.say(uint64(n), fmt.Sprint("while away ", n))
+			net.set(false)
+			until(fmt.Sprint("ann: while away ", n))
+		}
+	}
+	for n := 1; n <= 40; {
+		l := ann.line()
+		if !strings.HasPrefix(l, "say term ") {
+			continue
+		}
+		if l != fmt.Sprint("say term line ", n) {
+			t.Fatalf("%q, want line %d", l, n)
+		}
+		n++
+	}
+	until("term: line 40")
+	ann.c.CloseNow()
+	s.stop() // and another server in its place
+	s = start(t, config{addr: s.addr()})
+	ann = s.dial()
+	ann.join("ann", "lobby")
+	ann.expect("came ann", "came term")
+	fmt.Fprintln(typed, "line 41")
+	typed.Close()
+	ann.expect("say term line 41", "left term left")
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// A name that is taken ends the terminal client with the reason.
+func TestTerminalIsRefused(t *testing.T) {
+	s := start(t, config{})
+	s.dial().join("ann", "lobby")
+	in, typed := io.Pipe()
+	defer typed.Close()
+	if err := terminal(t.Context(), in, io.Discard, s.page, "ann", "lobby"); err == nil || !strings.Contains(err.Error(), "taken") {
+		t.Error(err)
+	}
+	if err := terminal(t.Context(), in, io.Discard, "https://127.0.0.1/", "ann", "lobby"); err == nil {
+		t.Error("https is not supported")
+	}
+	// A port that is taken is an error, and nothing is left over.
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	for _, cfg := range []config{{addr: ln.Addr().String(), nc: "127.0.0.1:0"}, {addr: "127.0.0.1:0", nc: ln.Addr().String()}, {}} {
+		if cfg.addr != "" {
+			cfg.history = 1
+		}
+		if err := run(t.Context(), io.Discard, cfg); err == nil {
+			t.Errorf("%+v is no error", cfg)
+		}
+	}
+}
