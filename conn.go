@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/quota"
@@ -81,6 +82,10 @@ type connExt struct {
 	tls     *tlsState
 	frames  frameBuffer
 	context connContext
+
+	inputTimeout time.Duration // of SetInputTimeout, if ownInput is set
+	ownInput     bool
+
 	canRead wait.Gate // goroutines blocked until there is something to read
 	canSend wait.Gate // goroutines blocked until there is room to write
 	gone    wait.Gate // goroutines blocked until the connection is gone

@@ -23,7 +23,7 @@ var ErrCloseTimeout error = &LimitError{Limit: "close"}
 
 // LimitError is the Err of a connection that a time limit ended. It matches os.ErrDeadlineExceeded.
 type LimitError struct {
-	Limit string        // "idle", "read", "frame", "write", "handshake" or "close"
+	Limit string        // "idle", "read", "input", "frame", "write", "handshake" or "close"
 	After time.Duration // the limit; 0 for "close"
 }
 

@@ -6,9 +6,11 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -177,5 +179,54 @@ func ExampleGroups() {
 	// is anybody here?
 	// lobby is in use: false
 	// rooms: 0
+	// end: <nil>
+}
+
+// A keep-alive that the client names first, as MQTT has it. What goes out to the client is no sign
+// of life.
+func ExampleConn_SetInputTimeout() {
+	ended := make(chan error)
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{
+		Addr:         "127.0.0.1:0",
+		InputTimeout: time.Minute, // until the client has named its own
+		Actor: func(c *tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(ev tcpio.Event) error {
+				switch ev.(type) {
+				case tcpio.Readable:
+					for line, err := range c.Frames(bufio.ScanLines) {
+						if err != nil {
+							return err
+						}
+						if every, err := time.ParseDuration(string(line)); err == nil {
+							return c.SetInputTimeout(every)
+						}
+					}
+				case tcpio.Closed:
+					ended <- c.Err()
+				}
+				return nil
+			})
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+
+	peer, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Fprintln(peer, "20ms") // and then nothing more
+	io.Copy(io.Discard, peer)  // until the server closes
+	peer.Close()
+	fmt.Println(<-ended)
+	stop()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// tcpio: input time limit of 20ms reached
 	// end: <nil>
 }

@@ -32,6 +32,36 @@ func (c *Conn) SetIdleTimeout(d time.Duration) error {
 	return nil
 }
 
+// SetInputTimeout replaces [ListenerOptions.InputTimeout] for this connection, from the last arrival
+// on; 0 means none. A keep-alive that a protocol negotiates, as MQTT's does, is set here. It fails
+// on a negative or too long (20 days) limit and, after Close, with net.ErrClosed. It does not block;
+// any goroutine may call it.
+func (c *Conn) SetInputTimeout(d time.Duration) error {
+	c.mu.Lock()
+	defer c.unlock()
+	if d < 0 || d > longestLimit {
+		return c.opErrorLocked("set", fmt.Errorf("tcpio: input timeout out of range: %v", d))
+	}
+	if c.ended() {
+		return c.endedLocked("set")
+	}
+	c.sh.timed.Store(true)
+	c.sh.tick() // it may have stood still so far
+	c.beginNotesLocked()
+	x := c.extLocked()
+	x.inputTimeout, x.ownInput = d, true
+	c.armLimitLocked()
+	return nil
+}
+
+// inputTimeoutLocked returns the connection's own InputTimeout, or the listener's.
+func (c *Conn) inputTimeoutLocked() time.Duration {
+	if c.ext != nil && c.ext.ownInput {
+		return c.ext.inputTimeout
+	}
+	return c.sh.opts.InputTimeout
+}
+
 // beginLimitsLocked starts the limits of a new connection.
 func (c *Conn) beginLimitsLocked() {
 	o := &c.sh.opts
@@ -102,11 +132,14 @@ func (c *Conn) nextLimitLocked(t int64) (kind limitKind, limit, wait time.Durati
 	in, out := time.Duration(t-s.lastIn), time.Duration(t-s.lastOut)
 	if !c.handshaking() { // which has a limit of its own, and the others begin behind it
 		consider(limitIdle, time.Duration(s.idle)*time.Millisecond, min(in, out))
-		if !c.atEOF() && (!c.sock.has(sockHeard) || c.ext != nil && c.ext.frames.partial) {
+		if !c.atEOF() {
 			if c.inputWaits() {
 				in = 0 // the peer has sent, and it is not its fault that nobody has read
 			}
-			consider(limitRead, o.ReadTimeout, in)
+			consider(limitInput, c.inputTimeoutLocked(), in)
+			if !c.sock.has(sockHeard) || c.ext != nil && c.ext.frames.partial {
+				consider(limitRead, o.ReadTimeout, in)
+			}
 		}
 		if f := c.frameLocked(); f != nil && f.partial && f.Len() > 0 && !c.atEOF() && !c.inputWaits() {
 			consider(limitFrame, o.FrameTimeout, time.Duration(t-f.since))

@@ -95,6 +95,12 @@ type ListenerOptions struct {
 	// with TLS only plain text, so not records without data, nor key updates and the answers to
 	// them.
 	IdleTimeout time.Duration
+	// InputTimeout closes a connection from which nothing has arrived for this time, whatever goes out
+	// to it: what a keep-alive wants of MQTT or WebSocket, whose peers send something from time to time.
+	// Bytes count as for IdleTimeout. Time in which received bytes wait for your code does not count,
+	// nor does what follows the peer's end of stream. It holds for dialled connections too. 0 means no
+	// bound; see Conn.SetInputTimeout.
+	InputTimeout time.Duration
 	// ReadTimeout closes a connection that sends no byte within it after opening, or that for this
 	// time adds no byte to a frame that Conn.Frames has begun. Time in which received bytes wait
 	// for your code does not count. Bytes count as for IdleTimeout; with TLS both times begin when
@@ -236,6 +242,7 @@ func (o *ListenerOptions) checkTimes() error {
 		{"EOFTimeout", o.EOFTimeout},
 		{"IdleTimeout", o.IdleTimeout},
 		{"ReadTimeout", o.ReadTimeout},
+		{"InputTimeout", o.InputTimeout},
 		{"FrameTimeout", o.FrameTimeout},
 		{"WriteTimeout", o.WriteTimeout},
 		{"UserTimeout", o.UserTimeout},

@@ -41,6 +41,7 @@ type RefusedStats struct {
 // TimeoutStats counts connections that a time limit ended, by kind.
 type TimeoutStats struct {
 	Idle      uint64
+	Input     uint64
 	Read      uint64
 	Frame     uint64
 	Write     uint64
@@ -77,6 +78,7 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.Refused.Admit += o.Refused.Admit
 	s.Timeouts.Idle += o.Timeouts.Idle
 	s.Timeouts.Read += o.Timeouts.Read
+	s.Timeouts.Input += o.Timeouts.Input
 	s.Timeouts.Frame += o.Timeouts.Frame
 	s.Timeouts.Write += o.Timeouts.Write
 	s.Timeouts.Handshake += o.Timeouts.Handshake
@@ -90,6 +92,7 @@ type limitKind int
 const (
 	limitIdle limitKind = iota
 	limitRead
+	limitInput
 	limitFrame
 	limitWrite
 	limitHandshake
@@ -98,7 +101,7 @@ const (
 	limitKinds
 )
 
-var limitNames = [limitKinds]string{"idle", "read", "frame", "write", "handshake", "close", "eof"}
+var limitNames = [limitKinds]string{"idle", "read", "input", "frame", "write", "handshake", "close", "eof"}
 
 // refusal says why a connection that was accepted is not served.
 type refusal int

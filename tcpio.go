@@ -88,7 +88,8 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	l.opts.TLSConfig = guardTLS(l.opts.TLSConfig)
 	l.handshakes = quota.NewHandshakes(l.opts.MaxHandshakes, max(1, runtime.GOMAXPROCS(0)/2))
 	l.budget.Most = int64(l.opts.MaxBuffered)
-	l.timed.Store(l.opts.IdleTimeout > 0 || l.opts.ReadTimeout > 0 || l.opts.FrameTimeout > 0 || l.opts.WriteTimeout > 0)
+	l.timed.Store(l.opts.IdleTimeout > 0 || l.opts.ReadTimeout > 0 || l.opts.InputTimeout > 0 ||
+		l.opts.FrameTimeout > 0 || l.opts.WriteTimeout > 0)
 	if err := l.open(); err != nil {
 		return nil, err
 	}
@@ -340,6 +341,7 @@ func (l *Listener) Stats() Stats {
 			Timeouts: TimeoutStats{
 				Idle:      n.timeouts[limitIdle].Load(),
 				Read:      n.timeouts[limitRead].Load(),
+				Input:     n.timeouts[limitInput].Load(),
 				Frame:     n.timeouts[limitFrame].Load(),
 				Write:     n.timeouts[limitWrite].Load(),
 				Handshake: n.timeouts[limitHandshake].Load(),

@@ -116,6 +116,7 @@ func timeouts(s *tcpio.LoopStats) []sample {
 	return []sample{
 		{float64(s.Timeouts.Idle), []string{"idle"}},
 		{float64(s.Timeouts.Read), []string{"read"}},
+		{float64(s.Timeouts.Input), []string{"input"}},
 		{float64(s.Timeouts.Frame), []string{"frame"}},
 		{float64(s.Timeouts.Write), []string{"write"}},
 		{float64(s.Timeouts.Handshake), []string{"handshake"}},

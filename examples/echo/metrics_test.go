@@ -107,7 +107,7 @@ func TestEveryNumberHasItsName(t *testing.T) {
 	writeMetrics(&b, tcpio.Stats{Queued: 18, Blocked: 19, Refusing: 20, Loops: []tcpio.LoopStats{{
 		Open: 1, Accepted: 2, Closed: 3, BytesIn: 4, BytesOut: 5, Events: 6, Posted: 7, HandshakesFailed: 8, GroupSkips: 22,
 		Refused:  tcpio.RefusedStats{Conns: 9, PerIP: 10, Rate: 11, Admit: 12},
-		Timeouts: tcpio.TimeoutStats{Idle: 13, Read: 14, Frame: 22, Write: 15, Handshake: 16, Close: 17, EOF: 21},
+		Timeouts: tcpio.TimeoutStats{Idle: 13, Read: 14, Input: 23, Frame: 22, Write: 15, Handshake: 16, Close: 17, EOF: 21},
 	}}})
 	var got []string
 	for line := range strings.Lines(b.String()) {
@@ -125,6 +125,7 @@ func TestEveryNumberHasItsName(t *testing.T) {
 		`tcpio_connections_refused_total{reason="admit",loop="0"} 12`,
 		`tcpio_connections_timed_out_total{kind="idle",loop="0"} 13`,
 		`tcpio_connections_timed_out_total{kind="read",loop="0"} 14`,
+		`tcpio_connections_timed_out_total{kind="input",loop="0"} 23`,
 		`tcpio_connections_timed_out_total{kind="frame",loop="0"} 22`,
 		`tcpio_connections_timed_out_total{kind="write",loop="0"} 15`,
 		`tcpio_connections_timed_out_total{kind="handshake",loop="0"} 16`,

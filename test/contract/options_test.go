@@ -191,6 +191,7 @@ var bounds = []struct {
 	{"EOFTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.EOFTimeout = time.Duration(v) }},
 	{"IdleTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.IdleTimeout = time.Duration(v) }},
 	{"ReadTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.ReadTimeout = time.Duration(v) }},
+	{"InputTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.InputTimeout = time.Duration(v) }},
 	{"WriteTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.WriteTimeout = time.Duration(v) }},
 	{"UserTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.UserTimeout = time.Duration(v) }},
 	{"HandshakeTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.HandshakeTimeout = time.Duration(v) }},
@@ -319,6 +320,7 @@ func TestBadLimitsAreErrorsThatNameTheField(t *testing.T) {
 	for name, opts := range map[string]tcpio.ListenerOptions{
 		"IdleTimeout":   {IdleTimeout: -1},
 		"ReadTimeout":   {ReadTimeout: 21 * 24 * time.Hour},
+		"InputTimeout":  {InputTimeout: 21 * 24 * time.Hour},
 		"WriteTimeout":  {WriteTimeout: -1},
 		"UserTimeout":   {UserTimeout: -1},
 		"MaxConns":      {MaxConns: -1},
