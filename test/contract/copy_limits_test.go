@@ -51,7 +51,7 @@ func TestWriteTimeoutEndsACopyToAPeerThatDoesNotRead(t *testing.T) {
 func TestIdleTimeoutLeavesACopyThatMovesAlone(t *testing.T) {
 	t.Parallel()
 	const size = 256 << 20
-	dst, peer := blockingPair(t, tcpio.ListenerOptions{IdleTimeout: time.Second})
+	dst, peer := blockingPair(t, tcpio.ListenerOptions{IdleTimeout: 3 * time.Second})
 	f := tempFile(t, nil, os.O_RDWR)
 	if err := f.Truncate(size); err != nil {
 		t.Fatal(err)
@@ -71,7 +71,7 @@ func TestIdleTimeoutLeavesACopyThatMovesAlone(t *testing.T) {
 			t.Fatalf("after %d bytes: %v", got, err)
 		}
 		if got%(8<<20) < n {
-			time.Sleep(50 * time.Millisecond)
+			time.Sleep(150 * time.Millisecond)
 		}
 	}
 	if got != size {
