@@ -40,8 +40,8 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 
 // StartTLSClient begins TLS on a plain connection, as the client, and returns at once, as StartTLS
 // does: behind the server's answer to a STARTTLS command, or to PostgreSQL's SSLRequest. What is
-// said of StartTLS holds here too. The handshake has a goroutine, of [ListenerOptions.MaxHandshakes];
-// afterwards the connection has none.
+// said of StartTLS holds here too. The handshake has a goroutine, of
+// [ListenerOptions.MaxHandshakes]; afterwards the connection has none.
 //
 // Session resumption (ClientSessionCache), client certificates and ALPN work as in crypto/tls; the
 // tickets of TLS 1.3 come with the first bytes that are read. It fails on a config that has neither
