@@ -113,6 +113,8 @@ type limitState struct {
 type frameBuffer struct {
 	buf.Window
 	since   int64 // when the partial frame began, on the coarse clock; 0: there is none
+	offered int64 // when more was announced, while there is a partial frame; likewise
+	late    bool  // FrameTimeout is over, and what had arrived by then may complete the frame
 	busy    bool  // an iterator is running: the bytes stay where they are
 	split   bool  // split is looking at the bytes, or they are being moved: nobody else reads
 	more    bool  // the socket may hold more, and no edge will say so

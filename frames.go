@@ -162,26 +162,13 @@ func (c *Conn) beginFrames() error {
 	if f.busy {
 		return errFramesBusy
 	}
-	if c.announced() && f.since != 0 {
-		c.excuseFrameLocked()
+	if c.announced() && f.since != 0 { // the time for which the next bytes have waited does not count
+		f.since += max(c.sh.coarse()-max(f.offered, f.since), 0)
 	}
 	// An outstanding Readable is what an edge since then was merged into, so none will say what the
 	// socket holds.
 	f.busy, f.more, f.drained = true, c.announced() && !c.atEOF(), false
 	return nil
-}
-
-// excuseFrameLocked moves the beginning of a partial frame on by the time for which its next bytes have waited for the
-// user. Of TLS it is not known when they came: a frame that is late has all of its time again.
-func (c *Conn) excuseFrameLocked() {
-	f, t := &c.ext.frames, c.sh.coarse()
-	switch {
-	case !c.sock.has(sockTimed):
-	case c.tls() == nil:
-		f.since += max(t-c.limit.lastIn, 0)
-	case c.ext.tls.waits && t-f.since >= int64(c.sh.opts.FrameTimeout):
-		f.since = t
-	}
 }
 
 // endFrames lets go of the buffer and sees to it that what is left is announced: unread frames, or
@@ -241,7 +228,7 @@ func (c *Conn) advanceFrames(n int) {
 	f := &c.ext.frames
 	f.Skip(n)
 	if n > 0 {
-		f.since = 0 // another frame begins
+		f.since, f.late = 0, false // another frame begins
 	}
 	f.split = false
 }

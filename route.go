@@ -373,6 +373,9 @@ func (c *Conn) announceReadableLocked() {
 	if c.announced() {
 		return
 	}
+	if c.ext != nil && c.ext.frames.since != 0 {
+		c.ext.frames.offered = c.sh.coarse()
+	}
 	c.user.add(userReadable)
 	if c.claim != claimed {
 		return // noted for the route that may come

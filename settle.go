@@ -181,7 +181,10 @@ func (c *Conn) limitDueLocked() {
 	if limit != 0 && wait <= 0 && kind != limitWrite {
 		if c.arrivedLocked() {
 			c.heardLocked()
-			if kind == limitFrame { // they may complete it: the loop announces them first
+			// They may complete it: the loop announces them first. A peer that always has some on
+			// their way gains that once.
+			if f := c.frameLocked(); kind == limitFrame && !f.late {
+				f.late = true
 				c.limitsLocked().Add(limited{c}, now()+int64(readMoment))
 				return
 			}

@@ -4,6 +4,7 @@ package contract
 
 import (
 	"bufio"
+	"crypto/tls"
 	"net"
 	"testing"
 	"time"
@@ -80,7 +81,8 @@ func TestFrameTimeoutIsOfOneFrame(t *testing.T) {
 	}
 }
 
-// What has arrived and waits for its reader is not late. To see it fail: drop excuseFrameLocked.
+// What has arrived and waits for its reader is not late. To see it fail: leave since alone
+// in beginFrames.
 func TestFrameTimeoutDoesNotCountInputThatWaitsForItsReader(t *testing.T) {
 	t.Parallel()
 	const limit = 300 * time.Millisecond
@@ -110,6 +112,46 @@ func TestFrameTimeoutDoesNotCountInputThatWaitsForItsReader(t *testing.T) {
 	harness.Expect[tcpio.Readable](t, events)
 	if got := frames(); got != "abc" {
 		t.Fatalf("the frame is %q", got)
+	}
+}
+
+// Over TLS too, a peer that always has a few bytes on their way gains no time. To see it fail: give
+// the frame all of its time again in beginFrames, or have limitDueLocked ask for no frame.late.
+func TestFrameTimeoutHoldsOverTLSForAPeerThatNeverPauses(t *testing.T) {
+	t.Parallel()
+	const limit, peers = time.Second, 4
+	l := harness.Stream(t, tcpio.ListenerOptions{
+		FrameTimeout: limit, MaxFrame: 1 << 29, CloseTimeout: limit / 10, TLSConfig: testnet.ServerTLS(),
+	}, func(ev tcpio.Event) {
+		if r, ok := ev.(tcpio.Readable); ok {
+			for range r.Conn.Frames(bufio.ScanLines) {
+			}
+		}
+	})
+	ended := make(chan time.Duration, peers)
+	for range peers {
+		c := tls.Client(testnet.Dial(t, l), testnet.ClientTLS())
+		if err := c.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			start := time.Now()
+			for {
+				if _, err := c.Write([]byte("a")); err != nil {
+					ended <- time.Since(start)
+					return
+				}
+				time.Sleep(100 * time.Microsecond)
+			}
+		}()
+	}
+	for range peers {
+		if took := testnet.Receive(t, "the end of a peer", ended); took > limit+limit/2 {
+			t.Errorf("a frame without an end lasted for %v, want %v", took, limit)
+		}
+	}
+	if n := l.Stats().Timeouts.Frame; n != peers {
+		t.Errorf("%d ended by FrameTimeout, want %d", n, peers)
 	}
 }
 
