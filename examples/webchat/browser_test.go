@@ -152,15 +152,24 @@ func TestBrowsers(t *testing.T) {
 			t.Errorf("line %d is not where it should be: %q", next, a)
 		}
 	}
+	// One that reads what was said before is not carried away by a new line, and is shown that there is one.
+	const top = "document.querySelector('#log .said').getBoundingClientRect().top"
+	bob.do(chromedp.Evaluate("document.getElementById('scroll').scrollTop = -1e6; window.was = "+top, nil))
+	bob.when("document.getElementById('down').checkVisibility() === false")
+	ann.say("below")
+	bob.shows(51)
+	bob.when("document.getElementById('down').checkVisibility() && Math.abs(" + top + " - window.was) < 2")
+	bob.do(chromedp.Click("#down"))
+	bob.when("document.getElementById('scroll').scrollTop === 0 && !document.getElementById('down').checkVisibility()")
 	// Markup is text.
 	ann.say("<img src=x onerror=alert(1)><b>bold</b>")
-	if l := bob.shows(51); l[50] != "<img src=x onerror=alert(1)><b>bold</b>" {
-		t.Error(l[50])
+	if l := bob.shows(52); l[51] != "<img src=x onerror=alert(1)><b>bold</b>" {
+		t.Error(l[51])
 	}
 	// A reload shows what was said, and the name is still its own.
 	bob.do(chromedp.Reload())
 	bob.state("online")
-	if l := bob.shows(51); strings.Join(l[:50], "\n") != strings.Join(a, "\n") {
+	if l := bob.shows(52); strings.Join(l[:50], "\n") != strings.Join(a, "\n") {
 		t.Errorf("after a reload: %q", l)
 	}
 	// Another server in the place of the first: the page says that it is another, and shows nothing twice.
@@ -172,7 +181,7 @@ func TestBrowsers(t *testing.T) {
 	ann.when("document.querySelector('.gap') !== null")
 	bob.state("online")
 	ann.say("and again")
-	if l := ann.shows(53); len(l) != 53 || l[51] != "while the server is away" || l[52] != "and again" {
+	if l := ann.shows(54); len(l) != 54 || l[52] != "while the server is away" || l[53] != "and again" {
 		t.Errorf("after a restart: %q", l)
 	}
 	bob.when("[...document.querySelectorAll('.said')].at(-1)?.textContent === 'and again'")
@@ -210,13 +219,17 @@ func TestLooks(t *testing.T) {
 			for _, scheme := range []string{"light", "dark"} {
 				var png []byte
 				var bad []string
-				b.do(chromedp.EmulateViewport(size.width, size.height, func(p *emulation.SetDeviceMetricsOverrideParams, _ *emulation.SetTouchEmulationEnabledParams) {
-					p.Mobile = size.phone
-				}), emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}, {Name: "prefers-reduced-motion", Value: "reduce"}}),
+				b.do(emulation.SetDeviceMetricsOverride(size.width, size.height, 1, size.phone),
+					emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{
+						{Name: "prefers-color-scheme", Value: scheme},
+						{Name: "prefers-reduced-motion", Value: "reduce"},
+					}),
 					// Two frames: one for the new size, one for what follows from it.
 					chromedp.Evaluate(`new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => {
 						const bad = [];
 						if (document.documentElement.scrollWidth > innerWidth) bad.push("wider than the window");
+						const s = document.getElementById("scroll");
+						if (s.scrollTop !== 0) bad.push("the newest line is not in view");
 						for (const e of document.querySelectorAll("button, input")) {
 							const r = e.getBoundingClientRect();
 							if (!e.checkVisibility({ visibilityProperty: true })) continue;
@@ -267,5 +280,6 @@ func TestLooks(t *testing.T) {
 	s.stop()
 	b.when("document.documentElement.dataset.state !== 'online'")
 	b.say("I am in the tunnel now")
+	b.when("document.querySelector('#pending li') !== null")
 	shoot("offline")
 }

@@ -4,13 +4,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"testing"
-	"unicode/utf8"
 
 	"github.com/coder/websocket"
 )
@@ -139,21 +137,12 @@ func TestRoomsAreBounded(t *testing.T) {
 	}
 }
 
-// A line that a page can get into the log fits into what the page may send, and comes out clean.
-func FuzzClean(f *testing.F) {
-	f.Add("hello")
-	f.Add("\x1b[2J\u202e\u2028\xff")
-	f.Fuzz(func(t *testing.T, s string) {
-		text := clean([]byte(s))
-		if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 }) {
-			t.Errorf("%q", text)
-		}
-		if again := clean([]byte(text)); again != text {
-			t.Errorf("%q, then %q", text, again)
-		}
-		b, err := json.Marshal(request{T: "say", N: 1 << 53, Text: strings.Repeat("\x01", maxLine)})
-		if err != nil || len(b) > 8<<10 {
-			t.Error(len(b), err)
-		}
-	})
+// The longest line, all of it escaped, fits into what a page may send.
+func TestLongestLine(t *testing.T) {
+	s := start(t, config{})
+	p := s.dial()
+	p.join("ann", "lobby")
+	p.expect("came ann")
+	p.say(1<<53, strings.Repeat("\x01", maxLine))
+	p.expect("say ann " + strings.Repeat("\ufffd", maxLine))
 }

@@ -122,6 +122,30 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
+// Many lines at once are sent at a pace that the server takes: the connection is not lost.
+func TestTerminalKeepsThePace(t *testing.T) {
+	const total = 400
+	s := start(t, config{rate: 200})
+	var in, out strings.Builder
+	for n := range total {
+		fmt.Fprintln(&in, "line", n)
+	}
+	if err := terminal(t.Context(), strings.NewReader(in.String()), &out, s.page, "term", "lobby"); err != nil {
+		t.Error(err)
+	}
+	at := 0
+	for n := range total {
+		i := strings.Index(out.String()[at:], fmt.Sprintf(" term: line %d\n", n))
+		if i < 0 {
+			t.Fatalf("line %d was not said:\n%.2000s", n, out.String()[at:])
+		}
+		at += i
+	}
+	if strings.Contains(out.String(), "the connection is lost") {
+		t.Error("the connection was lost")
+	}
+}
+
 // A name that is taken ends the terminal client with the reason.
 func TestTerminalIsRefused(t *testing.T) {
 	s := start(t, config{})

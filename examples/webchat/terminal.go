@@ -61,7 +61,7 @@ func terminal(ctx context.Context, in io.Reader, out io.Writer, page, name, room
 	if name == "" {
 		name = "user-" + strings.ToLower(rand.Text()[:6])
 	}
-	s, err := websocket.Listen(nil, &websocket.Options{ // it accepts nothing, and dials
+	s, err := websocket.Listen(&tcpio.ListenerOptions{Network: "none"}, &websocket.Options{ // it only dials
 		Actor: func(*websocket.Conn) websocket.Actor { return nil },
 	})
 	if err != nil {

@@ -45,7 +45,7 @@ const link = new Link((location.protocol === "https:" ? "wss://" : "ws://") + lo
     showPeople();
   },
   missing(n) {
-    note("gap", n < 0 ? "The server has started anew: lines may be missing here" : n === 1 ? "1 line is missing here" : `${n} lines are missing here`);
+    note("gap", n < 0 ? "This room is a new one: lines may be missing here" : n === 1 ? "1 line is missing here" : `${n} lines are missing here`);
   },
   line(line, mine, fresh) {
     const stick = atBottom();
@@ -118,7 +118,8 @@ function element(tag, classes = "", text) {
 function hue(e, name) {
   let h = 2166136261;
   for (const c of fold(name)) h = Math.imul(h ^ c.codePointAt(0), 16777619);
-  e.style.setProperty("--hue", (h >>> 8) % 360);
+  h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
+  e.style.setProperty("--hue", ((h ^ (h >>> 13)) >>> 0) % 360);
   return e;
 }
 
@@ -208,19 +209,14 @@ function clearTypists() {
   showTypists();
 }
 
-function atBottom() {
-  const s = $("scroll");
-  return s.scrollHeight - s.scrollTop - s.clientHeight < 60;
-}
+// The region counts from its end (column-reverse), so it keeps the newest line in view by itself
+// when a keyboard comes up, and keeps what is read in view when lines come below.
+function atBottom() { return $("scroll").scrollTop > -60; }
 
-let stuck = true; // the newest line is in view, and stays there when the window changes
-let height = 0; // of the window, as stuck was set
-
-// settle keeps the newest line in view, if it was, or says that there is one.
+// settle shows the newest line, if it was in view, or says that there is one.
 function settle(stick, always) {
-  if (stick || always) $("scroll").scrollTop = $("scroll").scrollHeight;
-  stuck = atBottom();
-  $("down").hidden = stuck;
+  if (stick || always) $("scroll").scrollTop = 0;
+  $("down").hidden = atBottom();
 }
 
 function title() {
@@ -294,15 +290,7 @@ $("menu").onclick = () => drawer(!document.body.classList.contains("open"));
 $("shade").onclick = () => drawer(false);
 $("rename").onclick = () => { $("name").value = link.kept.name; ask(); };
 $("down").onclick = () => settle(true, true);
-$("scroll").addEventListener("scroll", () => {
-  if ($("scroll").clientHeight !== height) return; // the window has changed: not the reader's doing
-  stuck = atBottom();
-  if (stuck) $("down").hidden = true;
-});
-new ResizeObserver(() => { // a keyboard comes up, a phone is turned
-  height = $("scroll").clientHeight;
-  settle(stuck, false);
-}).observe($("scroll"));
+$("scroll").addEventListener("scroll", () => { if (atBottom()) $("down").hidden = true; });
 addEventListener("keydown", (ev) => {
   if (ev.key === "Escape" && document.body.classList.contains("open")) {
     drawer(false);
