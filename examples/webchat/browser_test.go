@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 )
@@ -108,13 +109,28 @@ func (b *tab) shows(n int) []string {
 	return b.said()
 }
 
+// notice has somebody write until the page shows it, since it does so for a short time only.
+func (b *tab) notice(want string, write func()) {
+	b.t.Helper()
+	for got, end := "", time.Now().Add(limit); got != want; {
+		if time.Now().After(end) {
+			b.t.Fatalf("%s is shown %q", b.name, got)
+		}
+		write()
+		b.do(chromedp.Evaluate("document.getElementById('typing').textContent", &got))
+	}
+}
+
+// network has the browser believe that it has a network, or none.
+func (b *tab) network(on bool) { b.t.Helper(); b.do(network.EmulateNetworkConditions(!on, 0, -1, -1)) }
+
 // Two browsers talk; one loses its network in the middle, twice, and comes back; the server is replaced.
 // Both show all lines once, and in the same order.
 func TestBrowsers(t *testing.T) {
 	open := browse(t)
 	s := start(t, config{})
-	net := newCutter(t, s.addr())
-	ann, bob := open(s.page, "ann"), open("http://"+net.addr()+"/", "bob")
+	line := newCutter(t, s.addr())
+	ann, bob := open(s.page, "ann"), open("http://"+line.addr()+"/", "bob")
 	ann.join("lobby")
 	bob.join("lobby")
 	ann.when("document.querySelectorAll('#people li').length === 2")
@@ -125,14 +141,16 @@ func TestBrowsers(t *testing.T) {
 		}
 		who.say(fmt.Sprint("line ", n))
 		switch n {
-		case 11, 31:
-			net.set(true)
+		case 11:
+			line.set(true)
 			bob.when("document.documentElement.dataset.state !== 'online'")
-		case 20, 40:
-			net.set(false)
+		case 31:
+			bob.network(false)
+			bob.when("document.getElementById('state').textContent === 'Offline'")
+		case 20, 40, 50:
+			line.set(false)
+			bob.network(true)
 			bob.state("online")
-			fallthrough
-		case 50:
 			ann.shows(n)
 			bob.shows(n)
 		}
@@ -191,8 +209,7 @@ func TestBrowsers(t *testing.T) {
 	cy.when("document.getElementById('helloproblem').textContent.includes('taken')")
 	cy.do(chromedp.SetValue("#name", "cy"), chromedp.Click("#helloform button"))
 	cy.state("online")
-	ann.do(chromedp.SendKeys("#text", "w"))
-	cy.when("document.getElementById('typing').textContent === 'ann is typing…'")
+	cy.notice("ann is typing…", func() { ann.do(chromedp.SendKeys("#text", "w")) })
 	cy.do(chromedp.SendKeys("#roomname", "den\r"))
 	cy.when("document.getElementById('room').textContent === 'den'")
 	bob.when("document.querySelectorAll('#people li').length === 2")
@@ -270,8 +287,7 @@ func TestLooks(t *testing.T) {
 	n++
 	b.say("Ha.")
 	b.shows(int(n))
-	people["Ελένη"].send(request{T: "typing"})
-	b.when("document.getElementById('typing').textContent !== ''")
+	b.notice("Ελένη is typing…", func() { people["Ελένη"].send(request{T: "typing"}) })
 	shoot("chat")
 	b.do(chromedp.EmulateViewport(390, 844), chromedp.Click("#menu"))
 	shoot("drawer")

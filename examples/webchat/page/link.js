@@ -25,7 +25,7 @@ export class Link {
     const kept = JSON.parse(sessionStorage.getItem("webchat") ?? "null");
     this.kept = kept ?? { token: newToken(), name: "", room: "", n: 0, outbox: [] };
     addEventListener("online", () => this.connectNow());
-    addEventListener("offline", () => this.socket?.close());
+    addEventListener("offline", () => this.drop());
     setInterval(() => this.check(), checkEvery);
   }
 
