@@ -194,7 +194,7 @@ func (l *Listener) leastBusy(all bool) *loop {
 // runtime.Goexit.
 func (a *accepting) askForActor(c *Conn) {
 	var actor Actor
-	ask := func() { actor = c.sh.opts.Actor(c) }
+	ask := func() { actor = c.sh.opts.NewActor(c) }
 	if !a.hook("Actor", "handler", c.peer.AddrPort(""), ask, func() { c.employ(nil) }) {
 		actor = nil
 	}
@@ -311,7 +311,7 @@ func (a *accepting) admit() error {
 	if s := &l.socket; s.last.Load() {
 		s.late = append(s.late, c)
 	}
-	if l.opts.Actor != nil {
+	if l.opts.NewActor != nil {
 		a.askForActor(c)
 	}
 	return nil

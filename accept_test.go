@@ -22,11 +22,11 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// ListenerOptions.Actor may turn a connection away. It must not touch the others, nor the counts.
+// ListenerOptions.NewActor may turn a connection away. It must not touch the others, nor the counts.
 func TestActorHookMayEndItsConnection(t *testing.T) {
 	var end atomic.Int32
 	closed := make(chan Event, 10)
-	r := listen(t, ListenerOptions{Loops: 1, Actor: func(c *Conn) Actor {
+	r := listen(t, ListenerOptions{Loops: 1, NewActor: func(c *Conn) Actor {
 		switch end.Load() {
 		case 1:
 			c.Abort()
@@ -63,7 +63,7 @@ func TestActorHookMayEndItsConnection(t *testing.T) {
 
 // Conns shows a connection while it is still being admitted; to end it then is as good as later.
 func TestConnectionsMayEndWhileTheyAreAdmitted(t *testing.T) {
-	r := listen(t, ListenerOptions{Loops: 2, Actor: echoActor})
+	r := listen(t, ListenerOptions{Loops: 2, NewActor: echoActor})
 	r.serve()
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -160,7 +160,7 @@ func asking(began chan<- string, goOn <-chan struct{}) *tls.Config {
 func TestTLSNewestClientHelloIsServedFirst(t *testing.T) {
 	began, goOn := make(chan string, 10), make(chan struct{})
 	r := listen(t, ListenerOptions{MaxHandshakes: 1, HandshakeTimeout: time.Hour,
-		TLSConfig: asking(began, goOn), Actor: echoActor}).serve()
+		TLSConfig: asking(began, goOn), NewActor: echoActor}).serve()
 	names := []string{"first", "second", "third", "fourth"}
 	for i, name := range names {
 		config := testnet.ClientTLS()
@@ -189,7 +189,7 @@ func TestTLSNewestClientHelloIsServedFirst(t *testing.T) {
 func TestTLSClosedConnectionsLeaveTheQueueOfHandshakes(t *testing.T) {
 	began, goOn := make(chan string, 10), make(chan struct{})
 	r := listen(t, ListenerOptions{MaxHandshakes: 1, HandshakeTimeout: time.Hour,
-		TLSConfig: asking(began, goOn), Actor: echoActor}).serve()
+		TLSConfig: asking(began, goOn), NewActor: echoActor}).serve()
 	defer close(goOn)
 	testnet.Send(t, r.dial(), testnet.ClientHello())
 	testnet.Await(t, "the first handshake", began)
@@ -249,7 +249,7 @@ func TestAcceptingTriesOneTimerLongWhileDescriptorsAreExhausted(t *testing.T) {
 // To see it fail: let register begin the limits behind the hook.
 func TestIdleTimeoutSetByTheActorHookHolds(t *testing.T) {
 	hooked := make(chan *Conn, 1)
-	r := listen(t, ListenerOptions{Loops: 1, IdleTimeout: time.Hour, Actor: func(c *Conn) Actor {
+	r := listen(t, ListenerOptions{Loops: 1, IdleTimeout: time.Hour, NewActor: func(c *Conn) Actor {
 		if err := c.SetIdleTimeout(time.Minute); err != nil {
 			t.Error(err)
 		}
@@ -293,7 +293,7 @@ func TestAcceptErrorsOfOneConnectionAreSkipped(t *testing.T) {
 
 // A storm of such errors must not keep the loop from its connections.
 func TestEndlessAcceptErrorsStarveNobody(t *testing.T) {
-	r, _ := fakeOne(t, ListenerOptions{Actor: echoActor})
+	r, _ := fakeOne(t, ListenerOptions{NewActor: echoActor})
 	r.socket.call = sys.Accept
 	r.serve()
 	peer := r.dial()
@@ -370,7 +370,7 @@ func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
 func TestLastingFailureIsOneLineOfLogASecond(t *testing.T) {
 	t.Parallel()
 	log := new(testnet.Log)
-	r, _ := fakeOne(t, ListenerOptions{Actor: echoActor, Logger: slog.New(log)})
+	r, _ := fakeOne(t, ListenerOptions{NewActor: echoActor, Logger: slog.New(log)})
 	r.serve()
 	var conns []*Conn
 	for range 200 {

@@ -73,7 +73,7 @@ func TestAnActorGetsOneEventAtATimeInOrderWithAnyNumberOfLoops(t *testing.T) {
 		t.Run(fmt.Sprint(loops), func(t *testing.T) {
 			closed := make(chan [2]int, 100)
 			conns := 12
-			l := harness.Serve(t, tcpio.ListenerOptions{Loops: loops, Actor: func(*tcpio.Conn) tcpio.Actor {
+			l := harness.Serve(t, tcpio.ListenerOptions{Loops: loops, NewActor: func(*tcpio.Conn) tcpio.Actor {
 				return &orderActor{t: t, last: map[int]int{}, closed: closed}
 			}})
 			clients := make([]*net.TCPConn, conns)

@@ -192,7 +192,7 @@ func TestReadAndAnswerOnTheStreamAllocateNothing(t *testing.T) {
 
 func TestReadableToAnActorAllocatesNothing(t *testing.T) {
 	skipUnderRace(t)
-	r := listen(t, ListenerOptions{Loops: 1, Actor: echoActor})
+	r := listen(t, ListenerOptions{Loops: 1, NewActor: echoActor})
 	r.serve()
 	peer := r.dial()
 	in, got := []byte("0123456789abcdef"), make([]byte, 16)

@@ -56,7 +56,7 @@ func (lp *loop) pollForLoop() {
 		lp.startBatch(n)
 		lp.dispatch(false)
 		lp.runTimers()
-		if o := &lp.l.opts; o.Actor == nil && o.Admit == nil && o.AcceptRate == nil {
+		if o := &lp.l.opts; o.NewActor == nil && o.Admit == nil && o.AcceptRate == nil {
 			lp.runAccept() // it calls no hook, so that the role stays here
 		}
 		if n == 0 || lp.accept == acceptMore || lp.kicked.Load() || !lp.demand.Outstanding() {

@@ -27,13 +27,13 @@
 // rules hold on each:
 //
 //   - The stream: a channel with the events of all connections, [Listener.Events], or one for each
-//     loop, [Listener.Streams]. Take it when one goroutine can own all the state and does not
+//     loop, [Listener.EventsPerLoop]. Take it when one goroutine can own all the state and does not
 //     block, alone or in a select with other channels.
 //   - A mailbox: a channel with the events of one connection. [Conn.Events] claims the connection
 //     for the goroutine that receives from it. Take it when a session needs a goroutine and a
 //     select of its own.
 //   - An actor: a loop calls its Receive with the connection's events, one at a time; see [Actor].
-//     [ListenerOptions].Actor returns the actor of each new connection, [Conn.Attach] sets that of
+//     [ListenerOptions].NewActor returns the actor of each new connection, [Conn.Attach] sets that of
 //     one. Take it when state belongs to a connection, or when a handler blocks. An actor has no
 //     goroutine while it has no event.
 //
@@ -94,7 +94,7 @@
 //	StartTLS's handshake fails      Close                                             a *net.OpError around the cause
 //	a read fails                    closed at once                                    the *net.OpError that the read returned
 //	a write fails                   reading goes on: what came before is still there  the *net.OpError that the write returned
-//	a time limit                    Close; WriteTimeout: reset                        *LimitError
+//	a time limit                    Close; WriteStallTimeout: reset                        *TimeoutError
 //	CloseTimeout, output left       reset                                             ErrCloseTimeout
 //	Hijack                          the caller gets the socket                        ErrHijacked
 //	Shutdown                        Draining, then Close                              as for Close
@@ -163,7 +163,7 @@
 //
 // Options limit times (idle, read, write, handshake, close) and which connections are served
 // (MaxConns, MaxConnsPerIP, AcceptRate, Admit). [Listener.Stats] counts the connections that they
-// ended or refused. A time limit ends a connection with a *[LimitError].
+// ended or refused. A time limit ends a connection with a *[TimeoutError].
 //
 // # Non-goals
 //

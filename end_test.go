@@ -48,7 +48,7 @@ func TestConnectionAcceptedWhileShutdownBeginsIsNotReset(t *testing.T) {
 			inside, release := make(chan struct{}, 1), make(chan struct{})
 			open := sync.OnceFunc(func() { close(release) })
 			defer open()
-			r := listen(t, ListenerOptions{Loops: 1, DrainTimeout: drain, Actor: hoEcho("A"), Admit: func(netip.AddrPort) error {
+			r := listen(t, ListenerOptions{Loops: 1, DrainTimeout: drain, NewActor: hoEcho("A"), Admit: func(netip.AddrPort) error {
 				inside <- struct{}{}
 				<-release
 				return nil
@@ -129,7 +129,7 @@ func TestSocketGoesOnInWhoeverHasItsFile(t *testing.T) {
 			if network == "unix" {
 				addr = filepath.Join(t.TempDir(), "s")
 			}
-			first := listen(t, ListenerOptions{Network: network, Addr: addr, Actor: hoEcho("1"), DrainTimeout: testnet.Limit}).serve()
+			first := listen(t, ListenerOptions{Network: network, Addr: addr, NewActor: hoEcho("1"), DrainTimeout: testnet.Limit}).serve()
 			ask := func(c net.Conn) string {
 				t.Helper()
 				_ = c.SetDeadline(time.Now().Add(testnet.Limit))
@@ -168,7 +168,7 @@ func TestSocketGoesOnInWhoeverHasItsFile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			second := listen(t, ListenerOptions{Listener: ln, Actor: hoEcho("2")})
+			second := listen(t, ListenerOptions{Listener: ln, NewActor: hoEcho("2")})
 			done := make(chan error, 1)
 			go func() { done <- first.Shutdown(context.Background()) }()
 			testnet.WaitFor(t, "the stop", first.stopping.Load)
@@ -236,7 +236,7 @@ func TestWhatWasSentBeforeTheShutdownIsHandledBeforeDraining(t *testing.T) {
 				<-release
 			})
 			return nil
-		}, Actor: func(*Conn) Actor {
+		}, NewActor: func(*Conn) Actor {
 			return ActorFunc(func(ev Event) error {
 				r, ok := ev.(Readable)
 				if !ok {
@@ -284,15 +284,15 @@ func TestWhatWasSentBeforeTheShutdownIsHandledBeforeDraining(t *testing.T) {
 	}
 }
 
-// To see it fail: let Streams look at finished instead.
+// To see it fail: let EventsPerLoop look at finished instead.
 func TestStreamsBesideCloseDoesNotPanic(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1})
 	r.stopAccepting() // what Close does first
-	if chans := r.Streams(); len(chans) != 0 {
+	if chans := r.EventsPerLoop(); len(chans) != 0 {
 		t.Errorf("%d channels", len(chans))
 	}
 	r.Close()
-	r.Streams()
+	r.EventsPerLoop()
 }
 
 // The goroutine that Close leaves behind ends also when Serve never ran. To see it fail: drop finishUnserved from Close;
@@ -336,7 +336,7 @@ func TestShutdownEndsThoughPeersKeepComing(t *testing.T) {
 func revActors(t *testing.T, n int, handle func(Event) error) (*rig, []*Conn) {
 	t.Helper()
 	opened := make(chan *Conn, n)
-	r := listen(t, ListenerOptions{Loops: 1, Actor: func(*Conn) Actor {
+	r := listen(t, ListenerOptions{Loops: 1, NewActor: func(*Conn) Actor {
 		return ActorFunc(func(ev Event) error {
 			if o, ok := ev.(Opened); ok {
 				opened <- o.Conn
@@ -375,7 +375,7 @@ func TestPanicErrorThatIsReturnedIsAnError(t *testing.T) {
 			if err := locked(c, func() error { return c.ext.err }); err != error(cause) {
 				t.Errorf("its error is %v, want %v", err, cause)
 			}
-			if got := r.Blocked(); got != 0 {
+			if got := r.Stats().Blocked; got != 0 {
 				t.Errorf("%d handlers count as blocked", got)
 			}
 			if markedSock(c, sockReset) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -18,30 +19,56 @@ var ErrWouldBlock = errors.New("tcpio: operation would block")
 var ErrMailboxFull = errors.New("tcpio: mailbox full")
 
 // ErrCloseTimeout is a connection's Err when CloseTimeout ended before its output was flushed. It
-// is a *[LimitError] and matches os.ErrDeadlineExceeded.
-var ErrCloseTimeout error = &LimitError{Limit: "close"}
+// is a *[TimeoutError] and matches os.ErrDeadlineExceeded.
+var ErrCloseTimeout error = &TimeoutError{Kind: TimeoutClose}
 
-// LimitError is the Err of a connection that a time limit ended. It matches os.ErrDeadlineExceeded.
-type LimitError struct {
-	Limit string        // "idle", "read", "input", "frame", "write", "handshake" or "close"
-	After time.Duration // the limit; 0 for "close"
+// A TimeoutKind says which time limit ended a connection.
+type TimeoutKind int
+
+const (
+	TimeoutIdle       TimeoutKind = iota + 1 // IdleTimeout, or SetIdleTimeout
+	TimeoutReadStall                         // ReadStallTimeout
+	TimeoutInput                             // InputTimeout, or SetInputTimeout
+	TimeoutFrame                             // FrameTimeout
+	TimeoutWriteStall                        // WriteStallTimeout
+	TimeoutHandshake                         // HandshakeTimeout
+	TimeoutClose                             // CloseTimeout, with output left: ErrCloseTimeout
+	timeoutEOF                               // EOFTimeout, which ends in order and is no error
+	timeoutKinds
+)
+
+var timeoutNames = [timeoutKinds]string{"", "idle", "read", "input", "frame", "write", "handshake", "close", "eof"}
+
+// String returns the limit's name: "idle", "read", "input", "frame", "write", "handshake" or
+// "close"; TimeoutKind(n) for a number that has none.
+func (k TimeoutKind) String() string {
+	if k <= 0 || k >= timeoutKinds {
+		return "TimeoutKind(" + strconv.Itoa(int(k)) + ")"
+	}
+	return timeoutNames[k]
 }
 
-func (e *LimitError) Error() string {
+// TimeoutError is the Err of a connection that a time limit ended. It matches os.ErrDeadlineExceeded.
+type TimeoutError struct {
+	Kind  TimeoutKind
+	After time.Duration // the limit; 0 for TimeoutClose
+}
+
+func (e *TimeoutError) Error() string {
 	if e.After == 0 {
-		return "tcpio: " + e.Limit + " time limit reached with output left"
+		return "tcpio: " + e.Kind.String() + " time limit reached with output left"
 	}
-	return fmt.Sprintf("tcpio: %s time limit of %v reached", e.Limit, e.After)
+	return fmt.Sprintf("tcpio: %s time limit of %v reached", e.Kind, e.After)
 }
 
 // Timeout reports true, as a net.Error.
-func (e *LimitError) Timeout() bool { return true }
+func (e *TimeoutError) Timeout() bool { return true }
 
 // Temporary reports false, as a net.Error.
-func (e *LimitError) Temporary() bool { return false }
+func (e *TimeoutError) Temporary() bool { return false }
 
 // Is reports whether target is os.ErrDeadlineExceeded.
-func (e *LimitError) Is(target error) bool { return target == os.ErrDeadlineExceeded }
+func (e *TimeoutError) Is(target error) bool { return target == os.ErrDeadlineExceeded }
 
 // A PanicError is the Err of a connection whose actor panicked, or called runtime.Goexit; Value
 // then says so.

@@ -27,7 +27,7 @@ func ExampleConn_Context() {
 	}
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr: "127.0.0.1:0",
-		Actor: func(c *tcpio.Conn) tcpio.Actor {
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				if _, ok := ev.(tcpio.Opened); ok {
 					err := query(c.Context())
@@ -67,7 +67,7 @@ func ExampleGroup() {
 	room := tcpio.Group{Slow: tcpio.CloseSlow, Notice: []byte("you are too slow\n")}
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr: "127.0.0.1:0",
-		Actor: func(c *tcpio.Conn) tcpio.Actor {
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				switch ev.(type) {
 				case tcpio.Opened:
@@ -123,7 +123,7 @@ func ExampleGroups() {
 	}}
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr: "127.0.0.1:0",
-		Actor: func(c *tcpio.Conn) tcpio.Actor {
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				if _, ok := ev.(tcpio.Readable); !ok {
 					return nil
@@ -189,7 +189,7 @@ func ExampleConn_SetInputTimeout() {
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr:         "127.0.0.1:0",
 		InputTimeout: time.Minute, // until the client has named its own
-		Actor: func(c *tcpio.Conn) tcpio.Actor {
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				switch ev.(type) {
 				case tcpio.Readable:

@@ -66,7 +66,7 @@ func ExampleConn_StartTLS() {
 	config, trusting := testnet.ServerTLS(), testnet.ClientTLS()
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr: "127.0.0.1:0",
-		Actor: func(c *tcpio.Conn) tcpio.Actor {
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				if _, ok := ev.(tcpio.Readable); !ok {
 					return nil
@@ -243,10 +243,10 @@ func ExampleListener_Dial() {
 	}
 	var l *tcpio.Listener
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
-		Addr:         "127.0.0.1:0",
-		WriteTimeout: time.Minute,     // for peers that read nothing
-		EOFTimeout:   5 * time.Minute, // how long an answer may pause for a peer that has sent its last byte
-		Actor: func(front *tcpio.Conn) tcpio.Actor {
+		Addr:              "127.0.0.1:0",
+		WriteStallTimeout: time.Minute,     // for peers that read nothing
+		EOFTimeout:        5 * time.Minute, // how long an answer may pause for a peer that has sent its last byte
+		NewActor: func(front *tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				if _, ok := ev.(tcpio.Opened); !ok {
 					return nil
@@ -288,7 +288,7 @@ func ExampleListener_Shutdown() {
 		Addr:         "127.0.0.1:0",
 		DrainTimeout: 20 * time.Second, // for handlers to finish
 		CloseTimeout: 5 * time.Second,  // then, for the last bytes to go out
-		Actor: func(c *tcpio.Conn) tcpio.Actor {
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				switch ev.(type) {
 				case tcpio.Readable:
@@ -356,8 +356,8 @@ func ExampleCallback() {
 		}
 	})
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
-		Addr:  "127.0.0.1:0",
-		Actor: func(*tcpio.Conn) tcpio.Actor { return callback },
+		Addr:     "127.0.0.1:0",
+		NewActor: func(*tcpio.Conn) tcpio.Actor { return callback },
 	})
 	if err != nil {
 		log.Fatal(err)

@@ -118,9 +118,9 @@ func ExampleListener_Events() {
 // An actor for each connection. It may block: a Write waits until the peer has read enough.
 func ExampleActor() {
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
-		Addr:         "127.0.0.1:0",
-		WriteTimeout: time.Minute, // for peers that read nothing
-		Actor: func(c *tcpio.Conn) tcpio.Actor {
+		Addr:              "127.0.0.1:0",
+		WriteStallTimeout: time.Minute, // for peers that read nothing
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
 			lines := 0 // Receive is never called twice at once, so this needs no lock
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				if _, ok := ev.(tcpio.Readable); !ok {
@@ -235,7 +235,7 @@ func ExampleConn_Frames() {
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr:     "127.0.0.1:0",
 		MaxFrame: 1024, // a longer frame closes the connection
-		Actor: func(c *tcpio.Conn) tcpio.Actor {
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				if _, ok := ev.(tcpio.Readable); !ok {
 					return nil
@@ -287,7 +287,7 @@ func ExampleLengthSplitter() {
 func ExampleConn_Ask() {
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr: "127.0.0.1:0",
-		Actor: func(c *tcpio.Conn) tcpio.Actor {
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
 			last := ""
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				switch ev := ev.(type) {
@@ -337,7 +337,7 @@ func ExampleConn_Ask() {
 func ExampleConn_After() {
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr: "127.0.0.1:0",
-		Actor: func(c *tcpio.Conn) tcpio.Actor {
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
 			var stop func() bool
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				switch ev := ev.(type) {

@@ -255,7 +255,7 @@ func TestDisconnectAtEveryByteOfAFrame(t *testing.T) {
 		}
 	}
 	testnet.WaitFor(t, "nothing is left", func() bool { return r.Len() == 0 })
-	if st := r.Stats(); st.Queued != 0 || st.Accepted != st.Closed {
+	if st := r.Stats(); st.Buffered != 0 || st.Accepted != st.Closed {
 		t.Errorf("%+v", st)
 	}
 }

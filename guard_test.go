@@ -254,7 +254,7 @@ func TestOnErrorEventThatPanicsOrExitsForTheListenerIsOnlyLogged(t *testing.T) {
 	for how, misdeed := range map[string]func(){"panic": func() { panic("misdeed") }, "Goexit": runtime.Goexit} {
 		for route, o := range map[string]ListenerOptions{
 			"callbacks": {OnConnEvent: func(c net.Conn) error { _, err := io.CopyN(c, c, 1); return err }},
-			"actors":    {Actor: echoActor},
+			"actors":    {NewActor: echoActor},
 		} {
 			t.Run(route+"/"+how, func(t *testing.T) {
 				told := make(chan error, 10)
@@ -293,7 +293,7 @@ func TestOnErrorEventThatPanicsOrExitsForTheListenerIsOnlyLogged(t *testing.T) {
 // One that blocks is told the last failure when it comes back, and costs one goroutine however many there are.
 func TestFailuresWaitForOnErrorEventAsOne(t *testing.T) {
 	inside, release := make(chan error, 10), make(chan struct{})
-	r := listen(t, ListenerOptions{Loops: 1, Actor: echoActor, OnErrorEvent: func(err error) {
+	r := listen(t, ListenerOptions{Loops: 1, NewActor: echoActor, OnErrorEvent: func(err error) {
 		inside <- err
 		<-release
 	}})

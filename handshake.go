@@ -157,8 +157,8 @@ func (c *Conn) handshakeFailedLocked(err error) {
 // handshakeTimedOutLocked ends a connection whose client has taken too long for its handshake.
 func (c *Conn) handshakeTimedOutLocked() {
 	if !c.ended() && c.handshaking() {
-		c.sh.count.timeouts[limitHandshake].Add(1)
-		c.handshakeFailedLocked(&LimitError{limitNames[limitHandshake], c.sh.opts.HandshakeTimeout})
+		c.sh.count.timeouts[TimeoutHandshake].Add(1)
+		c.handshakeFailedLocked(&TimeoutError{TimeoutHandshake, c.sh.opts.HandshakeTimeout})
 	}
 }
 

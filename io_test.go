@@ -250,7 +250,7 @@ func TestShortWritesToAGroupHoldLittleMoreThanTheirBytes(t *testing.T) {
 // Bytes that the kernel copies count as activity like any other. To see it fail: let account do nothing.
 func TestCopiesInTheKernelCount(t *testing.T) {
 	const size = 300 << 10
-	r := listen(t, ListenerOptions{Loops: 1, ReadTimeout: time.Hour}).serve()
+	r := listen(t, ListenerOptions{Loops: 1, ReadStallTimeout: time.Hour}).serve()
 	left, a := r.open()
 	right, b := r.open()
 	file, err := os.CreateTemp(t.TempDir(), "")
@@ -284,7 +284,7 @@ func TestCopiesInTheKernelCount(t *testing.T) {
 		t.Errorf("counted %d in, %d out", s.BytesIn, s.BytesOut)
 	}
 	if !markedSock(a, sockHeard) {
-		t.Error("the first byte was not noticed: ReadTimeout would close the connection")
+		t.Error("the first byte was not noticed: ReadStallTimeout would close the connection")
 	}
 }
 

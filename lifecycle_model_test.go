@@ -115,7 +115,7 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 	plain := listen(t, ListenerOptions{WriteBuffer: 1 << 16})
 	events := plain.Events()
 	plain.serve()
-	acting := listen(t, ListenerOptions{WriteBuffer: 1 << 16, Actor: func(*Conn) Actor { return onActor }})
+	acting := listen(t, ListenerOptions{WriteBuffer: 1 << 16, NewActor: func(*Conn) Actor { return onActor }})
 	acting.serve()
 
 	rapid.Check(t, func(t *rapid.T) {

@@ -121,9 +121,9 @@ func (c *Conn) limitsLocked() *limits {
 
 // nextLimitLocked returns the limit that comes first, and how long it takes from t; a limit of 0
 // means none.
-func (c *Conn) nextLimitLocked(t int64) (kind limitKind, limit, wait time.Duration) {
+func (c *Conn) nextLimitLocked(t int64) (kind TimeoutKind, limit, wait time.Duration) {
 	o := &c.sh.opts
-	consider := func(k limitKind, d, quiet time.Duration) {
+	consider := func(k TimeoutKind, d, quiet time.Duration) {
 		if left := d - quiet; d > 0 && (limit == 0 || left < wait) {
 			kind, limit, wait = k, d, left
 		}
@@ -131,29 +131,29 @@ func (c *Conn) nextLimitLocked(t int64) (kind limitKind, limit, wait time.Durati
 	s := &c.limit
 	in, out := time.Duration(t-s.lastIn), time.Duration(t-s.lastOut)
 	if !c.handshaking() { // which has a limit of its own, and the others begin behind it
-		consider(limitIdle, time.Duration(s.idle)*time.Millisecond, min(in, out))
+		consider(TimeoutIdle, time.Duration(s.idle)*time.Millisecond, min(in, out))
 		if !c.atEOF() {
 			if c.inputWaits() {
 				in = 0 // the peer has sent, and it is not its fault that nobody has read
 			}
-			consider(limitInput, c.inputTimeoutLocked(), in)
+			consider(TimeoutInput, c.inputTimeoutLocked(), in)
 			if !c.sock.has(sockHeard) || c.ext != nil && c.ext.frames.partial {
-				consider(limitRead, o.ReadTimeout, in)
+				consider(TimeoutReadStall, o.ReadStallTimeout, in)
 			}
 		}
 		if f := c.frameLocked(); f != nil && f.partial && f.Len() > 0 && !c.atEOF() && !c.inputWaits() {
-			consider(limitFrame, o.FrameTimeout, time.Duration(t-f.since))
+			consider(TimeoutFrame, o.FrameTimeout, time.Duration(t-f.since))
 		}
 	}
 	if c.out != nil || c.ext != nil && c.ext.waiting {
-		consider(limitWrite, o.WriteTimeout, out)
+		consider(TimeoutWriteStall, o.WriteStallTimeout, out)
 	}
 	if c.peerEnd == peerTimed {
 		quiet := min(in, out)
 		if c.busyLocked() {
 			quiet = 0
 		}
-		consider(limitEOF, o.EOFTimeout, quiet)
+		consider(timeoutEOF, o.EOFTimeout, quiet)
 	}
 	return kind, limit, wait
 }

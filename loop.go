@@ -23,7 +23,7 @@ type loop struct {
 	done   chan struct{} // closed when the loop has ended
 	err    error         // why it had to; read after done is closed
 	resume func()        // see loop.drive
-	stream *stream       // what Streams returned; guarded by Listener.mu, as Listener.perLoop is
+	stream *stream       // what EventsPerLoop returned; guarded by Listener.mu, as Listener.perLoop is
 
 	// Atomic.
 	watching    atomic.Bool          // the watchdog is running

@@ -54,7 +54,7 @@ func echo(t testnet.T, c net.Conn, p []byte) {
 const everything = pollIn | pollOut | pollRdHup | pollHup | pollErr | pollPri
 
 func TestSpuriousEventsDoNoHarm(t *testing.T) {
-	r, f := fakeOne(t, ListenerOptions{Actor: echoActor})
+	r, f := fakeOne(t, ListenerOptions{NewActor: echoActor})
 	r.serve()
 	peer := r.dial()
 	echo(t, peer, []byte("before"))
@@ -101,7 +101,7 @@ func TestStaleTokenReachesNobody(t *testing.T) {
 }
 
 func TestInterruptedWaitsLoseNothing(t *testing.T) {
-	r, f := fakeOne(t, ListenerOptions{Actor: echoActor})
+	r, f := fakeOne(t, ListenerOptions{NewActor: echoActor})
 	r.serve()
 	peer := r.dial()
 	for i := range 20 {
@@ -112,7 +112,7 @@ func TestInterruptedWaitsLoseNothing(t *testing.T) {
 
 // Go's own preemption signal, sent to every thread, interrupts epoll_wait for real.
 func TestSignalsLoseNothing(t *testing.T) {
-	r, f := fakeOne(t, ListenerOptions{Actor: echoActor})
+	r, f := fakeOne(t, ListenerOptions{NewActor: echoActor})
 	r.serve()
 	peer := r.dial()
 	echo(t, peer, []byte("warm"))
@@ -147,7 +147,7 @@ func TestFailingWaitEndsServeAndClosesEverything(t *testing.T) {
 		o := ListenerOptions{Loops: 2}
 		var closed = make(chan error, 16)
 		if actors {
-			o.Actor = func(*Conn) Actor {
+			o.NewActor = func(*Conn) Actor {
 				return ActorFunc(func(ev Event) error {
 					if ev, ok := ev.(Closed); ok {
 						closed <- ev.Conn.Err()
@@ -204,7 +204,7 @@ func TestFailingWaitEndsServeAndClosesEverything(t *testing.T) {
 }
 
 func TestFailingPollerIsServesError(t *testing.T) {
-	r := listen(t, ListenerOptions{Loops: 3, Actor: echoActor})
+	r := listen(t, ListenerOptions{Loops: 3, NewActor: echoActor})
 	broken := os.NewSyscallError("epoll_create1", syscall.EMFILE)
 	made := 0
 	r.newPoller = func() (poller, error) {
@@ -240,7 +240,7 @@ func TestRefusedRegistrationIsToldAndLeaksNothing(t *testing.T) {
 }
 
 func TestManyKicksAreOneWakeUp(t *testing.T) {
-	r, f := fakeOne(t, ListenerOptions{Actor: echoActor})
+	r, f := fakeOne(t, ListenerOptions{NewActor: echoActor})
 	r.serve()
 	echo(t, r.dial(), []byte("warm"))
 	asleep(t, r.Listener)
@@ -265,7 +265,7 @@ func TestManyKicksAreOneWakeUp(t *testing.T) {
 }
 
 func TestNoKickIsLost(t *testing.T) {
-	r, _ := fakeOne(t, ListenerOptions{Actor: func(*Conn) Actor {
+	r, _ := fakeOne(t, ListenerOptions{NewActor: func(*Conn) Actor {
 		return ActorFunc(func(ev Event) error {
 			if m, ok := ev.(Message); ok {
 				m.Value.(chan struct{}) <- struct{}{}

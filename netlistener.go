@@ -25,13 +25,13 @@ import (
 //
 // Its Close stops accepting, as Shutdown does. It leaves alone the connections that were handed
 // out, and aborts the others. Accept then fails with net.ErrClosed. NetListener panics after Events
-// or Streams, and with an Actor or OnConnEvent.
+// or EventsPerLoop, and with an Actor or OnConnEvent.
 func (l *Listener) NetListener() net.Listener {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.netListener == nil {
 		if l.routesFixed() && !l.stopping.Load() {
-			panic("tcpio: Listener.NetListener called after Events or Streams, or with an actor")
+			panic("tcpio: Listener.NetListener called after Events or EventsPerLoop, or with an actor")
 		}
 		l.accepted = newStream(&l.shared, l.opts.EventBuffer, false)
 		l.netListener = &netListener{l: l, closed: make(chan struct{})}

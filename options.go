@@ -25,7 +25,7 @@ type ListenerOptions struct {
 	// *net.UnixListener, as socket activation and hot restart have it. Its descriptor moves: once
 	// Listen has succeeded the original is closed. The path of a unix socket is then left alone at
 	// Close. Addr and Network must be empty. A multipath TCP socket
-	// (net.ListenConfig.SetMultipathTCP) takes no UserTimeout: Listen then fails with ENOPROTOOPT.
+	// (net.ListenConfig.SetMultipathTCP) takes no TCPUserTimeout: Listen then fails with ENOPROTOOPT.
 	// Listen changes options of the socket, also for others that share it; see Listener.File.
 	Listener net.Listener
 
@@ -48,7 +48,7 @@ type ListenerOptions struct {
 	// and 1 TiB is the most, on a 32-bit system 1 GiB. While more than half of it is used, a write
 	// that would exceed it is refused, as by WriteBuffer; a Writable follows when half is free. A
 	// connection that has nothing queued may still write up to 4 KiB, so that peers that read are
-	// served; WriteTimeout ends the connections of those that do not.
+	// served; WriteStallTimeout ends the connections of those that do not.
 	MaxBuffered int
 	// MaxFrame bounds a frame of Conn.Frames, in bytes of the stream: its header or the end of its line
 	// counts. 0 means 64 KiB, and 1 GiB is the most.
@@ -66,10 +66,10 @@ type ListenerOptions struct {
 	MaxConnsPerIP int
 	// AcceptRate is called for every connection, and refuses it by returning false. A *rate.Limiter
 	// of golang.org/x/time/rate fits. The rules for Admit hold for it too.
-	AcceptRate interface{ Allow() bool }
+	AcceptRate RateLimiter
 	// Admit is called for every connection before anything is allocated for it, and refuses it by
 	// returning an error. For a unix socket the address is zero. It runs on a loop and must not
-	// block, since accepting waits for it. Calls of AcceptRate, Admit and Actor are made one at a
+	// block, since accepting waits for it. Calls of AcceptRate, Admit and NewActor are made one at a
 	// time. A call that panics, or calls runtime.Goexit, refuses the peer and is logged.
 	Admit func(netip.AddrPort) error
 	// RefuseReply is sent to a peer that is refused, before its connection is closed. At most 64
@@ -101,25 +101,25 @@ type ListenerOptions struct {
 	// nor does what follows the peer's end of stream. It holds for dialled connections too. 0 means no
 	// bound; see Conn.SetInputTimeout.
 	InputTimeout time.Duration
-	// ReadTimeout closes a connection that sends no byte within it after opening, or that for this
+	// ReadStallTimeout closes a connection that sends no byte within it after opening, or that for this
 	// time adds no byte to a frame that Conn.Frames has begun. Time in which received bytes wait
 	// for your code does not count. Bytes count as for IdleTimeout; with TLS both times begin when
 	// the handshake is done.
 	// Behind the peer's end of stream nothing can arrive, and it does not count.
-	ReadTimeout time.Duration
+	ReadStallTimeout time.Duration
 	// FrameTimeout bounds the time from a frame's first byte to its last: it closes a connection on
 	// which Conn.Frames has begun a frame and finds it incomplete after this time, however steadily
 	// its bytes come. The frame begins when an iteration first leaves a part of it. Time in which
 	// received bytes wait for your code does not count. 0 means no bound.
 	FrameTimeout time.Duration
-	// WriteTimeout aborts a connection whose queued output makes no progress for this time.
-	WriteTimeout time.Duration
-	// UserTimeout is the socket option TCP_USER_TIMEOUT (tcp(7)): how long sent data may stay
+	// WriteStallTimeout aborts a connection whose queued output makes no progress for this time.
+	WriteStallTimeout time.Duration
+	// TCPUserTimeout is the socket option TCP_USER_TIMEOUT (tcp(7)): how long sent data may stay
 	// without acknowledgement, or data may wait because the peer does not read and keeps its window
 	// closed, before the kernel drops the connection. A peer that pauses for longer is cut off
 	// although it is alive. 0 leaves both to the system, which waits a quarter of an hour for an
 	// acknowledgement, and without limit for a peer that only pauses.
-	UserTimeout time.Duration
+	TCPUserTimeout time.Duration
 	// TLSConfig makes every accepted or adopted connection a TLS server, on the standard
 	// crypto/tls; dialled ones stay plain, see Listener.DialTLS. Opened comes when the handshake is done. A handshake
 	// that fails has no Opened: Stats counts it, and Failed reports it, once a second at most.
@@ -142,21 +142,21 @@ type ListenerOptions struct {
 	// most, and Count 127, as in Linux.
 	KeepAlive net.KeepAliveConfig
 
-	// Actor returns the actor of a new connection, accepted or adopted. It runs on a loop, before
+	// NewActor returns the actor of a new connection, accepted or adopted. It runs on a loop, before
 	// the connection's Opened, and must not block, since accepting waits for it; the actor itself
-	// may block. If it returns nil the connection is refused, unless Actor has claimed it by
+	// may block. If it returns nil the connection is refused, unless NewActor has claimed it by
 	// Conn.Events. If it panics, or calls runtime.Goexit, the connection is refused and the panic
-	// logged. Without Actor, events go to Events or Streams.
-	Actor func(*Conn) Actor
+	// logged. Without NewActor, events go to Events or EventsPerLoop.
+	NewActor func(*Conn) Actor
 
 	// DeferAccept makes NetListener hand out a connection only once its first bytes have arrived.
 	DeferAccept bool
 
 	// OnConnEvent is the callback of the first tcpio, for every connection; see Callback. It
-	// excludes Actor. New programs should take one of the other routes.
+	// excludes NewActor. New programs should take one of the other routes.
 	OnConnEvent func(net.Conn) error
 	// OnErrorEvent gets the errors that OnConnEvent returned, and the listener's failures when
-	// neither Events nor Streams was called. One call is made at a time. It may block; a panic in
+	// neither Events nor EventsPerLoop was called. One call is made at a time. It may block; a panic in
 	// it is logged and ends nothing.
 	OnErrorEvent func(error)
 	// ConcurrentCallbacks lets OnConnEvent run for different connections at once. By default one
@@ -164,7 +164,7 @@ type ListenerOptions struct {
 	ConcurrentCallbacks bool
 
 	// Logger gets what no event and no callback reports: the listener's failures when neither
-	// Events nor Streams was called and OnErrorEvent is nil, one a second at most; and panics, and
+	// Events nor EventsPerLoop was called and OnErrorEvent is nil, one a second at most; and panics, and
 	// errors that handlers return at Closed, ten lines at once and then one a second. The attribute
 	// "suppressed" of the next line, or of one at the end of Serve, counts the lines left out. No
 	// line has anything that a peer sent, unless a handler's own error or panic has it.
@@ -174,6 +174,10 @@ type ListenerOptions struct {
 	// logging.
 	Logger *slog.Logger
 }
+
+// A RateLimiter says whether one more event may happen now, without waiting. A *rate.Limiter of
+// golang.org/x/time/rate is one.
+type RateLimiter interface{ Allow() bool }
 
 // check validates the options and fills in the defaults.
 func (o *ListenerOptions) check() error {
@@ -189,8 +193,8 @@ func (o *ListenerOptions) check() error {
 	if n := len(o.RefuseReply); n > longestReply {
 		return badOption("RefuseReply", fmt.Sprintf("over %d bytes: %d", longestReply, n))
 	}
-	if o.OnConnEvent != nil && o.Actor != nil {
-		return badOption("OnConnEvent", "set together with Actor")
+	if o.OnConnEvent != nil && o.NewActor != nil {
+		return badOption("OnConnEvent", "set together with NewActor")
 	}
 	return o.checkSocket()
 }
@@ -241,11 +245,11 @@ func (o *ListenerOptions) checkTimes() error {
 		{"DrainTimeout", o.DrainTimeout},
 		{"EOFTimeout", o.EOFTimeout},
 		{"IdleTimeout", o.IdleTimeout},
-		{"ReadTimeout", o.ReadTimeout},
+		{"ReadStallTimeout", o.ReadStallTimeout},
 		{"InputTimeout", o.InputTimeout},
 		{"FrameTimeout", o.FrameTimeout},
-		{"WriteTimeout", o.WriteTimeout},
-		{"UserTimeout", o.UserTimeout},
+		{"WriteStallTimeout", o.WriteStallTimeout},
+		{"TCPUserTimeout", o.TCPUserTimeout},
 		{"HandshakeTimeout", o.HandshakeTimeout},
 	} {
 		if f.value < 0 {

@@ -20,7 +20,7 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr, from origin) *Conn
 		c.sock.add(sockUnsure)
 	}
 	switch {
-	case l.opts.Actor != nil: // register asks for it
+	case l.opts.NewActor != nil: // register asks for it
 	case l.callbacks != nil:
 		c.actor = l.callbacks
 	case l.netListener != nil:
@@ -123,7 +123,7 @@ func (l *Listener) register(c *Conn) error {
 
 // asksForActor reports whether the user's hook makes c's actor. c is not registered yet.
 func (l *Listener) asksForActor(c *Conn) bool {
-	return l.opts.Actor != nil && (c.origin == accepted || c.origin == adopted)
+	return l.opts.NewActor != nil && (c.origin == accepted || c.origin == adopted)
 }
 
 // employ gives c its actor, unless c was claimed meanwhile, and begins its turns. A nil actor

@@ -29,8 +29,8 @@ func (l *Listener) Start() {
 
 // Serve accepts connections and runs the loops. It returns nil once Shutdown or Close has stopped
 // the listener; the end of ctx is a Shutdown, within DrainTimeout and CloseTimeout. Otherwise it
-// returns the error that stopped the loops. Serve may be called before Events, Streams or
-// NetListener, but accepts nothing until one of them is called, unless ListenerOptions.Actor or
+// returns the error that stopped the loops. Serve may be called before Events, EventsPerLoop or
+// NetListener, but accepts nothing until one of them is called, unless ListenerOptions.NewActor or
 // OnConnEvent is set.
 //
 // When it returns, every connection and every channel is closed. At the end it waits CloseTimeout

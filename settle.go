@@ -161,7 +161,7 @@ func (c *Conn) closeTimedOutLocked() {
 	if c.released() {
 		return
 	}
-	c.sh.count.timeouts[limitClose].Add(1)
+	c.sh.count.timeouts[TimeoutClose].Add(1)
 	if c.out != nil {
 		c.abortLocked(ErrCloseTimeout)
 		return
@@ -178,12 +178,12 @@ func (c *Conn) limitDueLocked() {
 		return
 	}
 	kind, limit, wait := c.nextLimitLocked(c.sh.coarse())
-	if limit != 0 && wait <= 0 && kind != limitWrite {
+	if limit != 0 && wait <= 0 && kind != TimeoutWriteStall {
 		if c.arrivedLocked() {
 			c.heardLocked()
 			// They may complete it: the loop announces them first. A peer that always has some on
 			// their way gains that once.
-			if f := c.frameLocked(); kind == limitFrame && !f.late {
+			if f := c.frameLocked(); kind == TimeoutFrame && !f.late {
 				f.late = true
 				c.limitsLocked().Add(limited{c}, now()+int64(readMoment))
 				return
@@ -196,12 +196,12 @@ func (c *Conn) limitDueLocked() {
 	case limit == 0:
 	case wait > 0:
 		c.armLimitLocked()
-	case kind == limitEOF:
+	case kind == timeoutEOF:
 		c.endWaitLocked()
 	default:
 		c.sh.count.timeouts[kind].Add(1)
-		err := &LimitError{limitNames[kind], limit}
-		if kind == limitWrite {
+		err := &TimeoutError{kind, limit}
+		if kind == TimeoutWriteStall {
 			c.abortLocked(err) // there is no point in waiting for what does not move
 		} else {
 			c.closeLocked(err)
@@ -224,7 +224,7 @@ func (c *Conn) arrivedLocked() bool {
 
 // endWaitLocked closes a connection whose user has had the time to close it.
 func (c *Conn) endWaitLocked() {
-	c.sh.count.timeouts[limitEOF].Add(1)
+	c.sh.count.timeouts[timeoutEOF].Add(1)
 	c.closeLocked(nil)
 }
 

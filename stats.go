@@ -7,7 +7,7 @@ type Stats struct {
 	LoopStats
 	Loops []LoopStats // each loop's own part
 
-	Queued   int64 // bytes of output that wait for room in sockets
+	Buffered int64 // bytes of output that wait for room in sockets
 	Blocked  int   // goroutines in actors' handlers that have blocked and lost their loop
 	Refusing int   // refused connections whose peer has not read the reply yet
 }
@@ -59,7 +59,7 @@ type counters struct {
 	handshakes        atomic.Uint64 // failed
 	skipped           atomic.Uint64 // see GroupSkips
 	refused           [refusals]atomic.Uint64
-	timeouts          [limitKinds]atomic.Uint64
+	timeouts          [timeoutKinds]atomic.Uint64
 }
 
 func (s *LoopStats) add(o *LoopStats) {
@@ -85,23 +85,6 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.Timeouts.Close += o.Timeouts.Close
 	s.Timeouts.EOF += o.Timeouts.EOF
 }
-
-// Kinds of limit.
-type limitKind int
-
-const (
-	limitIdle limitKind = iota
-	limitRead
-	limitInput
-	limitFrame
-	limitWrite
-	limitHandshake
-	limitClose
-	limitEOF // ends in order, without a LimitError
-	limitKinds
-)
-
-var limitNames = [limitKinds]string{"idle", "read", "input", "frame", "write", "handshake", "close", "eof"}
 
 // refusal says why a connection that was accepted is not served.
 type refusal int

@@ -88,15 +88,15 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	l.opts.TLSConfig = guardTLS(l.opts.TLSConfig)
 	l.handshakes = quota.NewHandshakes(l.opts.MaxHandshakes, max(1, runtime.GOMAXPROCS(0)/2))
 	l.budget.Most = int64(l.opts.MaxBuffered)
-	l.timed.Store(l.opts.IdleTimeout > 0 || l.opts.ReadTimeout > 0 || l.opts.InputTimeout > 0 ||
-		l.opts.FrameTimeout > 0 || l.opts.WriteTimeout > 0)
+	l.timed.Store(l.opts.IdleTimeout > 0 || l.opts.ReadStallTimeout > 0 || l.opts.InputTimeout > 0 ||
+		l.opts.FrameTimeout > 0 || l.opts.WriteStallTimeout > 0)
 	if err := l.open(); err != nil {
 		return nil, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case l.opts.Actor != nil:
+	case l.opts.NewActor != nil:
 		l.fixRoutesLocked(defaultLoops(), false)
 	case l.opts.OnConnEvent != nil:
 		l.callbacks = &callback{onConn: l.opts.OnConnEvent, onErr: l.opts.OnErrorEvent}
@@ -138,7 +138,7 @@ func (l *Listener) open() error {
 			l.anyAddr = a.IP.IsUnspecified()
 			l.zone = sys.Device(fd)
 			l.multipath = sys.Multipath(fd)
-			if err = sys.TuneListener(fd, l.opts.KeepAlive, l.opts.UserTimeout); err != nil {
+			if err = sys.TuneListener(fd, l.opts.KeepAlive, l.opts.TCPUserTimeout); err != nil {
 				sys.CloseFD(fd)
 			}
 		}
@@ -201,14 +201,14 @@ func (l *Listener) Addr() net.Addr { return l.addr }
 
 // Events returns the channel of all events, the same on every call. It is closed behind the last
 // event, when Serve returns. Several goroutines may receive from it; tcpio then gives no order
-// between them. With ListenerOptions.Actor or OnConnEvent only Failed is sent there.
+// between them. With ListenerOptions.NewActor or OnConnEvent only Failed is sent there.
 //
-// Events panics after Streams, and Streams after Events: each channel would lack events.
+// Events panics after EventsPerLoop, and EventsPerLoop after Events: each channel would lack events.
 func (l *Listener) Events() <-chan Event {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.perLoop {
-		panic("tcpio: Listener.Events called after Streams")
+		panic("tcpio: Listener.Events called after EventsPerLoop")
 	}
 	if l.events == nil {
 		l.events = newStream(&l.shared, l.opts.EventBuffer, false)
@@ -220,21 +220,21 @@ func (l *Listener) Events() <-chan Event {
 	return l.events.ch
 }
 
-// Streams returns one channel for each loop, the same on every call; each is for a consumer
+// EventsPerLoop returns one channel for each loop, the same on every call; each is for a consumer
 // goroutine of its own. Connections are spread over the loops and stay there, so that all events of
 // a connection come on one channel. Failed comes on the first channel. The channels are closed
-// behind their last event, when Serve returns. With ListenerOptions.Actor or OnConnEvent only
+// behind their last event, when Serve returns. With ListenerOptions.NewActor or OnConnEvent only
 // Failed is sent there.
 //
-// Streams may be called at any time, but panics after Events or NetListener.
-func (l *Listener) Streams() []<-chan Event {
+// EventsPerLoop may be called at any time, but panics after Events or NetListener.
+func (l *Listener) EventsPerLoop() []<-chan Event {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
 	case l.events != nil:
-		panic("tcpio: Listener.Streams called after Events")
+		panic("tcpio: Listener.EventsPerLoop called after Events")
 	case l.netListener != nil:
-		panic("tcpio: Listener.Streams called after NetListener")
+		panic("tcpio: Listener.EventsPerLoop called after NetListener")
 	case !l.routesFixed():
 		l.fixRoutesLocked(defaultLoops(), true)
 	case !l.perLoop: // with an actor or callbacks; or stopped before it had any loop
@@ -256,7 +256,7 @@ func (l *Listener) Streams() []<-chan Event {
 // streamFor is where the events of new connections on lp go; nil with an actor.
 func (l *Listener) streamFor(lp *loop) *stream {
 	switch {
-	case l.opts.Actor != nil, l.callbacks != nil:
+	case l.opts.NewActor != nil, l.callbacks != nil:
 		return nil
 	case l.netListener != nil:
 		return l.accepted
@@ -313,8 +313,8 @@ func (l *Listener) Len() int {
 // and works after Close.
 func (l *Listener) Stats() Stats {
 	s := Stats{
-		Queued:   l.budget.Used(),
-		Blocked:  l.Blocked(),
+		Buffered: l.budget.Used(),
+		Blocked:  int(l.blocked.Load()),
 		Refusing: int(l.refusing.Load()),
 	}
 	if !l.routesFixed() {
@@ -339,14 +339,14 @@ func (l *Listener) Stats() Stats {
 				Admit: n.refused[refusedAdmit].Load(),
 			},
 			Timeouts: TimeoutStats{
-				Idle:      n.timeouts[limitIdle].Load(),
-				Read:      n.timeouts[limitRead].Load(),
-				Input:     n.timeouts[limitInput].Load(),
-				Frame:     n.timeouts[limitFrame].Load(),
-				Write:     n.timeouts[limitWrite].Load(),
-				Handshake: n.timeouts[limitHandshake].Load(),
-				Close:     n.timeouts[limitClose].Load(),
-				EOF:       n.timeouts[limitEOF].Load(),
+				Idle:      n.timeouts[TimeoutIdle].Load(),
+				Read:      n.timeouts[TimeoutReadStall].Load(),
+				Input:     n.timeouts[TimeoutInput].Load(),
+				Frame:     n.timeouts[TimeoutFrame].Load(),
+				Write:     n.timeouts[TimeoutWriteStall].Load(),
+				Handshake: n.timeouts[TimeoutHandshake].Load(),
+				Close:     n.timeouts[TimeoutClose].Load(),
+				EOF:       n.timeouts[timeoutEOF].Load(),
 			},
 		}
 		s.Loops = append(s.Loops, one)
@@ -354,10 +354,6 @@ func (l *Listener) Stats() Stats {
 	}
 	return s
 }
-
-// Blocked returns the number of goroutines that are in an actor's Receive which has blocked and
-// lost its loop.
-func (l *Listener) Blocked() int { return int(l.blocked.Load()) }
 
 // How far the end has come. It is set before the connections are gone through: one that is
 // registered meanwhile either is seen there or sees it.
@@ -453,7 +449,7 @@ func (l *Listener) retryAccept() {
 }
 
 // deliverFailed delivers a Failed about err: to the channel of Events, else to the first one of
-// Streams, OnErrorEvent or the log.
+// EventsPerLoop, OnErrorEvent or the log.
 func (l *Listener) deliverFailed(err error) {
 	l.mu.Lock()
 	s := l.events

@@ -95,7 +95,7 @@ func newCollector(stats func() tcpio.Stats, labels prometheus.Labels) *collector
 		func(s *tcpio.LoopStats) uint64 { return s.Posted })
 
 	gauge("queued_bytes", "Bytes of output that wait for room in sockets.",
-		func(s *tcpio.Stats) float64 { return float64(s.Queued) })
+		func(s *tcpio.Stats) float64 { return float64(s.Buffered) })
 	gauge("blocked_handlers", "Goroutines in actors' handlers that have blocked and lost their loop.",
 		func(s *tcpio.Stats) float64 { return float64(s.Blocked) })
 	gauge("connections_refusing", "Refused connections whose peer has not read the reply yet.",

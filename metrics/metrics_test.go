@@ -42,7 +42,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func serve(t *testing.T, opts tcpio.ListenerOptions) *tcpio.Listener {
 	t.Helper()
 	opts.Addr = "127.0.0.1:0"
-	opts.Actor = func(*tcpio.Conn) tcpio.Actor {
+	opts.NewActor = func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if r, ok := ev.(tcpio.Readable); ok {
 				var b [100]byte

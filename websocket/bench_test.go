@@ -14,7 +14,7 @@ import (
 
 // coreServer runs an actor of tcpio's that answers each read with reply.
 func coreServer(b *testing.B, opened func(*tcpio.Conn), reply []byte) *tcpio.Listener {
-	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", Actor: func(*tcpio.Conn) tcpio.Actor {
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", NewActor: func(*tcpio.Conn) tcpio.Actor {
 		buf := make([]byte, 64<<10)
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			switch ev := ev.(type) {
@@ -62,7 +62,7 @@ func BenchmarkEcho(b *testing.B) {
 			pingPong(b, dialRaw(b, l.Addr()), frame, answer)
 		})
 		b.Run(fmt.Sprint("websocket/", size), func(b *testing.B) {
-			s := start(b, tcpio.ListenerOptions{}, Options{Actor: echoActor}, nil)
+			s := start(b, tcpio.ListenerOptions{}, Options{NewActor: echoActor}, nil)
 			pingPong(b, dialPeer(b, s, ""), frame, answer)
 		})
 	}
@@ -87,7 +87,7 @@ func BenchmarkGroup(b *testing.B) {
 	})
 	b.Run("websocket", func(b *testing.B) {
 		var g Group
-		s := start(b, tcpio.ListenerOptions{}, Options{Actor: func(c *Conn) Actor { g.Join(c); return ActorFunc(echo) }}, nil)
+		s := start(b, tcpio.ListenerOptions{}, Options{NewActor: func(c *Conn) Actor { g.Join(c); return ActorFunc(echo) }}, nil)
 		for range members {
 			drain(dialPeer(b, s, "").Conn)
 		}

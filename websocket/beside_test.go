@@ -61,7 +61,7 @@ func randomFrames(rnd *rand.Rand) []byte {
 // The same bytes lead to the same frames as with coder/websocket's server. It does not check UTF-8,
 // and after a violation it may reset the connection before its Close frame is read.
 func TestBesideCoder(t *testing.T) {
-	ours := start(t, tcpio.ListenerOptions{}, Options{Actor: echoActor}, nil)
+	ours := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor}, nil)
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, err := coder.Accept(w, r, nil)
 		if err != nil {

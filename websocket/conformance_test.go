@@ -134,8 +134,8 @@ func inBytes(s string) []byte {
 // routes are echo servers on each route.
 func routes(t testing.TB, opts Options) map[string]*Server {
 	actor, mailbox := opts, opts
-	actor.Actor = echoActor
-	mailbox.Actor = func(c *Conn) Actor {
+	actor.NewActor = echoActor
+	mailbox.NewActor = func(c *Conn) Actor {
 		events := c.Events()
 		go func() {
 			for ev := range events {

@@ -42,7 +42,7 @@ func (p *peer) packed() string {
 }
 
 func TestDeflateOffers(t *testing.T) {
-	s := start(t, tcpio.ListenerOptions{}, Options{Actor: echoActor, Compress: true, CompressMin: 1}, nil)
+	s := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor, Compress: true, CompressMin: 1}, nil)
 	const yes = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 	for _, c := range []struct{ offer, answer string }{
 		{"permessage-deflate", yes},
@@ -117,7 +117,7 @@ func TestDeflate(t *testing.T) {
 // What TestConformance sends is as valid, or not, for a peer that has negotiated compression, but
 // for the first reserved bit of a message.
 func TestConformanceDeflate(t *testing.T) {
-	s := start(t, tcpio.ListenerOptions{}, Options{Actor: echoActor, Compress: true, CompressMin: 1 << 30}, nil)
+	s := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor, Compress: true, CompressMin: 1 << 30}, nil)
 	for _, c := range conformanceCases() {
 		if c.name == "reserved bit 1, opcode 1" || c.name == "reserved bit 1, opcode 2" {
 			continue
@@ -149,7 +149,7 @@ func TestDeflateBad(t *testing.T) {
 		{"second bit", fr(opText, pack("x"), "1", "2"), "close 1002"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := start(t, tcpio.ListenerOptions{}, Options{Actor: echoActor, Compress: true}, nil)
+			s := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor, Compress: true}, nil)
 			p := dialPeer(t, s, offer)
 			p.send(c.send)
 			p.expect(c.want, "eof")
@@ -160,7 +160,7 @@ func TestDeflateBad(t *testing.T) {
 // The largest message is the same compressed or not, and what does not compress may be sent too.
 func TestDeflateLimit(t *testing.T) {
 	const most = 100000
-	s := start(t, tcpio.ListenerOptions{}, Options{Actor: echoActor, Compress: true, MaxMessage: most, CompressMin: 1 << 30}, nil)
+	s := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor, Compress: true, MaxMessage: most, CompressMin: 1 << 30}, nil)
 	noise := make([]byte, most)
 	for i, x := 0, uint64(88172645463325252); i < most; i++ {
 		x ^= x << 13

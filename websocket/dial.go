@@ -19,7 +19,7 @@ import (
 // is over. The connection is served on s's loops, under s's options: its Subprotocols and Compress
 // are offered. header, which may be nil, goes into the request.
 //
-// Without [Options].Actor its events go to Server.Events, Opened first; with it call Conn.Attach
+// Without [Options].NewActor its events go to Server.Events, Opened first; with it call Conn.Attach
 // or Conn.Events. Serve must be running. wss is not supported, and without Actor neither is a
 // server with TLSConfig. A server that refuses the handshake is a *[HandshakeError].
 func (s *Server) Dial(ctx context.Context, rawURL string, header http.Header) (*Conn, error) {
@@ -33,7 +33,7 @@ func (s *Server) Dial(ctx context.Context, rawURL string, header http.Header) (*
 	if u.Scheme != "ws" {
 		return nil, errors.New("websocket: Dial: the URL's scheme is not ws: " + u.Scheme)
 	}
-	if s.opts.Actor == nil && s.tls {
+	if s.opts.NewActor == nil && s.tls {
 		return nil, errors.New("websocket: Dial: a server with TLSConfig and without Actor cannot")
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.opts.HandshakeTimeout)
@@ -43,7 +43,7 @@ func (s *Server) Dial(ctx context.Context, rawURL string, header http.Header) (*
 		addr = net.JoinHostPort(u.Hostname(), "80")
 	}
 	var nc net.Conn
-	if s.opts.Actor != nil {
+	if s.opts.NewActor != nil {
 		nc, err = s.l.Dial(ctx, "tcp", addr)
 	} else {
 		nc, err = new(net.Dialer).DialContext(ctx, "tcp", addr)

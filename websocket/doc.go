@@ -4,7 +4,7 @@
 // to events.
 //
 //	s, err := websocket.Listen(&tcpio.ListenerOptions{Addr: ":8080"}, &websocket.Options{
-//		Actor: func(c *websocket.Conn) websocket.Actor { return websocket.ActorFunc(handle) },
+//		NewActor: func(c *websocket.Conn) websocket.Actor { return websocket.ActorFunc(handle) },
 //	})
 //	...
 //	err = s.Serve(ctx)

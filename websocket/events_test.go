@@ -28,9 +28,9 @@ func watched(t testing.TB, route string, tcp tcpio.ListenerOptions, opts Options
 	case "stream":
 		return start(t, tcp, opts, func(ev Event) { _ = both(ev) }), r
 	case "actor":
-		opts.Actor = func(*Conn) Actor { return ActorFunc(both) }
+		opts.NewActor = func(*Conn) Actor { return ActorFunc(both) }
 	case "mailbox":
-		opts.Actor = func(c *Conn) Actor {
+		opts.NewActor = func(c *Conn) Actor {
 			events := c.Events()
 			go func() {
 				for ev := range events {
@@ -173,7 +173,7 @@ func TestEndings(t *testing.T) {
 		})
 	}
 	t.Run("no actor", func(t *testing.T) {
-		s := start(t, tcpio.ListenerOptions{}, Options{Actor: func(*Conn) Actor { return nil }}, nil)
+		s := start(t, tcpio.ListenerOptions{}, Options{NewActor: func(*Conn) Actor { return nil }}, nil)
 		dialPeer(t, s, "").expect("close 1008", "eof")
 	})
 	t.Run("cut", func(t *testing.T) {

@@ -53,7 +53,7 @@ func serve(s *websocket.Server) (url string, stop func()) {
 func Example() {
 	s, err := websocket.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0"}, &websocket.Options{
 		PingInterval: 30 * time.Second,
-		Actor: func(*websocket.Conn) websocket.Actor {
+		NewActor: func(*websocket.Conn) websocket.Actor {
 			messages := 0 // Receive is never called twice at once, so this needs no lock
 			return websocket.ActorFunc(func(ev websocket.Event) error {
 				switch ev := ev.(type) {
@@ -172,7 +172,7 @@ func ExampleConn_Events() {
 		}
 	}
 	s, err := websocket.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0"}, &websocket.Options{
-		Actor: func(c *websocket.Conn) websocket.Actor {
+		NewActor: func(c *websocket.Conn) websocket.Actor {
 			go session(c, c.Events()) // it has claimed the connection, so there is no actor
 			return nil
 		},
@@ -192,7 +192,7 @@ func ExampleConn_Events() {
 // handler. An upgraded one has no goroutine while it is idle.
 func ExampleServer_Upgrade() {
 	s, err := websocket.New(&websocket.Options{
-		Actor: func(*websocket.Conn) websocket.Actor {
+		NewActor: func(*websocket.Conn) websocket.Actor {
 			return websocket.ActorFunc(func(ev websocket.Event) error {
 				if ev, ok := ev.(websocket.Text); ok {
 					return ev.Conn.WriteText(ev.Data)
@@ -233,7 +233,7 @@ func ExampleServer_Upgrade() {
 // On any other http.Server the connection moves to the loops of a Server made by Listen.
 func ExampleUpgrade() {
 	s, err := websocket.Listen(&tcpio.ListenerOptions{Network: "none"}, &websocket.Options{
-		Actor: func(*websocket.Conn) websocket.Actor {
+		NewActor: func(*websocket.Conn) websocket.Actor {
 			return websocket.ActorFunc(func(ev websocket.Event) error {
 				if ev, ok := ev.(websocket.Text); ok {
 					return ev.Conn.WriteText(ev.Data)
@@ -260,7 +260,7 @@ func ExampleGroup() {
 	var room websocket.Group
 	s, err := websocket.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0"}, &websocket.Options{
 		Compress: true, // once for all members
-		Actor: func(*websocket.Conn) websocket.Actor {
+		NewActor: func(*websocket.Conn) websocket.Actor {
 			return websocket.ActorFunc(func(ev websocket.Event) error {
 				switch ev := ev.(type) {
 				case websocket.Opened:
@@ -290,7 +290,7 @@ func ExampleGroup() {
 // Server.Dial makes clients on the same loops, for load tests or from service to service.
 func ExampleServer_Dial() {
 	s, err := websocket.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0"}, &websocket.Options{
-		Actor: func(*websocket.Conn) websocket.Actor {
+		NewActor: func(*websocket.Conn) websocket.Actor {
 			return websocket.ActorFunc(func(ev websocket.Event) error {
 				if ev, ok := ev.(websocket.Text); ok {
 					return ev.Conn.WriteText(append([]byte("echo of "), ev.Data...))

@@ -91,7 +91,7 @@ func FuzzFrames(f *testing.F) {
 	results := make(chan ended, 1)
 	s := start(f, tcpio.ListenerOptions{Network: "unix", Addr: "@" + rand.Text()}, Options{
 		MaxMessage: limit,
-		Actor: func(*Conn) Actor {
+		NewActor: func(*Conn) Actor {
 			var e ended
 			return ActorFunc(func(ev Event) error {
 				switch ev := ev.(type) {

@@ -243,7 +243,7 @@ func Upgrade(w http.ResponseWriter, r *http.Request, opts *Options) (*Conn, erro
 // Upgrade has answered it and returns an error.
 //
 // On an http.Server that runs on [tcpio.Listener.NetListener] the connection stays on that
-// listener's loops. With [Options].Actor its events go there; else call Conn.Attach or
+// listener's loops. With [Options].NewActor its events go there; else call Conn.Attach or
 // Conn.Events, and the handler can return. On any other http.Server the socket moves to the loops
 // of s, which Listen must have made without a TLSConfig, and events go where those of accepted
 // connections go. TLS of crypto/tls under net/http cannot move: on a NetListener, set
@@ -304,7 +304,7 @@ func (s *Server) take(nc net.Conn, o opened) (*Conn, error) {
 	if !ok {
 		return s.adopt(nc, o)
 	}
-	c := &Conn{tc: tc, s: s, driven: s.opts.Actor != nil && !o.client}
+	c := &Conn{tc: tc, s: s, driven: s.opts.NewActor != nil && !o.client}
 	tc.SetData(c)
 	c.open(o)
 	if !c.driven {

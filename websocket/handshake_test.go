@@ -17,7 +17,7 @@ import (
 
 func TestHandshakes(t *testing.T) {
 	s := start(t, tcpio.ListenerOptions{}, Options{
-		Actor:            echoActor,
+		NewActor:         echoActor,
 		Origins:          []string{"*.example.org", "https://app.example.net", "OTHER.example.com:8080"},
 		Subprotocols:     []string{"chat.v2", "chat.v1"},
 		HandshakeTimeout: testLimit,
@@ -155,7 +155,7 @@ func TestSlowHandshakes(t *testing.T) {
 	if raceEnabled {
 		slow, patience = min(slow, 1000), 5*time.Second
 	}
-	s := start(t, tcpio.ListenerOptions{}, Options{Actor: echoActor, HandshakeTimeout: time.Second + time.Duration(slow)*time.Millisecond/2}, nil)
+	s := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor, HandshakeTimeout: time.Second + time.Duration(slow)*time.Millisecond/2}, nil)
 	all := make([]*peer, slow)
 	before := heapInUse()
 	for i := range all {

@@ -99,7 +99,7 @@ func TestHostilePeers(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := start(t, tcpio.ListenerOptions{WriteBuffer: 256 << 10}, Options{Actor: echoActor, MaxMessage: 17 << 20}, nil)
+			s := start(t, tcpio.ListenerOptions{WriteBuffer: 256 << 10}, Options{NewActor: echoActor, MaxMessage: 17 << 20}, nil)
 			before := heapInUse()
 			stop := make(chan bool)
 			var worst time.Duration

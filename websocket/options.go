@@ -12,11 +12,11 @@ import (
 // Options says which peers are served and how. The zero value of a field is its default. A
 // negative number is an error that names the field. The struct is copied.
 type Options struct {
-	// Actor returns the actor of a connection whose opening handshake is done, before its Opened.
+	// NewActor returns the actor of a connection whose opening handshake is done, before its Opened.
 	// It must not block. If it returns nil and has not claimed the connection by Conn.Events, the
-	// connection is closed with PolicyViolation. Without Actor, events go to Server.Events, or, for
+	// connection is closed with PolicyViolation. Without NewActor, events go to Server.Events, or, for
 	// Upgrade on a NetListener, where Conn.Attach or Conn.Events says.
-	Actor func(*Conn) Actor
+	NewActor func(*Conn) Actor
 
 	// Check is called with a request that is a valid WebSocket handshake and has passed the check
 	// of its origin. It returns 0 to admit the peer, or the HTTP status to refuse it with. What it

@@ -147,7 +147,7 @@ func TestMoves(t *testing.T) {
 					if from == "stream" {
 						s = start(t, tcpio.ListenerOptions{}, Options{}, func(ev Event) { _ = first(ev) })
 					} else {
-						s = start(t, tcpio.ListenerOptions{}, Options{Actor: func(*Conn) Actor { return ActorFunc(first) }}, nil)
+						s = start(t, tcpio.ListenerOptions{}, Options{NewActor: func(*Conn) Actor { return ActorFunc(first) }}, nil)
 					}
 					for range 20 {
 						p := dialPeer(t, s, "")
@@ -169,7 +169,7 @@ func TestMoves(t *testing.T) {
 func TestClaimLeft(t *testing.T) {
 	r := newRecord()
 	gone := make(chan bool)
-	s := start(t, tcpio.ListenerOptions{}, Options{Actor: func(c *Conn) Actor {
+	s := start(t, tcpio.ListenerOptions{}, Options{NewActor: func(c *Conn) Actor {
 		events := c.Events()
 		go func() {
 			defer close(gone)
@@ -195,7 +195,7 @@ func TestStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := s.Streams()
+	all := s.EventsPerLoop()
 	if len(all) != 3 {
 		t.Fatal(len(all))
 	}
@@ -352,7 +352,7 @@ func TestClaimEnds(t *testing.T) {
 			over := make(chan bool)
 			conns := make(chan *Conn, 1)
 			busy := make(chan bool)
-			s := start(t, tcpio.ListenerOptions{CloseTimeout: 100 * time.Millisecond}, Options{Actor: func(c *Conn) Actor {
+			s := start(t, tcpio.ListenerOptions{CloseTimeout: 100 * time.Millisecond}, Options{NewActor: func(c *Conn) Actor {
 				events := c.Events()
 				go func() {
 					defer close(over)
@@ -430,7 +430,7 @@ func TestRandomMoves(t *testing.T) {
 	}
 	for _, s := range []*Server{
 		start(t, tcpio.ListenerOptions{}, Options{}, func(ev Event) { _ = handle(ev) }),
-		start(t, tcpio.ListenerOptions{}, Options{Actor: func(*Conn) Actor { return ActorFunc(handle) }}, nil),
+		start(t, tcpio.ListenerOptions{}, Options{NewActor: func(*Conn) Actor { return ActorFunc(handle) }}, nil),
 	} {
 		for range conns {
 			p := dialPeer(t, s, "")

@@ -32,7 +32,7 @@ type Server struct {
 // Listen opens a listening socket for WebSocket connections. The options of tcp hold for the
 // connections under them, with TLSConfig as wss; its fields Actor, DeferAccept, OnConnEvent and
 // ConcurrentCallbacks must not be set. At the end of DrainTimeout a closing handshake begins. If
-// PingInterval is set and tcp's WriteTimeout is not, WriteTimeout is PongTimeout.
+// PingInterval is set and tcp's WriteStallTimeout is not, WriteStallTimeout is PongTimeout.
 //
 // With Network "none" the server has no port: it serves the connections of [Server.Upgrade] and
 // [Server.Dial].
@@ -46,7 +46,7 @@ func Listen(tcp *tcpio.ListenerOptions, opts *Options) (*Server, error) {
 	if tcp == nil {
 		return nil, errors.New("websocket: Listen: tcp is nil")
 	}
-	if tcp.Actor != nil || tcp.OnConnEvent != nil || tcp.ConcurrentCallbacks || tcp.DeferAccept {
+	if tcp.NewActor != nil || tcp.OnConnEvent != nil || tcp.ConcurrentCallbacks || tcp.DeferAccept {
 		return nil, errors.New("websocket: Listen: tcp has an Actor, callbacks or DeferAccept")
 	}
 	o := *tcp
@@ -54,11 +54,11 @@ func Listen(tcp *tcpio.ListenerOptions, opts *Options) (*Server, error) {
 		s.drain = o.DrainTimeout
 		o.DrainTimeout += s.opts.CloseTimeout
 	}
-	if o.WriteTimeout == 0 && s.opts.PingInterval > 0 {
-		o.WriteTimeout = s.opts.PongTimeout
+	if o.WriteStallTimeout == 0 && s.opts.PingInterval > 0 {
+		o.WriteStallTimeout = s.opts.PongTimeout
 	}
-	if s.opts.Actor != nil {
-		o.Actor = func(tc *tcpio.Conn) tcpio.Actor { return (*driver)(s.connOf(tc)) }
+	if s.opts.NewActor != nil {
+		o.NewActor = func(tc *tcpio.Conn) tcpio.Actor { return (*driver)(s.connOf(tc)) }
 	}
 	s.tls = o.TLSConfig != nil
 	if o.Logger != nil {
@@ -90,7 +90,7 @@ func New(opts *Options) (*Server, error) {
 }
 
 // Listener returns the listener that Listen opened: for its address, its statistics, Shutdown and
-// Close. Its Events and Streams are for [Server.Receive] alone. It is nil if New made s.
+// Close. Its Events and EventsPerLoop are for [Server.Receive] alone. It is nil if New made s.
 func (s *Server) Listener() *tcpio.Listener { return s.l }
 
 // Serve serves until ctx ends, or the listener was shut down or closed; see
@@ -112,14 +112,14 @@ func (s *Server) Serve(ctx context.Context) error {
 // not block. To select from other channels too, receive from s.Listener().Events() and call
 // [Server.Receive]. Behind a break, Events can be called again.
 //
-// With [Options].Actor it has only Failed. Events panics if New made s, and after Streams.
+// With [Options].NewActor it has only Failed. Events panics if New made s, and after EventsPerLoop.
 func (s *Server) Events() iter.Seq[Event] { return s.decoded(s.l.Events()) }
 
-// Streams returns an iteration for each loop, each for a goroutine of its own, as
-// [tcpio.Listener.Streams] does. It panics if New made s, and after Events.
-func (s *Server) Streams() []iter.Seq[Event] {
+// EventsPerLoop returns an iteration for each loop, each for a goroutine of its own, as
+// [tcpio.Listener.EventsPerLoop] does. It panics if New made s, and after Events.
+func (s *Server) EventsPerLoop() []iter.Seq[Event] {
 	var all []iter.Seq[Event]
-	for _, ch := range s.l.Streams() {
+	for _, ch := range s.l.EventsPerLoop() {
 		all = append(all, s.decoded(ch))
 	}
 	return all
@@ -151,7 +151,7 @@ func (s *Server) Conns() iter.Seq[*Conn] {
 	}
 }
 
-// Receive iterates over what an event of s.Listener().Events(), or Streams, means: none or more
+// Receive iterates over what an event of s.Listener().Events(), or EventsPerLoop, means: none or more
 // events. It does not block. Every event that is received from the channel has to be passed to it,
 // in order. Behind a break the rest follows with a later event, by itself.
 func (s *Server) Receive(ev tcpio.Event) iter.Seq[Event] {
@@ -189,7 +189,7 @@ func (s *Server) connOf(tc *tcpio.Conn) *Conn {
 // newConn makes the Conn of a connection whose events come to the server. It is called with naming
 // held.
 func (s *Server) newConn(tc *tcpio.Conn) *Conn {
-	c := &Conn{tc: tc, s: s, streamed: s.opts.Actor == nil, driven: s.opts.Actor != nil}
+	c := &Conn{tc: tc, s: s, streamed: s.opts.NewActor == nil, driven: s.opts.NewActor != nil}
 	tc.SetData(c)
 	return c
 }

@@ -32,7 +32,7 @@ func TestIdleMemory(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return m.HeapAlloc
 	}
-	core, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", Actor: func(*tcpio.Conn) tcpio.Actor {
+	core, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", NewActor: func(*tcpio.Conn) tcpio.Actor {
 		buf := make([]byte, 8)
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if ev, ok := ev.(tcpio.Readable); ok {
@@ -48,7 +48,7 @@ func TestIdleMemory(t *testing.T) {
 	ended := make(chan error)
 	go func() { ended <- core.Serve(t.Context()) }()
 	defer func() { core.Close(); <-ended }()
-	s := start(t, tcpio.ListenerOptions{}, Options{Actor: echoActor, PingInterval: 1e12}, nil)
+	s := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor, PingInterval: 1e12}, nil)
 
 	measure := func(connect func() *peer) int {
 		all := make([]*peer, peers)

@@ -280,7 +280,7 @@ func (t *turn) hello() {
 	c := t.c
 	req := c.in.req
 	c.in.hello, c.in.req = false, nil
-	if choose := c.s.opts.Actor; choose != nil && !c.client {
+	if choose := c.s.opts.NewActor; choose != nil && !c.client {
 		var a Actor
 		err := c.guard(func() error { a = choose(c); return nil })
 		c.mu.Lock()
@@ -383,7 +383,7 @@ func (c *Conn) expired(kind deadline) {
 		c.s.timers.arm(c, forPing)
 	case kind == forPing:
 		if c.controlLocked(frameOf(c, opPing, nil)) == tcpio.ErrWouldBlock {
-			c.s.timers.arm(c, forPing) // its output makes no progress: that is WriteTimeout's
+			c.s.timers.arm(c, forPing) // its output makes no progress: that is WriteStallTimeout's
 			break
 		}
 		c.pinged = true

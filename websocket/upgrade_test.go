@@ -70,7 +70,7 @@ func TestUpgradeOnNetListener(t *testing.T) {
 		r := newRecord()
 		both := ActorFunc(func(ev Event) error { r.add(ev); return echo(ev) })
 		plain := mustNew(t, Options{})
-		withActor := mustNew(t, Options{Actor: func(*Conn) Actor { return both }})
+		withActor := mustNew(t, Options{NewActor: func(*Conn) Actor { return both }})
 		l := httpOn(t, tcpio.ListenerOptions{DeferAccept: deferred}, func(w http.ResponseWriter, req *http.Request) {
 			w.Header().Set("X-Mine", "yes")
 			switch req.Header.Get("X-Route") {
@@ -225,7 +225,7 @@ func TestTLS(t *testing.T) {
 	config := &tls.Config{Certificates: web.TLS.Certificates}
 	roots := web.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
 	roots.ServerName = "example.com"
-	s := start(t, tcpio.ListenerOptions{TLSConfig: config}, Options{Actor: func(*Conn) Actor {
+	s := start(t, tcpio.ListenerOptions{TLSConfig: config}, Options{NewActor: func(*Conn) Actor {
 		return ActorFunc(func(ev Event) error {
 			if ev, ok := ev.(Opened); ok && ev.Request.TLS == nil {
 				t.Error("the request has no TLS state")
@@ -233,7 +233,7 @@ func TestTLS(t *testing.T) {
 			return echo(ev)
 		})
 	}}, nil)
-	up := mustNew(t, Options{Actor: echoActor})
+	up := mustNew(t, Options{NewActor: echoActor})
 	l := httpOn(t, tcpio.ListenerOptions{TLSConfig: config}, func(w http.ResponseWriter, req *http.Request) { _, _ = up.Upgrade(w, req) })
 	for _, addr := range []net.Addr{s.Listener().Addr(), l.Addr()} {
 		p := dialRaw(t, addr)
@@ -259,7 +259,7 @@ func TestDial(t *testing.T) {
 			if clients == "stream" {
 				cs = start(t, tcpio.ListenerOptions{}, own, func(ev Event) { _ = answer(ev) })
 			} else {
-				own.Actor = echoActor
+				own.NewActor = echoActor
 				cs = start(t, tcpio.ListenerOptions{}, own, nil)
 			}
 			for _, s := range servers {
@@ -329,16 +329,16 @@ func TestUpgradeOfPlainToTLS(t *testing.T) {
 }
 
 func TestDialFails(t *testing.T) {
-	refuses := start(t, tcpio.ListenerOptions{}, Options{Actor: echoActor, Check: func(*http.Request) int { return 403 }}, nil)
+	refuses := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor, Check: func(*http.Request) int { return 403 }}, nil)
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	for _, opts := range []Options{{}, {Actor: echoActor}} {
+	for _, opts := range []Options{{}, {NewActor: echoActor}} {
 		opts.HandshakeTimeout = 100 * time.Millisecond
 		var handle func(Event)
-		if opts.Actor == nil {
+		if opts.NewActor == nil {
 			handle = func(ev Event) { t.Error(ev) }
 		}
 		s := start(t, tcpio.ListenerOptions{}, opts, handle)

@@ -90,11 +90,11 @@ func serve(ctx context.Context, out io.Writer, cfg config, h *hub) error {
 		Loops:       cfg.loops,
 		WriteBuffer: cfg.writeBuffer,
 		// Who sends and does not read is held back, and dropped when it has taken nothing for so long.
-		WriteTimeout: time.Minute,
-		MaxConns:     10_000,
-		RefuseReply:  []byte("* the server is full\n"),
-		Actor:        func(c *tcpio.Conn) tcpio.Actor { return newUser(h, c, cfg.idleWarn, cfg.idleClose) },
-		Logger:       cfg.log,
+		WriteStallTimeout: time.Minute,
+		MaxConns:          10_000,
+		RefuseReply:       []byte("* the server is full\n"),
+		NewActor:          func(c *tcpio.Conn) tcpio.Actor { return newUser(h, c, cfg.idleWarn, cfg.idleClose) },
+		Logger:            cfg.log,
 	})
 	if err != nil {
 		return err

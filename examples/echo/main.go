@@ -42,12 +42,12 @@ func run(ctx context.Context, out io.Writer, addr string, loops int, route, metr
 		Addr:  addr,
 		Loops: loops,
 		// Who takes nothing of its echo for so long is cut off, and with it goes what was kept for it.
-		WriteTimeout: time.Minute,
+		WriteStallTimeout: time.Minute,
 	}
 	switch route {
 	case "actor":
 		buf := newBuffers()
-		opts.Actor = func(*tcpio.Conn) tcpio.Actor { return &actor{buffers: buf} }
+		opts.NewActor = func(*tcpio.Conn) tcpio.Actor { return &actor{buffers: buf} }
 	case "legacy":
 		opts.OnConnEvent = callback(make([]byte, bufSize))
 	}

@@ -119,7 +119,7 @@ func writeMetrics(w io.Writer, s tcpio.Stats) {
 		func(s *tcpio.LoopStats) uint64 { return s.Events })
 	counter("posted_total", "Values posted to connections, part of the events.",
 		func(s *tcpio.LoopStats) uint64 { return s.Posted })
-	gauge("queued_bytes", "Bytes of output that wait for room in sockets.", s.Queued)
+	gauge("queued_bytes", "Bytes of output that wait for room in sockets.", s.Buffered)
 	gauge("blocked_handlers", "Goroutines in actors' handlers that have blocked and lost their loop.", int64(s.Blocked))
 	gauge("connections_refusing", "Refused connections whose peer has not read the reply yet.", int64(s.Refusing))
 }

@@ -104,7 +104,7 @@ func TestAMetricsAddressInUseIsAnError(t *testing.T) {
 
 func TestEveryNumberHasItsName(t *testing.T) {
 	var b strings.Builder
-	writeMetrics(&b, tcpio.Stats{Queued: 18, Blocked: 19, Refusing: 20, Loops: []tcpio.LoopStats{{
+	writeMetrics(&b, tcpio.Stats{Buffered: 18, Blocked: 19, Refusing: 20, Loops: []tcpio.LoopStats{{
 		Open: 1, Accepted: 2, Closed: 3, BytesIn: 4, BytesOut: 5, Events: 6, Posted: 7, HandshakesFailed: 8, GroupSkips: 22,
 		Refused:  tcpio.RefusedStats{Conns: 9, PerIP: 10, Rate: 11, Admit: 12},
 		Timeouts: tcpio.TimeoutStats{Idle: 13, Read: 14, Input: 23, Frame: 22, Write: 15, Handshake: 16, Close: 17, EOF: 21},

@@ -61,11 +61,11 @@ func run(ctx context.Context, out io.Writer, cfg config, h http.Handler) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if cfg.listenNet != "" {
 		l, err := tcpio.Listen(&tcpio.ListenerOptions{
-			Addr:         cfg.listenNet,
-			DeferAccept:  true,
-			ReadTimeout:  cfg.headerTimeout, // of the first byte: until then http.Server does not know the connection
-			WriteTimeout: cfg.stallTimeout,
-			Logger:       slog.Default(),
+			Addr:              cfg.listenNet,
+			DeferAccept:       true,
+			ReadStallTimeout:  cfg.headerTimeout, // of the first byte: until then http.Server does not know the connection
+			WriteStallTimeout: cfg.stallTimeout,
+			Logger:            slog.Default(),
 		})
 		if err != nil {
 			return err
@@ -75,13 +75,13 @@ func run(ctx context.Context, out io.Writer, cfg config, h http.Handler) error {
 	}
 	if cfg.listenActor != "" {
 		l, err := tcpio.Listen(&tcpio.ListenerOptions{
-			Addr:         cfg.listenActor,
-			Actor:        park.New(newServer(cfg, h), 0).Actor,
-			ReadTimeout:  cfg.headerTimeout, // of the first byte
-			EOFTimeout:   time.Hour,         // http.Server closes; a client that has ended waits for its handler
-			WriteTimeout: cfg.stallTimeout,
-			DrainTimeout: drainTime,
-			Logger:       slog.Default(),
+			Addr:              cfg.listenActor,
+			NewActor:          park.New(newServer(cfg, h), 0).Actor,
+			ReadStallTimeout:  cfg.headerTimeout, // of the first byte
+			EOFTimeout:        time.Hour,         // http.Server closes; a client that has ended waits for its handler
+			WriteStallTimeout: cfg.stallTimeout,
+			DrainTimeout:      drainTime,
+			Logger:            slog.Default(),
 		})
 		if err != nil {
 			g.Go(func() error { return err }) // ends the other one

@@ -46,7 +46,7 @@ func listen(addr string, config *tls.Config) (*tcpio.Listener, error) {
 		MaxConns:    10_000,
 		RefuseReply: appendError(nil, "ERR max number of clients reached"),
 		// Who takes nothing of its replies for so long is cut off, and what waited for it is free.
-		WriteTimeout: time.Minute,
+		WriteStallTimeout: time.Minute,
 		// At the end, how long replies in client.pending may wait.
 		DrainTimeout: 5 * time.Second,
 	})

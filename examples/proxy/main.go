@@ -47,12 +47,12 @@ func main() {
 // run serves until ctx ends, and returns when every pair and every goroutine has ended.
 func run(ctx context.Context, out, log io.Writer, cfg config) error {
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
-		Addr:         cfg.listen,
-		MaxConns:     10000,
-		WriteBuffer:  256 << 10,
-		WriteTimeout: time.Minute, // nobody has to wait longer for a peer that takes nothing
-		CloseTimeout: time.Minute, // the last bytes of a pair may be for a slow peer
-		EOFTimeout:   time.Hour,   // an upstream may think for long about what a client that has ended sent
+		Addr:              cfg.listen,
+		MaxConns:          10000,
+		WriteBuffer:       256 << 10,
+		WriteStallTimeout: time.Minute, // nobody has to wait longer for a peer that takes nothing
+		CloseTimeout:      time.Minute, // the last bytes of a pair may be for a slow peer
+		EOFTimeout:        time.Hour,   // an upstream may think for long about what a client that has ended sent
 	})
 	if err != nil {
 		return err

@@ -67,12 +67,12 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
 	opts := &tcpio.ListenerOptions{
-		Actor:        newServer(cfg.grace).Actor,
-		ReadTimeout:  headerTimeout,
-		WriteTimeout: stallTimeout,
-		EOFTimeout:   time.Hour, // http.Server closes; a client that has ended waits for its handler
-		DrainTimeout: cfg.drainTimeout,
-		Logger:       slog.Default(),
+		NewActor:          newServer(cfg.grace).Actor,
+		ReadStallTimeout:  headerTimeout,
+		WriteStallTimeout: stallTimeout,
+		EOFTimeout:        time.Hour, // http.Server closes; a client that has ended waits for its handler
+		DrainTimeout:      cfg.drainTimeout,
+		Logger:            slog.Default(),
 	}
 	inherited, err := inheritedListener()
 	switch {

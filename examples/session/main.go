@@ -50,7 +50,7 @@ func run(ctx context.Context, out io.Writer, addr string, every time.Duration) e
 		MaxConns:    10_000,
 		IdleTimeout: time.Hour,
 		// Who takes nothing for so long is cut off, and its goroutine ends.
-		WriteTimeout: time.Minute,
+		WriteStallTimeout: time.Minute,
 	})
 	if err != nil {
 		return err

@@ -82,7 +82,7 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 	h := newHub(cfg.history, cfg.grace)
 	defer h.stop()
 	ws, err := websocket.New(&websocket.Options{
-		Actor:        func(c *websocket.Conn) websocket.Actor { return &visitor{h: h, c: c} },
+		NewActor:     func(c *websocket.Conn) websocket.Actor { return &visitor{h: h, c: c} },
 		MaxMessage:   8 << 10, // a line of maxLine bytes, all of them escaped
 		MaxRate:      cfg.rate,
 		NoBinary:     true,
@@ -92,18 +92,18 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 		return err
 	}
 	tcp := tcpio.ListenerOptions{
-		Addr:         cfg.addr,
-		WriteBuffer:  cfg.writeBuffer,
-		WriteTimeout: time.Minute, // a peer that takes nothing for so long is cut off
-		MaxConns:     10_000,
-		Logger:       cfg.log,
+		Addr:              cfg.addr,
+		WriteBuffer:       cfg.writeBuffer,
+		WriteStallTimeout: time.Minute, // a peer that takes nothing for so long is cut off
+		MaxConns:          10_000,
+		Logger:            cfg.log,
 	}
 	var lines *tcpio.Listener
 	if cfg.nc != "" {
 		o := tcp
 		o.Addr = cfg.nc
 		o.RefuseReply = []byte("* the server is full\n")
-		o.Actor = func(c *tcpio.Conn) tcpio.Actor { return newUser(h, c) }
+		o.NewActor = func(c *tcpio.Conn) tcpio.Actor { return newUser(h, c) }
 		if lines, err = tcpio.Listen(&o); err != nil {
 			return err
 		}

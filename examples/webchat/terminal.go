@@ -62,7 +62,7 @@ func terminal(ctx context.Context, in io.Reader, out io.Writer, page, name, room
 		name = "user-" + strings.ToLower(rand.Text()[:6])
 	}
 	s, err := websocket.Listen(&tcpio.ListenerOptions{Network: "none"}, &websocket.Options{ // it only dials
-		Actor: func(*websocket.Conn) websocket.Actor { return nil },
+		NewActor: func(*websocket.Conn) websocket.Actor { return nil },
 	})
 	if err != nil {
 		return err

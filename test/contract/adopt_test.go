@@ -139,7 +139,7 @@ func TestOpenedOfAnAdoptedConnectionComesWhateverItsSocketSays(t *testing.T) {
 			events := l.Events()
 			return func() *tcpio.Conn { return harness.Expect[tcpio.Opened](t, events).Conn }
 		}},
-		"actor": {tcpio.ListenerOptions{Loops: 2, Actor: func(*tcpio.Conn) tcpio.Actor {
+		"actor": {tcpio.ListenerOptions{Loops: 2, NewActor: func(*tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(ev tcpio.Event) error { actorEvents <- ev; return nil })
 		}}, func(t *testing.T, l *tcpio.Listener) func() *tcpio.Conn {
 			return func() *tcpio.Conn { return harness.Expect[tcpio.Opened](t, actorEvents).Conn }
@@ -200,7 +200,7 @@ func TestServeReturnsAtOnceThoughConnectionsAreAdoptedDuringClose(t *testing.T) 
 	}
 	defer ln.Close()
 	for range 200 {
-		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", Loops: 2, CloseTimeout: time.Hour, Actor: func(*tcpio.Conn) tcpio.Actor {
+		l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", Loops: 2, CloseTimeout: time.Hour, NewActor: func(*tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(tcpio.Event) error { return nil })
 		}})
 		if err != nil {

@@ -42,7 +42,7 @@ func TestAskReturnsTheReplyToItsOwnQuestionOnEveryRoute(t *testing.T) {
 		t.Run(route, func(t *testing.T) {
 			o := tcpio.ListenerOptions{MailboxSize: 1000}
 			if route == "actor" {
-				o.Actor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(double) }
+				o.NewActor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(double) }
 			}
 			l := harness.Serve(t, o)
 			if route != "actor" {
@@ -149,7 +149,7 @@ func TestAskNeverHangsWhenTheConnectionEnds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for i := range 30 {
 				l := harness.Listen(t, tcpio.ListenerOptions{Loops: 1,
-					Actor: func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(double) }})
+					NewActor: func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(double) }})
 				stop := harness.Start(t, l)
 				cl := testnet.DialTCP(t, l)
 				c := harness.Conns(t, l, 1)[0]

@@ -79,7 +79,7 @@ func benchBlocked(b *testing.B, blocking string, loops int) {
 			child.Line("ran")
 		}()
 		for running := true; running; {
-			most = max(most, l.Blocked())
+			most = max(most, l.Stats().Blocked)
 			select {
 			case <-stop:
 				running = false

@@ -90,7 +90,7 @@ func TestOthersGoOnWhileAHandlerBlocksHoweverItWasWoken(t *testing.T) {
 			for range 50 {
 				testnet.Ping(t, other, "meanwhile")
 			}
-			if got := l.Blocked(); got != 1 {
+			if got := l.Stats().Blocked; got != 1 {
 				t.Errorf("Blocked: %d while one handler blocks", got)
 			}
 			release()
@@ -102,7 +102,7 @@ func TestOthersGoOnWhileAHandlerBlocksHoweverItWasWoken(t *testing.T) {
 				t.Errorf("after it was released: %q, want %q", got, want)
 			}
 			testnet.Ping(t, c, "again")
-			testnet.WaitFor(t, "nobody is blocked", func() bool { return l.Blocked() == 0 })
+			testnet.WaitFor(t, "nobody is blocked", func() bool { return l.Stats().Blocked == 0 })
 			testnet.WaitFor(t, "goroutines are as many as before", func() bool { return runtime.NumGoroutine() <= base })
 		})
 	}
@@ -168,7 +168,7 @@ func TestBlockedHandlersAreBoundedByMaxBlocked(t *testing.T) {
 		testnet.Await(t, "a blocked handler", b.entered)
 	}
 	for range 100 {
-		if got := l.Blocked(); got > limit {
+		if got := l.Stats().Blocked; got > limit {
 			t.Fatalf("Blocked: %d, over MaxBlocked %d", got, limit)
 		}
 		time.Sleep(time.Millisecond / 2) // the watchdog's time, in which it could go wrong
@@ -185,7 +185,7 @@ func TestBlockedHandlersAreBoundedByMaxBlocked(t *testing.T) {
 			t.Errorf("answer %q", got)
 		}
 	}
-	testnet.WaitFor(t, "nobody is blocked", func() bool { return l.Blocked() == 0 })
+	testnet.WaitFor(t, "nobody is blocked", func() bool { return l.Stats().Blocked == 0 })
 	testnet.WaitFor(t, "goroutines are as many as before", func() bool { return runtime.NumGoroutine() <= base })
 }
 
@@ -286,7 +286,7 @@ func TestShutdownInsideReceiveReturns(t *testing.T) {
 				}
 				return nil
 			})
-			opts.Actor = func(*tcpio.Conn) tcpio.Actor { return a }
+			opts.NewActor = func(*tcpio.Conn) tcpio.Actor { return a }
 			l = harness.Listen(t, opts)
 			served := harness.Go(t.Context(), l)
 			c, other := testnet.DialTCP(t, l), testnet.DialTCP(t, l)
@@ -318,7 +318,7 @@ func TestServeEndsThoughAHandlerBlocks(t *testing.T) {
 			b := newBlocker(t)
 			base := runtime.NumGoroutine()
 			l := harness.Listen(t, tcpio.ListenerOptions{Loops: 2, CloseTimeout: limit,
-				Actor: func(*tcpio.Conn) tcpio.Actor { return b }})
+				NewActor: func(*tcpio.Conn) tcpio.Actor { return b }})
 			ctx, cancel := context.WithCancel(t.Context())
 			served := harness.Go(ctx, l)
 			c := testnet.DialTCP(t, l)
@@ -345,7 +345,7 @@ func TestServeEndsThoughAHandlerBlocks(t *testing.T) {
 			}
 			close(b.release)
 			testnet.WaitFor(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= base })
-			testnet.WaitFor(t, "nobody is blocked", func() bool { return l.Blocked() == 0 })
+			testnet.WaitFor(t, "nobody is blocked", func() bool { return l.Stats().Blocked == 0 })
 		})
 	}
 }
@@ -398,7 +398,7 @@ func TestHandlerThatBlocksLongGetsItsOwnMailAfterwardsInOrder(t *testing.T) {
 func actors(t *testing.T, n int, handle func(tcpio.Event) error) []*tcpio.Conn {
 	t.Helper()
 	opened := make(chan *tcpio.Conn, n)
-	l := harness.Serve(t, tcpio.ListenerOptions{Loops: 1, Actor: func(*tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{Loops: 1, NewActor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if o, ok := ev.(tcpio.Opened); ok {
 				opened <- o.Conn
@@ -447,7 +447,7 @@ func TestBlockedHandlerDoesNotHoldTheQueuedTurnsOfOthers(t *testing.T) {
 // To see it fail: let takeOver keep to the bound for willBlock too.
 func TestHandlersThatBlockInReadGoOnAtMaxBlocked(t *testing.T) {
 	opened, reading, got := make(chan *tcpio.Conn, 3), make(chan struct{}, 3), make(chan byte, 3)
-	l := harness.Serve(t, tcpio.ListenerOptions{Loops: 1, MaxBlocked: 1, Actor: func(*tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{Loops: 1, MaxBlocked: 1, NewActor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			switch ev := ev.(type) {
 			case tcpio.Opened:

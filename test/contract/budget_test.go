@@ -25,7 +25,7 @@ func hog(t *testing.T, l *tcpio.Listener, events <-chan tcpio.Event) (queued []b
 	c, p := harness.Open(t, l, events)
 	testnet.ShrinkSendBuffer(t, c)
 	queued = harness.Fill(t, c, 64<<10)
-	if n := l.Stats().Queued; n <= budget/2 {
+	if n := l.Stats().Buffered; n <= budget/2 {
 		t.Fatalf("only %d bytes are queued", n)
 	}
 	return queued, p
@@ -80,7 +80,7 @@ func TestMaxBufferedHoldsOverManyConnections(t *testing.T) {
 			want[c] = append(want[c], p...)
 		}
 	}
-	if n := l.Stats().Queued; n > budget+conns*4<<10 { // 4 KiB for each that had nothing queued
+	if n := l.Stats().Buffered; n > budget+conns*4<<10 { // 4 KiB for each that had nothing queued
 		t.Errorf("%d bytes are queued, MaxBuffered is %d", n, budget)
 	}
 	for c, p := range want {
@@ -89,7 +89,7 @@ func TestMaxBufferedHoldsOverManyConnections(t *testing.T) {
 	for range conns { // each was refused once, and is told
 		harness.Expect[tcpio.Writable](t, events)
 	}
-	testnet.WaitFor(t, "an empty queue", func() bool { return l.Stats().Queued == 0 })
+	testnet.WaitFor(t, "an empty queue", func() bool { return l.Stats().Buffered == 0 })
 }
 
 func TestMaxBufferedBlocksWrite(t *testing.T) {
@@ -105,7 +105,7 @@ func testBudgetWrite(t *testing.T, secure bool) {
 		opts.TLSConfig = testnet.ServerTLS()
 	}
 	got := make(chan *tcpio.Conn, 2)
-	opts.Actor = func(*tcpio.Conn) tcpio.Actor {
+	opts.NewActor = func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if ev, ok := ev.(tcpio.Opened); ok {
 				got <- ev.Conn
@@ -135,8 +135,8 @@ func testBudgetWrite(t *testing.T, secure bool) {
 			done <- err
 		}()
 	}
-	testnet.WaitFor(t, "output that waits", func() bool { return l.Stats().Queued > budget/2 })
-	if n := l.Stats().Queued; n > budget+budget/4 {
+	testnet.WaitFor(t, "output that waits", func() bool { return l.Stats().Buffered > budget/2 })
+	if n := l.Stats().Buffered; n > budget+budget/4 {
 		t.Errorf("%d bytes are queued, MaxBuffered is %d", n, budget)
 	}
 	for _, peer := range peers {
@@ -163,7 +163,7 @@ func TestMaxBufferedSkipsGroupMembers(t *testing.T) {
 		t.Fatalf("%d members, want the one that was skipped", n)
 	}
 	testnet.ExpectBytes(t, hogPeer, queued)
-	testnet.WaitFor(t, "room", func() bool { return l.Stats().Queued == 0 })
+	testnet.WaitFor(t, "room", func() bool { return l.Stats().Buffered == 0 })
 	if _, err := g.Write([]byte("hello")); err != nil {
 		t.Fatal(err)
 	}

@@ -120,7 +120,7 @@ func TestBlockedCallbackDoesNotHoldUpTheLoop(t *testing.T) {
 		testnet.ExpectBytes(t, slow, testnet.Pattern(1000)) // the answer is queued
 		half := testnet.Dial(t, l)
 		testnet.Send(t, half, "half ")
-		testnet.WaitFor(t, "the blocked callback", func() bool { return l.Blocked() == 1 })
+		testnet.WaitFor(t, "the blocked callback", func() bool { return l.Stats().Blocked == 1 })
 		// Flushed,
 		testnet.ExpectBytes(t, slow, testnet.Pattern(32 << 20)[1000:])
 		// accepted,
@@ -137,7 +137,7 @@ func TestBlockedCallbackDoesNotHoldUpTheLoop(t *testing.T) {
 		l := startLegacy(t, tcpio.ListenerOptions{Loops: 1, ConcurrentCallbacks: true, OnConnEvent: wholeMessages})
 		half := testnet.Dial(t, l)
 		testnet.Send(t, half, "half ")
-		testnet.WaitFor(t, "the blocked callback", func() bool { return l.Blocked() == 1 })
+		testnet.WaitFor(t, "the blocked callback", func() bool { return l.Stats().Blocked == 1 })
 		other := testnet.Dial(t, l)
 		for range 10 {
 			testnet.Send(t, other, "0123456789")
@@ -164,7 +164,7 @@ func slowLoris(tb testing.TB, n int) *tcpio.Listener {
 	for range n {
 		testnet.Send(tb, testnet.Dial(tb, l), "half ")
 	}
-	testnet.WaitFor(tb, "the half-senders' callbacks", func() bool { return l.Blocked() == n })
+	testnet.WaitFor(tb, "the half-senders' callbacks", func() bool { return l.Stats().Blocked == n })
 	return l
 }
 
@@ -175,7 +175,7 @@ func TestGoodClientIsServedBesideAThousandHalfSenders(t *testing.T) {
 		testnet.Send(t, good, "0123456789")
 		testnet.ExpectBytes(t, good, "OK\n")
 	}
-	if n := l.Blocked(); n < 1000 {
+	if n := l.Stats().Blocked; n < 1000 {
 		t.Fatalf("only %d half-senders were still stuck", n)
 	}
 }

@@ -224,7 +224,7 @@ func TestClaimedChannelThatNobodyReceivesFromEndsWithServe(t *testing.T) {
 func TestChannelThatIsClaimedAfterTheEndHoldsClosed(t *testing.T) {
 	for range 50 {
 		block, blocked := make(chan struct{}), make(chan struct{}, 1)
-		l := harness.Listen(t, tcpio.ListenerOptions{Loops: 1, CloseTimeout: time.Millisecond, Actor: func(*tcpio.Conn) tcpio.Actor {
+		l := harness.Listen(t, tcpio.ListenerOptions{Loops: 1, CloseTimeout: time.Millisecond, NewActor: func(*tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				if _, ok := ev.(tcpio.Opened); ok {
 					blocked <- struct{}{}
@@ -292,7 +292,7 @@ func TestServeGivesUpOnHandlersAndChannelsAtTheSameTime(t *testing.T) {
 func TestChannelClaimedWhileServeEndsIsClosed(t *testing.T) {
 	release, blocked, opened := make(chan struct{}), make(chan struct{}), make(chan *tcpio.Conn, 1)
 	defer close(release)
-	l := harness.Listen(t, tcpio.ListenerOptions{Loops: 1, CloseTimeout: 100 * time.Millisecond, Actor: func(*tcpio.Conn) tcpio.Actor {
+	l := harness.Listen(t, tcpio.ListenerOptions{Loops: 1, CloseTimeout: 100 * time.Millisecond, NewActor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			switch ev := ev.(type) {
 			case tcpio.Opened:

@@ -282,3 +282,16 @@ func TestSlowPolicyHasNames(t *testing.T) {
 		}
 	}
 }
+
+func TestTimeoutKindHasNames(t *testing.T) {
+	t.Parallel()
+	for k, want := range map[tcpio.TimeoutKind]string{
+		tcpio.TimeoutIdle: "idle", tcpio.TimeoutReadStall: "read", tcpio.TimeoutInput: "input", tcpio.TimeoutFrame: "frame",
+		tcpio.TimeoutWriteStall: "write", tcpio.TimeoutHandshake: "handshake", tcpio.TimeoutClose: "close",
+		0: "TimeoutKind(0)", -1: "TimeoutKind(-1)", 99: "TimeoutKind(99)",
+	} {
+		if got := k.String(); got != want {
+			t.Errorf("TimeoutKind(%d) is %q, want %q", int(k), got, want)
+		}
+	}
+}

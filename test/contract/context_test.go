@@ -27,7 +27,7 @@ func TestContextEndsWithTheConnection(t *testing.T) {
 		"Abort":    {func(c *tcpio.Conn, _ net.Conn) error { return c.Abort() }, func(err error) bool { return err == net.ErrClosed }},
 		"an error": {func(*tcpio.Conn, net.Conn) error { return errOwn }, func(err error) bool { return err == errOwn }},
 		"a time limit": {func(c *tcpio.Conn, _ net.Conn) error { return c.SetIdleTimeout(time.Millisecond) }, func(err error) bool {
-			_, ok := errors.AsType[*tcpio.LimitError](err)
+			_, ok := errors.AsType[*tcpio.TimeoutError](err)
 			return ok
 		}},
 		// The next Readable reads the reset, or the edge ended the context before.

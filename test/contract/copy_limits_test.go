@@ -19,11 +19,11 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-func TestWriteTimeoutEndsACopyToAPeerThatDoesNotRead(t *testing.T) {
+func TestWriteStallTimeoutEndsACopyToAPeerThatDoesNotRead(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"Conn", "reader"} {
 		t.Run(kind, func(t *testing.T) {
-			dst, _ := blockingPair(t, tcpio.ListenerOptions{WriteTimeout: 100 * time.Millisecond})
+			dst, _ := blockingPair(t, tcpio.ListenerOptions{WriteStallTimeout: 100 * time.Millisecond})
 			var r io.Reader = neverEnding{}
 			if kind == "Conn" {
 				src, feed := blockingPair(t, tcpio.ListenerOptions{})
@@ -39,9 +39,9 @@ func TestWriteTimeoutEndsACopyToAPeerThatDoesNotRead(t *testing.T) {
 			if err := testnet.Await(t, "the end of Copy", done); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("Copy: %v", err)
 			}
-			var limit *tcpio.LimitError
+			var limit *tcpio.TimeoutError
 			testnet.WaitFor(t, "Err", func() bool { return dst.Err() != nil })
-			if err := dst.Err(); !errors.As(err, &limit) || limit.Limit != "write" {
+			if err := dst.Err(); !errors.As(err, &limit) || limit.Kind.String() != "write" {
 				t.Errorf("Err: %v", err)
 			}
 		})

@@ -108,12 +108,12 @@ func TestDialledConnectionIsOnTheStreamLikeAcceptedOnes(t *testing.T) {
 func TestWithoutAStreamADialledConnectionIsTheCallersUntilItHasARoute(t *testing.T) {
 	never := func(t *testing.T) func(*tcpio.Conn) tcpio.Actor {
 		return func(c *tcpio.Conn) tcpio.Actor {
-			t.Error("ListenerOptions.Actor was asked")
+			t.Error("ListenerOptions.NewActor was asked")
 			return nil
 		}
 	}
 	for name, opts := range map[string]func(t *testing.T) tcpio.ListenerOptions{
-		"Actor": func(t *testing.T) tcpio.ListenerOptions { return tcpio.ListenerOptions{Actor: never(t)} },
+		"Actor": func(t *testing.T) tcpio.ListenerOptions { return tcpio.ListenerOptions{NewActor: never(t)} },
 		"OnConnEvent": func(t *testing.T) tcpio.ListenerOptions {
 			return tcpio.ListenerOptions{OnConnEvent: func(net.Conn) error {
 				t.Error("OnConnEvent was called")
@@ -208,7 +208,7 @@ func TestWithoutAStreamADialledConnectionIsTheCallersUntilItHasARoute(t *testing
 }
 
 func TestDialledConnectionThatEndsBeforeItHasARouteIsOver(t *testing.T) {
-	l := harness.Listen(t, tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor { return nil }})
+	l := harness.Listen(t, tcpio.ListenerOptions{NewActor: func(*tcpio.Conn) tcpio.Actor { return nil }})
 	harness.Go(t.Context(), l)
 	serving(t, l)
 	addr, accepted := tcpUpstream(t)
@@ -261,7 +261,7 @@ func TestDialledConnectionHasTheOptionsOfAcceptedOnes(t *testing.T) {
 				}
 				return v
 			}
-			l, events := harness.Manual(t, tcpio.ListenerOptions{KeepAlive: ka, UserTimeout: 9 * time.Second})
+			l, events := harness.Manual(t, tcpio.ListenerOptions{KeepAlive: ka, TCPUserTimeout: 9 * time.Second})
 			accepted, _ := harness.Open(t, l, events)
 			addr, _ := tcpUpstream(t)
 			dialled, err := l.Dial(t.Context(), "tcp", addr)

@@ -59,7 +59,7 @@ func TestDialWithConnectsFromTheDialersAddress(t *testing.T) {
 
 // To see it fail: run Control behind the listener's options, or drop one of the two kinds.
 func TestDialWithRunsTheDialersControl(t *testing.T) {
-	l := dialling(t, tcpio.ListenerOptions{UserTimeout: 9 * time.Second, KeepAlive: net.KeepAliveConfig{Enable: true, Idle: 33 * time.Second}})
+	l := dialling(t, tcpio.ListenerOptions{TCPUserTimeout: 9 * time.Second, KeepAlive: net.KeepAliveConfig{Enable: true, Idle: 33 * time.Second}})
 	addr, _ := tcpUpstream(t)
 	type key struct{}
 	var before [3]int // what Control finds, set by nobody yet
@@ -204,8 +204,8 @@ func TestDialersKeepAliveComesBeforeTheListeners(t *testing.T) {
 	}
 }
 
-func TestUserTimeoutThatControlHasSetStays(t *testing.T) {
-	l := dialling(t, tcpio.ListenerOptions{UserTimeout: 9 * time.Second})
+func TestTCPUserTimeoutThatControlHasSetStays(t *testing.T) {
+	l := dialling(t, tcpio.ListenerOptions{TCPUserTimeout: 9 * time.Second})
 	addr, _ := tcpUpstream(t)
 	c := dialWith(t, l, &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 		ctlErr := raw.Control(func(fd uintptr) {
@@ -294,7 +294,7 @@ func TestMultipathTCPIsUsedWhenTheDialerSaysSo(t *testing.T) {
 		t.Skip("no multipath TCP here:", err)
 	}
 	unix.Close(fd)
-	l := dialling(t, tcpio.ListenerOptions{UserTimeout: 9 * time.Second})
+	l := dialling(t, tcpio.ListenerOptions{TCPUserTimeout: 9 * time.Second})
 	addr, accepted := tcpUpstream(t)
 	for _, on := range []bool{false, true} {
 		d := new(net.Dialer)

@@ -39,8 +39,8 @@ var errOfTheUser = errors.New("the user's")
 
 func limitIs(limit string) func(error) bool {
 	return func(err error) bool {
-		le, ok := errors.AsType[*tcpio.LimitError](err)
-		return ok && le.Limit == limit && errors.Is(err, os.ErrDeadlineExceeded)
+		le, ok := errors.AsType[*tcpio.TimeoutError](err)
+		return ok && le.Kind.String() == limit && errors.Is(err, os.ErrDeadlineExceeded)
 	}
 }
 
@@ -124,8 +124,8 @@ func TestConnectionEndsAsTheTableSays(t *testing.T) {
 				}
 			}, err: func(err error) bool { oe, ok := err.(*net.OpError); return ok && oe.Op == "handshake" }},
 		{name: "the idle limit", opts: tcpio.ListenerOptions{IdleTimeout: 50 * time.Millisecond}, err: limitIs("idle")},
-		{name: "the read limit", opts: tcpio.ListenerOptions{ReadTimeout: 50 * time.Millisecond}, err: limitIs("read")},
-		{name: "the write limit", opts: tcpio.ListenerOptions{WriteTimeout: 50 * time.Millisecond}, opened: fillUp,
+		{name: "the read limit", opts: tcpio.ListenerOptions{ReadStallTimeout: 50 * time.Millisecond}, err: limitIs("read")},
+		{name: "the write limit", opts: tcpio.ListenerOptions{WriteStallTimeout: 50 * time.Millisecond}, opened: fillUp,
 			peer: func(t *testing.T, l *tcpio.Listener, peer net.Conn) {
 				testnet.WaitFor(t, "the cut", func() bool { return l.Len() == 0 })
 				if _, err := io.Copy(io.Discard, peer); !errors.Is(err, syscall.ECONNRESET) {
@@ -235,7 +235,7 @@ func serveRoute(t *testing.T, route string, opts tcpio.ListenerOptions, handle f
 	}
 	switch route {
 	case "claimed":
-		opts.Actor = func(c *tcpio.Conn) tcpio.Actor {
+		opts.NewActor = func(c *tcpio.Conn) tcpio.Actor {
 			events := c.Events()
 			go func() {
 				for ev := range events {
@@ -245,7 +245,7 @@ func serveRoute(t *testing.T, route string, opts tcpio.ListenerOptions, handle f
 			return nil
 		}
 	case "actor":
-		opts.Actor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(all) }
+		opts.NewActor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(all) }
 	}
 	l = harness.Listen(t, opts)
 	if route == "stream" {

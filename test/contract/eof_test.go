@@ -69,7 +69,7 @@ func TestAnswerHasTheTimeThatItTakes(t *testing.T) {
 		handle := atEnd(then)
 		for route, l := range map[string]*tcpio.Listener{
 			"stream": harness.Stream(t, tcpio.ListenerOptions{WriteBuffer: 64 << 10}, handle),
-			"actor": harness.Serve(t, tcpio.ListenerOptions{WriteBuffer: 64 << 10, Actor: func(*tcpio.Conn) tcpio.Actor {
+			"actor": harness.Serve(t, tcpio.ListenerOptions{WriteBuffer: 64 << 10, NewActor: func(*tcpio.Conn) tcpio.Actor {
 				return tcpio.ActorFunc(func(ev tcpio.Event) error { handle(ev); return nil })
 			}}),
 		} {
@@ -101,7 +101,7 @@ func TestEOFTimeoutClosesWhatNobodyCloses(t *testing.T) {
 			if route == "stream" {
 				l = harness.Stream(t, o, handle)
 			} else {
-				o.Actor = func(*tcpio.Conn) tcpio.Actor {
+				o.NewActor = func(*tcpio.Conn) tcpio.Actor {
 					return tcpio.ActorFunc(func(ev tcpio.Event) error { handle(ev); return nil })
 				}
 				l = harness.Serve(t, o)
@@ -223,7 +223,7 @@ func TestPlainConnectionsHaveNoEOFTimeout(t *testing.T) {
 
 func TestEOFReturnedFromReceiveIsAnOrderlyClose(t *testing.T) {
 	closed := make(chan error, 1)
-	l := harness.Serve(t, tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{NewActor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			switch ev := ev.(type) {
 			case tcpio.Readable:
@@ -327,13 +327,13 @@ func TestDialledAndARelayedAnswerArrives(t *testing.T) {
 	up.Close()
 }
 
-// ReadTimeout is for bytes that may still come: behind the end of stream there are none.
-func TestReadTimeoutEndsWithTheInput(t *testing.T) {
+// ReadStallTimeout is for bytes that may still come: behind the end of stream there are none.
+func TestReadStallTimeoutEndsWithTheInput(t *testing.T) {
 	t.Parallel()
 	const limit = 50 * time.Millisecond
 	for name, input := range map[string]string{"nothing": "", "a cut frame": "cut"} {
 		t.Run(name, func(t *testing.T) {
-			l, events := harness.Manual(t, tcpio.ListenerOptions{ReadTimeout: limit})
+			l, events := harness.Manual(t, tcpio.ListenerOptions{ReadStallTimeout: limit})
 			c, peer := harness.Open(t, l, events)
 			testnet.Send(t, peer, []byte(input))
 			testnet.FIN(t, peer)

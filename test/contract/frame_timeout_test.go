@@ -14,7 +14,7 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// A peer that adds a byte now and then satisfies ReadTimeout for ever. To see it fail: let every
+// A peer that adds a byte now and then satisfies ReadStallTimeout for ever. To see it fail: let every
 // iteration of Frames begin the frame anew.
 func TestFrameTimeoutEndsAFrameThatDrips(t *testing.T) {
 	t.Parallel()
@@ -26,7 +26,7 @@ func TestFrameTimeoutEndsAFrameThatDrips(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			opts := tcpio.ListenerOptions{FrameTimeout: 300 * time.Millisecond, ReadTimeout: time.Minute, CloseTimeout: time.Second}
+			opts := tcpio.ListenerOptions{FrameTimeout: 300 * time.Millisecond, ReadStallTimeout: time.Minute, CloseTimeout: time.Second}
 			if name == "TLS" {
 				opts.TLSConfig = testnet.ServerTLS()
 			}

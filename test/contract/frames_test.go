@@ -303,7 +303,7 @@ func TestFrameErrorCanBeToldToThePeer(t *testing.T) {
 			ended := make(chan error, 1)
 			l := harness.Serve(t, tcpio.ListenerOptions{
 				MaxFrame: 100,
-				Actor: func(*tcpio.Conn) tcpio.Actor {
+				NewActor: func(*tcpio.Conn) tcpio.Actor {
 					return tcpio.ActorFunc(func(ev tcpio.Event) error {
 						switch ev := ev.(type) {
 						case tcpio.Readable:

@@ -108,7 +108,7 @@ func TestGroupPostReachesEveryMemberAndCountsFullMailboxes(t *testing.T) {
 	if err := conns[0].Post("block"); err != nil {
 		t.Fatal(err)
 	}
-	testnet.WaitFor(t, "the handler blocks", func() bool { return l.Blocked() > 0 })
+	testnet.WaitFor(t, "the handler blocks", func() bool { return l.Stats().Blocked > 0 })
 	testnet.WaitFor(t, "its mailbox is full", func() bool { return conns[0].Post("fill") == tcpio.ErrMailboxFull })
 	if missed := g.Post("b"); missed != 1 {
 		t.Errorf("Post: %d missed it, want 1", missed)

@@ -204,7 +204,7 @@ func TestLoggerThatPanicsExitsOrBlocksIsNothingToTheListener(t *testing.T) {
 					}
 					o.OnErrorEvent = func(error) { do("OnErrorEvent") }
 				} else {
-					o.Actor = func(*tcpio.Conn) tcpio.Actor {
+					o.NewActor = func(*tcpio.Conn) tcpio.Actor {
 						do("Actor")
 						return tcpio.ActorFunc(func(ev tcpio.Event) error {
 							switch ev := ev.(type) {
@@ -314,7 +314,7 @@ func TestFloodOfFailuresIsAFewLinesThatCountTheRest(t *testing.T) {
 		line string
 	}{
 		"panics in Receive": {func(failed *atomic.Int64) tcpio.ListenerOptions {
-			return tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor {
+			return tcpio.ListenerOptions{NewActor: func(*tcpio.Conn) tcpio.Actor {
 				return tcpio.ActorFunc(func(ev tcpio.Event) error {
 					if _, ok := ev.(tcpio.Opened); ok {
 						failed.Add(1)
@@ -325,7 +325,7 @@ func TestFloodOfFailuresIsAFewLinesThatCountTheRest(t *testing.T) {
 			}}
 		}, "handler panicked"},
 		"errors at Closed": {func(failed *atomic.Int64) tcpio.ListenerOptions {
-			return tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor {
+			return tcpio.ListenerOptions{NewActor: func(*tcpio.Conn) tcpio.Actor {
 				return tcpio.ActorFunc(func(ev tcpio.Event) error {
 					switch ev := ev.(type) {
 					case tcpio.Opened:
@@ -339,12 +339,12 @@ func TestFloodOfFailuresIsAFewLinesThatCountTheRest(t *testing.T) {
 			}}
 		}, "failed at Closed"},
 		"panics in Actor": {func(failed *atomic.Int64) tcpio.ListenerOptions {
-			return tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor { failed.Add(1); panic("flood") }}
+			return tcpio.ListenerOptions{NewActor: func(*tcpio.Conn) tcpio.Actor { failed.Add(1); panic("flood") }}
 		}, "handler panicked"},
 		"panics in Admit": {func(failed *atomic.Int64) tcpio.ListenerOptions {
 			return tcpio.ListenerOptions{
-				Admit: func(netip.AddrPort) error { failed.Add(1); panic("flood") },
-				Actor: func(*tcpio.Conn) tcpio.Actor { return nil },
+				Admit:    func(netip.AddrPort) error { failed.Add(1); panic("flood") },
+				NewActor: func(*tcpio.Conn) tcpio.Actor { return nil },
 			}
 		}, "Admit panicked"},
 		"panics in a callback": {func(failed *atomic.Int64) tcpio.ListenerOptions {

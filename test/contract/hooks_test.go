@@ -25,7 +25,7 @@ import (
 // hookOptions are options with hook as the hook of that name, which is on the way of every
 // connection, and an echo.
 func hookOptions(name string, hook func()) tcpio.ListenerOptions {
-	o := tcpio.ListenerOptions{Loops: 1, Actor: func(*tcpio.Conn) tcpio.Actor {
+	o := tcpio.ListenerOptions{Loops: 1, NewActor: func(*tcpio.Conn) tcpio.Actor {
 		if name == "Actor" {
 			hook()
 		}
@@ -230,7 +230,7 @@ func TestHooksOfOneListenerNeverRunTogether(t *testing.T) {
 			Loops: 1, CloseTimeout: 50 * time.Millisecond,
 			AcceptRate: allow(func() bool { hook(); return true }),
 			Admit:      func(netip.AddrPort) error { hook(); return nil },
-			Actor: func(*tcpio.Conn) tcpio.Actor {
+			NewActor: func(*tcpio.Conn) tcpio.Actor {
 				hook()
 				return tcpio.ActorFunc(func(ev tcpio.Event) error {
 					if r, ok := ev.(tcpio.Readable); ok {
@@ -356,7 +356,7 @@ func TestServeReturnsAtMaxBlockedThoughHandlersBlock(t *testing.T) {
 	inside, release := make(chan struct{}, 10), make(chan struct{})
 	defer close(release)
 	o := tcpio.ListenerOptions{Loops: 1, MaxBlocked: 1, CloseTimeout: 50 * time.Millisecond}
-	o.Actor = func(*tcpio.Conn) tcpio.Actor {
+	o.NewActor = func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if _, ok := ev.(tcpio.Opened); ok {
 				inside <- struct{}{}
@@ -402,7 +402,7 @@ func TestHooksRefuseByNilAndByPanic(t *testing.T) {
 			}
 			l := harness.Serve(t, tcpio.ListenerOptions{
 				Logger: slog.New(slog.NewTextHandler(log, nil)),
-				Actor: func(*tcpio.Conn) tcpio.Actor {
+				NewActor: func(*tcpio.Conn) tcpio.Actor {
 					a, _ := try("actor")
 					return a
 				},

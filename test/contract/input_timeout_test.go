@@ -105,8 +105,8 @@ func TestSetInputTimeoutChangesOneConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	ev := harness.Expect[tcpio.Closed](t, events)
-	limit, ok := errors.AsType[*tcpio.LimitError](ev.Conn.Err())
-	if ev.Conn != c || !ok || limit.Limit != "input" || limit.After != 20*time.Millisecond {
+	limit, ok := errors.AsType[*tcpio.TimeoutError](ev.Conn.Err())
+	if ev.Conn != c || !ok || limit.Kind.String() != "input" || limit.After != 20*time.Millisecond {
 		t.Errorf("%v: %v", ev.Conn, ev.Conn.Err())
 	}
 	if err := c.SetInputTimeout(time.Hour); !errors.Is(err, net.ErrClosed) {

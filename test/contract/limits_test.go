@@ -51,8 +51,8 @@ func (s *served) nextLimit(t *testing.T, name string) {
 	t.Helper()
 	select {
 	case c := <-s.closed:
-		var limit *tcpio.LimitError
-		if err := c.Err(); !errors.As(err, &limit) || limit.Limit != name || !errors.Is(err, os.ErrDeadlineExceeded) {
+		var limit *tcpio.TimeoutError
+		if err := c.Err(); !errors.As(err, &limit) || limit.Kind.String() != name || !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatalf("the connection ended with %v, want the %s limit", err, name)
 		}
 	case <-time.After(testnet.Limit):
@@ -140,14 +140,14 @@ func TestSetIdleTimeoutChangesOneConnection(t *testing.T) {
 	}
 }
 
-func TestReadTimeoutEndsAPeerThatNeverBegins(t *testing.T) {
+func TestReadStallTimeoutEndsAPeerThatNeverBegins(t *testing.T) {
 	t.Parallel()
-	s := serveLimited(t, tcpio.ListenerOptions{ReadTimeout: 50 * time.Millisecond}, readAll)
+	s := serveLimited(t, tcpio.ListenerOptions{ReadStallTimeout: 50 * time.Millisecond}, readAll)
 	s.dial(t)
 	s.nextLimit(t, "read")
 }
 
-func TestReadTimeoutEndsAnUnfinishedFrame(t *testing.T) {
+func TestReadStallTimeoutEndsAnUnfinishedFrame(t *testing.T) {
 	t.Parallel()
 	split := func(data []byte, atEOF bool) (int, []byte, error) {
 		if len(data) < 4 {
@@ -156,7 +156,7 @@ func TestReadTimeoutEndsAnUnfinishedFrame(t *testing.T) {
 		return 4, data[:4], nil
 	}
 	frames := make(chan string, 10)
-	s := serveLimited(t, tcpio.ListenerOptions{ReadTimeout: 100 * time.Millisecond}, func(ev tcpio.Event) {
+	s := serveLimited(t, tcpio.ListenerOptions{ReadStallTimeout: 100 * time.Millisecond}, func(ev tcpio.Event) {
 		if r, ok := ev.(tcpio.Readable); ok {
 			for frame, err := range r.Conn.Frames(split) {
 				if err != nil {
@@ -191,9 +191,9 @@ func TestReadTimeoutEndsAnUnfinishedFrame(t *testing.T) {
 	s.nextLimit(t, "read")
 }
 
-func TestWriteTimeoutAbortsOutputThatDoesNotMove(t *testing.T) {
+func TestWriteStallTimeoutAbortsOutputThatDoesNotMove(t *testing.T) {
 	t.Parallel()
-	s := serveLimited(t, tcpio.ListenerOptions{WriteTimeout: 100 * time.Millisecond, WriteBuffer: 32 << 20}, func(ev tcpio.Event) {
+	s := serveLimited(t, tcpio.ListenerOptions{WriteStallTimeout: 100 * time.Millisecond, WriteBuffer: 32 << 20}, func(ev tcpio.Event) {
 		if o, ok := ev.(tcpio.Opened); ok {
 			if _, err := o.Conn.TryWrite(make([]byte, 30<<20)); err != nil && !errors.Is(err, net.ErrClosed) { // cut off already: the machine is slow
 				t.Error(err)
@@ -205,14 +205,14 @@ func TestWriteTimeoutAbortsOutputThatDoesNotMove(t *testing.T) {
 	if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the peer sees %v, want a reset", err)
 	}
-	if q := s.l.Stats().Queued; q != 0 {
+	if q := s.l.Stats().Buffered; q != 0 {
 		t.Errorf("%d bytes are still counted as queued", q)
 	}
 }
 
-func TestUserTimeoutIsInherited(t *testing.T) {
+func TestTCPUserTimeoutIsInherited(t *testing.T) {
 	got := make(chan int, 1)
-	s := serveLimited(t, tcpio.ListenerOptions{UserTimeout: 12345 * time.Millisecond}, func(ev tcpio.Event) {
+	s := serveLimited(t, tcpio.ListenerOptions{TCPUserTimeout: 12345 * time.Millisecond}, func(ev tcpio.Event) {
 		if o, ok := ev.(tcpio.Opened); ok {
 			raw, err := o.Conn.SyscallConn()
 			if err != nil {
@@ -220,8 +220,8 @@ func TestUserTimeoutIsInherited(t *testing.T) {
 				return
 			}
 			_ = raw.Control(func(fd uintptr) {
-				const tcpUserTimeout = 18 // tcp(7)
-				v, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout)
+				const tcpTCPUserTimeout = 18 // tcp(7)
+				v, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpTCPUserTimeout)
 				if err != nil {
 					t.Error(err)
 				}
@@ -272,7 +272,7 @@ func TestStatsAddUp(t *testing.T) {
 
 // The peer has sent in time; that the consumer, or the loop, does not come to it is not the peer's
 // fault.
-func TestReadTimeoutDoesNotCountInputThatWaitsForItsReader(t *testing.T) {
+func TestReadStallTimeoutDoesNotCountInputThatWaitsForItsReader(t *testing.T) {
 	t.Parallel()
 	const limit = 100 * time.Millisecond
 	three := func(data []byte, _ bool) (int, []byte, error) {
@@ -281,7 +281,7 @@ func TestReadTimeoutDoesNotCountInputThatWaitsForItsReader(t *testing.T) {
 		}
 		return 3, data[:3], nil
 	}
-	l := harness.Listen(t, tcpio.ListenerOptions{ReadTimeout: limit})
+	l := harness.Listen(t, tcpio.ListenerOptions{ReadStallTimeout: limit})
 	peer := testnet.Dial(t, l)
 	testnet.Send(t, peer, "a") // before anything is accepted, so that it cannot be late
 	events := l.Events()
@@ -318,9 +318,9 @@ func TestReadTimeoutDoesNotCountInputThatWaitsForItsReader(t *testing.T) {
 }
 
 // Urgent data makes a Readable with nothing to read. It does not put the limit off for ever.
-func TestReadTimeoutEndsAPeerThatHasSentUrgentDataOnly(t *testing.T) {
+func TestReadStallTimeoutEndsAPeerThatHasSentUrgentDataOnly(t *testing.T) {
 	t.Parallel()
-	s := serveLimited(t, tcpio.ListenerOptions{ReadTimeout: 50 * time.Millisecond}, readAll)
+	s := serveLimited(t, tcpio.ListenerOptions{ReadStallTimeout: 50 * time.Millisecond}, readAll)
 	rc, err := s.dial(t).(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -394,14 +394,14 @@ func TestTimeLimitsHoldOnEveryRoute(t *testing.T) {
 		"streams": func(_ *testing.T, o *tcpio.ListenerOptions) func(*tcpio.Listener) *tcpio.Conn {
 			o.EventBuffer = 1
 			return func(l *tcpio.Listener) *tcpio.Conn {
-				l.Streams()
+				l.EventsPerLoop()
 				return nil
 			}
 		},
 		"an actor that blocks": func(t *testing.T, o *tcpio.ListenerOptions) func(*tcpio.Listener) *tcpio.Conn {
 			over := make(chan struct{})
 			t.Cleanup(func() { close(over) })
-			o.Actor = func(*tcpio.Conn) tcpio.Actor {
+			o.NewActor = func(*tcpio.Conn) tcpio.Actor {
 				return tcpio.ActorFunc(func(tcpio.Event) error { <-over; return nil })
 			}
 			return func(*tcpio.Listener) *tcpio.Conn { return nil }
@@ -436,7 +436,7 @@ func TestTimeLimitsHoldOnEveryRoute(t *testing.T) {
 	}
 	limits := map[string]tcpio.ListenerOptions{
 		"idle": {IdleTimeout: 50 * time.Millisecond},
-		"read": {ReadTimeout: 50 * time.Millisecond},
+		"read": {ReadStallTimeout: 50 * time.Millisecond},
 	}
 	for route, prepare := range routes {
 		for name, opts := range limits {
@@ -458,8 +458,8 @@ func TestTimeLimitsHoldOnEveryRoute(t *testing.T) {
 				if st := l.Stats().Timeouts; st.Idle+st.Read != 3 || (name == "idle") != (st.Idle == 3) {
 					t.Errorf("%+v were counted for the %s limit", st, name)
 				}
-				var limit *tcpio.LimitError
-				if c != nil && (!errors.As(c.Err(), &limit) || limit.Limit != name || !errors.Is(c.Err(), os.ErrDeadlineExceeded)) {
+				var limit *tcpio.TimeoutError
+				if c != nil && (!errors.As(c.Err(), &limit) || limit.Kind.String() != name || !errors.Is(c.Err(), os.ErrDeadlineExceeded)) {
 					t.Errorf("Err is %v, want the %s limit", c.Err(), name)
 				}
 				l.Close()
@@ -472,7 +472,7 @@ func TestTimeLimitsHoldOnEveryRoute(t *testing.T) {
 func TestTimeLimitsCostNoGoroutine(t *testing.T) {
 	const n = 500
 	l, events := harness.Manual(t, tcpio.ListenerOptions{
-		IdleTimeout: time.Hour, ReadTimeout: time.Hour, WriteTimeout: time.Hour, UserTimeout: time.Hour,
+		IdleTimeout: time.Hour, ReadStallTimeout: time.Hour, WriteStallTimeout: time.Hour, TCPUserTimeout: time.Hour,
 	})
 	harness.Open(t, l, events) // the loop's goroutines are there
 	before := runtime.NumGoroutine()

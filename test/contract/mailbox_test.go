@@ -193,7 +193,7 @@ func TestPostsOfManyArriveOnceEachAndInOrder(t *testing.T) {
 			o := tcpio.ListenerOptions{Loops: 2}
 			var consumers sync.WaitGroup
 			if route == "actor" {
-				o.Actor = func(*tcpio.Conn) tcpio.Actor {
+				o.NewActor = func(*tcpio.Conn) tcpio.Actor {
 					p := &posted{t, make([]int, posters), &total}
 					return tcpio.ActorFunc(func(ev tcpio.Event) error { p.take(ev); return nil })
 				}
@@ -322,7 +322,7 @@ func TestWhatIsPostedBeforeOpenedIsReceivedBehindIt(t *testing.T) {
 			got := make(chan tcpio.Event, 2*posts)
 			o := tcpio.ListenerOptions{Loops: 1}
 			if route != "stream" {
-				o.Actor = func(c *tcpio.Conn) tcpio.Actor {
+				o.NewActor = func(c *tcpio.Conn) tcpio.Actor {
 					for i := range posts { // before Opened: the connection is being made
 						if err := c.Post(i); err != nil {
 							t.Error(err)
@@ -394,7 +394,7 @@ func TestWhatIsAcceptedBeforeCloseIsReceivedBeforeClosedAndNothingAfter(t *testi
 				}
 				o := tcpio.ListenerOptions{Loops: 1, EventBuffer: 2}
 				if route == "actor" {
-					o.Actor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(take) }
+					o.NewActor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(take) }
 				}
 				l := harness.Listen(t, o)
 				stop := harness.Start(t, l)

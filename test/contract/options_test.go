@@ -190,10 +190,10 @@ var bounds = []struct {
 	{"DrainTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.DrainTimeout = time.Duration(v) }},
 	{"EOFTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.EOFTimeout = time.Duration(v) }},
 	{"IdleTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.IdleTimeout = time.Duration(v) }},
-	{"ReadTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.ReadTimeout = time.Duration(v) }},
+	{"ReadStallTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.ReadStallTimeout = time.Duration(v) }},
 	{"InputTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.InputTimeout = time.Duration(v) }},
-	{"WriteTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.WriteTimeout = time.Duration(v) }},
-	{"UserTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.UserTimeout = time.Duration(v) }},
+	{"WriteStallTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.WriteStallTimeout = time.Duration(v) }},
+	{"TCPUserTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.TCPUserTimeout = time.Duration(v) }},
 	{"HandshakeTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.HandshakeTimeout = time.Duration(v) }},
 	{"KeepAlive", int64(32767 * time.Second), func(o *tcpio.ListenerOptions, v int64) {
 		o.KeepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Duration(v)}
@@ -298,10 +298,10 @@ func TestExtremeTimesDoNotOverflow(t *testing.T) {
 	}
 }
 
-// tcp(7) says so of TCP_USER_TIMEOUT, and UserTimeout's comment with it.
-func TestUserTimeoutCutsAPeerThatKeepsItsWindowClosed(t *testing.T) {
+// tcp(7) says so of TCP_USER_TIMEOUT, and TCPUserTimeout's comment with it.
+func TestTCPUserTimeoutCutsAPeerThatKeepsItsWindowClosed(t *testing.T) {
 	t.Parallel()
-	l, events := harness.Manual(t, tcpio.ListenerOptions{UserTimeout: 200 * time.Millisecond})
+	l, events := harness.Manual(t, tcpio.ListenerOptions{TCPUserTimeout: 200 * time.Millisecond})
 	c, _ := harness.Open(t, l, events)
 	testnet.ShrinkSendBuffer(t, c)
 	harness.Fill(t, c, 64<<10) // the peer reads nothing
@@ -318,13 +318,13 @@ func TestUserTimeoutCutsAPeerThatKeepsItsWindowClosed(t *testing.T) {
 
 func TestBadLimitsAreErrorsThatNameTheField(t *testing.T) {
 	for name, opts := range map[string]tcpio.ListenerOptions{
-		"IdleTimeout":   {IdleTimeout: -1},
-		"ReadTimeout":   {ReadTimeout: 21 * 24 * time.Hour},
-		"InputTimeout":  {InputTimeout: 21 * 24 * time.Hour},
-		"WriteTimeout":  {WriteTimeout: -1},
-		"UserTimeout":   {UserTimeout: -1},
-		"MaxConns":      {MaxConns: -1},
-		"MaxConnsPerIP": {MaxConnsPerIP: -1},
+		"IdleTimeout":       {IdleTimeout: -1},
+		"ReadStallTimeout":  {ReadStallTimeout: 21 * 24 * time.Hour},
+		"InputTimeout":      {InputTimeout: 21 * 24 * time.Hour},
+		"WriteStallTimeout": {WriteStallTimeout: -1},
+		"TCPUserTimeout":    {TCPUserTimeout: -1},
+		"MaxConns":          {MaxConns: -1},
+		"MaxConnsPerIP":     {MaxConnsPerIP: -1},
 	} {
 		opts.Addr = "127.0.0.1:0"
 		if l, err := tcpio.Listen(&opts); err == nil {

@@ -138,7 +138,7 @@ func TestSwitchingRoutesLosesAndDoublesNothing(t *testing.T) {
 			}
 			o := tcpio.ListenerOptions{Loops: 2, EventBuffer: 4}
 			if start == "actor" {
-				o.Actor = func(c *tcpio.Conn) tcpio.Actor { return of(c).route() }
+				o.NewActor = func(c *tcpio.Conn) tcpio.Actor { return of(c).route() }
 			} else {
 				o.Loops = 1
 			}
@@ -277,7 +277,7 @@ func TestRouteCanBeChosenAtEveryPointOfAConnectionsLife(t *testing.T) {
 					}
 					o := tcpio.ListenerOptions{Loops: 1}
 					if from == "actor" {
-						o.Actor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(handle) }
+						o.NewActor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(handle) }
 					}
 					srv := harness.Listen(t, o)
 					stop := harness.Start(t, srv)
@@ -312,7 +312,7 @@ func TestRouteChosenBeforeOpenedGetsOpened(t *testing.T) {
 		t.Run(way, func(t *testing.T) {
 			l := newLedger(t)
 			var drains sync.WaitGroup
-			srv := harness.Serve(t, tcpio.ListenerOptions{Actor: func(c *tcpio.Conn) tcpio.Actor {
+			srv := harness.Serve(t, tcpio.ListenerOptions{NewActor: func(c *tcpio.Conn) tcpio.Actor {
 				if way == "Attach" {
 					return l.route()
 				}

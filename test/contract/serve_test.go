@@ -118,7 +118,7 @@ func TestCloseWithoutServeClosesTheChannels(t *testing.T) {
 	}
 
 	l = harness.Listen(t, tcpio.ListenerOptions{Loops: 3})
-	streams := l.Streams()
+	streams := l.EventsPerLoop()
 	l.Close()
 	for _, s := range streams {
 		testnet.AwaitClosed(t, "the stream", s)
@@ -129,7 +129,7 @@ func TestCloseWithoutServeClosesTheChannels(t *testing.T) {
 	testnet.AwaitClosed(t, "the stream", l.Events()) // asked for afterwards
 	l = harness.Listen(t, tcpio.ListenerOptions{})
 	l.Close()
-	for _, s := range l.Streams() {
+	for _, s := range l.EventsPerLoop() {
 		testnet.AwaitClosed(t, "the stream", s)
 	}
 }

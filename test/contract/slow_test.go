@@ -181,7 +181,7 @@ func TestHandlerThatBlocksInWriteGoesOnAtMaxBlocked(t *testing.T) {
 		testnet.Send(t, c, "w")
 		slow = append(slow, c)
 	}
-	testnet.WaitFor(t, "five handlers are blocked", func() bool { return l.Blocked() == 5 })
+	testnet.WaitFor(t, "five handlers are blocked", func() bool { return l.Stats().Blocked == 5 })
 	good := testnet.DialTCP(t, l)
 	for range 20 {
 		testnet.Ping(t, good, "e")
@@ -287,13 +287,13 @@ func TestStalledServerUsesNoProcessor(t *testing.T) {
 	})
 	for name, opts := range map[string]tcpio.ListenerOptions{
 		"stream": {EventBuffer: 2}, "streams": {EventBuffer: 2}, "claimed": {},
-		"actor": {Actor: func(*tcpio.Conn) tcpio.Actor { return flood }},
+		"actor": {NewActor: func(*tcpio.Conn) tcpio.Actor { return flood }},
 	} {
 		opts.Loops, opts.IdleTimeout = 2, time.Hour
 		l := harness.Listen(t, opts)
 		var chans []<-chan tcpio.Event
 		if name == "streams" {
-			chans = l.Streams()
+			chans = l.EventsPerLoop()
 		} else {
 			chans = append(chans, l.Events())
 		}

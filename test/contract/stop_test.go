@@ -297,7 +297,7 @@ func TestDrainTimeoutEndsTheWaiting(t *testing.T) {
 func TestShutdownWaitsForABlockedHandler(t *testing.T) {
 	t.Parallel()
 	inside, release := make(chan struct{}), make(chan struct{})
-	l := harness.Serve(t, tcpio.ListenerOptions{CloseTimeout: drainNever, Actor: func(*tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{CloseTimeout: drainNever, NewActor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			switch ev := ev.(type) {
 			case tcpio.Readable:
@@ -339,7 +339,7 @@ func TestShutdownWaitsForABlockedHandler(t *testing.T) {
 
 // With DrainTimeout an actor's connection stays open until somebody closes it.
 func TestActorMayFinishLater(t *testing.T) {
-	l := harness.Serve(t, tcpio.ListenerOptions{DrainTimeout: drainNever, Actor: func(*tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{DrainTimeout: drainNever, NewActor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			switch ev := ev.(type) {
 			case tcpio.Draining:

@@ -14,11 +14,11 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// Who has an actor or callbacks for the connections may read failures from Streams, whichever is
+// Who has an actor or callbacks for the connections may read failures from EventsPerLoop, whichever is
 // called first.
 func TestStreamsCarriesFailedBesideAnActor(t *testing.T) {
 	for name, o := range map[string]tcpio.ListenerOptions{
-		"actor":     {Loops: 2, Actor: func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(func(tcpio.Event) error { return nil }) }},
+		"actor":     {Loops: 2, NewActor: func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(func(tcpio.Event) error { return nil }) }},
 		"callbacks": {ConcurrentCallbacks: true, Loops: 2, OnConnEvent: func(net.Conn) error { return nil }},
 	} {
 		for _, when := range []string{"before Serve", "beside Serve", "after Close"} {
@@ -27,22 +27,22 @@ func TestStreamsCarriesFailedBesideAnActor(t *testing.T) {
 				l := harness.Listen(t, o)
 				var streams []<-chan tcpio.Event
 				if when == "before Serve" {
-					streams = l.Streams()
+					streams = l.EventsPerLoop()
 				}
 				served := harness.Go(t.Context(), l)
 				var peers []net.Conn
 				peers = append(peers, testnet.Dial(t, l))
 				if when == "beside Serve" {
 					testnet.WaitFor(t, "the connection is accepted", func() bool { return l.Len() == 1 })
-					streams = l.Streams()
+					streams = l.EventsPerLoop()
 				}
 				if when == "after Close" {
 					l.Close()
 					testnet.Await(t, "the end of Serve", served)
-					streams = l.Streams()
+					streams = l.EventsPerLoop()
 				}
-				if len(streams) != 2 || len(l.Streams()) != 2 || l.Streams()[0] != streams[0] {
-					t.Fatalf("%d streams, then %d", len(streams), len(l.Streams()))
+				if len(streams) != 2 || len(l.EventsPerLoop()) != 2 || l.EventsPerLoop()[0] != streams[0] {
+					t.Fatalf("%d streams, then %d", len(streams), len(l.EventsPerLoop()))
 				}
 				if when != "after Close" {
 					testnet.Send(t, peers[0], "no TLS at all")
@@ -70,17 +70,17 @@ func TestEventsAndStreamsExcludeEachOther(t *testing.T) {
 	}
 	l := harness.Listen(t, tcpio.ListenerOptions{})
 	l.Events()
-	panics("Streams after Events", func() { l.Streams() })
+	panics("EventsPerLoop after Events", func() { l.EventsPerLoop() })
 	l = harness.Listen(t, tcpio.ListenerOptions{})
-	l.Streams()
-	l.Streams()
-	panics("Events after Streams", func() { l.Events() })
+	l.EventsPerLoop()
+	l.EventsPerLoop()
+	panics("Events after EventsPerLoop", func() { l.Events() })
 }
 
 func TestStreamsSpreadTheConnectionsEvenly(t *testing.T) {
 	const loops, each = 4, 10
 	l := harness.Listen(t, tcpio.ListenerOptions{Loops: loops})
-	streams := l.Streams()
+	streams := l.EventsPerLoop()
 	if len(streams) != loops {
 		t.Fatalf("%d streams, want %d", len(streams), loops)
 	}

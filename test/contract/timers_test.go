@@ -138,7 +138,7 @@ func TestClosedConnectionIsNotRetained(t *testing.T) {
 	const n = 20
 	var g tcpio.Group
 	closed := make(chan struct{}, n+1)
-	l := harness.Serve(t, tcpio.ListenerOptions{Loops: 1, Actor: func(*tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{Loops: 1, NewActor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			switch ev := ev.(type) {
 			case tcpio.Readable:

@@ -159,7 +159,7 @@ func TestLargeWriteLeavesTheConnectionToOthers(t *testing.T) {
 	}
 	for _, layer := range []string{"plain", "TLS"} {
 		conns := make(chan *tcpio.Conn, 1)
-		o := tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor {
+		o := tcpio.ListenerOptions{NewActor: func(*tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
 				if o, ok := ev.(tcpio.Opened); ok {
 					conns <- o.Conn
@@ -225,7 +225,7 @@ func TestLargeWriteIsWholeWhateverOthersDoMeanwhile(t *testing.T) {
 		for name, end := range ends {
 			t.Run(layer+" "+name, func(t *testing.T) {
 				conns := make(chan *tcpio.Conn, 1)
-				o := tcpio.ListenerOptions{CloseTimeout: testnet.Limit, Actor: func(*tcpio.Conn) tcpio.Actor {
+				o := tcpio.ListenerOptions{CloseTimeout: testnet.Limit, NewActor: func(*tcpio.Conn) tcpio.Actor {
 					return tcpio.ActorFunc(func(ev tcpio.Event) error {
 						if o, ok := ev.(tcpio.Opened); ok {
 							conns <- o.Conn

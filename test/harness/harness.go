@@ -75,7 +75,7 @@ func Start(t testing.TB, l *tcpio.Listener) (stop func()) {
 // Actor serves with one actor for all connections.
 func Actor(t testing.TB, opts tcpio.ListenerOptions, a tcpio.Actor) *tcpio.Listener {
 	t.Helper()
-	opts.Actor = func(*tcpio.Conn) tcpio.Actor { return a }
+	opts.NewActor = func(*tcpio.Conn) tcpio.Actor { return a }
 	return Serve(t, opts)
 }
 
@@ -149,12 +149,12 @@ func Route(t testing.TB, route string, opts tcpio.ListenerOptions, handle func(t
 	}
 	switch route {
 	case "claimed":
-		opts.Actor = func(c *tcpio.Conn) tcpio.Actor {
+		opts.NewActor = func(c *tcpio.Conn) tcpio.Actor {
 			go consume(c.Events())
 			return nil
 		}
 	case "actor":
-		opts.Actor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(all) }
+		opts.NewActor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(all) }
 	case "stream":
 	default:
 		t.Fatalf("there is no route %q", route)

@@ -216,7 +216,7 @@ func TestLimitReachedAtTheMomentOfACloseIsOneEnd(t *testing.T) {
 	const workers, rounds = 20, 10
 	var opened, closed, byLimit atomic.Int64
 	conns := make(chan *tcpio.Conn, workers*rounds)
-	l := harness.Stream(t, tcpio.ListenerOptions{IdleTimeout: limit, ReadTimeout: limit, CloseTimeout: limit}, func(ev tcpio.Event) {
+	l := harness.Stream(t, tcpio.ListenerOptions{IdleTimeout: limit, ReadStallTimeout: limit, CloseTimeout: limit}, func(ev tcpio.Event) {
 		switch ev := ev.(type) {
 		case tcpio.Opened:
 			opened.Add(1)
@@ -227,7 +227,7 @@ func TestLimitReachedAtTheMomentOfACloseIsOneEnd(t *testing.T) {
 			}
 		case tcpio.Closed:
 			closed.Add(1)
-			if le, ok := ev.Conn.Err().(*tcpio.LimitError); ok && (le.Limit == "idle" || le.Limit == "read") {
+			if le, ok := ev.Conn.Err().(*tcpio.TimeoutError); ok && (le.Kind.String() == "idle" || le.Kind.String() == "read") {
 				byLimit.Add(1)
 			}
 		}

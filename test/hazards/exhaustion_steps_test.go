@@ -143,7 +143,7 @@ func exhaustedListen(t *testing.T) {
 
 func exhaustedServe(t *testing.T) {
 	for free := range 4 { // of two pollers, with two descriptors each
-		l := harness.Listen(t, tcpio.ListenerOptions{Loops: 2, Actor: func(*tcpio.Conn) tcpio.Actor { return harness.EchoActor }})
+		l := harness.Listen(t, tcpio.ListenerOptions{Loops: 2, NewActor: func(*tcpio.Conn) tcpio.Actor { return harness.EchoActor }})
 		exhaust(t, free, func() {
 			wantEMFILE(t, l.Serve(t.Context()))
 		})

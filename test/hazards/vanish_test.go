@@ -80,11 +80,11 @@ func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
 		return v
 	}
 	off := net.KeepAliveConfig{Idle: -1}
-	lost := begin(tcpio.ListenerOptions{UserTimeout: 500 * time.Millisecond, KeepAlive: off})
+	lost := begin(tcpio.ListenerOptions{TCPUserTimeout: 500 * time.Millisecond, KeepAlive: off})
 	silent := begin(tcpio.ListenerOptions{KeepAlive: net.KeepAliveConfig{
 		Enable: true, Idle: time.Second, Interval: time.Second, Count: 1,
 	}})
-	stuck := begin(tcpio.ListenerOptions{WriteTimeout: 300 * time.Millisecond, WriteBuffer: 8 << 20, KeepAlive: off})
+	stuck := begin(tcpio.ListenerOptions{WriteStallTimeout: 300 * time.Millisecond, WriteBuffer: 8 << 20, KeepAlive: off})
 	idle := begin(tcpio.ListenerOptions{IdleTimeout: 300 * time.Millisecond, CloseTimeout: 500 * time.Millisecond, KeepAlive: off})
 	const closeTimeout = 700 * time.Millisecond
 	closing := begin(tcpio.ListenerOptions{CloseTimeout: closeTimeout, KeepAlive: off})
@@ -124,8 +124,8 @@ func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
 	}
 	limitError := func(name string) func(error) bool {
 		return func(err error) bool {
-			limit := new(tcpio.LimitError)
-			return errors.As(err, &limit) && limit.Limit == name && errors.Is(err, os.ErrDeadlineExceeded)
+			limit := new(tcpio.TimeoutError)
+			return errors.As(err, &limit) && limit.Kind.String() == name && errors.Is(err, os.ErrDeadlineExceeded)
 		}
 	}
 	timedOut := func(err error) bool { return errors.Is(err, syscall.ETIMEDOUT) }
@@ -135,9 +135,9 @@ func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
 		right       func(error) bool
 		least, most time.Duration // after the link went down; most is generous, the system's own limit is a quarter of an hour
 	}{
-		{"UserTimeout", lost, timedOut, 400 * time.Millisecond, 10 * time.Second},
+		{"TCPUserTimeout", lost, timedOut, 400 * time.Millisecond, 10 * time.Second},
 		{"KeepAlive", silent, timedOut, 900 * time.Millisecond, 10 * time.Second},
-		{"WriteTimeout", stuck, limitError("write"), 300 * time.Millisecond, 10 * time.Second},
+		{"WriteStallTimeout", stuck, limitError("write"), 300 * time.Millisecond, 10 * time.Second},
 		{"IdleTimeout", idle, limitError("idle"), 0, 10 * time.Second},
 	} {
 		at := testnet.Await(t, w.name+" ends the connection", w.v.closed)

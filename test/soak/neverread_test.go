@@ -51,7 +51,7 @@ func TestNeverReadChild(t *testing.T) {
 	var stalled atomic.Int64
 	l := harness.Listen(t, tcpio.ListenerOptions{
 		WriteBuffer: neverReadBuffer,
-		Actor:       func(*tcpio.Conn) tcpio.Actor { return &neverReadActor{stalled: &stalled} },
+		NewActor:    func(*tcpio.Conn) tcpio.Actor { return &neverReadActor{stalled: &stalled} },
 	})
 	rc, err := l.GetListener().SyscallConn()
 	if err != nil {
@@ -70,7 +70,7 @@ func TestNeverReadChild(t *testing.T) {
 		// What GOMEMLIMIT counts; a page that was never touched is not resident, but may be any
 		// time.
 		memory := m.Sys - m.HeapReleased
-		fmt.Printf("state %d %d %d %d %d %d\n", testnet.CPU(t), testnet.Status(t, "VmHWM"), memory, stalled.Load(), l.Len(), l.Stats().Queued)
+		fmt.Printf("state %d %d %d %d %d %d\n", testnet.CPU(t), testnet.Status(t, "VmHWM"), memory, stalled.Load(), l.Len(), l.Stats().Buffered)
 	}
 	l.Close()
 	if err := testnet.Await(t, "the end of Serve", served); err != nil {

@@ -79,7 +79,7 @@ const recordSize = 16
 func (srv *soakServer) groupMembers(o *tcpio.ListenerOptions) func(*tcpio.Listener) {
 	g := &srv.soak.group
 	g.slow.Slow = tcpio.CloseSlow
-	o.Actor = func(*tcpio.Conn) tcpio.Actor {
+	o.NewActor = func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			switch ev := ev.(type) {
 			case tcpio.Opened:

@@ -36,7 +36,7 @@ type soakServer struct {
 // soakOptions suit all: limits far beyond what an honest client needs, and little room for output.
 func soakOptions() tcpio.ListenerOptions {
 	return tcpio.ListenerOptions{
-		WriteBuffer: 32 << 10, CloseTimeout: soakPatience, IdleTimeout: soakPatience, WriteTimeout: soakPatience,
+		WriteBuffer: 32 << 10, CloseTimeout: soakPatience, IdleTimeout: soakPatience, WriteStallTimeout: soakPatience,
 		HandshakeTimeout: soakPatience,
 	}
 }
@@ -291,7 +291,7 @@ func (srv *soakServer) streamOnly(*tcpio.ListenerOptions) func(*tcpio.Listener) 
 
 func (srv *soakServer) streams(*tcpio.ListenerOptions) func(*tcpio.Listener) {
 	return func(l *tcpio.Listener) {
-		for _, ch := range l.Streams() {
+		for _, ch := range l.EventsPerLoop() {
 			srv.consume(ch)
 		}
 	}
@@ -326,7 +326,7 @@ func (srv *soakServer) mailboxes(*tcpio.ListenerOptions) func(*tcpio.Listener) {
 }
 
 func (srv *soakServer) actors(o *tcpio.ListenerOptions) func(*tcpio.Listener) {
-	o.Actor = func(*tcpio.Conn) tcpio.Actor {
+	o.NewActor = func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error { return srv.handle(ev, 0) })
 	}
 	return nil
@@ -383,7 +383,7 @@ func (srv *soakServer) netListener(*tcpio.ListenerOptions) func(*tcpio.Listener)
 // frames echoes lines, by Frames, in actors that block when there is no room.
 func (srv *soakServer) frames(o *tcpio.ListenerOptions) func(*tcpio.Listener) {
 	srv.lines = true
-	o.Actor = func(*tcpio.Conn) tcpio.Actor {
+	o.NewActor = func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			r, ok := ev.(tcpio.Readable)
 			if !ok {

@@ -160,8 +160,8 @@ func (s *soak) quiet() {
 			return st.Open == 0 && st.Closed == st.Accepted && srv.balanced()
 		})
 		st := srv.l.Stats()
-		if st.Queued != 0 || st.Refusing != 0 || st.Blocked != 0 {
-			s.t.Errorf("%s at rest: %d bytes queued, %d refusals, %d blocked handlers", srv.name, st.Queued, st.Refusing, st.Blocked)
+		if st.Buffered != 0 || st.Refusing != 0 || st.Blocked != 0 {
+			s.t.Errorf("%s at rest: %d bytes queued, %d refusals, %d blocked handlers", srv.name, st.Buffered, st.Refusing, st.Blocked)
 		}
 		if got, want := srv.messages.Load(), int64(st.Posted); got != want {
 			s.t.Errorf("%s delivered %d messages of %d accepted", srv.name, got, want)

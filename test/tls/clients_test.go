@@ -272,7 +272,7 @@ func TestSSLScanFindsNothingOld(t *testing.T) {
 }
 
 // slowhttptest opens connections that send a line of a header every ten seconds (slowloris), over
-// TLS: ReadTimeout ends all of them, and the server answers others meanwhile.
+// TLS: ReadStallTimeout ends all of them, and the server answers others meanwhile.
 func TestSlowHTTPTestIsCutOverTLS(t *testing.T) {
 	slowhttptest := testnet.Program(t, "slowhttptest")
 	t.Parallel()
@@ -283,7 +283,7 @@ func TestSlowHTTPTestIsCutOverTLS(t *testing.T) {
 		}
 		return 0, nil, nil
 	}
-	l, _ := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 300 * time.Millisecond}, func(ev tcpio.Event) error {
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: 300 * time.Millisecond}, func(ev tcpio.Event) error {
 		if r, ok := ev.(tcpio.Readable); ok {
 			for _, err := range r.Conn.Frames(header) {
 				if err != nil {
@@ -302,6 +302,6 @@ func TestSlowHTTPTestIsCutOverTLS(t *testing.T) {
 		t.Errorf("the server was not available:\n%s", out)
 	}
 	if n := l.Stats().Timeouts.Read; n < 50 {
-		t.Errorf("ReadTimeout has ended %d connections", n)
+		t.Errorf("ReadStallTimeout has ended %d connections", n)
 	}
 }

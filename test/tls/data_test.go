@@ -133,7 +133,7 @@ func TestTLSResetIsToldOnce(t *testing.T) {
 // Hijack says at once that it cannot, whatever is queued and before the handshake.
 func TestTLSHijackIsRefused(t *testing.T) {
 	refused := make(chan error, 1)
-	l := harness.Serve(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), Actor: func(c *tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), NewActor: func(c *tcpio.Conn) tcpio.Actor {
 		_, err := c.Hijack()
 		refused <- err
 		return tcpio.ActorFunc(harness.EchoActor)
@@ -214,7 +214,7 @@ func TestTLSCopies(t *testing.T) {
 	if got, err := io.ReadAll(testnet.DialTLS(t, l, testnet.ClientTLS())); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
-	proxy := harness.Serve(t, tcpio.ListenerOptions{Actor: func(*tcpio.Conn) tcpio.Actor {
+	proxy := harness.Serve(t, tcpio.ListenerOptions{NewActor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if o, ok := ev.(tcpio.Opened); ok {
 				from, err := tls.Dial("tcp", l.Addr().String(), testnet.ClientTLS())

@@ -70,7 +70,7 @@ func clientOnly(t *testing.T, opts tcpio.ListenerOptions) (l *tcpio.Listener, ev
 func plainClients(t *testing.T, opts tcpio.ListenerOptions) *tcpio.Listener {
 	t.Helper()
 	opts.Network = "none"
-	opts.Actor = func(*tcpio.Conn) tcpio.Actor { return nil }
+	opts.NewActor = func(*tcpio.Conn) tcpio.Actor { return nil }
 	l, err := tcpio.Listen(&opts)
 	if err != nil {
 		t.Fatal(err)
@@ -242,8 +242,8 @@ func TestDialTLSTellsWhyItFails(t *testing.T) {
 	fails(t, c, err, says("certificate"))
 	c, err = l.DialTLS(t.Context(), nil, "tcp", silent, testnet.ClientTLS())
 	fails(t, c, err, func(err error) bool {
-		limit, ok := errors.AsType[*tcpio.LimitError](err)
-		return ok && limit.Limit == "handshake" && errors.Is(err, os.ErrDeadlineExceeded)
+		limit, ok := errors.AsType[*tcpio.TimeoutError](err)
+		return ok && limit.Kind.String() == "handshake" && errors.Is(err, os.ErrDeadlineExceeded)
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()

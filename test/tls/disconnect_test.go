@@ -223,7 +223,7 @@ func TestTLSNothingIsComputedForClientsThatHaveGone(t *testing.T) {
 				return nil, nil
 			}
 			l := harness.Listen(t, tcpio.ListenerOptions{TLSConfig: config, HandshakeTimeout: time.Hour,
-				Actor: func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(silent(t)) }})
+				NewActor: func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(silent(t)) }})
 			const n = 50
 			for range n {
 				c := testnet.Dial(t, l)

@@ -111,8 +111,8 @@ func TestTLSHandshakeTimeoutAtEachStage(t *testing.T) {
 			want++
 			testnet.WaitFor(t, "the limit", func() bool { return l.Stats().Timeouts.Handshake == want && l.Len() == 0 })
 			err := testnet.Await(t, "Failed", log)
-			var limit *tcpio.LimitError
-			if !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &limit) || limit.Limit != "handshake" {
+			var limit *tcpio.TimeoutError
+			if !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &limit) || limit.Kind.String() != "handshake" {
 				t.Errorf("Failed says %v", err)
 			}
 			if n := l.Stats().HandshakesFailed; n != want {
@@ -250,7 +250,7 @@ func TestTLSHandshakesEndWithTheListener(t *testing.T) {
 // goroutine must not wait for ever. Nothing comes on it.
 func TestTLSClaimedChannelEndsWhenTheHandshakeFails(t *testing.T) {
 	chans := make(chan (<-chan tcpio.Event), 1)
-	l := harness.Serve(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), Actor: func(c *tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), NewActor: func(c *tcpio.Conn) tcpio.Actor {
 		chans <- c.Events()
 		return nil
 	}})
@@ -309,7 +309,7 @@ func TestTLSPostsComeBehindOpened(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := harness.Serve(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), Actor: hook})
+			l := harness.Serve(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS(), NewActor: hook})
 			raw := testnet.Dial(t, l)
 			testnet.WaitFor(t, "the connection", func() bool { return l.Stats().Posted == 1 })
 			c := tls.Client(raw, testnet.ClientTLS())
@@ -342,7 +342,7 @@ func TestTLSGroupPassesOverHandshakes(t *testing.T) {
 	t.Parallel()
 	g := tcpio.Group{Slow: tcpio.CloseSlow, Notice: []byte("too slow")}
 	joined := make(chan struct{}, 1)
-	l := harness.Serve(t, tcpio.ListenerOptions{Actor: func(c *tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{NewActor: func(c *tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if _, ok := ev.(tcpio.Opened); ok {
 				testnet.ShrinkSendBuffer(t, c)

@@ -22,8 +22,8 @@ import (
 // endedBy fails the test unless the next connection that ended was ended by the named limit.
 func endedBy(t *testing.T, ended <-chan *tcpio.Conn, want string) {
 	t.Helper()
-	var limit *tcpio.LimitError
-	if err := testnet.Await(t, "Closed", ended).Err(); !errors.As(err, &limit) || limit.Limit != want {
+	var limit *tcpio.TimeoutError
+	if err := testnet.Await(t, "Closed", ended).Err(); !errors.As(err, &limit) || limit.Kind.String() != want {
 		t.Errorf("Err is %v, want the %s limit", err, want)
 	}
 }
@@ -40,7 +40,7 @@ func repeat(t *testing.T, interval time.Duration, f func() error) {
 	t.Cleanup(func() { <-done })
 }
 
-// Neither a byte of a record, nor records without data, nor key updates are what ReadTimeout waits
+// Neither a byte of a record, nor records without data, nor key updates are what ReadStallTimeout waits
 // for, and none of them is activity to IdleTimeout, however often they come.
 func TestTLSLimitsCountPlainText(t *testing.T) {
 	t.Parallel()
@@ -75,7 +75,7 @@ func TestTLSLimitsCountPlainText(t *testing.T) {
 				t.Run(tt.name+", "+limit+", "+route, func(t *testing.T) {
 					opts := tcpio.ListenerOptions{CloseTimeout: 20 * time.Millisecond}
 					if limit == "read" {
-						opts.ReadTimeout = 60 * time.Millisecond
+						opts.ReadStallTimeout = 60 * time.Millisecond
 					} else {
 						opts.IdleTimeout = 60 * time.Millisecond
 					}
@@ -107,11 +107,11 @@ func TestTLSLimitsCountPlainText(t *testing.T) {
 	}
 }
 
-// Data that waits for its reader holds ReadTimeout up, and is activity to IdleTimeout once; nothing
+// Data that waits for its reader holds ReadStallTimeout up, and is activity to IdleTimeout once; nothing
 // of it is lost.
-func TestTLSPlainTextThatWaitsHoldsUpReadTimeout(t *testing.T) {
+func TestTLSPlainTextThatWaitsHoldsUpReadStallTimeout(t *testing.T) {
 	conns := make(chan *tcpio.Conn, 1)
-	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 40 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: 40 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
 		func(ev tcpio.Event) error {
 			if o, ok := ev.(tcpio.Opened); ok {
 				conns <- o.Conn
@@ -144,7 +144,7 @@ func TestTLSLimitsBeginBehindTheHandshake(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		return &cert, nil
 	}}
-	l, ended := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config, IdleTimeout: 50 * time.Millisecond, ReadTimeout: 50 * time.Millisecond,
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config, IdleTimeout: 50 * time.Millisecond, ReadStallTimeout: 50 * time.Millisecond,
 		CloseTimeout: 20 * time.Millisecond}, harness.EchoActor)
 	c := testnet.DialTLS(t, l, testnet.ClientTLS())
 	testnet.Ping(t, c, "x")
@@ -157,12 +157,12 @@ func TestLimitsDoNotCountUrgentData(t *testing.T) {
 		t.Run(limit, func(t *testing.T) {
 			opts := tcpio.ListenerOptions{CloseTimeout: 20 * time.Millisecond}
 			if limit == "read" {
-				opts.ReadTimeout = 60 * time.Millisecond
+				opts.ReadStallTimeout = 60 * time.Millisecond
 			} else {
 				opts.IdleTimeout = 60 * time.Millisecond
 			}
 			ended := make(chan *tcpio.Conn, 1)
-			opts.Actor = func(*tcpio.Conn) tcpio.Actor {
+			opts.NewActor = func(*tcpio.Conn) tcpio.Actor {
 				return tcpio.ActorFunc(func(ev tcpio.Event) error {
 					if c, ok := ev.(tcpio.Closed); ok {
 						ended <- c.Conn
@@ -190,9 +190,9 @@ func TestLimitsDoNotCountUrgentData(t *testing.T) {
 
 // A frame that Frames has begun is complete in time when its rest has arrived, read or not; bytes
 // that are no plain text do not complete it.
-func TestTLSReadTimeoutOfAFrame(t *testing.T) {
+func TestTLSReadStallTimeoutOfAFrame(t *testing.T) {
 	frames := make(chan string, 10)
-	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 60 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: 60 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
 		func(ev tcpio.Event) error {
 			if r, ok := ev.(tcpio.Readable); ok {
 				for line, err := range r.Conn.Frames(bufio.ScanLines) {
@@ -221,22 +221,22 @@ func TestTLSReadTimeoutOfAFrame(t *testing.T) {
 	w.raw.Close()
 }
 
-// ReadTimeout waits for the user's first byte: a handshake is none. A client that has sent one is
+// ReadStallTimeout waits for the user's first byte: a handshake is none. A client that has sent one is
 // left alone.
-func TestTLSReadTimeoutCountsFromTheHandshake(t *testing.T) {
-	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadTimeout: 200 * time.Millisecond, CloseTimeout: 50 * time.Millisecond}, harness.EchoActor)
+func TestTLSReadStallTimeoutCountsFromTheHandshake(t *testing.T) {
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: 200 * time.Millisecond, CloseTimeout: 50 * time.Millisecond}, harness.EchoActor)
 	talks := testnet.DialTLS(t, l, testnet.ClientTLS())
 	testnet.Ping(t, talks, "x")
 	testnet.DialTLS(t, l, testnet.ClientTLS())
 	err := testnet.Await(t, "Closed", ended).Err()
-	var limit *tcpio.LimitError
-	if !errors.As(err, &limit) || limit.Limit != "read" {
+	var limit *tcpio.TimeoutError
+	if !errors.As(err, &limit) || limit.Kind.String() != "read" {
 		t.Errorf("Err is %v", err)
 	}
 	testnet.Ping(t, talks, "x")
 }
 
-// IdleTimeout ends an idle connection with close_notify, and WriteTimeout one that reads nothing.
+// IdleTimeout ends an idle connection with close_notify, and WriteStallTimeout one that reads nothing.
 func TestTLSTimeLimits(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -245,7 +245,7 @@ func TestTLSTimeLimits(t *testing.T) {
 		write int
 	}{
 		{"idle", tcpio.ListenerOptions{IdleTimeout: 100 * time.Millisecond}, 1},
-		{"write", tcpio.ListenerOptions{WriteTimeout: 100 * time.Millisecond}, 16 << 20},
+		{"write", tcpio.ListenerOptions{WriteStallTimeout: 100 * time.Millisecond}, 16 << 20},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l, ended := harness.TLS(t, tt.opts, func(ev tcpio.Event) error {
@@ -262,8 +262,8 @@ func TestTLSTimeLimits(t *testing.T) {
 				}
 				c.Close()
 			}
-			var limit *tcpio.LimitError
-			if err := testnet.Await(t, "Closed", ended).Err(); !errors.As(err, &limit) || limit.Limit != tt.name {
+			var limit *tcpio.TimeoutError
+			if err := testnet.Await(t, "Closed", ended).Err(); !errors.As(err, &limit) || limit.Kind.String() != tt.name {
 				t.Errorf("Err is %v", err)
 			}
 		})

@@ -192,7 +192,7 @@ func TestPostgreSQLThroughARelayWithTLSOnBothSides(t *testing.T) {
 	port := postgres(t)
 	request := []byte{0, 0, 0, 8, 4, 210, 22, 47}
 	var l *tcpio.Listener
-	l = harness.Listen(t, tcpio.ListenerOptions{Actor: func(front *tcpio.Conn) tcpio.Actor {
+	l = harness.Listen(t, tcpio.ListenerOptions{NewActor: func(front *tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if _, ok := ev.(tcpio.Readable); !ok {
 				return nil

@@ -227,7 +227,7 @@ func TestStartTLSThatWouldDropBytesFailsAndTakesNothing(t *testing.T) {
 func TestStartTLSUpgradesAPlainConnection(t *testing.T) {
 	var opts tcpio.ListenerOptions
 	upgraded := make(chan error, 1)
-	opts.Actor = func(*tcpio.Conn) tcpio.Actor {
+	opts.NewActor = func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			r, ok := ev.(tcpio.Readable)
 			if !ok {
@@ -345,7 +345,7 @@ func TestStartTLSBehindAHangUpFailsAtOnce(t *testing.T) {
 // What was sent in plain text and a hang-up behind it: the command is answered, the connection ends
 // at once.
 func TestStartTLSFromAHandlerBehindAHangUp(t *testing.T) {
-	l := harness.Serve(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour, Actor: func(*tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour, NewActor: func(*tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if r, ok := ev.(tcpio.Readable); ok {
 				if _, err := r.Conn.TryRead(make([]byte, 9)); err == nil {
@@ -372,7 +372,7 @@ func TestStartTLSFromAHandlerBehindAHangUp(t *testing.T) {
 func TestStartTLSCountsWhatIsQueued(t *testing.T) {
 	const size = 4 << 20
 	conns := make(chan *tcpio.Conn, 1)
-	l := harness.Serve(t, tcpio.ListenerOptions{Actor: func(c *tcpio.Conn) tcpio.Actor {
+	l := harness.Serve(t, tcpio.ListenerOptions{NewActor: func(c *tcpio.Conn) tcpio.Actor {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if _, ok := ev.(tcpio.Opened); ok {
 				testnet.ShrinkSendBuffer(t, c)

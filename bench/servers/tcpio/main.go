@@ -110,7 +110,7 @@ func main() {
 		switch *route {
 		case "actor":
 			a := actor()
-			opts.Actor = func(*tcpio.Conn) tcpio.Actor { return a }
+			opts.NewActor = func(*tcpio.Conn) tcpio.Actor { return a }
 		case "legacy":
 			buf := make([]byte, bufSize)
 			opts.OnConnEvent = func(c net.Conn) error {
@@ -134,7 +134,7 @@ func main() {
 		events := l.Events()
 		g.Go(func() error { return consume(events, bufSize) })
 	case *route == "streams":
-		for _, events := range l.Streams() {
+		for _, events := range l.EventsPerLoop() {
 			g.Go(func() error { return consume(events, bufSize) })
 		}
 	case *route == "mailbox":

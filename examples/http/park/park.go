@@ -32,7 +32,7 @@ const waiting = 100 * 365 * 24 * time.Hour
 // New returns a Server for srv, whose Handler, ConnState, ConnContext and IdleTimeout it replaces; srv is not to be used
 // otherwise. ConnState and ConnContext are called for each loan of a connection. ReadHeaderTimeout holds from the first
 // byte of a request on and IdleTimeout between two requests; for the first byte of a connection there is
-// [tcpio.ListenerOptions.ReadTimeout].
+// [tcpio.ListenerOptions.ReadStallTimeout].
 //
 // When the listener drains, the next answer on a connection is its last one and says so, and a connection on which
 // nothing comes for grace is closed. ListenerOptions.DrainTimeout must leave time for that.
@@ -71,7 +71,7 @@ func New(srv *http.Server, grace time.Duration) *Server {
 
 type loanKey struct{}
 
-// Actor is for ListenerOptions.Actor.
+// Actor is for ListenerOptions.NewActor.
 func (s *Server) Actor(*tcpio.Conn) tcpio.Actor { return &session{s: s} }
 
 // A session is the actor of one connection: all that there is of a parked one.

@@ -56,7 +56,7 @@ func main() {
 
 // run serves until ctx ends, and returns when all peers are gone.
 func run(ctx context.Context, out io.Writer, cfg config) error {
-	tcp := tcpio.ListenerOptions{Addr: cfg.addr, WriteTimeout: 30 * time.Second, Logger: slog.Default()}
+	tcp := tcpio.ListenerOptions{Addr: cfg.addr, WriteStallTimeout: 30 * time.Second, Logger: slog.Default()}
 	scheme := "ws"
 	if cfg.cert != "" || cfg.key != "" {
 		cert, err := tls.LoadX509KeyPair(cfg.cert, cfg.key)
@@ -72,9 +72,9 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 	switch cfg.route {
 	case "stream":
 	case "actor":
-		cfg.opts.Actor = func(*websocket.Conn) websocket.Actor { return websocket.ActorFunc(echo) }
+		cfg.opts.NewActor = func(*websocket.Conn) websocket.Actor { return websocket.ActorFunc(echo) }
 	case "mailbox":
-		cfg.opts.Actor = func(c *websocket.Conn) websocket.Actor {
+		cfg.opts.NewActor = func(c *websocket.Conn) websocket.Actor {
 			go session(c, c.Events())
 			return nil
 		}
@@ -102,7 +102,7 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 
 // runHTTP serves pages and sockets on one port, by an http.Server on tcpio's loops.
 func runHTTP(ctx context.Context, out io.Writer, scheme string, tcp tcpio.ListenerOptions, opts websocket.Options) error {
-	opts.Actor = func(*websocket.Conn) websocket.Actor { return websocket.ActorFunc(echo) }
+	opts.NewActor = func(*websocket.Conn) websocket.Actor { return websocket.ActorFunc(echo) }
 	s, err := websocket.New(&opts)
 	if err != nil {
 		return err
