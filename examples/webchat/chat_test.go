@@ -360,20 +360,38 @@ func TestSlowMember(t *testing.T) {
 
 // One that sends and does not read is no longer read from, and all it sent is said when it reads.
 func TestSenderThatDoesNotRead(t *testing.T) {
-	const total = 2000
-	s := start(t, config{history: 4000, writeBuffer: 16 << 10})
-	p := s.dial()
+	const most = 80_000 // far more than the kernel holds, and the log
+	s := start(t, config{history: 100, writeBuffer: 16 << 10})
+	p := s.dialSmall()
 	p.join("ann", "lobby")
-	sent := make(chan error, 1)
+	sent, enough := make(chan error, most), make(chan bool)
 	go func() {
-		for n := range total {
-			if err := p.write(request{T: "say", N: uint64(n + 1), Text: strings.Repeat("y", 800)}); err != nil {
-				sent <- err
+		defer close(sent)
+		for n := uint64(1); n <= most; n++ {
+			select {
+			case <-enough:
 				return
+			default:
+				sent <- p.write(request{T: "say", N: n, Text: strings.Repeat("y", 900)})
 			}
 		}
-		sent <- nil
 	}()
+	// Begin to read when the server takes no more. On a slow machine that may be too early, and the
+	// test is easier then.
+	total := uint64(0)
+	for going := true; going; {
+		select {
+		case err, ok := <-sent:
+			if err != nil || !ok {
+				t.Fatal("the server took everything from a client that does not read: ", err)
+			}
+			total++
+		case <-time.After(300 * time.Millisecond):
+			going = false
+		}
+	}
+	close(enough)
+	t.Logf("held back behind %d lines", total)
 	for n := uint64(0); n < total; {
 		if l := p.nextLine(); l.Kind == "say" {
 			if n++; l.N != n {
@@ -381,8 +399,10 @@ func TestSenderThatDoesNotRead(t *testing.T) {
 			}
 		}
 	}
-	if err := <-sent; err != nil {
-		t.Error(err)
+	for err := range sent {
+		if err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/rabbit-backend/tcpio"
 )
 
 // maxGone is how many sessions without a seat are remembered, so that a line that one of them sends
@@ -159,28 +157,25 @@ func (h *hub) goneLocked(s *session, why string) {
 }
 
 // say says the line of a request of u's, once. It returns what u is to be answered, if anything.
-// With tcpio.ErrWouldBlock nothing was done: u has to take more first.
-func (u *visitor) say(q *request) (*answer, error) {
+func (u *visitor) say(q *request) *answer {
 	text, r, s := clean([]byte(q.Text)), u.room, u.seat
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case s.out != u:
-		return nil, nil // the session has moved to another connection
-	case s.behind:
-		return nil, tcpio.ErrWouldBlock
+		return nil // the session has moved to another connection
 	case q.N <= s.sess.top:
-		return &answer{T: "ack", N: s.sess.top}, nil
+		return &answer{T: "ack", N: s.sess.top}
 	}
 	s.sess.top = q.N
 	switch {
 	case len(q.Text) > maxLine:
-		return &answer{T: "no", N: q.N, Why: "That line is too long."}, nil
+		return &answer{T: "no", N: q.N, Why: "That line is too long."}
 	case text == "":
-		return &answer{T: "no", N: q.N, Why: "That line is empty."}, nil
+		return &answer{T: "no", N: q.N, Why: "That line is empty."}
 	}
 	r.addLocked(line{Kind: "say", Name: s.name, Text: text, By: s.sess.by, N: q.N})
-	return nil, nil
+	return nil
 }
 
 // typing tells the room that u is writing, at most once a second. It is not in the log: who has no

@@ -59,7 +59,8 @@ func (u *visitor) goOn() {
 	}
 }
 
-// do carries out a request, and reports false for one that no page of this chat sends.
+// do carries out a request, and reports false for one that no page of this chat sends. One whose
+// sender has not taken what it is owed is held, and nothing more is read from the sender.
 func (u *visitor) do(q *request) bool {
 	if u.seat != nil && !u.room.caughtUp(u.seat) {
 		u.held = q
@@ -87,11 +88,7 @@ func (u *visitor) do(q *request) bool {
 		if q.N == 0 || q.N > 1<<53 {
 			return false
 		}
-		a, err := u.say(q)
-		if err != nil {
-			u.held = q
-			u.c.Pause()
-		} else if a != nil {
+		if a := u.say(q); a != nil {
 			u.reply(a)
 		}
 	case "typing":
