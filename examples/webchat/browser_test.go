@@ -124,8 +124,8 @@ func (b *tab) notice(want string, write func()) {
 // network has the browser believe that it has a network, or none.
 func (b *tab) network(on bool) { b.t.Helper(); b.do(network.EmulateNetworkConditions(!on, 0, -1, -1)) }
 
-// Two browsers talk; one loses its network in the middle, twice, and comes back; the server is replaced.
-// Both show all lines once, and in the same order.
+// Two browsers talk; one loses its network in the middle, twice, and comes back; the server is
+// replaced. Both show all lines once, and in the same order.
 func TestBrowsers(t *testing.T) {
 	open := browse(t)
 	s := start(t, config{})
@@ -170,7 +170,8 @@ func TestBrowsers(t *testing.T) {
 			t.Errorf("line %d is not where it should be: %q", next, a)
 		}
 	}
-	// One that reads what was said before is not carried away by a new line, and is shown that there is one.
+	// One that reads what was said before is not carried away by a new line, and is shown that
+	// there is one.
 	const top = "document.querySelector('#log .said').getBoundingClientRect().top"
 	bob.do(chromedp.Evaluate("document.getElementById('scroll').scrollTop = -1e6; window.was = "+top, nil))
 	bob.when("document.getElementById('down').checkVisibility() === false")
@@ -190,7 +191,8 @@ func TestBrowsers(t *testing.T) {
 	if l := bob.shows(52); strings.Join(l[:50], "\n") != strings.Join(a, "\n") {
 		t.Errorf("after a reload: %q", l)
 	}
-	// Another server in the place of the first: the page says that it is another, and shows nothing twice.
+	// Another server in the place of the first: the page says that it is another, and shows nothing
+	// twice.
 	s.stop()
 	ann.when("document.documentElement.dataset.state !== 'online'")
 	ann.say("while the server is away")
@@ -215,9 +217,9 @@ func TestBrowsers(t *testing.T) {
 	bob.when("document.querySelectorAll('#people li').length === 2")
 }
 
-// The page at the sizes of a phone and of a desktop, light and dark. With WEBCHAT_SHOTS the pictures go
-// to that folder, for somebody to look at. What a machine can see is held here: nothing is wider than
-// the window, what is to be touched is large enough, and each field has a label.
+// The page at the sizes of a phone and of a desktop, light and dark. With WEBCHAT_SHOTS the
+// pictures go to that folder, for somebody to look at. What a machine can see is held here: nothing
+// is wider than the window, what is to be touched is large enough, and each field has a label.
 func TestLooks(t *testing.T) {
 	open := browse(t)
 	s := start(t, config{})

@@ -122,7 +122,8 @@ func TestGrace(t *testing.T) {
 	bob.expect("came ann")
 }
 
-// What was missed comes when a client says the last it has; what the log no longer has is announced.
+// What was missed comes when a client says the last it has; what the log no longer has is
+// announced.
 func TestResume(t *testing.T) {
 	s := start(t, config{history: 10})
 	ann, bob := s.dial(), s.dial()
@@ -203,8 +204,8 @@ func TestResend(t *testing.T) {
 	}
 }
 
-// A flaky is a client whose connection is cut at random, as a page is: it sends again what it has not
-// seen, and asks for what it missed.
+// A flaky is a client whose connection is cut at random, as a page is: it sends again what it has
+// not seen, and asks for what it missed.
 type flaky struct {
 	name  string
 	epoch string
@@ -299,8 +300,8 @@ func TestRandomCuts(t *testing.T) {
 	}
 }
 
-// A member that does not read is skipped, the others go on, and when it reads it is given what the log
-// still has and told how much it has not. The same goes for a user of nc.
+// A member that does not read is skipped, the others go on, and when it reads it is given what the
+// log still has, and a message says how much it has not. The same goes for a user of nc.
 func TestSlowMember(t *testing.T) {
 	const total = 8000 // more than the kernel holds
 	s := start(t, config{history: 100, writeBuffer: 16 << 10})

@@ -12,8 +12,8 @@ const maxLine = 1000
 
 // A lineSplitter cuts input into lines for Conn.Frames. A line over maxLine comes out as one
 // tooLong, whatever its length, and is otherwise thrown away, so that it costs no memory and its
-// sender can be told and stay. ListenerOptions.MaxFrame would close the connection instead. What
-// is left without a newline at the end of the stream is a line.
+// sender can be answered and stay. ListenerOptions.MaxFrame would close the connection instead.
+// What is left without a newline at the end of the stream is a line.
 type lineSplitter struct{ skipping bool }
 
 // tooLong stands for a line over maxLine. No line is equal to it, since none holds a newline.
@@ -72,8 +72,8 @@ const maxName = 20
 
 // validName reports whether s may name a user or a room: letters and digits of any script, - and _.
 // Marks are not allowed, so there is one way only to write a name, nor are the four letters that
-// show nothing. That two scripts have letters that look alike remains: who needs more has
-// golang.org/x/text/secure/precis.
+// show nothing. That two scripts have letters that look alike remains: a program that needs more
+// has golang.org/x/text/secure/precis.
 func validName(s string) bool {
 	if s == "" || utf8.RuneCountInString(s) > maxName {
 		return false

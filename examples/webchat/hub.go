@@ -35,7 +35,7 @@ func newHub(keep int, grace time.Duration) *hub {
 	}
 }
 
-// stop stops the timers of those who are away.
+// stop stops the timers of members that are away.
 func (h *hub) stop() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -14,8 +14,8 @@
 // Each room has a log of its last lines, numbered from 1 (room.go). A member has a number: how far
 // it was given the log. A member that reads slowly, and one that was away, are the same thing: they
 // are given the log from their number on, and what it no longer has is announced as missing. The
-// lines a client sends have numbers too, so a line that is sent again is said once (session.go). The
-// logs are in memory: after a restart a page says that the room is a new one.
+// lines a client sends have numbers too, so a line that is sent again is said once (session.go).
+// The logs are in memory: after a restart a page says that the room is a new one.
 //
 // SIGTERM and SIGINT drain: every page gets a Close frame with code 1001 and connects again.
 package main

@@ -117,8 +117,8 @@ func (u *user) take(line []byte) bool {
 	return err == nil
 }
 
-// do carries out one line. After tcpio.ErrWouldBlock it is called again with the same line once there
-// is room, so every command either writes to u first, or can be done twice.
+// do carries out one line. After tcpio.ErrWouldBlock it is called again with the same line once
+// there is room, so every command either writes to u first, or can be done twice.
 func (u *user) do(text string) error {
 	if text == "" {
 		return nil
@@ -169,8 +169,8 @@ func (u *user) do(text string) error {
 }
 
 // isHTTP reports whether a line is one that a browser sends. A page can make its visitor's browser
-// POST to any port that the visitor reaches, with lines for this server in the body. The header comes
-// first, and nobody who is in no room has a reason to say such a line.
+// POST to any port that the visitor reaches, with lines for this server in the body. The header
+// comes first, and nobody who is in no room has a reason to say such a line.
 func isHTTP(text string) bool {
 	text = strings.ToLower(text)
 	return strings.HasPrefix(text, "post ") || strings.HasPrefix(text, "host:")

@@ -53,8 +53,8 @@ func TestProgram(t *testing.T) {
 	}
 }
 
-// The terminal client says each line once, in order, however often its connection is cut, and over a
-// restart of the server; it ends with its input.
+// The terminal client says each line once, in order, however often its connection is cut, and over
+// a restart of the server; it ends with its input.
 func TestTerminal(t *testing.T) {
 	s := start(t, config{})
 	net := newCutter(t, s.addr())

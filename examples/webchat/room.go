@@ -52,7 +52,7 @@ type seat struct {
 	sess   *session // nil for a user of nc
 	out    sink     // nil while the member is away
 	at     uint64   // how far it was given the log
-	missed int64    // what is to be said at the welcome
+	missed int64    // what the welcome says of it
 	hail   bool     // the welcome is owed
 	behind bool     // a write was refused: Writable follows
 	typed  time.Time
@@ -117,7 +117,8 @@ func (r *room) giveLocked(s *seat) bool {
 	return true
 }
 
-// writable gives s what it is owed, if out is still its connection, and reports whether that was all.
+// writable gives s what it is owed, if out is still its connection, and reports whether that was
+// all.
 func (r *room) writable(s *seat, out sink) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

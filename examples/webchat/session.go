@@ -12,8 +12,9 @@ import (
 // again is known.
 const maxGone = 10_000
 
-// A session is a page, over all its connections. Who knows the token is the page: a connection that
-// names it takes the place of the one before. Its fields are guarded by hub.mu, but for top.
+// A session is a page, over all its connections. A connection that knows the token is the page's:
+// one that names it takes the place of the one before. Its fields are guarded by hub.mu, but for
+// top.
 type session struct {
 	token   string // immutable
 	by      string // immutable
@@ -178,8 +179,8 @@ func (u *visitor) say(q *request) *answer {
 	return nil
 }
 
-// typing tells the room that u is writing, at most once a second. It is not in the log: who has no
-// room for it does not need it.
+// typing tells the room that u is writing, at most once a second. The log does not have it: a
+// member without room for it does not need it.
 func (u *visitor) typing() {
 	u.room.mu.Lock()
 	name, now := u.seat.name, time.Now()

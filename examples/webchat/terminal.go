@@ -36,7 +36,8 @@ type client struct {
 	joined bool // the welcome has come over conn
 }
 
-// inFlight bounds the lines that wait to be said. With as many nothing more is read from the terminal.
+// inFlight bounds the lines that wait to be said. With as many nothing more is read from the
+// terminal.
 const inFlight = 32
 
 // lineEvery is the pace when there are many: the server bounds the rate.
