@@ -37,7 +37,7 @@ type callback struct {
 	calls  *wait.CallQueue // nil: calls for different connections run at once
 	errs   wait.CallQueue  // then errors still come one at a time
 
-	trouble atomic.Pointer[error] // of the listener, not told yet
+	trouble atomic.Pointer[error] // of the listener, not reported yet
 }
 
 // spinPause is how soon a callback is called again that has read nothing.

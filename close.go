@@ -109,8 +109,8 @@ func (c *Conn) tellShutdown() {
 	c.unlock()
 }
 
-// announceDrainingLocked emits Draining, once. A connection whose Opened cannot be sent yet is closed
-// at once: its owner does not know of it.
+// announceDrainingLocked emits Draining, once. A connection whose Opened cannot be sent yet is
+// closed at once: its owner does not know of it.
 func (c *Conn) announceDrainingLocked() {
 	switch {
 	case c.phase != phaseOpen:
@@ -182,8 +182,8 @@ func (c *Conn) releaseLocked(cause error) {
 	c.dropResourcesLocked()
 }
 
-// dropResourcesLocked lets go of what only an open connection has: buffered input, timers, groups,
-// and whoever is blocked.
+// dropResourcesLocked lets go of what only an open connection has: buffered input, timers, groups.
+// It wakes the goroutines that are blocked.
 func (c *Conn) dropResourcesLocked() {
 	c.endLimitsLocked()
 	c.unstarveLocked()

@@ -332,8 +332,8 @@ func (c *Conn) ID() uint64 { return c.id }
 
 // Err says why the connection ended. It is nil before Closed, and after it when the peer ended in
 // order, or the user closed and everything queued went out. Otherwise it is the cause: a
-// *net.OpError around the system's error (errors.Is(err, syscall.ECONNRESET)), a *[TimeoutError] when
-// a time limit ended it ([ErrCloseTimeout] if output was left), the error an actor returned, a
+// *net.OpError around the system's error (errors.Is(err, syscall.ECONNRESET)), a *[TimeoutError]
+// when a time limit ended it ([ErrCloseTimeout] if output was left), the error an actor returned, a
 // *[PanicError], net.ErrClosed when Abort or Listener.Close cut the connection off. The package
 // documentation has them all, under "How a connection ends". EOFTimeout is no failure: it leaves
 // nil, and Stats counts it.

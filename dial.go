@@ -21,20 +21,20 @@ func (l *Listener) Dial(ctx context.Context, network, address string) (*Conn, er
 // connection on l's loops beside the accepted ones. Every field of a net.Dialer has its effect:
 // source address, Resolver, Timeout, Deadline, Cancel, FallbackDelay, Control.
 //
-// TCP_NODELAY, KeepAlive and TCPUserTimeout are set as on accepted connections, behind d's Control or
-// ControlContext, with two exceptions. A KeepAlive that is not zero, or an enabled KeepAliveConfig,
-// holds in place of l's. A TCP_USER_TIMEOUT that Control has set stays. An error of Control's ends
-// the attempt and is in what DialWith returns. Multipath TCP is used if d says so
+// TCP_NODELAY, KeepAlive and TCPUserTimeout are set as on accepted connections, behind d's Control
+// or ControlContext, with two exceptions. A KeepAlive that is not zero, or an enabled
+// KeepAliveConfig, holds in place of l's. A TCP_USER_TIMEOUT that Control has set stays. An error
+// of Control's ends the attempt and is in what DialWith returns. Multipath TCP is used if d says so
 // (net.Dialer.SetMultipathTCP); where it lacks one of l's options the connection goes without. d is
 // neither changed nor kept, and may be used elsewhere at the same time; nil is the zero Dialer.
 //
 // DialWith blocks until the connection is established, ctx ends, or l has stopped. An actor may
 // call it, since it may block; the hooks Admit and NewActor must not.
 //
-// If the events of accepted connections go to Events or EventsPerLoop, those of this one do too, Opened
-// first. Otherwise it has no route, like a connection that NetListener hands out: it is a plain
-// blocking net.Conn without events and without EOFTimeout, until Conn.Attach or Conn.Events gives
-// it a route, which begins with Opened.
+// If the events of accepted connections go to Events or EventsPerLoop, those of this one do too,
+// Opened first. Otherwise it has no route, like a connection that NetListener hands out: it is a
+// plain blocking net.Conn without events and without EOFTimeout, until Conn.Attach or Conn.Events
+// gives it a route, which begins with Opened.
 //
 // The options for accepted connections have no effect on it: NewActor, OnConnEvent, the bounds on
 // which connections are served (but it counts for MaxConns), and TLSConfig, which is a server's: a

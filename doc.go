@@ -33,8 +33,8 @@
 //     for the goroutine that receives from it. Take it when a session needs a goroutine and a
 //     select of its own.
 //   - An actor: a loop calls its Receive with the connection's events, one at a time; see [Actor].
-//     [ListenerOptions].NewActor returns the actor of each new connection, [Conn.Attach] sets that of
-//     one. Take it when state belongs to a connection, or when a handler blocks. An actor has no
+//     [ListenerOptions].NewActor returns the actor of each new connection, [Conn.Attach] sets that
+//     of one. Take it when state belongs to a connection, or when a handler blocks. An actor has no
 //     goroutine while it has no event.
 //
 // [Conn.Post], [Conn.Ask] and [Conn.After] send a value to a connection from any goroutine; it
@@ -94,7 +94,7 @@
 //	StartTLS's handshake fails      Close                                             a *net.OpError around the cause
 //	a read fails                    closed at once                                    the *net.OpError that the read returned
 //	a write fails                   reading goes on: what came before is still there  the *net.OpError that the write returned
-//	a time limit                    Close; WriteStallTimeout: reset                        *TimeoutError
+//	a time limit                    Close; WriteStallTimeout: reset                   *TimeoutError
 //	CloseTimeout, output left       reset                                             ErrCloseTimeout
 //	Hijack                          the caller gets the socket                        ErrHijacked
 //	Shutdown                        Draining, then Close                              as for Close

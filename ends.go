@@ -61,7 +61,7 @@ func (c *Conn) sendErrLocked() error {
 }
 
 // cutOffLocked is why an end of input is not the peer's end of stream: the connection was reset,
-// and another call was told of it. A FIN that came before the reset is an end of stream all the
+// and another call got that error. A FIN that came before the reset is an end of stream all the
 // same. The kernel shows which it was: a reset behind a FIN is EPIPE (tcp_reset in tcp_input.c),
 // and recv looks for the FIN before the error (tcp_recvmsg_locked in tcp.c).
 func (c *Conn) cutOffLocked() error {
@@ -77,7 +77,7 @@ func (c *Conn) cutOffLocked() error {
 	if !c.peer.IsIP || c.sendEnd == sendFin || !sys.Disconnected(c.fd) || sys.HasError(c.fd) {
 		return nil // an error that is still pending comes behind a FIN, or recv had returned it
 	}
-	return c.opErrorLocked("read", syscall.ECONNRESET) // someone with the descriptor was told: see SyscallConn
+	return c.opErrorLocked("read", syscall.ECONNRESET) // another user of the descriptor got it: see SyscallConn
 }
 
 // socketErrorLocked takes the socket's pending error, nil if there is none.

@@ -48,7 +48,8 @@ func (k TimeoutKind) String() string {
 	return timeoutNames[k]
 }
 
-// TimeoutError is the Err of a connection that a time limit ended. It matches os.ErrDeadlineExceeded.
+// TimeoutError is the Err of a connection that a time limit ended. It matches
+// os.ErrDeadlineExceeded.
 type TimeoutError struct {
 	Kind  TimeoutKind
 	After time.Duration // the limit; 0 for TimeoutClose

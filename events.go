@@ -113,11 +113,12 @@ func describe(event string, c *Conn) string { return event + "(" + c.String() + 
 // An ask is a question that somebody waits for the answer of.
 type ask struct {
 	over  atomic.Bool // answered, or given up
-	reply chan any    // of one; filled by whoever set over, if that was Reply
+	reply chan any    // of one; Reply fills it, if it was Reply that set over
 }
 
-// Reply answers the Ask that sent m, from any goroutine, without blocking. It reports whether the answer was taken: not
-// for a second one, not when Ask has given up, and not for a Message that comes from Post or After.
+// Reply answers the Ask that sent m, from any goroutine, without blocking. It reports whether the
+// answer was taken: not for a second one, not when Ask has given up, and not for a Message that
+// comes from Post or After.
 func (m Message) Reply(v any) bool {
 	if m.ask == nil || !m.ask.over.CompareAndSwap(false, true) {
 		return false

@@ -233,7 +233,7 @@ func (c *Conn) advanceFrames(n int) {
 	f.split = false
 }
 
-// noteFrameError notes err as the connection's, whoever closes it.
+// noteFrameError notes err as the connection's Err, also if the body of the loop closes it.
 func (c *Conn) noteFrameError(err error) {
 	c.mu.Lock()
 	defer c.unlock()
@@ -302,7 +302,7 @@ func (c *Conn) fillFrames() (more bool, err error) {
 		}
 		c.drainedLocked()
 		reach(&c.peerEnd, peerRead)
-		err = nil // split sees it first, and what it makes of the rest; then it is told, see noteEnd
+		err = nil // split sees it first, and what it makes of the rest; then see noteEnd
 	default:
 		c.todo.add(todoReadErr)
 	}

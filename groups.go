@@ -17,8 +17,8 @@ type Groups[K comparable] struct {
 	// last one, with false: the place to subscribe to the key elsewhere, and to end that. Calls are
 	// made one at a time, under no lock, on a goroutine that lives while there is something to say.
 	// For each key they alternate, beginning with true, and the last one is true to the state that
-	// lasts. Changes of a key that undo each other before the call that would tell of them are not
-	// told, so a Changed that takes long is not called for ever more. It may block and may call any
+	// lasts. Changes of a key that undo each other before their call are left out, so a Changed that
+	// takes long is not called for ever more. It may block and may call any
 	// method; a panic in it is logged.
 	Changed func(key K, occupied bool)
 
@@ -139,7 +139,7 @@ func (gs *Groups[K]) changedLocked(key K, sh *shared) {
 	}
 	if !gs.telling {
 		gs.telling = true
-		go gs.tell() // it ends when all changes are told
+		go gs.tell() // it ends behind the last change
 	}
 }
 

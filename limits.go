@@ -32,10 +32,10 @@ func (c *Conn) SetIdleTimeout(d time.Duration) error {
 	return nil
 }
 
-// SetInputTimeout replaces [ListenerOptions.InputTimeout] for this connection, from the last arrival
-// on; 0 means none. A keep-alive that a protocol negotiates, as MQTT's does, is set here. It fails
-// on a negative or too long (20 days) limit and, after Close, with net.ErrClosed. It does not block;
-// any goroutine may call it.
+// SetInputTimeout replaces [ListenerOptions.InputTimeout] for this connection, from the last
+// arrival on; 0 means none. A keep-alive that a protocol negotiates, as MQTT's does, is set here.
+// It fails on a negative or too long (20 days) limit and, after Close, with net.ErrClosed. It does
+// not block; any goroutine may call it.
 func (c *Conn) SetInputTimeout(d time.Duration) error {
 	c.mu.Lock()
 	defer c.unlock()
@@ -84,7 +84,7 @@ func (c *Conn) beginNotesLocked() {
 	}
 }
 
-// awaitUserLocked starts EOFTimeout for a connection whose user was told of the peer's end of
+// awaitUserLocked starts EOFTimeout for a connection whose user has received the peer's end of
 // stream, and is to close it. One that was handed out as a net.Conn has none, and a handler that
 // runs has all the time it takes.
 func (c *Conn) awaitUserLocked() {

@@ -138,7 +138,7 @@ func (lp *loop) watch() {
 const closedGivenUp = math.MinInt64 / 2
 
 // ended tells a loop that it has nothing more to do: every descriptor is closed, and every actor of
-// its own was told, for which a handler that still blocks has CloseTimeout.
+// its own has received Closed, for which a handler that still blocks has CloseTimeout.
 func (lp *loop) ended() bool {
 	if !lp.l.stopping.Load() {
 		return false

@@ -30,7 +30,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 		if c.ext != nil && c.ext.readLimit.Passed() {
 			err := c.opErrorLocked("read", os.ErrDeadlineExceeded)
 			if woken {
-				c.reannounceLocked() // the wake-up was ours, the bytes are for whoever reads next
+				c.reannounceLocked() // the wake-up was ours, the bytes are for the next reader
 			}
 			c.unlock()
 			return 0, err

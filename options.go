@@ -50,8 +50,8 @@ type ListenerOptions struct {
 	// connection that has nothing queued may still write up to 4 KiB, so that peers that read are
 	// served; WriteStallTimeout ends the connections of those that do not.
 	MaxBuffered int
-	// MaxFrame bounds a frame of Conn.Frames, in bytes of the stream: its header or the end of its line
-	// counts. 0 means 64 KiB, and 1 GiB is the most.
+	// MaxFrame bounds a frame of Conn.Frames, in bytes of the stream: its header or the end of its
+	// line counts. 0 means 64 KiB, and 1 GiB is the most.
 	MaxFrame int
 	// MaxBlocked bounds the goroutines that blocked handlers keep, beyond one for each loop; 0
 	// means 10,000, and 1,048,576 is the most. At the bound a loop waits until the handler returns,
@@ -96,16 +96,15 @@ type ListenerOptions struct {
 	// them.
 	IdleTimeout time.Duration
 	// InputTimeout closes a connection from which nothing has arrived for this time, whatever goes out
-	// to it: what a keep-alive wants of MQTT or WebSocket, whose peers send something from time to time.
-	// Bytes count as for IdleTimeout. Time in which received bytes wait for your code does not count,
-	// nor does what follows the peer's end of stream. It holds for dialled connections too. 0 means no
-	// bound; see Conn.SetInputTimeout.
+	// to it: what a keep-alive wants of MQTT or WebSocket, whose peers send something from time to
+	// time. Bytes count as for IdleTimeout. Time in which received bytes wait for your code does not
+	// count, nor does what follows the peer's end of stream. It holds for dialled connections too. 0
+	// means no bound; see Conn.SetInputTimeout.
 	InputTimeout time.Duration
-	// ReadStallTimeout closes a connection that sends no byte within it after opening, or that for this
-	// time adds no byte to a frame that Conn.Frames has begun. Time in which received bytes wait
-	// for your code does not count. Bytes count as for IdleTimeout; with TLS both times begin when
-	// the handshake is done.
-	// Behind the peer's end of stream nothing can arrive, and it does not count.
+	// ReadStallTimeout closes a connection that sends no byte within it after opening, or that for
+	// this time adds no byte to a frame that Conn.Frames has begun. Time in which received bytes wait
+	// for your code does not count. Bytes count as for IdleTimeout; with TLS both times begin when the
+	// handshake is done. Behind the peer's end of stream nothing can arrive, and it does not count.
 	ReadStallTimeout time.Duration
 	// FrameTimeout bounds the time from a frame's first byte to its last: it closes a connection on
 	// which Conn.Frames has begun a frame and finds it incomplete after this time, however steadily
@@ -120,11 +119,11 @@ type ListenerOptions struct {
 	// although it is alive. 0 leaves both to the system, which waits a quarter of an hour for an
 	// acknowledgement, and without limit for a peer that only pauses.
 	TCPUserTimeout time.Duration
-	// TLSConfig makes every accepted or adopted connection a TLS server, on the standard
-	// crypto/tls; dialled ones stay plain, see Listener.DialTLS. Opened comes when the handshake is done. A handshake
-	// that fails has no Opened: Stats counts it, and Failed reports it, once a second at most.
-	// Everything else works as without TLS, on plain text; an end of stream without close_notify is
-	// io.ErrUnexpectedEOF. The config must have a certificate or a function that finds one, and
+	// TLSConfig makes every accepted or adopted connection a TLS server, on the standard crypto/tls;
+	// dialled ones stay plain, see Listener.DialTLS. Opened comes when the handshake is done. A
+	// handshake that fails has no Opened: Stats counts it, and Failed reports it, once a second at
+	// most. Everything else works as without TLS, on plain text; an end of stream without close_notify
+	// is io.ErrUnexpectedEOF. The config must have a certificate or a function that finds one, and
 	// must not be changed any more.
 	TLSConfig *tls.Config
 	// HandshakeTimeout bounds a TLS handshake, from accepting or StartTLS on; 0 means 10 s.
@@ -155,19 +154,19 @@ type ListenerOptions struct {
 	// OnConnEvent is the callback of the first tcpio, for every connection; see Callback. It
 	// excludes NewActor. New programs should take one of the other routes.
 	OnConnEvent func(net.Conn) error
-	// OnErrorEvent gets the errors that OnConnEvent returned, and the listener's failures when
-	// neither Events nor EventsPerLoop was called. One call is made at a time. It may block; a panic in
-	// it is logged and ends nothing.
+	// OnErrorEvent gets the errors that OnConnEvent returned, and the listener's failures when neither
+	// Events nor EventsPerLoop was called. One call is made at a time. It may block; a panic in it is
+	// logged and ends nothing.
 	OnErrorEvent func(error)
 	// ConcurrentCallbacks lets OnConnEvent run for different connections at once. By default one
 	// call is made at a time.
 	ConcurrentCallbacks bool
 
-	// Logger gets what no event and no callback reports: the listener's failures when neither
-	// Events nor EventsPerLoop was called and OnErrorEvent is nil, one a second at most; and panics, and
+	// Logger gets what no event and no callback reports: the listener's failures when neither Events
+	// nor EventsPerLoop was called and OnErrorEvent is nil, one a second at most; and panics, and
 	// errors that handlers return at Closed, ten lines at once and then one a second. The attribute
-	// "suppressed" of the next line, or of one at the end of Serve, counts the lines left out. No
-	// line has anything that a peer sent, unless a handler's own error or panic has it.
+	// "suppressed" of the next line, or of one at the end of Serve, counts the lines left out. No line
+	// has anything that a peer sent, unless a handler's own error or panic has it.
 	//
 	// Its handler runs on a goroutine of its own, so that no connection waits if it blocks or
 	// panics, or if a method of a value does. Lines lost that way count as suppressed. Nil means no
@@ -337,5 +336,6 @@ const (
 	keepAliveCount = 127                 // MAX_TCP_KEEPCNT
 )
 
-// longestLimit is the longest limit that can be set. In milliseconds it fits into 32 bits, see limitState.
+// longestLimit is the longest limit that can be set. In milliseconds it fits into 32 bits, see
+// limitState.
 const longestLimit = 20 * 24 * time.Hour

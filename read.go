@@ -113,7 +113,7 @@ func (c *Conn) leaveEndLocked() bool {
 	return true
 }
 
-// endReadLocked notes that the user is told of the peer's end of stream. No Readable comes behind
+// endReadLocked notes that the user receives the peer's end of stream. No Readable comes behind
 // that.
 func (c *Conn) endReadLocked() {
 	if c.inChannelLocked() {
@@ -124,7 +124,7 @@ func (c *Conn) endReadLocked() {
 	c.todo.add(todoIdle)
 }
 
-// noteEnd is called when the user is told of the peer's end of stream other than by a read.
+// noteEnd is called when the user receives the peer's end of stream other than by a read.
 func (c *Conn) noteEnd() {
 	c.mu.Lock()
 	if c.peerEnd < peerTold && !c.ended() {

@@ -16,7 +16,7 @@ import (
 // Order of one connection's events: they are emitted under its mu, and while the stream is blocked
 // only the feeder sends, so that nothing overtakes what waits.
 //
-// Events in the channel are numbered, so that it can be told which have been received: all but the
+// Events in the channel are numbered, so that it is known which have been received: all but the
 // last len(ch).
 type stream struct {
 	// Immutable.
@@ -228,7 +228,7 @@ func (s *stream) next() (c *Conn, failed error, done bool) {
 func (c *Conn) emitLocked(kind event) {
 	if c.claim != claimed && kind != pendOpened || c.isEarly() {
 		if kind == pendClosed && c.stream != nil {
-			c.stream.leave() // whoever claimed it is not told, but does not wait for ever either
+			c.stream.leave() // the goroutine that claimed it gets no Closed, but does not wait for ever either
 		}
 		return
 	}

@@ -50,8 +50,8 @@ type TimeoutStats struct {
 	EOF       uint64 // EOFTimeout, and those closed to make room for others
 }
 
-// counters is what one loop counts. A counter is written mostly by one goroutine, so that counting is an uncontended
-// addition.
+// counters is what one loop counts. A counter is written mostly by one goroutine, so that counting
+// is an uncontended addition.
 type counters struct {
 	accepted, closed  atomic.Uint64
 	bytesIn, bytesOut atomic.Uint64

@@ -203,7 +203,8 @@ func (l *Listener) Addr() net.Addr { return l.addr }
 // event, when Serve returns. Several goroutines may receive from it; tcpio then gives no order
 // between them. With ListenerOptions.NewActor or OnConnEvent only Failed is sent there.
 //
-// Events panics after EventsPerLoop, and EventsPerLoop after Events: each channel would lack events.
+// Events panics after EventsPerLoop, and EventsPerLoop after Events: each channel would lack
+// events.
 func (l *Listener) Events() <-chan Event {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -53,8 +53,8 @@ func (r *Records) Read(p []byte) int {
 }
 
 // Next reads until the record in front is whole, and returns its size with the header. Left must be
-// 0. A record that is longer than any may be, or of no version of TLS, counts as whole, as far as it
-// is there: crypto/tls refuses it by its header.
+// 0. A record that is longer than any may be, or of no version of TLS, counts as whole, as far as
+// it is there: crypto/tls refuses it by its header.
 func (r *Records) Next(pool *buf.Pool, recv func([]byte) (int, error)) (size int, err error) {
 	for {
 		if have := r.end - r.off; have >= header {

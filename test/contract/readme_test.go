@@ -1,6 +1,6 @@
 //go:build linux
 
-package tcpio_test
+package contract
 
 import (
 	"bytes"
@@ -16,13 +16,14 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// The server in README echoes all that a half-closing client sends, however slowly that reads, and Ctrl-C ends it in order.
+// The server in README echoes all that a half-closing client sends, however slowly that reads, and
+// Ctrl-C ends it in order.
 func TestTheServerInREADMELosesNothing(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("no go command")
 	}
-	readme, err := os.ReadFile("README.md")
+	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
