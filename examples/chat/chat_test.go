@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/examples/internal/chatline"
 )
 
 func TestTwoTalkAndSeeTheSameLinesInTheSameOrder(t *testing.T) {
@@ -75,7 +77,7 @@ func TestABrowsersPOSTIsNotHeard(t *testing.T) {
 	ann := enter(t, addr, "ann", "go")
 	for _, header := range []string{
 		"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n\r\n", "PUT / HTTP/1.1\r\nX: y\r\nhost: x\r\n\r\n",
-		"POST /" + strings.Repeat("x", 2*maxLine) + " HTTP/1.1\r\nHost: x\r\n\r\n", // the line is thrown away, the next is not
+		"POST /" + strings.Repeat("x", 2*chatline.MaxLine) + " HTTP/1.1\r\nHost: x\r\n\r\n", // the line is thrown away, the next is not
 	} {
 		browser := dial(t, addr)
 		browser.send(header + "/join go\nbuy my coins")
@@ -106,7 +108,7 @@ func TestANameIsOneUsersOnly(t *testing.T) {
 		bob.send("/nick " + name)
 		bob.want("* " + name + " is taken")
 	}
-	for _, name := range []string{"", "a b", "x\x1b[2J", "\x9b2J", "a\u202eb", "a\u0301", "\u3164", "a\u200db", "a:", "*", strings.Repeat("a", maxName+1)} {
+	for _, name := range []string{"", "a b", "x\x1b[2J", "\x9b2J", "a\u202eb", "a\u0301", "\u3164", "a\u200db", "a:", "*", strings.Repeat("a", chatline.MaxName+1)} {
 		bob.send("/nick "+name, "/join "+name)
 		bob.want("* a name is up to 20 letters, digits, - and _", "* a room's name is up to 20 letters, digits, - and _")
 	}
@@ -218,7 +220,7 @@ func TestASlowReaderIsDroppedWithANotice(t *testing.T) {
 	room := h.rooms["go"]
 	h.mu.Unlock()
 	const most = 64 << 20 // more than the kernel keeps for anybody
-	text := strings.Repeat("x", maxLine)
+	text := strings.Repeat("x", chatline.MaxLine)
 	said := 0
 	members := func() int {
 		room.mu.Lock() // who talks is out of the group while the line is told

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/examples/internal/chatline"
 )
 
 // A hub is what the connections share. Who owns what:
@@ -27,8 +28,8 @@ type hub struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	names map[string]bool  // by foldName
-	rooms map[string]*room // by foldName
+	names map[string]bool  // by chatline.FoldName
+	rooms map[string]*room // by chatline.FoldName
 }
 
 type room struct {
@@ -54,29 +55,29 @@ func newHub(keep int) *hub {
 func (h *hub) claim(name string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.names[foldName(name)] {
+	if h.names[chatline.FoldName(name)] {
 		return false
 	}
-	h.names[foldName(name)] = true
+	h.names[chatline.FoldName(name)] = true
 	return true
 }
 
 func (h *hub) release(name string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.names, foldName(name))
+	delete(h.names, chatline.FoldName(name))
 }
 
 // enter returns the room of that name, made if there is none, and counts the caller as a user of it until exit.
 func (h *hub) enter(name string) *room {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	r := h.rooms[foldName(name)]
+	r := h.rooms[chatline.FoldName(name)]
 	if r == nil {
 		r = &room{name: name, keep: h.keep, members: make(map[*user]string)}
 		r.group.Slow = tcpio.CloseSlow
 		r.group.Notice = []byte("* you read too slowly, goodbye\n")
-		h.rooms[foldName(name)] = r
+		h.rooms[chatline.FoldName(name)] = r
 	}
 	r.users++
 	return r
@@ -87,7 +88,7 @@ func (h *hub) exit(r *room) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if r.users--; r.users == 0 {
-		delete(h.rooms, foldName(r.name))
+		delete(h.rooms, chatline.FoldName(r.name))
 	}
 }
 

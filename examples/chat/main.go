@@ -16,7 +16,7 @@
 //
 // Every connection is an actor, so a silent one costs no goroutine. What belongs to one connection is in its user and is
 // touched by that actor only (user.go); what connections share, names and rooms, is in the hub (hub.go), with a comment
-// about who locks what. Nothing that a peer sends reaches another terminal as a control sequence (clean.go).
+// about who locks what. Nothing that a peer sends reaches another terminal as a control sequence (package chatline).
 package main
 
 import (

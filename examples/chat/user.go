@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/examples/internal/chatline"
 )
 
 // guest begins the names of those who have not chosen one. Nobody can choose such a name, so that the connection's ID
@@ -27,7 +28,7 @@ type user struct {
 	rooms []*room // joined
 	at    *room   // where text goes: one of rooms; nil when there is none
 
-	lines lineSplitter
+	lines chatline.Splitter
 	held  []byte // a line that there was no room to answer; until Writable nothing more is read
 
 	idleWarn, idleClose time.Duration
@@ -95,7 +96,7 @@ const maxTurn = 64
 // read handles lines that have arrived.
 func (u *user) read() {
 	n := 0
-	for line, err := range u.c.Frames(u.lines.split) {
+	for line, err := range u.c.Frames(u.lines.Split) {
 		if err != nil {
 			// The end of the stream, or of the connection; Closed tells the rooms.
 			u.c.Close()
@@ -120,10 +121,10 @@ func (u *user) read() {
 // take handles one line and reports whether the next may follow.
 func (u *user) take(line []byte) bool {
 	var err error
-	if string(line) == string(tooLong) {
-		err = u.tell("* that line is longer than %d bytes and was thrown away", maxLine)
+	if string(line) == string(chatline.TooLong) {
+		err = u.tell("* that line is longer than %d bytes and was thrown away", chatline.MaxLine)
 	} else {
-		err = u.do(clean(line))
+		err = u.do(chatline.Clean(line))
 	}
 	if errors.Is(err, tcpio.ErrWouldBlock) {
 		u.held = slices.Clone(line) // Frames will overwrite it
@@ -184,11 +185,11 @@ func isHTTP(line string) bool {
 }
 
 func (u *user) join(name string) error {
-	if !validName(name) {
-		return u.tell("* a room's name is up to %d letters, digits, - and _", maxName)
+	if !chatline.ValidName(name) {
+		return u.tell("* a room's name is up to %d letters, digits, - and _", chatline.MaxName)
 	}
 	for _, r := range u.rooms {
-		if foldName(r.name) == foldName(name) {
+		if chatline.FoldName(r.name) == chatline.FoldName(name) {
 			if err := u.tell("* you talk in %s now", r.name); err != nil {
 				return err
 			}
@@ -229,14 +230,14 @@ func (u *user) leave() error {
 // under it in between.
 func (u *user) rename(name string) error {
 	switch {
-	case !validName(name):
-		return u.tell("* a name is up to %d letters, digits, - and _", maxName)
-	case strings.HasPrefix(foldName(name), guest):
+	case !chatline.ValidName(name):
+		return u.tell("* a name is up to %d letters, digits, - and _", chatline.MaxName)
+	case strings.HasPrefix(chatline.FoldName(name), guest):
 		return u.tell("* names with %s are for guests", guest)
 	case name == u.name:
 		return u.tell("* you are %s", name)
 	}
-	same := foldName(name) == foldName(u.name) // other capitals: the name is u's already
+	same := chatline.FoldName(name) == chatline.FoldName(u.name) // other capitals: the name is u's already
 	if !same && !u.h.claim(name) {
 		return u.tell("* %s is taken", name)
 	}

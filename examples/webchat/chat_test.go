@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/rabbit-backend/tcpio/examples/internal/chatline"
 )
 
 // Two pages and a user of nc talk in one room, see each other come, go and change names, and all
@@ -185,7 +187,7 @@ func TestResend(t *testing.T) {
 	}
 	ann.say(3, "three")
 	ann.expect("say ann two", "say ann three")
-	ann.say(4, strings.Repeat("x", maxLine+1))
+	ann.say(4, strings.Repeat("x", chatline.MaxLine+1))
 	if a := ann.until("no"); a.N != 4 || a.Why == "" {
 		t.Errorf("%+v", a)
 	}

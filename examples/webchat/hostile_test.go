@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/coder/websocket"
+
+	"github.com/rabbit-backend/tcpio/examples/internal/chatline"
 )
 
 // The page comes with a policy under which no other script can run, and only it may connect.
@@ -132,7 +134,7 @@ func TestRoomsAreBounded(t *testing.T) {
 	}
 	h.leaveLocked(all[7].room, all[7].seat, "left")
 	h.leaveLocked(all[3].room, all[3].seat, "left")
-	if _, err := sit("more"); err != nil || h.rooms[foldName(all[7].name)] != nil || h.rooms[foldName(all[3].name)] == nil || len(h.rooms) != maxRooms {
+	if _, err := sit("more"); err != nil || h.rooms[chatline.FoldName(all[7].name)] != nil || h.rooms[chatline.FoldName(all[3].name)] == nil || len(h.rooms) != maxRooms {
 		t.Error(err, len(h.rooms))
 	}
 }
@@ -143,6 +145,6 @@ func TestLongestLine(t *testing.T) {
 	p := s.dial()
 	p.join("ann", "lobby")
 	p.expect("came ann")
-	p.say(1<<53, strings.Repeat("\x01", maxLine))
-	p.expect("say ann " + strings.Repeat("\ufffd", maxLine))
+	p.say(1<<53, strings.Repeat("\x01", chatline.MaxLine))
+	p.expect("say ann " + strings.Repeat("\ufffd", chatline.MaxLine))
 }

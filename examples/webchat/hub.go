@@ -6,9 +6,11 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/examples/internal/chatline"
 )
 
-// maxRooms bounds the rooms, empty ones too. With 300 lines of maxLine bytes in each, the logs of
+// maxRooms bounds the rooms, empty ones too. With 300 lines of chatline.MaxLine bytes in each, the logs of
 // all take at most some 130 MB.
 const maxRooms = 200
 
@@ -21,8 +23,8 @@ type hub struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	names    map[string]bool     // by foldName
-	rooms    map[string]*room    // by foldName
+	names    map[string]bool     // by chatline.FoldName
+	rooms    map[string]*room    // by chatline.FoldName
 	sessions map[string]*session // by token
 	gone     []*session          // those without a seat, oldest first
 	stopped  bool
@@ -52,7 +54,7 @@ var errRooms = errors.New("there are too many rooms")
 // roomLocked returns the room of that name, made if there is none. When there are too many it
 // forgets the one that has been empty for longest.
 func (h *hub) roomLocked(name string) (*room, error) {
-	r := h.rooms[foldName(name)]
+	r := h.rooms[chatline.FoldName(name)]
 	if r != nil {
 		return r, nil
 	}
@@ -66,24 +68,24 @@ func (h *hub) roomLocked(name string) (*room, error) {
 		if oldest == nil {
 			return nil, errRooms
 		}
-		delete(h.rooms, foldName(oldest.name))
+		delete(h.rooms, chatline.FoldName(oldest.name))
 	}
 	r = newRoom(name, h.keep)
-	h.rooms[foldName(name)] = r
+	h.rooms[chatline.FoldName(name)] = r
 	return r, nil
 }
 
 // claimLocked changes the claim of a name from old, which may be empty, to name, and reports false
 // when somebody else has it.
 func (h *hub) claimLocked(old, name string) bool {
-	if foldName(old) == foldName(name) {
+	if chatline.FoldName(old) == chatline.FoldName(name) {
 		return true
 	}
-	if h.names[foldName(name)] {
+	if h.names[chatline.FoldName(name)] {
 		return false
 	}
-	h.names[foldName(name)] = true
-	delete(h.names, foldName(old))
+	h.names[chatline.FoldName(name)] = true
+	delete(h.names, chatline.FoldName(old))
 	return true
 }
 

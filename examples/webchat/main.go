@@ -83,7 +83,7 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 	defer h.stop()
 	ws, err := websocket.New(&websocket.Options{
 		NewActor:     func(c *websocket.Conn) websocket.Actor { return &visitor{h: h, c: c} },
-		MaxMessage:   8 << 10, // a line of maxLine bytes, all of them escaped
+		MaxMessage:   8 << 10, // a line of chatline.MaxLine bytes, all of them escaped
 		MaxRate:      cfg.rate,
 		NoBinary:     true,
 		PingInterval: 25 * time.Second,

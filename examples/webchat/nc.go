@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/examples/internal/chatline"
 )
 
 // guest begins the names of users of nc who have not chosen one. Nobody can choose such a name, so
@@ -30,7 +31,7 @@ type user struct {
 
 	in []place // the rooms that it is in; text goes to the last
 
-	lines lineSplitter
+	lines chatline.Splitter
 	held  []byte // a line that there was no room to answer; until Writable nothing more is read
 }
 
@@ -87,7 +88,7 @@ func (u *user) caughtUp() bool {
 // read handles lines that have arrived.
 func (u *user) read() {
 	n := 0
-	for line, err := range u.c.Frames(u.lines.split) {
+	for line, err := range u.c.Frames(u.lines.Split) {
 		if err != nil {
 			u.c.Close()
 			return
@@ -106,10 +107,10 @@ func (u *user) take(line []byte) bool {
 	err := tcpio.ErrWouldBlock
 	switch {
 	case !u.caughtUp():
-	case bytes.Equal(line, tooLong):
-		err = u.tell("* that line is longer than %d bytes and was thrown away", maxLine)
+	case bytes.Equal(line, chatline.TooLong):
+		err = u.tell("* that line is longer than %d bytes and was thrown away", chatline.MaxLine)
 	default:
-		err = u.do(clean(line))
+		err = u.do(chatline.Clean(line))
 	}
 	if errors.Is(err, tcpio.ErrWouldBlock) {
 		u.held = slices.Clone(line) // Frames will overwrite it
@@ -177,11 +178,11 @@ func isHTTP(text string) bool {
 }
 
 func (u *user) join(name string) error {
-	if !validName(name) {
-		return u.tell("* a room's name is up to %d letters, digits, - and _", maxName)
+	if !chatline.ValidName(name) {
+		return u.tell("* a room's name is up to %d letters, digits, - and _", chatline.MaxName)
 	}
 	for i, p := range u.in {
-		if foldName(p.room.name) == foldName(name) {
+		if chatline.FoldName(p.room.name) == chatline.FoldName(name) {
 			if err := u.tell("* you talk in %s now", p.room.name); err != nil {
 				return err
 			}
@@ -223,15 +224,15 @@ func (u *user) leave() error {
 // rename changes the name in all rooms of u. Nobody can have the old one before all show the new.
 func (u *user) rename(name string) error {
 	switch {
-	case !validName(name):
-		return u.tell("* a name is up to %d letters, digits, - and _", maxName)
-	case strings.HasPrefix(foldName(name), guest):
+	case !chatline.ValidName(name):
+		return u.tell("* a name is up to %d letters, digits, - and _", chatline.MaxName)
+	case strings.HasPrefix(chatline.FoldName(name), guest):
 		return u.tell("* names with %s are for guests", guest)
 	}
 	u.h.mu.Lock()
 	defer u.h.mu.Unlock()
 	old := u.name
-	if foldName(old) != foldName(name) && u.h.names[foldName(name)] {
+	if chatline.FoldName(old) != chatline.FoldName(name) && u.h.names[chatline.FoldName(name)] {
 		return u.tell("* %s is taken", name)
 	}
 	if err := u.tell("* you are %s", name); err != nil {
@@ -255,7 +256,7 @@ func (u *user) leaveAll(why string) {
 		u.h.leaveLocked(p.room, p.seat, why)
 	}
 	u.in = nil
-	delete(u.h.names, foldName(u.name))
+	delete(u.h.names, chatline.FoldName(u.name))
 	u.name = fmt.Sprint(guest, u.c.ID())
 }
 

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/examples/internal/chatline"
 )
 
 // maxGone is how many sessions without a seat are remembered, so that a line that one of them sends
@@ -40,11 +42,11 @@ type refusal struct{ field, why string }
 // takes the place of the one that the session had.
 func (h *hub) hello(u *visitor, q *request) *refusal {
 	switch {
-	case !validName(q.Name):
+	case !chatline.ValidName(q.Name):
 		return &refusal{"name", "A name is up to 20 letters, digits, - and _."}
-	case strings.HasPrefix(foldName(q.Name), guest):
+	case strings.HasPrefix(chatline.FoldName(q.Name), guest):
 		return &refusal{"name", "Names with " + guest + " are for guests."}
-	case !validName(q.Room):
+	case !chatline.ValidName(q.Room):
 		return &refusal{"room", "A room's name is up to 20 letters, digits, - and _."}
 	}
 	h.mu.Lock()
@@ -64,7 +66,7 @@ func (h *hub) hello(u *visitor, q *request) *refusal {
 	}
 	if !h.claimLocked(had, q.Name) {
 		if r.users == 0 && r.empty.IsZero() {
-			delete(h.rooms, foldName(r.name)) // it was made for this
+			delete(h.rooms, chatline.FoldName(r.name)) // it was made for this
 		}
 		return &refusal{"name", q.Name + " is taken; choose another name."}
 	}
@@ -148,7 +150,7 @@ func (h *hub) lost(u *visitor, leaves bool) {
 // goneLocked takes a session's seat and name. What it has said is remembered.
 func (h *hub) goneLocked(s *session, why string) {
 	h.leaveLocked(s.room, s.seat, why)
-	delete(h.names, foldName(s.name))
+	delete(h.names, chatline.FoldName(s.name))
 	s.seat = nil
 	h.gone = append(h.gone, s)
 	if len(h.gone) > maxGone {
@@ -159,7 +161,7 @@ func (h *hub) goneLocked(s *session, why string) {
 
 // say says the line of a request of u's, once. It returns what u is to be answered, if anything.
 func (u *visitor) say(q *request) *answer {
-	text, r, s := clean([]byte(q.Text)), u.room, u.seat
+	text, r, s := chatline.Clean([]byte(q.Text)), u.room, u.seat
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -170,7 +172,7 @@ func (u *visitor) say(q *request) *answer {
 	}
 	s.sess.top = q.N
 	switch {
-	case len(q.Text) > maxLine:
+	case len(q.Text) > chatline.MaxLine:
 		return &answer{T: "no", N: q.N, Why: "That line is too long."}
 	case text == "":
 		return &answer{T: "no", N: q.N, Why: "That line is empty."}

@@ -1,8 +1,7 @@
-package main
+package chatline
 
 import (
 	"bytes"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -27,8 +26,8 @@ func TestNothingReachesATerminalButText(t *testing.T) {
 		{"\xff\xfe \xc3\x28 \xed\xa0\x80 \xf8", "\ufffd\ufffd \ufffd( \ufffd\ufffd\ufffd \ufffd"},
 		{"\U0001f468\u200d\U0001f4bb می\u200cخواهم", "\U0001f468\u200d\U0001f4bb می\u200cخواهم"},
 	} {
-		if got := clean([]byte(tt[0])); got != tt[1] {
-			t.Errorf("clean(%q) = %q, want %q", tt[0], got, tt[1])
+		if got := Clean([]byte(tt[0])); got != tt[1] {
+			t.Errorf("Clean(%q) = %q, want %q", tt[0], got, tt[1])
 		}
 	}
 }
@@ -36,7 +35,7 @@ func TestNothingReachesATerminalButText(t *testing.T) {
 func FuzzCleanLinesAreText(f *testing.F) {
 	f.Add([]byte("a\x1b[0m\u202e\xff\u0085"))
 	f.Fuzz(func(t *testing.T, line []byte) {
-		s := clean(line)
+		s := Clean(line)
 		if !utf8.ValidString(s) || len(s) > 3*len(line) {
 			t.Fatalf("%q became %q", line, s)
 		}
@@ -48,12 +47,12 @@ func FuzzCleanLinesAreText(f *testing.F) {
 	})
 }
 
-// FuzzLines holds that lines come out the same whatever pieces they arrive in, the long ones as tooLong, and that whoever is
+// FuzzLines holds that lines come out the same whatever pieces they arrive in, the long ones as TooLong, and that whoever is
 // named by one has a name that is shown as it is.
 func FuzzLines(f *testing.F) {
 	f.Add([]byte("one\r\n\ntwo"), uint16(1))
-	f.Add(bytes.Repeat([]byte("x"), maxLine+1), uint16(3))
-	f.Add(append(bytes.Repeat([]byte("x"), maxLine), "\r\nü"...), uint16(maxLine))
+	f.Add(bytes.Repeat([]byte("x"), MaxLine+1), uint16(3))
+	f.Add(append(bytes.Repeat([]byte("x"), MaxLine), "\r\nü"...), uint16(MaxLine))
 	f.Fuzz(func(t *testing.T, input []byte, piece uint16) {
 		var want []string
 		lines := bytes.Split(input, []byte("\n"))
@@ -61,36 +60,36 @@ func FuzzLines(f *testing.F) {
 			lines = lines[:last]
 		}
 		for _, line := range lines {
-			if text := bytes.TrimSuffix(line, []byte("\r")); len(text) <= maxLine {
+			if text := bytes.TrimSuffix(line, []byte("\r")); len(text) <= MaxLine {
 				want = append(want, string(text))
 			} else {
-				want = append(want, string(tooLong))
+				want = append(want, string(TooLong))
 			}
 		}
 		if got := cut(t, input, int(piece)+1); !slices.Equal(got, want) {
 			t.Errorf("in pieces of %d: %.60q, want %.60q", int(piece)+1, got, want)
 		}
 		for _, name := range want {
-			if !validName(name) {
+			if !ValidName(name) {
 				continue
 			}
-			if clean([]byte(name)) != name || strings.ContainsFunc(name, unicode.IsSpace) {
+			if Clean([]byte(name)) != name || strings.ContainsFunc(name, unicode.IsSpace) {
 				t.Errorf("%q may be a name", name)
 			}
-			if again := foldName(name); foldName(again) != again {
-				t.Errorf("%q folds to %q, and that to %q", name, again, foldName(again))
+			if again := FoldName(name); FoldName(again) != again {
+				t.Errorf("%q folds to %q, and that to %q", name, again, FoldName(again))
 			}
 		}
 	})
 }
 
-// Whatever pieces lines arrive in, the long ones come out as tooLong and the others whole.
+// Whatever pieces lines arrive in, the long ones come out as TooLong and the others whole.
 func TestLongLinesAreCutOutWhateverThePieces(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
 		var input bytes.Buffer
 		var want []string
-		lengths := []int{0, 1, maxLine - 1, maxLine, maxLine + 1, maxLine + 2, 2*maxLine + 1, 5000}
+		lengths := []int{0, 1, MaxLine - 1, MaxLine, MaxLine + 1, MaxLine + 2, 2*MaxLine + 1, 5000}
 		ends := []string{"\n", "\r\n"}
 		for i := range 10 {
 			n := lengths[rnd.IntN(len(lengths))]
@@ -99,12 +98,12 @@ func TestLongLinesAreCutOutWhateverThePieces(t *testing.T) {
 			if i < 9 || n == 0 {
 				input.WriteString(ends[rnd.IntN(2)])
 			}
-			if n > maxLine {
-				line = string(tooLong)
+			if n > MaxLine {
+				line = string(TooLong)
 			}
 			want = append(want, line)
 		}
-		for _, piece := range []int{1, 7, maxLine, 4096, input.Len()} {
+		for _, piece := range []int{1, 7, MaxLine, 4096, input.Len()} {
 			if got := cut(t, input.Bytes(), piece); !slices.Equal(got, want) {
 				t.Fatalf("in pieces of %d: got %.60q, want %.60q", piece, got, want)
 			}
@@ -112,12 +111,12 @@ func TestLongLinesAreCutOutWhateverThePieces(t *testing.T) {
 	}
 }
 
-// cut drives a lineSplitter as Conn.Frames does. A bufio.Scanner would not do: at the end of the stream it stops when
+// cut drives a Splitter as Conn.Frames does. A bufio.Scanner would not do: at the end of the stream it stops when
 // bytes are skipped without a token.
 func cut(t *testing.T, input []byte, piece int) (lines []string) {
-	var s lineSplitter
+	var s Splitter
 	for begin, end := 0, 0; ; {
-		advance, line, err := s.split(input[begin:end], end == len(input))
+		advance, line, err := s.Split(input[begin:end], end == len(input))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -128,51 +127,10 @@ func cut(t *testing.T, input []byte, piece int) (lines []string) {
 		case advance > 0:
 		case end == len(input):
 			return lines
-		case end-begin > maxLine+1:
+		case end-begin > MaxLine+1:
 			t.Fatalf("%d bytes are kept for a line", end-begin)
 		default:
 			end = min(end+piece, len(input))
 		}
 	}
-}
-
-func TestEscapesAndBadUTF8AreCleanedOnTheWay(t *testing.T) {
-	addr, _, _ := startServer(t, config{history: 2})
-	ann := enter(t, addr, "ann", "go")
-	ann.send("\x1b[2Jboo \xff", "\u202egnp.exe\r", "\xff\xfb\x01/quit")
-	want := []string{"[go] ann: \ufffd[2Jboo \ufffd", "[go] ann: \ufffdgnp.exe", "[go] ann: \ufffd\ufffd\ufffd/quit"}
-	ann.want(want...)
-	bob := dial(t, addr)
-	bob.send("/nick bob", "/join go")
-	bob.want("* you are bob")
-	bob.want(want[1:]...)
-}
-
-func TestALongLineIsToldAndThrownAway(t *testing.T) {
-	addr, _, _ := startServer(t, config{})
-	ann := enter(t, addr, "ann", "go")
-	told := fmt.Sprintf("* that line is longer than %d bytes and was thrown away", maxLine)
-	for _, n := range []int{maxLine + 1, 64 << 10, 1 << 20} {
-		ann.send(strings.Repeat("x", n), "still here")
-		ann.want(told, "[go] ann: still here")
-	}
-	just := strings.Repeat("x", maxLine)
-	ann.send(just+"\r", just)
-	ann.want("[go] ann: "+just, "[go] ann: "+just)
-}
-
-func TestHalfALineThenTheEndIsALine(t *testing.T) {
-	addr, _, _ := startServer(t, config{})
-	ann := enter(t, addr, "ann", "go")
-	bob := enter(t, addr, "bob", "go")
-	ann.want("[go] * bob joined")
-	if _, err := bob.c.Write([]byte("half a l")); err != nil {
-		t.Fatal(err)
-	}
-	if err := bob.c.CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	bob.want("[go] bob: half a l")
-	bob.wantEnd()
-	ann.want("[go] bob: half a l", "[go] * bob left")
 }
