@@ -67,7 +67,7 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 		c.sh.kick()             // it may be the last one that the end waits for
 	}
 	c.stream, c.actor, c.sentAt = s, a, 0
-	plain := c.claim != claimed
+	plain := !c.isClaimed()
 	if c.ext != nil {
 		c.ext.late = 0
 	}

@@ -114,7 +114,7 @@ func (cb *callback) call(c *Conn) {
 	case err != nil:
 		c.closeLocked(err)
 	case c.ended():
-	case c.peerEnd >= peerTold:
+	case c.returnedEOF():
 		c.closeLocked(nil)
 	case c.stamp != before:
 		// It has read; whatever is left announces itself.

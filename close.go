@@ -95,7 +95,7 @@ func (c *Conn) advanceCloseLocked() {
 
 // sendFinLocked sends our FIN as soon as the queue is empty.
 func (c *Conn) sendFinLocked() {
-	if c.released() || c.sendEnd == sendFin || c.out != nil {
+	if c.released() || c.finSent() || c.out != nil {
 		return
 	}
 	reach(&c.sendEnd, sendFin)
@@ -114,11 +114,11 @@ func (c *Conn) tellShutdown() {
 func (c *Conn) announceDrainingLocked() {
 	switch {
 	case c.phase != phaseOpen:
-	case !c.opened() && (c.handshaking() || c.claim == unheard):
+	case !c.opened() && (c.handshaking() || c.isUnheard()):
 		c.closeLocked(nil) // nobody has heard of it yet
 	default:
 		c.enterLocked(phaseDraining)
-		if !c.announced() && !c.atEOF() && c.claim == claimed && !c.handshaking() && sys.Unread(c.fd) > 0 {
+		if !c.announced() && !c.atEOF() && c.isClaimed() && !c.handshaking() && sys.Unread(c.fd) > 0 {
 			c.announceReadableLocked() // it came first, though the loop has not come to it yet
 		}
 		c.emitLocked(pendDraining)

@@ -231,6 +231,24 @@ func (c *Conn) ended() bool { return c.phase >= phaseClosing }
 // released reports whether the connection is through with its socket.
 func (c *Conn) released() bool { return c.phase >= phaseReleased }
 
+// isClaimed reports whether the connection's events have a route. Without one only Opened is sent.
+func (c *Conn) isClaimed() bool { return c.claim == claimed }
+
+// isUnheard reports whether the connection is handed out once its peer's first bytes have come.
+func (c *Conn) isUnheard() bool { return c.claim == unheard }
+
+// returnedEOF reports whether the user has received io.EOF.
+func (c *Conn) returnedEOF() bool { return c.peerEnd >= peerTold }
+
+// eofTimed reports whether EOFTimeout runs.
+func (c *Conn) eofTimed() bool { return c.peerEnd == peerTimed }
+
+// outputFree reports whether no write is under way that others' bytes must not interrupt.
+func (c *Conn) outputFree() bool { return c.writing == writeFree }
+
+// finSent reports whether our FIN is out.
+func (c *Conn) finSent() bool { return c.sendEnd == sendFin }
+
 // opened reports whether Opened was emitted.
 func (c *Conn) opened() bool { return c.route.has(routeOpened) }
 

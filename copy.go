@@ -98,7 +98,7 @@ func (c *Conn) noteCopy(n int32) {
 	c.mu.Lock()
 	defer c.unlock()
 	c.extLocked().copies += n
-	if c.peerEnd == peerTimed {
+	if c.eofTimed() {
 		c.limit.lastOut = c.sh.coarse()
 	}
 }

@@ -74,7 +74,7 @@ func (c *Conn) cutOffLocked() error {
 		}
 		return nil
 	}
-	if !c.peer.IsIP || c.sendEnd == sendFin || !sys.Disconnected(c.fd) || sys.HasError(c.fd) {
+	if !c.peer.IsIP || c.finSent() || !sys.Disconnected(c.fd) || sys.HasError(c.fd) {
 		return nil // an error that is still pending comes behind a FIN, or recv had returned it
 	}
 	return c.opErrorLocked("read", syscall.ECONNRESET) // another user of the descriptor got it: see SyscallConn

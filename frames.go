@@ -202,7 +202,7 @@ func (c *Conn) endFrames() {
 func (c *Conn) leaveFrames() bool {
 	c.mu.Lock()
 	defer c.unlock()
-	if c.claim != claimed {
+	if !c.isClaimed() {
 		return false
 	}
 	f := &c.ext.frames

@@ -256,7 +256,7 @@ func (sh *shared) shareable(p []byte) *buf.Block {
 
 // closeSlowLocked closes a member that has no room.
 func (g *Group) closeSlowLocked(c *Conn) {
-	if len(g.Notice) > 0 && c.writing == writeFree { // it does not come between a write's bytes
+	if len(g.Notice) > 0 && c.outputFree() { // it does not come between a write's bytes
 		_ = c.putBulkLocked(g.Notice)
 	}
 	c.closeLocked(ErrSlow)

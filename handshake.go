@@ -127,14 +127,14 @@ func (c *Conn) handshakeDoneLocked() {
 		c.armLimitLocked()
 	}
 	if !c.opened() {
-		if c.claim == unheard {
+		if c.isUnheard() {
 			if ready, _ := c.peekLocked(); !ready {
 				return
 			}
 		}
 		c.emitLocked(pendOpened)
 	}
-	if c.mailReady() > 0 && c.claim == claimed {
+	if c.mailReady() > 0 && c.isClaimed() {
 		c.queueLocked()
 	}
 	c.todo.add(todoOutput)

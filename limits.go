@@ -88,7 +88,7 @@ func (c *Conn) beginNotesLocked() {
 // stream, and is to close it. One that was handed out as a net.Conn has none, and a handler that
 // runs has all the time it takes.
 func (c *Conn) awaitUserLocked() {
-	if c.peerEnd != peerTold || c.claim != claimed || c.ended() || c.inActor() || c.callWaitsLocked() {
+	if c.peerEnd != peerTold || !c.isClaimed() || c.ended() || c.inActor() || c.callWaitsLocked() {
 		return
 	}
 	c.endLimitsLocked()
@@ -100,7 +100,7 @@ func (c *Conn) awaitUserLocked() {
 
 // busyLocked reports whether output is under way, or a handler runs that may write.
 func (c *Conn) busyLocked() bool {
-	return c.out != nil || c.writing != writeFree || c.inActor() || c.ext != nil && (c.ext.copies > 0 || c.ext.late > 0)
+	return c.out != nil || !c.outputFree() || c.inActor() || c.ext != nil && (c.ext.copies > 0 || c.ext.late > 0)
 }
 
 // outputWaitsLocked notes that output begins to wait for the socket.
@@ -113,7 +113,7 @@ func (c *Conn) outputWaitsLocked() {
 
 // limitsLocked is where the connection's limits are.
 func (c *Conn) limitsLocked() *limits {
-	if c.peerEnd == peerTimed {
+	if c.eofTimed() {
 		return &c.sh.eofs
 	}
 	return &c.sh.limits
@@ -148,7 +148,7 @@ func (c *Conn) nextLimitLocked(t int64) (kind TimeoutKind, limit, wait time.Dura
 	if c.out != nil || c.ext != nil && c.ext.waiting {
 		consider(TimeoutWriteStall, o.WriteStallTimeout, out)
 	}
-	if c.peerEnd == peerTimed {
+	if c.eofTimed() {
 		quiet := min(in, out)
 		if c.busyLocked() {
 			quiet = 0

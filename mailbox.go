@@ -31,12 +31,12 @@ func (c *Conn) post(m mail) error {
 // room.
 func (c *Conn) deliverLocked(m mail) {
 	early := c.isEarly()
-	if !early && !c.opened() && c.claim != unheard {
+	if !early && !c.opened() && !c.isUnheard() {
 		c.emitLocked(pendOpened)
 	}
 	c.sh.count.events.Add(1)
 	c.sh.count.posted.Add(1)
-	if s := c.stream; s != nil && !early && !c.route.has(routeQueued) && c.claim == claimed {
+	if s := c.stream; s != nil && !early && !c.route.has(routeQueued) && c.isClaimed() {
 		if _, ok := s.trySend(Message{c, m.value, m.ask}); ok {
 			return
 		}
@@ -46,7 +46,7 @@ func (c *Conn) deliverLocked(m mail) {
 	if !m.timed {
 		x.posted++
 	}
-	if c.claim == claimed && !early {
+	if c.isClaimed() && !early {
 		c.queueLocked()
 	}
 }

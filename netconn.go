@@ -62,7 +62,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 
 // reannounceLocked announces input that a blocked reader was woken for and did not take.
 func (c *Conn) reannounceLocked() {
-	if !c.ended() && c.peerEnd < peerTold {
+	if !c.ended() && !c.returnedEOF() {
 		c.announceReadableLocked()
 	}
 }
@@ -130,7 +130,7 @@ func (c *Conn) beginWriteLocked() error {
 		if err := c.checkWritableLocked(); err != nil {
 			return err
 		}
-		if c.writing == writeFree && !c.handshaking() {
+		if c.outputFree() && !c.handshaking() {
 			c.writing = writeHeld
 			return nil
 		}

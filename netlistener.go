@@ -81,7 +81,7 @@ func (n *netListener) Close() error {
 		n.l.finishUnserved() // without Serve there is nothing to wait for
 		for c := range n.l.Conns() {
 			c.mu.Lock()
-			if c.claim != claimed && !c.opened() {
+			if !c.isClaimed() && !c.opened() {
 				c.abortLocked(net.ErrClosed) // it is still waiting for its first bytes
 			}
 			c.unlock()

@@ -51,7 +51,7 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 		}
 		c.mu.Lock()
 		defer c.unlock()
-		if c.ended() || c.peerEnd >= peerTold {
+		if c.ended() || c.returnedEOF() {
 			return
 		}
 		if read {

@@ -127,7 +127,7 @@ func (c *Conn) endReadLocked() {
 // noteEnd is called when the user receives the peer's end of stream other than by a read.
 func (c *Conn) noteEnd() {
 	c.mu.Lock()
-	if c.peerEnd < peerTold && !c.ended() {
+	if !c.returnedEOF() && !c.ended() {
 		c.endReadLocked()
 	}
 	c.unlock()
@@ -142,7 +142,7 @@ func (c *Conn) peekLocked() (ready, end bool) {
 	case c.ext != nil && (c.ext.frames.Held() || c.ext.frames.busy || c.ext.readErr != nil):
 		return true, false
 	case c.atEOF():
-		untold := c.peerEnd < peerTold
+		untold := !c.returnedEOF()
 		return untold, untold
 	}
 	if c.tls() != nil {

@@ -226,7 +226,7 @@ func (s *stream) next() (c *Conn, failed error, done bool) {
 // emitLocked delivers an event of this connection to its route, or notes it where the route finds
 // it when there is room. Opened always comes first.
 func (c *Conn) emitLocked(kind event) {
-	if c.claim != claimed && kind != pendOpened || c.isEarly() {
+	if !c.isClaimed() && kind != pendOpened || c.isEarly() {
 		if kind == pendClosed && c.stream != nil {
 			c.stream.leave() // the goroutine that claimed it gets no Closed, but does not wait for ever either
 		}
@@ -377,7 +377,7 @@ func (c *Conn) announceReadableLocked() {
 		c.ext.frames.offered = c.sh.coarse()
 	}
 	c.user.add(userReadable)
-	if c.claim != claimed {
+	if !c.isClaimed() {
 		return // noted for the route that may come
 	}
 	if c.stream != nil {
@@ -395,7 +395,7 @@ func (c *Conn) withdrawReadableLocked() {
 	c.pending.drop(pendReadable)
 	if c.stream == nil {
 		c.stamp++ // counts reads; see callback
-	} else if c.claim == claimed && c.sh.demand.Done(c.stamp) {
+	} else if c.isClaimed() && c.sh.demand.Done(c.stamp) {
 		c.todo.add(todoHelp)
 	}
 }
@@ -403,7 +403,7 @@ func (c *Conn) withdrawReadableLocked() {
 // inChannelLocked reports whether the outstanding Readable is in its channel, not yet received. A
 // read then does not answer it, and it need not be sent again.
 func (c *Conn) inChannelLocked() bool {
-	return c.stream != nil && c.announced() && !c.pending.has(pendReadable) && c.claim == claimed && c.stream.holds(c.sentAt)
+	return c.stream != nil && c.announced() && !c.pending.has(pendReadable) && c.isClaimed() && c.stream.holds(c.sentAt)
 }
 
 // moreLocked is called behind a read that may have left something: level-triggered to the user,

@@ -35,7 +35,7 @@ func (c *Conn) settleLocked() {
 // sendFailedLocked acts on an error of writing. It announces input, which may have arrived before
 // the error. If nothing will be read any more it releases the connection, since no edge follows.
 func (c *Conn) sendFailedLocked() {
-	if c.ended() || c.peerEnd >= peerTold {
+	if c.ended() || c.returnedEOF() {
 		c.releaseLocked(c.ext.sendErr)
 	} else if !c.atEOF() {
 		c.announceReadableLocked()
@@ -93,7 +93,7 @@ func (c *Conn) readyLocked(bits uint32) {
 	if c.released() {
 		return
 	}
-	if !c.opened() && !c.handshaking() && (c.claim != unheard || c.hasSpokenLocked(bits)) {
+	if !c.opened() && !c.handshaking() && (!c.isUnheard() || c.hasSpokenLocked(bits)) {
 		c.emitLocked(pendOpened)
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
@@ -146,7 +146,7 @@ func (c *Conn) expireLocked(tm *timer) {
 	case timerHandshake:
 		c.handshakeTimedOutLocked()
 	case timerReadable:
-		if !c.ended() && c.peerEnd < peerTold {
+		if !c.ended() && !c.returnedEOF() {
 			c.moreLocked()
 		}
 	case timerMessage:

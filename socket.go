@@ -195,7 +195,7 @@ func (c *Conn) rawWriteLocked(p []byte) error {
 		return net.ErrClosed
 	case c.sendErrLocked() != nil:
 		return c.ext.sendErr
-	case c.sendEnd == sendFin:
+	case c.finSent():
 		return syscall.EPIPE
 	}
 	return c.putRawLocked(p)
@@ -243,7 +243,7 @@ func (c *Conn) roomLocked() {
 	if c.ext != nil {
 		c.ext.canSend.Open()
 	}
-	if c.user.has(userWantsRoom) && c.writing == writeFree && c.claim == claimed && !c.ended() {
+	if c.user.has(userWantsRoom) && c.outputFree() && c.isClaimed() && !c.ended() {
 		c.user.drop(userWantsRoom)
 		c.emitLocked(pendWritable)
 	}

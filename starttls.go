@@ -119,7 +119,7 @@ func (c *Conn) mayStartTLSLocked(config *tls.Config) error {
 		why = "the config is nil"
 	case c.tls() != nil:
 		why = "the connection has TLS already"
-	case c.atEOF() || c.sendEnd != sendOpen || c.writing != writeFree:
+	case c.atEOF() || c.sendEnd != sendOpen || !c.outputFree():
 		why = "the connection is half-closed, or a write is under way"
 	case c.ext != nil && c.ext.frames.split:
 		why = "a split function of Frames is looking at the input"

@@ -127,7 +127,7 @@ func (c *Conn) sealvLocked(bufs net.Buffers) error {
 
 // sendCloseNotifyLocked queues the close_notify of a connection whose handshake is done.
 func (c *Conn) sendCloseNotifyLocked() {
-	if st := c.tls(); st != nil && st.done && c.sendErrLocked() == nil && c.sendEnd != sendFin {
+	if st := c.tls(); st != nil && st.done && c.sendErrLocked() == nil && !c.finSent() {
 		_ = st.conn.CloseWrite() // an error is in ext.sendErr already
 	}
 }

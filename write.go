@@ -67,7 +67,7 @@ func (c *Conn) checkRoomLocked(size int) error {
 	switch {
 	case size == 0:
 		return nil
-	case c.writing != writeFree, c.handshaking(), c.out != nil && size > c.sh.opts.WriteBuffer-c.queuedLocked():
+	case !c.outputFree(), c.handshaking(), c.out != nil && size > c.sh.opts.WriteBuffer-c.queuedLocked():
 		c.user.add(userWantsRoom)
 		return ErrWouldBlock
 	case !c.mayQueueLocked(size):
