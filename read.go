@@ -104,10 +104,20 @@ func (c *Conn) inputLocked(p []byte) (int, error) {
 
 // leaveEndLocked is called when a read meets the peer's end of stream. It reports true when a
 // Readable is in the channel that cannot be withdrawn: the read behind that one returns the end
-// then, and so does any other, if it comes first.
+// then, and so does any other, if it comes first. Where that is unclear, the feeder, which will
+// know, sends another Readable if none is left.
 func (c *Conn) leaveEndLocked() bool {
-	if !c.inChannelLocked() || c.stream.withdraw(c.sentAt) {
+	if c.stream == nil || !c.isClaimed() || c.sentAt == 0 {
+		return false // no Readable was sent
+	}
+	switch c.stream.withdraw(c.sentAt) {
+	case received:
 		return false
+	case unclear:
+		if !c.pending.has(pendReadable) {
+			c.withdrawReadableLocked()
+			c.announceReadableLocked()
+		}
 	}
 	reach(&c.peerEnd, peerRead)
 	return true

@@ -30,10 +30,11 @@ type stream struct {
 
 	mu sync.Mutex
 	// Guarded by mu, which is taken under a Conn's mu.
-	queue  sched.Queue[*Conn] // connections with undelivered events, each once
-	failed error              // a Failed that found no room
-	left   bool               // the connection moved to another route: ch is closed once the feeder is done
-	sent   uint32             // the number of the last event; the feeder counts one before it waits for room
+	queue   sched.Queue[*Conn] // connections with undelivered events, each once
+	failed  error              // a Failed that found no room
+	left    bool               // the connection moved to another route: ch is closed once the feeder is done
+	sent    uint32             // the number of the last event; the feeder counts one before it waits for room
+	waiting bool               // the feeder waits for room with that one, or has just found it
 }
 
 func newStream(sh *shared, size int, private bool) *stream {
@@ -65,19 +66,45 @@ func (s *stream) trySendLocked(ev Event) (at uint32, ok bool) {
 	}
 }
 
-// holds reports whether the event with the number at has yet to be received. The numbers wrap after
-// four billion events.
-func (s *stream) holds(at uint32) bool {
+// trySendReadable is trySend for a Readable of a connection whose last one has the number last. If
+// that one has yet to be received it says as much, and nothing is sent.
+func (s *stream) trySendReadable(c *Conn, last uint32) (at uint32, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.holdsLocked(at)
+	if !s.blocked.Load() && s.whereLocked(last) == inside {
+		return last, true
+	}
+	return s.trySendLocked(Readable{c})
 }
 
-// An event that the feeder has counted and not yet sent makes the oldest look received. A Readable
-// that is then announced anew waits for the feeder, which knows better: see takePending. What is in
-// the feeder's hands is numbered ahead.
-func (s *stream) holdsLocked(at uint32) bool {
-	return uint64(s.sent-at) < uint64(len(s.ch)) || s.blocked.Load() && at-s.sent-1 < feedChunk+4
+// A place is where an event is that was sent.
+type place uint8
+
+const (
+	received place = iota
+	inside         // it has yet to be received: it is in the channel, or in the feeder's hands
+	unclear        // received or inside: the feeder waits with an event, or has just sent it
+)
+
+// where says where the event with the number at is. The numbers wrap after four billion events.
+func (s *stream) where(at uint32) place {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.whereLocked(at)
+}
+
+// The event that the feeder waits with is counted, and may be in the channel or not. So of one event
+// it is not known whether it was received: of the oldest, or, if the channel is empty, of that one.
+// What is in the feeder's hands besides is numbered ahead.
+func (s *stream) whereLocked(at uint32) place {
+	n := uint32(len(s.ch))
+	switch behind := s.sent - at; {
+	case behind < n, s.blocked.Load() && at-s.sent-1 < feedChunk+4:
+		return inside
+	case s.waiting && behind == n:
+		return unclear
+	}
+	return received
 }
 
 // number is the number of the event that the feeder sends behind n others.
@@ -88,22 +115,20 @@ func (s *stream) number(n int) uint32 {
 }
 
 // withdraw takes back the event with the number at, if it is all that the channel holds. Others
-// must not be moved for it: who receives meanwhile would see them out of order. It reports whether
-// the event is no longer to be received.
-func (s *stream) withdraw(at uint32) bool {
+// must not be moved for it: who receives meanwhile would see them out of order. It says where the
+// event is afterwards; what was withdrawn counts as received.
+func (s *stream) withdraw(at uint32) place {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.holdsLocked(at) {
-		return true
-	}
-	if s.blocked.Load() || len(s.ch) > 1 {
-		return false
+	where := s.whereLocked(at)
+	if where != inside || s.blocked.Load() || len(s.ch) > 1 {
+		return where
 	}
 	select {
 	case <-s.ch:
 	default: // it has just been received
 	}
-	return true
+	return received
 }
 
 // enqueue puts c, whose pending events found no room, into the queue. The caller holds c.mu.
@@ -176,6 +201,9 @@ func (s *stream) feed() {
 				// Nobody will receive any more; what is left is dropped by contract, the rest of
 				// the queue too.
 			}
+			s.mu.Lock()
+			s.waiting = false
+			s.mu.Unlock()
 		}
 	}
 }
@@ -189,6 +217,7 @@ func (s *stream) sendFed(ev Event) bool {
 	case s.ch <- ev:
 		return true
 	default:
+		s.waiting = true
 		return false
 	}
 }
@@ -240,13 +269,15 @@ func (c *Conn) emitLocked(kind event) {
 	}
 	c.sh.count.events.Add(1)
 	if s := c.stream; s != nil && !c.route.has(routeQueued) {
-		if at, ok := s.trySend(c.event(kind)); ok {
-			switch kind {
-			case pendReadable:
-				c.sentAt = at
-			case pendClosed:
-				s.leave()
+		ok := false
+		if kind == pendReadable {
+			if at, sent := s.trySendReadable(c, c.sentAt); sent {
+				c.sentAt, ok = at, true
 			}
+		} else if _, ok = s.trySend(c.event(kind)); ok && kind == pendClosed {
+			s.leave()
+		}
+		if ok {
 			return
 		}
 	}
@@ -299,7 +330,7 @@ func (c *Conn) takePending(s *stream, evs []Event) []Event {
 		case nil:
 			return evs
 		case Readable:
-			if s.holds(c.sentAt) {
+			if s.where(c.sentAt) == inside {
 				continue // an earlier one is still in the channel, and says as much
 			}
 			c.sentAt = s.number(len(evs))
@@ -403,7 +434,7 @@ func (c *Conn) withdrawReadableLocked() {
 // inChannelLocked reports whether the outstanding Readable is in its channel, not yet received. A
 // read then does not answer it, and it need not be sent again.
 func (c *Conn) inChannelLocked() bool {
-	return c.stream != nil && c.announced() && !c.pending.has(pendReadable) && c.isClaimed() && c.stream.holds(c.sentAt)
+	return c.stream != nil && c.announced() && !c.pending.has(pendReadable) && c.isClaimed() && c.stream.where(c.sentAt) == inside
 }
 
 // moreLocked is called behind a read that may have left something: level-triggered to the user,
