@@ -95,6 +95,17 @@ func (c *Conn) pong(p []byte) {
 	c.needOut().pong = f
 }
 
+// takePongLocked takes the pong that waits for room, nil if none does.
+func (c *Conn) takePongLocked() (pong []byte) {
+	if c.out == nil {
+		return nil
+	}
+	if pong, c.out.pong = c.out.pong, nil; c.out.end == nil {
+		c.out = nil
+	}
+	return pong
+}
+
 func (c *Conn) needOut() *control {
 	if c.out == nil {
 		c.out = new(control)

@@ -267,7 +267,10 @@ func TestControlBetweenFragments(t *testing.T) {
 	p := dialPeer(t, s, "")
 	p.parts = true
 	p.expect(big("text-", fragmentSize))
+	before := s.Listener().Stats().BytesIn
 	p.send(fr(opPing, "are you there?"))
+	// The rest is more than the sockets and the queue take, so that the write waits meanwhile.
+	waitFor(t, func() bool { return s.Listener().Stats().BytesIn > before })
 	got, pong := fragmentSize, 0
 	for got < size {
 		switch line := p.next(); {

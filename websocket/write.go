@@ -166,10 +166,15 @@ func (c *Conn) writeParts(m payload) (cut bool, err error) {
 	for off := 0; ; off += fragmentSize {
 		c.mu.Lock()
 		c.flushControlLocked()
-		ended := c.phase != open
+		pong, ended := c.takePongLocked(), c.phase != open
 		c.mu.Unlock()
 		if ended {
 			return false, c.errEnded("write")
+		}
+		if pong != nil { // it found no room, since this write takes all there is
+			if _, err := c.tc.Write(pong); err != nil {
+				return true, err
+			}
 		}
 		end := min(off+fragmentSize, len(m.p))
 		f := m.part(off, end, c.client)
