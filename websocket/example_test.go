@@ -143,7 +143,12 @@ func ExampleServer_Receive() {
 	}()
 	url, stop := serve(s)
 	talk(url, "hello", "world")
-	work <- func() { fmt.Println("on the same goroutine") }
+	done := make(chan bool)
+	work <- func() {
+		fmt.Println("on the same goroutine")
+		close(done)
+	}
+	<-done
 	stop()
 	<-ended
 	// Output:
