@@ -51,6 +51,7 @@ func TestIdleMemory(t *testing.T) {
 	s := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor, PingInterval: 1e12}, nil)
 
 	measure := func(connect func() *peer) int {
+		waitFor(t, func() bool { return core.Len() == 0 && s.Listener().Len() == 0 }) // what ended is garbage now
 		all := make([]*peer, peers)
 		before := heap()
 		for i := range all {
@@ -77,8 +78,9 @@ func TestIdleMemory(t *testing.T) {
 		return p
 	}
 	measure(plain) // fills the pools
+	a := measure(plain)
 	measure(ws)
-	a, b := measure(plain), measure(ws)
+	b := measure(ws)
 	t.Logf("a connection of tcpio with an actor: %d bytes, a WebSocket: %d, with the test's own end", a, b)
 	if b-a > 400 {
 		t.Errorf("an idle peer costs %d bytes above tcpio's connection", b-a)
