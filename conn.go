@@ -24,8 +24,8 @@ import (
 // A Conn is one connection. It costs no goroutine and, while idle, no buffer.
 //
 // Every method may be called from any goroutine at any time, also after the connection closed; what
-// reads, writes or changes it then fails with an error that matches [net.ErrClosed]. No method
-// waits for the listener's loops.
+// reads, writes or changes it then fails with an error that matches [net.ErrClosed]. A method whose
+// documentation does not say that it blocks returns at once, also while a loop is busy.
 type Conn struct {
 	// Immutable.
 	sh   *shard

@@ -311,8 +311,10 @@ func (c *Conn) event(kind event) Event {
 		return Writable{c}
 	case pendDraining:
 		return Draining{c}
+	case pendClosed:
+		return Closed{c}
 	}
-	return Closed{c}
+	panic("tcpio: an event of no kind")
 }
 
 // takePending hands the connection's undelivered events to the feeder of s. A connection that has
