@@ -47,6 +47,12 @@ type Group struct {
 	// Notice is sent to a member that CloseSlow closes, as its last bytes, whatever is queued
 	// already.
 	Notice []byte
+	// Left is called after a member has left: by Leave or LeaveGroups, or since it is closing or has
+	// been hijacked. It is the place to forget what belonged to the membership. Calls are made one at
+	// a time, in the order of leaving, under no lock, on a goroutine that lives while there is
+	// something to say, so the member may have joined again by then: [Group.Has] tells. It may block
+	// and may call any method; a panic in it is logged. The groups of a [Groups] have none.
+	Left func(c *Conn)
 
 	home    groupHome     // immutable; nil unless the group is one of a Groups
 	skipped atomic.Uint64 // see Skipped
@@ -58,6 +64,8 @@ type Group struct {
 	index   map[*Conn]int // place in members
 	members []*Conn       // shared with running Writes once shared: then copied before a change
 	shared  bool
+	left    []*Conn // those that Left does not know, with Left set
+	telling bool    // a goroutine calls Left
 }
 
 // A groupHome is the map that a group is in. Its methods are called with the Conn's mu held.
@@ -123,6 +131,14 @@ func (g *Group) Len() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return len(g.members)
+}
+
+// Has reports whether c is a member.
+func (g *Group) Has(c *Conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, ok := g.index[c]
+	return ok
 }
 
 // All iterates over the members of the moment at which the iteration begins. No lock is held while
@@ -309,4 +325,41 @@ func (g *Group) remove(c *Conn) {
 	}
 	g.members[last] = nil
 	g.members = g.members[:last]
+	if g.Left == nil {
+		return
+	}
+	g.left = append(g.left, c)
+	if !g.telling {
+		g.telling = true
+		go g.tell() // it ends behind the last one
+	}
+}
+
+// tell calls Left until it knows all that have left.
+func (g *Group) tell() {
+	for {
+		c := g.nextLeft()
+		if c == nil {
+			return
+		}
+		guard("Group.Left", func() { g.Left(c) }, func(p *PanicError, exiting bool) {
+			c.sh.shared.log("tcpio: Group.Left panicked", "panic", p.Value, "stack", string(p.Stack))
+			if exiting {
+				go g.tell() // this goroutine does not return from Left
+			}
+		})
+	}
+}
+
+// nextLeft takes one that Left does not know; nil when there is none.
+func (g *Group) nextLeft() *Conn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.left) == 0 {
+		g.left, g.telling = nil, false
+		return nil
+	}
+	c := g.left[0]
+	g.left = g.left[1:]
+	return c
 }

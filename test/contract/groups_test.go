@@ -319,3 +319,63 @@ func TestChangedMayUseTheGroupsAndPanicAndExit(t *testing.T) {
 	}
 	testnet.WaitFor(t, "panics and exits are logged", func() bool { return h.Count("Groups.Changed panicked") == 4 })
 }
+
+// Left is told of each that leaves, however it does, once for each time, and may use the group,
+// panic and exit.
+// To see it fail: do without the append in remove, or have tell not go on behind a panic.
+func TestLeftIsToldOfEachThatLeaves(t *testing.T) {
+	h := new(testnet.Log)
+	left := make(chan *tcpio.Conn, 20)
+	var g tcpio.Group
+	calls := 0
+	g.Left = func(c *tcpio.Conn) {
+		if g.Has(c) { // it is under no lock
+			t.Error("a member that has left is there")
+		}
+		left <- c
+		switch calls++; calls {
+		case 1:
+			panic("in Left")
+		case 2:
+			runtime.Goexit()
+		}
+	}
+	l, _ := writtenTo(t, tcpio.ListenerOptions{Logger: slog.New(h)})
+	const n = 5
+	for range n {
+		testnet.DialTCP(t, l)
+	}
+	conns := harness.Conns(t, l, n)
+	for _, c := range conns {
+		g.Join(c)
+		if !g.Has(c) {
+			t.Fatal("a member is not there")
+		}
+	}
+	want := func(what string, c *tcpio.Conn) {
+		t.Helper()
+		if got := testnet.Receive(t, what, left); got != c {
+			t.Fatalf("%s: Left of %v, want %v", what, got, c)
+		}
+	}
+	g.Leave(conns[0])
+	g.Leave(conns[0]) // is no member
+	want("Leave", conns[0])
+	conns[1].LeaveGroups()
+	want("LeaveGroups", conns[1])
+	conns[2].Abort()
+	want("Abort", conns[2])
+	g.Leave(conns[3])
+	want("Leave", conns[3])
+	g.Join(conns[0])
+	g.Leave(conns[0])
+	want("Leave after another Join", conns[0])
+	l.Close()
+	want("the listener's end", conns[4])
+	select {
+	case c := <-left:
+		t.Errorf("one call more, of %v", c)
+	default:
+	}
+	testnet.WaitFor(t, "a panic and an exit are logged", func() bool { return h.Count("Group.Left panicked") == 2 })
+}
