@@ -69,7 +69,7 @@ func (a *accepting) abandon() {
 		return
 	}
 	lp.accept = acceptMore
-	lp.kicked.Store(true) // as in takeOver
+	lp.kicked.Store(true) // resume begins without sleeping in epoll, as after takeOver
 	go lp.resume()
 }
 

@@ -81,7 +81,7 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	if unread {
 		c.announceReadableLocked()
 	}
-	c.todo.add(todoOutput | todoIdle) // a Writable that was owed before there was a route, or EOFTimeout, comes now
+	c.todo.add(todoProgress | todoIdle) // a Writable that was owed before there was a route, or EOFTimeout, comes now
 }
 
 // endTurnLocked ends a turn.

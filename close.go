@@ -9,12 +9,12 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// drainBudget is how many bytes of unwanted input one turn of a closing connection reads before
+// discardBudget is how many bytes of unwanted input one turn of a closing connection reads before
 // others have theirs.
-const drainBudget = 256 << 10
+const discardBudget = 256 << 10
 
 // Close ends the connection in order and returns at once, with nil, also when called again: what is
-// queued is flushed, then a FIN is sent, then input is drained until the peer's end, so that unread
+// queued is flushed, then a FIN is sent, then input is discarded until the peer's end, so that unread
 // input does not turn the peer's last bytes into a reset (RFC 1122, 4.2.2.13). All of that together
 // is limited by [ListenerOptions.CloseTimeout], after which the connection is cut off and, if
 // output was left, Err is [ErrCloseTimeout].
@@ -52,7 +52,7 @@ func (c *Conn) CloseWrite() error {
 		return c.opErrorLocked("close", errors.New("the TLS handshake is not done"))
 	}
 	reach(&c.sendEnd, sendShut)
-	c.todo.add(todoOutput)
+	c.todo.add(todoProgress)
 	return nil
 }
 
@@ -72,7 +72,7 @@ func (c *Conn) closeLocked(cause error) {
 	c.user.drop(userWantsRoom)
 	c.pending.drop(pendWritable)
 	c.dropResourcesLocked()
-	c.todo.add(todoOutput)
+	c.todo.add(todoProgress)
 }
 
 // advanceCloseLocked goes as far towards the end as it can without blocking.
@@ -129,7 +129,7 @@ func (c *Conn) announceDrainingLocked() {
 func (c *Conn) discardInputLocked() {
 	scratch := c.sh.pool.Get(buf.Large)
 	defer c.sh.pool.Put(scratch)
-	for read := 0; read < drainBudget; {
+	for read := 0; read < discardBudget; {
 		n, err := c.recvLocked(scratch.Buf)
 		read += n
 		switch {
@@ -143,7 +143,7 @@ func (c *Conn) discardInputLocked() {
 			return
 		}
 	}
-	c.wantLocked(wantDrain) // more of it, but others first
+	c.wantLocked(wantDiscard) // more of it, but others first
 }
 
 // abortLocked releases with a reset.

@@ -37,7 +37,7 @@ type Conn struct {
 	// Guarded by mu.
 	fd      int32  // -1 once the descriptor is being released
 	sentAt  uint32 // with a stream: the number that the outstanding Readable has in it
-	stamp   uint32 // with a stream: the demand batch of the outstanding Readable; else counts the reads
+	stamp   uint32 // with a stream: the demand batch of the outstanding Readable; without one: how many reads there were
 	phase   phase
 	todo    set[todo]
 	origin  origin // immutable
@@ -118,7 +118,7 @@ type frameBuffer struct {
 	busy    bool  // an iterator is running: the bytes stay where they are
 	split   bool  // split is looking at the bytes, or they are being moved: nobody else reads
 	more    bool  // the socket may hold more, and no edge will say so
-	drained bool  // the socket was read empty: an edge will say when there is more
+	emptied bool  // the socket was read empty: an edge will say when there is more
 	partial bool  // split has seen the bytes and wants more
 }
 
@@ -186,7 +186,7 @@ const (
 	phaseOpen     phase = iota
 	phaseDraining       // Draining was emitted: the listener is in its Shutdown
 	phaseDrained        // the actor has received it: the connection closes behind the actor's turn
-	phaseClosing        // Close, an error or a time limit has begun the end: flush, send the FIN, drain
+	phaseClosing        // Close, an error or a time limit has begun the end: flush, send the FIN, discard input
 	phaseReleased       // nothing is sent or received any more; the last user of the descriptor closes it
 	phaseGone           // the descriptor is closed and Closed emitted
 )
@@ -327,7 +327,7 @@ func (c *Conn) unlock() {
 	if fd >= 0 {
 		c.finish(fd, given, reset)
 	}
-	if do.has(todoHelp) {
+	if do.has(todoPoll) {
 		c.sh.pollForLoop()
 	}
 }

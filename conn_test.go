@@ -359,7 +359,7 @@ func (c *Conn) contradiction() string {
 		return "a released connection has output or timers"
 	case c.phase == phaseGone && c.fd >= 0, !c.released() && c.fd < 0:
 		return "the descriptor does not go with the phase"
-	case c.phase == phaseOpen && c.wants.has(wantDrain):
+	case c.phase == phaseOpen && c.wants.has(wantDiscard):
 		return "an open connection throws input away"
 	case c.peerEnd == peerTimed && c.claim != claimed:
 		return "EOFTimeout of a connection that nobody has claimed"

@@ -90,7 +90,7 @@ func (l *Listener) dial(ctx context.Context, d *net.Dialer, network, address str
 		if context.Cause(ctx) == net.ErrClosed {
 			err = net.ErrClosed
 		}
-		if _, ok := errors.AsType[*net.OpError](err); ok {
+		if errors.As(err, new(*net.OpError)) {
 			return nil, err
 		}
 		return fail(err)
@@ -102,7 +102,7 @@ func (l *Listener) dial(ctx context.Context, d *net.Dialer, network, address str
 	}
 	if config != nil {
 		if err := c.awaitHandshake(ctx); err != nil {
-			if _, ok := errors.AsType[*net.OpError](err); ok {
+			if errors.As(err, new(*net.OpError)) {
 				return nil, err
 			}
 			return fail(err)

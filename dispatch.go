@@ -165,12 +165,12 @@ func (lp *loop) runQueue() bool {
 		if wants.has(wantFlush) {
 			c.flushLocked()
 		}
-		if wants.has(wantDrain) {
-			c.todo.add(todoOutput)
+		if wants.has(wantDiscard) {
+			c.todo.add(todoProgress)
 		}
 		if c.user.has(userStarved) {
 			c.user.drop(userStarved)
-			c.todo.add(todoOutput)
+			c.todo.add(todoProgress)
 		}
 		c.unlock()
 		if turn && !lp.runActor(c) {

@@ -29,8 +29,8 @@
 //   - The stream: a channel with the events of all connections, [Listener.Events], or one for each
 //     loop, [Listener.EventsPerLoop]. Take it when one goroutine can own all the state and does not
 //     block, alone or in a select with other channels.
-//   - A mailbox: a channel with the events of one connection. [Conn.Events] claims the connection
-//     for the goroutine that receives from it. Take it when a session needs a goroutine and a
+//   - A mailbox: [Conn.Events] is a channel with the events of one connection, and claims the
+//     connection for the goroutine that receives from it. Take it when a session needs a goroutine and a
 //     select of its own.
 //   - An actor: a loop calls its Receive with the connection's events, one at a time; see [Actor].
 //     [ListenerOptions].NewActor returns the actor of each new connection, [Conn.Attach] sets that
@@ -81,7 +81,7 @@
 // These rules hold on every route, and for connections that were accepted, adopted or dialled:
 //
 //	what happens                    what the connection does                          Err
-//	Close                           flush, FIN, drain, within CloseTimeout            nil, or why output did not go out
+//	Close                           flush, FIN, discard, within CloseTimeout          nil, or why output did not go out
 //	Abort                           reset at once                                     net.ErrClosed
 //	io.EOF is read                  nothing: reading returns it again, writing works
 //	… and nobody closes             Close after EOFTimeout without output             nil
@@ -101,8 +101,8 @@
 //	Listener.Close                  reset at once                                     net.ErrClosed
 //
 // Err is what [Conn.Err] returns after Closed. Close is [Conn.Close]: in the background it sends
-// what is queued (flush), then a FIN, and discards input until the peer's end of stream (drain), so
-// that the peer gets every byte that was accepted.
+// what is queued (flush), then a FIN, and throws away input until the peer's end of stream
+// (discard), so that the peer gets every byte that was accepted.
 //
 // EOFTimeout is a safety net for programs that ignore io.EOF. It does not end a connection while
 // output is queued, being written or copied, or while the actor's Receive runs. Where a goroutine
@@ -164,6 +164,19 @@
 // Options limit times (idle, read, write, handshake, close) and which connections are served
 // (MaxConns, MaxConnsPerIP, AcceptRate, Admit). [Listener.Stats] counts the connections that they
 // ended or refused. A time limit ends a connection with a *[TimeoutError].
+//
+// # Words
+//
+//	route          how a connection's events reach your code: stream, mailbox or actor
+//	stream         the channel with the events of all connections, or of one loop's; never their bytes
+//	mailbox        what waits for one connection: its events, and the values posted to it, in order
+//	claimed        of a connection: a goroutine receives its mailbox itself, by Conn.Events
+//	actor          a value of yours: a loop receives the mailbox, and calls its Receive
+//	end of stream  the peer's FIN, read as io.EOF; a half-close if the peer goes on reading
+//	flush          to send what is queued
+//	discard        to read input and throw it away, behind the FIN of Close
+//	drain          what Shutdown does: Draining to each connection, time to finish, then Close
+//	backpressure   not to read, so that TCP's flow control holds the sender back
 //
 // # Non-goals
 //

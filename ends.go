@@ -26,17 +26,17 @@ func (c *Conn) receivedLocked(n int, errno syscall.Errno) (int, error) {
 	case errno == syscall.EAGAIN:
 		return 0, ErrWouldBlock
 	case errno != 0:
-		return 0, c.readFailLocked(c.opErrorLocked("read", errno))
+		return 0, c.noteReadErrLocked(c.opErrorLocked("read", errno))
 	}
 	if err := c.cutOffLocked(); err != nil {
-		return 0, c.readFailLocked(err)
+		return 0, c.noteReadErrLocked(err)
 	}
 	c.sock.add(sockFinSeen)
 	return 0, io.EOF
 }
 
-// readFailLocked notes why reading failed. The first cause stays.
-func (c *Conn) readFailLocked(err error) error {
+// noteReadErrLocked notes why reading failed. The first cause stays.
+func (c *Conn) noteReadErrLocked(err error) error {
 	x := c.extLocked()
 	if x.readErr == nil {
 		x.readErr = err
@@ -86,11 +86,11 @@ func (c *Conn) socketErrorLocked() error {
 	if errno == 0 {
 		return nil
 	}
-	return c.readFailLocked(c.opErrorLocked("read", errno))
+	return c.noteReadErrLocked(c.opErrorLocked("read", errno))
 }
 
-// causeLocked is why a connection that nobody gives a cause for did not end in order; nil if it
-// did.
+// causeLocked is why a connection that was closed without a cause did not end in order: the error
+// of its writes, or else of its reads; nil if neither failed.
 func (c *Conn) causeLocked() error {
 	switch {
 	case c.sendErrLocked() != nil:
@@ -106,7 +106,8 @@ func (c *Conn) causeLocked() error {
 func (c *Conn) endedLocked(op string) error {
 	err := net.ErrClosed
 	if x := c.ext; x != nil && x.err != nil && (x.err == x.readErr || x.err == x.sendErr) { // no error of the user's
-		if errno, ok := errors.AsType[syscall.Errno](x.err); ok {
+		var errno syscall.Errno
+		if errors.As(x.err, &errno) {
 			err = &endedError{errno}
 		}
 	}

@@ -23,7 +23,7 @@ const (
 
 	// Every connection is registered once, with this mask, so that no request costs an epoll_ctl.
 	// EPOLLPRI is in it because a read stops short at urgent data (tcp(7)), which a short read must
-	// then not be taken as proof that the socket is drained.
+	// then not be taken as proof that the socket is empty.
 	pollConn = pollIn | pollOut | pollPri | pollRdHup | unix.EPOLLET
 	pollEdge = pollIn | unix.EPOLLET
 )

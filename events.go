@@ -110,7 +110,7 @@ func (e Failed) String() string {
 
 func describe(event string, c *Conn) string { return event + "(" + c.String() + ")" }
 
-// An ask is a question that somebody waits for the answer of.
+// An ask is a value of Conn.Ask, whose caller waits for the answer.
 type ask struct {
 	over  atomic.Bool // answered, or given up
 	reply chan any    // of one; Reply fills it, if it was Reply that set over

@@ -270,6 +270,55 @@ func ExampleConn_Frames() {
 
 // A LengthSplitter cuts the messages of a binary protocol, here MQTT's: a type, a varint, and as
 // many bytes as that says. bufio.Scanner takes it too.
+// Frames on the stream, with answers that may find no room: 1 MiB for each line that comes in.
+func ExampleConn_Frames_stream() {
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return l.Serve(ctx) })
+	g.Go(func() error {
+		for ev := range l.Events() {
+			switch ev.(type) {
+			case tcpio.Readable, tcpio.Writable:
+				serveLines(tcpio.ConnOf(ev))
+			}
+		}
+		return nil
+	})
+
+	fmt.Println("bytes:", len(exchange(l.Addr(), strings.Repeat("more\n", 20)))>>20, "MiB")
+	stop()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// bytes: 20 MiB
+	// end: <nil>
+}
+
+// serveLines sends what is owed, and then answers lines until there is none, or no room.
+func serveLines(c *tcpio.Conn) {
+	if owed, ok := c.Data().([]byte); ok {
+		if _, err := c.TryWrite(owed); err == tcpio.ErrWouldBlock {
+			return // a Writable follows
+		}
+		c.SetData(nil)
+	}
+	for line, err := range c.Frames(bufio.ScanLines) {
+		if err != nil { // io.EOF, or the connection failed
+			c.Close()
+			return
+		}
+		answer := bytes.Repeat(line, 1<<20/len(line))
+		if _, err := c.TryWrite(answer); err == tcpio.ErrWouldBlock {
+			c.SetData(answer) // a Writable follows; the lines behind this one stay in Frames
+			return
+		}
+	}
+}
+
 func ExampleLengthSplitter() {
 	split := tcpio.LengthSplitter{Offset: 1, Keep: true, Max: 1 << 20}.Split
 	s := bufio.NewScanner(strings.NewReader("\x30\x05hello\xc0\x00"))

@@ -167,7 +167,7 @@ func (c *Conn) beginFrames() error {
 	}
 	// An outstanding Readable is what an edge since then was merged into, so none will say what the
 	// socket holds.
-	f.busy, f.more, f.drained = true, c.announced() && !c.atEOF(), false
+	f.busy, f.more, f.emptied = true, c.announced() && !c.atEOF(), false
 	return nil
 }
 
@@ -206,7 +206,7 @@ func (c *Conn) leaveFrames() bool {
 		return false
 	}
 	f := &c.ext.frames
-	f.more = f.more || !f.drained // the socket may hold something, since nobody has looked
+	f.more = f.more || !f.emptied // the socket may hold something, since nobody has looked
 	return true
 }
 
@@ -243,16 +243,16 @@ func (c *Conn) noteFrameError(err error) {
 	}
 }
 
-// closeForFrame closes the connection because of what is in it.
+// closeForFrame closes the connection because a frame is bad: err says what is wrong with it.
 func (c *Conn) closeForFrame(err error) {
 	c.mu.Lock()
 	c.closeLocked(err)
 	c.unlock()
 }
 
-// readOnFrames reports whether a large partial frame is to be read on before split looks at all of
-// it again: up to the end of the buffer, or of what the peer has sent. Otherwise split would look
-// as often as the socket hands out a part.
+// readOnFrames reports whether to read more of a large partial frame before the next call of split,
+// until the buffer is full or the socket is empty. Without that, split would look at the whole
+// frame again behind each part that the socket hands out.
 func (c *Conn) readOnFrames() bool {
 	c.mu.Lock()
 	defer c.unlock()
@@ -276,7 +276,7 @@ func (c *Conn) fillFrames() (more bool, err error) {
 		c.unlock()
 		return false, &tooLongError{"MaxFrame", limit}
 	}
-	if f.drained && !c.announced() {
+	if f.emptied && !c.announced() {
 		f.partial = have > 0
 		c.unlock()
 		return false, nil // no edge since the last read: there is nothing
@@ -289,18 +289,18 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	room = room[:min(len(room), recvMax)]
 	n, err := c.inputLocked(room)
 	f.Filled(n)
-	f.drained = err == ErrWouldBlock || n > 0 && n < len(room) && !c.sock.has(sockUnsure)
-	f.more = n > 0 && !f.drained
+	f.emptied = err == ErrWouldBlock || n > 0 && n < len(room) && !c.sock.has(sockUnsure)
+	f.more = n > 0 && !f.emptied
 	switch {
 	case f.more:
 	case err == nil || err == ErrWouldBlock:
-		c.drainedLocked()
+		c.emptiedLocked()
 	case err == io.EOF:
 		if c.leaveEndLocked() {
 			err = ErrWouldBlock
 			break
 		}
-		c.drainedLocked()
+		c.emptiedLocked()
 		reach(&c.peerEnd, peerRead)
 		err = nil // split sees it first, and what it makes of the rest; then see noteEnd
 	default:

@@ -324,7 +324,7 @@ func hasMore(t *testing.T, c *Conn) {
 	testnet.WaitFor(t, "more input", func() bool {
 		c.mu.Lock()
 		defer c.unlock()
-		return c.fd < 0 || sys.Unread(c.fd) > 0 && (c.announced() || !c.ext.frames.drained)
+		return c.fd < 0 || sys.Unread(c.fd) > 0 && (c.announced() || !c.ext.frames.emptied)
 	})
 }
 

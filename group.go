@@ -187,7 +187,8 @@ func (g *Group) Post(v any) (missed int) {
 // see them in the same order. p is the caller's again afterwards.
 func (g *Group) Write(p []byte) (int, error) { return g.WriteExcept(nil, p) }
 
-// WriteExcept is Write to every member but c, from which p came, say. c need not be a member.
+// WriteExcept is Write to every member but except, from which p came, say, and which need not be a
+// member.
 func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 	g.writing.Lock()
 	defer g.writing.Unlock()

@@ -137,7 +137,7 @@ func (c *Conn) handshakeDoneLocked() {
 	if c.mailReady() > 0 && c.isClaimed() {
 		c.queueLocked()
 	}
-	c.todo.add(todoOutput)
+	c.todo.add(todoProgress)
 	c.announceReadableLocked() // crypto/tls may have read the first bytes already: no edge would say so
 }
 

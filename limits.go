@@ -184,7 +184,7 @@ func (c *Conn) armLimitLocked() {
 	}
 }
 
-// endLimitsLocked takes the connection out.
+// endLimitsLocked takes the connection out of the heap of time limits.
 func (c *Conn) endLimitsLocked() {
 	if c.sock.has(sockTimed) {
 		c.limitsLocked().Remove(limited{c})
@@ -199,7 +199,7 @@ const limitBudget = 256
 // may come with some. What TLS has sealed is noted when it is read, or when a limit is due.
 func (c *Conn) noteEdgeLocked(bits uint32) {
 	if !c.sock.has(sockTimed) || c.tls() != nil || bits&pollIn == 0 {
-		return // a limit must not come between the bytes and who will read them; without a limit it cannot
+		return // only a limit asks whether input has arrived; TLS notes it in its reads
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) == 0 || sys.Unread(c.fd) > 0 {
 		c.heardLocked()

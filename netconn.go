@@ -72,6 +72,10 @@ func (c *Conn) reannounceLocked() {
 // until there is room, an error, or the write deadline; then it returns how many bytes of p were
 // accepted. Writes of concurrent callers do not interleave. Errors are *net.OpError, as for
 // TryWrite.
+//
+// The consumer of the stream should call TryWrite: while its Write waits for one peer, which
+// fmt.Fprintf(c, …), io.Copy and a bufio.Writer do too, it receives the events of none. An actor's
+// Receive and the goroutine that claimed the connection may wait, and delay nobody else.
 func (c *Conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.unlock()
@@ -142,7 +146,7 @@ func (c *Conn) beginWriteLocked() error {
 
 func (c *Conn) endWriteLocked() {
 	c.writing = writeFree
-	c.todo.add(todoOutput)
+	c.todo.add(todoProgress)
 }
 
 // waitRoomLocked gives up mu until there may be room to write. It fails when writing is over or the

@@ -83,7 +83,7 @@ type ListenerOptions struct {
 	// ones, first the one that has waited longest. Connections that NetListener or Dial handed out
 	// as net.Conns are exempt until they have a route.
 	EOFTimeout time.Duration
-	// CloseTimeout bounds what Close does in the background, flushing and draining together, and
+	// CloseTimeout bounds what Close does in the background, flushing and discarding together, and
 	// with it the end of Serve; 0 means 5 s.
 	CloseTimeout time.Duration
 	// DrainTimeout is how long Shutdown leaves a connection open after Draining, for its handler to

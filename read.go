@@ -63,16 +63,16 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 			if c.ext.tls.more { // it has read all there is, or its share
 				c.moreLocked()
 			} else {
-				c.drainedLocked()
+				c.emptiedLocked()
 			}
 			return n, nil
 		case err == nil:
 			if m < len(q) && !c.sock.has(sockUnsure) {
-				c.drainedLocked() // a short read has drained a TCP socket; the next byte is a new edge
+				c.emptiedLocked() // a short read has emptied a TCP socket; the next byte is a new edge
 				return n, nil
 			}
 		case err == ErrWouldBlock:
-			c.drainedLocked()
+			c.emptiedLocked()
 			if n > 0 {
 				return n, nil
 			}
@@ -161,7 +161,7 @@ func (c *Conn) peekLocked() (ready, end bool) {
 	var b [1]byte
 	_, err := c.lookLocked(b[:])
 	if err == ErrWouldBlock {
-		c.drainedLocked()
+		c.emptiedLocked()
 	}
 	return err != ErrWouldBlock, err == io.EOF
 }

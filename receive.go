@@ -71,7 +71,7 @@ func (lp *loop) abandon(c *Conn, ev Event, kept bool) {
 	c.endTurnLocked()
 	c.unlock()
 	if kept {
-		lp.kicked.Store(true) // as in takeOver
+		lp.kicked.Store(true) // resume begins without sleeping in epoll, as after takeOver
 		go lp.resume()
 	} else {
 		lp.l.blocked.Add(-1)

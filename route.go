@@ -86,7 +86,7 @@ const (
 	unclear        // received or inside: the feeder waits with an event, or has just sent it
 )
 
-// where says where the event with the number at is. The numbers wrap after four billion events.
+// where returns the place of the event that has the number at. Numbers wrap after 2³² events.
 func (s *stream) where(at uint32) place {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,9 +114,9 @@ func (s *stream) number(n int) uint32 {
 	return s.sent + uint32(n) + 1
 }
 
-// withdraw takes back the event with the number at, if it is all that the channel holds. Others
-// must not be moved for it: who receives meanwhile would see them out of order. It says where the
-// event is afterwards; what was withdrawn counts as received.
+// withdraw takes the event with the number at out of the channel, if the channel holds no other: to
+// move others would change their order for a goroutine that receives meanwhile. It returns the
+// event's place afterwards; a withdrawn one counts as received.
 func (s *stream) withdraw(at uint32) place {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -429,7 +429,7 @@ func (c *Conn) withdrawReadableLocked() {
 	if c.stream == nil {
 		c.stamp++ // counts reads; see callback
 	} else if c.isClaimed() && c.sh.demand.Done(c.stamp) {
-		c.todo.add(todoHelp)
+		c.todo.add(todoPoll)
 	}
 }
 
@@ -452,9 +452,9 @@ func (c *Conn) moreLocked() {
 	c.announceReadableLocked()
 }
 
-// drainedLocked is called behind a read that left nothing: the next byte is a new edge. A Readable
+// emptiedLocked is called behind a read that left nothing: the next byte is a new edge. A Readable
 // that the consumer has yet to receive announces that byte too.
-func (c *Conn) drainedLocked() {
+func (c *Conn) emptiedLocked() {
 	if !c.inChannelLocked() {
 		c.withdrawReadableLocked()
 	}
@@ -465,6 +465,6 @@ func (c *Conn) drainedLocked() {
 // loop.pollForLoop.
 func (c *Conn) askHelpLocked() {
 	if s := c.stream; s != nil && !s.private && len(s.ch) == 0 {
-		c.todo.add(todoHelp)
+		c.todo.add(todoPoll)
 	}
 }

@@ -14,7 +14,7 @@ func (c *Conn) settleLocked() {
 	for c.todo.has(todoSettle) {
 		do := c.todo
 		c.todo.drop(todoSettle)
-		if do.has(todoOutput) {
+		if do.has(todoProgress) {
 			c.roomLocked()
 		}
 		if do.has(todoSendErr) {
@@ -26,7 +26,7 @@ func (c *Conn) settleLocked() {
 		if do.has(todoIdle) {
 			c.idleLocked()
 		}
-		if do.has(todoOutput) {
+		if do.has(todoProgress) {
 			c.lastBytesLocked()
 		}
 	}
@@ -112,7 +112,7 @@ func (c *Conn) readyLocked(bits uint32) {
 	}
 	switch {
 	case c.ended():
-		c.todo.add(todoOutput)
+		c.todo.add(todoProgress)
 	case c.handshaking():
 		c.handshakeReadyLocked(bits)
 	case bits&(pollIn|pollHup|pollErr|pollRdHup|pollPri) == 0:

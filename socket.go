@@ -111,7 +111,7 @@ func (c *Conn) failSendLocked(errno syscall.Errno) error {
 		c.sock.add(sockUnsure)
 	}
 	c.dropOutLocked()
-	c.todo.add(todoOutput | todoSendErr)
+	c.todo.add(todoProgress | todoSendErr)
 	return c.ext.sendErr
 }
 
@@ -119,7 +119,7 @@ func (c *Conn) failSendLocked(errno syscall.Errno) error {
 // see sendLocked. A peer that reads as fast as that goes on in another turn.
 func (c *Conn) flushLocked() {
 	for sent := 0; c.out != nil; {
-		c.todo.add(todoOutput)
+		c.todo.add(todoProgress)
 		if sent >= flushBudget {
 			c.flushSoonLocked()
 			return
@@ -235,7 +235,8 @@ func plainShare(size int, plain, sealed int64) int {
 	return int(min(share, math.MaxInt))
 }
 
-// roomLocked tells those who were refused once half of the limit is free.
+// roomLocked emits the Writable that a refused write is owed, once half of the limit is free, and
+// wakes the goroutines that wait for room.
 func (c *Conn) roomLocked() {
 	if c.handshaking() || c.queuedLocked() > c.sh.opts.WriteBuffer/2 {
 		return

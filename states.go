@@ -106,9 +106,9 @@ const (
 type want uint8
 
 const (
-	wantTurn  want = 1 << iota // its actor is to run
-	wantFlush                  // the rest of the output is to be sent; no edge will say so
-	wantDrain                  // it is closing, and the rest of the input is to be thrown away
+	wantTurn    want = 1 << iota // its actor is to run
+	wantFlush                    // the rest of the output is to be sent; no edge will say so
+	wantDiscard                  // it is closing, and the rest of the input is to be thrown away
 )
 
 // A todo is something that unlock acts on. Code that holds mu adds it. settleLocked acts on the
@@ -116,15 +116,15 @@ const (
 type todo uint8
 
 const (
-	todoOutput  todo = 1 << iota // there may be room for writes, or nothing left before the FIN
-	todoSendErr                  // writing has failed
-	todoReadErr                  // a read has returned why reading failed
-	todoIdle                     // a turn is over, or the user has received io.EOF
+	todoProgress todo = 1 << iota // there may be room for writes, or nothing left before the FIN
+	todoSendErr                   // writing has failed
+	todoReadErr                   // a read has returned why reading failed
+	todoIdle                      // a turn is over, or the user has received io.EOF
 
 	todoDrop    // dropRest is to drop the timers and groups that are left
 	todoClose   // finish is to close the descriptor, once fdUsedLocked is false
-	todoHelp    // pollForLoop is to be called: every Readable that was delivered is answered
+	todoPoll    // pollForLoop is to be called: every Readable that was delivered is answered
 	todoContext // what Context has returned is to end
 
-	todoSettle = todoOutput | todoSendErr | todoReadErr | todoIdle
+	todoSettle = todoProgress | todoSendErr | todoReadErr | todoIdle
 )

@@ -17,7 +17,7 @@ type LoopStats struct {
 	Open     int    // connections that have a descriptor
 	Accepted uint64 // connections served, adopted ones too
 	Closed   uint64 // of those, the ones whose descriptor is gone
-	BytesIn  uint64 // read from sockets, what a close has drained included
+	BytesIn  uint64 // read from sockets, what a close has discarded included
 	BytesOut uint64 // taken by sockets
 	Events   uint64 // delivered, or noted until their route has room; without Failed
 	Posted   uint64 // values that came from Post, Ask and After, part of Events

@@ -78,7 +78,7 @@ func (c *Conn) tlsReadLocked(p []byte) (n int, err error) {
 	default:
 		st.more = true
 		if x.readErr == nil { // else it is the socket's own
-			_ = c.readFailLocked(c.opErrorLocked("read", err))
+			_ = c.noteReadErrLocked(c.opErrorLocked("read", err))
 		}
 		err = x.readErr
 	}
@@ -154,7 +154,7 @@ func (c *Conn) peekTLSLocked() (ready, end bool) {
 	case n > 0:
 		return true, false
 	case err == ErrWouldBlock:
-		c.drainedLocked()
+		c.emptiedLocked()
 		return false, false
 	}
 	return true, err == io.EOF // which a read returns again

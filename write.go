@@ -211,7 +211,7 @@ func (c *Conn) breatheLocked() error {
 // endBulkLocked goes on with what had to wait for a large write.
 func (c *Conn) endBulkLocked() {
 	c.writing = writeFree
-	c.todo.add(todoOutput)
+	c.todo.add(todoProgress)
 }
 
 // Buffered returns the output in bytes that was accepted by a write and not yet by the socket.

@@ -90,7 +90,8 @@ func TestProgramWithoutItsAddress(t *testing.T) {
 	cmd := exec.CommandContext(ctx, os.Args[0], "-addr", l.Addr().String())
 	cmd.Env = append(os.Environ(), asProgram+"=1")
 	out, err := cmd.CombinedOutput()
-	exit, ok := errors.AsType[*exec.ExitError](err)
+	var exit *exec.ExitError
+	ok := errors.As(err, &exit)
 	if !ok || exit.ExitCode() != 1 || !bytes.Contains(out, []byte("address already in use")) {
 		t.Errorf("%v: %s", err, out)
 	}

@@ -191,7 +191,8 @@ func (s *server) read(cl *client) {
 
 // fail ends a connection whose input ended. A peer that broke the protocol is told.
 func (s *server) fail(cl *client, err error) {
-	if perr, ok := errors.AsType[protocolError](err); ok {
+	var perr protocolError
+	if errors.As(err, &perr) {
 		s.out = appendError(s.out, "ERR "+perr.Error())
 	} else if !errors.Is(err, io.EOF) {
 		s.log.Debug("reading", "id", cl.conn.ID(), "err", err)

@@ -27,8 +27,7 @@ func TestContextEndsWithTheConnection(t *testing.T) {
 		"Abort":    {func(c *tcpio.Conn, _ net.Conn) error { return c.Abort() }, func(err error) bool { return err == net.ErrClosed }},
 		"an error": {func(*tcpio.Conn, net.Conn) error { return errOwn }, func(err error) bool { return err == errOwn }},
 		"a time limit": {func(c *tcpio.Conn, _ net.Conn) error { return c.SetIdleTimeout(time.Millisecond) }, func(err error) bool {
-			_, ok := errors.AsType[*tcpio.TimeoutError](err)
-			return ok
+			return errors.As(err, new(*tcpio.TimeoutError))
 		}},
 		// The next Readable reads the reset, or the edge ended the context before.
 		"a reset": {func(_ *tcpio.Conn, peer net.Conn) error { testnet.RST(t, peer); return nil }, func(err error) bool {

@@ -339,7 +339,8 @@ func TestDialTellsWhyItFails(t *testing.T) {
 	defer cancel()
 	c, err = l.Dial(ctx, "tcp", hole)
 	isDialError(t, c, err, nil)
-	if ne, ok := errors.AsType[net.Error](err); !ok || !ne.Timeout() {
+	var ne net.Error
+	if !errors.As(err, &ne) || !ne.Timeout() {
 		t.Errorf("%v is no timeout", err)
 	}
 	ctx, cancel = context.WithCancel(context.Background())

@@ -234,7 +234,8 @@ func TestDialersTimeLimitsHold(t *testing.T) {
 			t.Errorf("%s: %v, %v after %v", name, c, err, time.Since(start))
 			continue
 		}
-		if ne, ok := errors.AsType[net.Error](err); name != "Cancel" && (!ok || !ne.Timeout()) {
+		var ne net.Error
+		if name != "Cancel" && (!errors.As(err, &ne) || !ne.Timeout()) {
 			t.Errorf("%s: %v is no timeout", name, err)
 		}
 	}

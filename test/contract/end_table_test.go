@@ -39,7 +39,8 @@ var errOfTheUser = errors.New("the user's")
 
 func limitIs(limit string) func(error) bool {
 	return func(err error) bool {
-		le, ok := errors.AsType[*tcpio.TimeoutError](err)
+		var le *tcpio.TimeoutError
+		ok := errors.As(err, &le)
 		return ok && le.Kind.String() == limit && errors.Is(err, os.ErrDeadlineExceeded)
 	}
 }
@@ -49,7 +50,7 @@ func TestConnectionEndsAsTheTableSays(t *testing.T) {
 	isNil := func(err error) bool { return err == nil }
 	isClosed := func(err error) bool { return errors.Is(err, net.ErrClosed) }
 	isUsers := func(err error) bool { return err == errOfTheUser }
-	isPanic := func(err error) bool { _, ok := errors.AsType[*tcpio.PanicError](err); return ok }
+	isPanic := func(err error) bool { return errors.As(err, new(*tcpio.PanicError)) }
 	fillUp := func(c *tcpio.Conn) error {
 		for chunk := make([]byte, 1<<20); c.Buffered() == 0; {
 			if _, err := c.TryWrite(chunk); err != nil {

@@ -105,7 +105,8 @@ func TestSetInputTimeoutChangesOneConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	ev := harness.Expect[tcpio.Closed](t, events)
-	limit, ok := errors.AsType[*tcpio.TimeoutError](ev.Conn.Err())
+	var limit *tcpio.TimeoutError
+	ok := errors.As(ev.Conn.Err(), &limit)
 	if ev.Conn != c || !ok || limit.Kind.String() != "input" || limit.After != 20*time.Millisecond {
 		t.Errorf("%v: %v", ev.Conn, ev.Conn.Err())
 	}

@@ -237,12 +237,13 @@ func TestDialTLSTellsWhyItFails(t *testing.T) {
 	l, events := clientOnly(t, tcpio.ListenerOptions{HandshakeTimeout: 2 * time.Second, CloseTimeout: 100 * time.Millisecond})
 
 	c, err := l.DialTLS(t.Context(), nil, "tcp", addr, &tls.Config{ServerName: "localhost", RootCAs: x509.NewCertPool()})
-	fails(t, c, err, func(err error) bool { _, ok := errors.AsType[x509.UnknownAuthorityError](err); return ok })
+	fails(t, c, err, func(err error) bool { return errors.As(err, new(x509.UnknownAuthorityError)) })
 	c, err = l.DialTLS(t.Context(), nil, "tcp", addr, nil) // whose name is 127.0.0.1
 	fails(t, c, err, says("certificate"))
 	c, err = l.DialTLS(t.Context(), nil, "tcp", silent, testnet.ClientTLS())
 	fails(t, c, err, func(err error) bool {
-		limit, ok := errors.AsType[*tcpio.TimeoutError](err)
+		var limit *tcpio.TimeoutError
+		ok := errors.As(err, &limit)
 		return ok && limit.Kind.String() == "handshake" && errors.Is(err, os.ErrDeadlineExceeded)
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
