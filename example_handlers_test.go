@@ -115,6 +115,56 @@ func ExampleGroup() {
 	// end: <nil>
 }
 
+// A news ticker that sends each subscriber what it has room for, and counts what it has not: the
+// queues of all that are slow share one copy of the news.
+func ExampleConn_TryWriteShared() {
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	events := l.Events()
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+	var peers []net.Conn
+	for range 3 {
+		peer, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			log.Fatal(err)
+		}
+		peers = append(peers, peer)
+		<-events // Opened
+	}
+
+	news := tcpio.Share([]byte("it rains\n"))
+	took, missed := 0, 0
+	for c := range l.Conns() {
+		switch c.TryWriteShared(news) {
+		case nil:
+			took++
+		case tcpio.ErrWouldBlock:
+			missed++ // a Writable follows
+		}
+	}
+	news.Release()
+	fmt.Println(took, "took it,", missed, "missed it")
+	for _, peer := range peers {
+		fmt.Print(readLine(peer))
+		peer.Close()
+	}
+	stop()
+	for range events {
+	}
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// 3 took it, 0 missed it
+	// it rains
+	// it rains
+	// it rains
+	// end: <nil>
+}
+
 // Chat rooms by name. Groups makes a room for its first member and lets go of it behind its last.
 func ExampleGroups() {
 	changed := make(chan string, 10)

@@ -195,48 +195,14 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	var b *buf.Block // the shared copy, made when the first member needs one
-	var sh *shared
+	out := Share(p)
+	defer out.Release()
 	for _, c := range g.snapshot() {
 		if c == except {
 			continue
 		}
 		c.mu.Lock()
-		err := c.checkRoomLocked(len(p))
-		if err == nil && b == nil && len(p) > holdMax && c.tls() == nil {
-			c.unlock() // the copy takes as long as p is, and no socket will take all of p
-			sh = c.sh.shared
-			b = sh.shareable(p)
-			c.mu.Lock()
-			err = c.checkRoomLocked(len(p))
-		}
-		switch err {
-		case nil:
-			if c.tls() != nil {
-				_, _ = c.writeLocked(p) // every connection has keys of its own: nothing can be shared
-				break
-			}
-			sent := 0
-			var err error
-			if c.out == nil {
-				sent, err = c.sendLocked(p[:min(len(p), holdMax)])
-			}
-			switch {
-			case err != nil || sent == len(p):
-			case len(p) <= shareMin:
-				c.enqueueLocked(p[sent:])
-			default:
-				if b == nil {
-					sh = c.sh.shared
-					b = sh.shareable(p)
-				}
-				b.Retain()
-				c.queueOutLocked(len(p)-sent).Share(b, sent, len(p))
-				if sent == holdMax {
-					c.flushSoonLocked() // a socket that has not refused shows no edge
-				}
-			}
-		case ErrWouldBlock:
+		if c.writeSharedLocked(out) == ErrWouldBlock {
 			// Otherwise a write or a copy is under way, or others' output has taken the room, and
 			// it is only skipped.
 			full := c.out != nil && len(p) > c.sh.opts.WriteBuffer-c.queuedLocked()
@@ -248,10 +214,82 @@ func (g *Group) WriteExcept(except *Conn, p []byte) (int, error) {
 		}
 		c.unlock()
 	}
-	if b != nil {
-		sh.pool.Put(b)
-	}
 	return len(p), nil
+}
+
+// A Shared is bytes for many connections: what their sockets do not take at once waits in one copy
+// that all of them share. [Group] has one for each Write; use it where members are to be dealt with
+// one by one, as those of a protocol with states of its own. One goroutine at a time may use it.
+type Shared struct {
+	p  []byte
+	b  *buf.Block // the copy, made when the first connection needs one
+	sh *shared    // whose pool has it
+}
+
+// Share returns p as a Shared. p must not be changed until Release.
+func Share(p []byte) *Shared { return &Shared{p: p} }
+
+// Release ends the use of s, which is empty then. Connections keep what they have taken. A Shared
+// that is not released costs the garbage collector its copy.
+func (s *Shared) Release() {
+	if s.b != nil {
+		s.sh.pool.Put(s.b)
+	}
+	*s = Shared{}
+}
+
+// copyFor makes the copy, unless there is one.
+func (s *Shared) copyFor(sh *shared) *buf.Block {
+	if s.b == nil {
+		s.sh, s.b = sh, sh.shareable(s.p)
+	}
+	return s.b
+}
+
+// TryWriteShared is TryWrite of all that s has: it writes everything or nothing, does not block, and
+// fails as TryWrite does. Up to 1 KiB, and with TLS, whose connections have keys of their own, each
+// connection has a copy.
+func (c *Conn) TryWriteShared(s *Shared) error {
+	c.mu.Lock()
+	defer c.unlock()
+	return c.writeSharedLocked(s)
+}
+
+func (c *Conn) writeSharedLocked(s *Shared) error {
+	p := s.p
+	err := c.checkRoomLocked(len(p))
+	if err == nil && s.b == nil && len(p) > holdMax && c.tls() == nil {
+		c.unlock() // the copy takes as long as p is, and no socket will take all of p
+		s.copyFor(c.sh.shared)
+		c.mu.Lock()
+		err = c.checkRoomLocked(len(p))
+	}
+	if err != nil || len(p) == 0 {
+		return err
+	}
+	if c.tls() != nil {
+		_, err := c.writeLocked(p)
+		return err
+	}
+	sent := 0
+	if c.out == nil {
+		if sent, err = c.sendLocked(p[:min(len(p), holdMax)]); err != nil {
+			return err
+		}
+	}
+	switch {
+	case sent == len(p):
+	case len(p) <= shareMin:
+		c.enqueueLocked(p[sent:])
+	default:
+		b := s.copyFor(c.sh.shared)
+		b.Retain()
+		c.queueOutLocked(len(p)-sent).Share(b, sent, len(p))
+		if sent == holdMax {
+			c.flushSoonLocked() // a socket that has not refused shows no edge
+		}
+	}
+	return nil
 }
 
 // shareMin is the size in bytes up to which each slow member gets a copy of its own: a block that

@@ -74,6 +74,9 @@ func TestDialledConnectionIsOnTheStreamLikeAcceptedOnes(t *testing.T) {
 			if got := harness.Expect[tcpio.Opened](t, events).Conn; got != c {
 				t.Fatalf("Opened of connection %d, want %d", got.ID(), c.ID())
 			}
+			if !c.Dialled() {
+				t.Error("it is not known as dialled")
+			}
 			peer := testnet.Await(t, "the dialled connection", accepted)
 			if network == "tcp" && (c.LocalAddr().String() != peer.RemoteAddr().String() || c.RemoteAddr().String() != address) {
 				t.Errorf("addresses %v, %v", c.LocalAddr(), c.RemoteAddr())

@@ -5,10 +5,13 @@ package contract
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -406,4 +409,51 @@ func TestHandlerMayWriteToGroupsThatItsConnectionIsIn(t *testing.T) {
 		p.Close()
 	}
 	testnet.WaitFor(t, "all have left", func() bool { return all.Len() == 0 && quiet.Len() == 0 })
+}
+
+// Members that are dealt with one by one get a Shared whole, or refuse it whole, and keep what they
+// took when it has been released and its bytes have changed.
+func TestSharedIsTakenWholeOrNotAtAllByEachConnection(t *testing.T) {
+	const limit = 256 << 10
+	for _, size := range []int{0, 1, 1 << 10, 1<<10 + 1, 64 << 10, 1 << 20} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			l, _ := writtenTo(t, tcpio.ListenerOptions{WriteBuffer: limit})
+			peers := []*net.TCPConn{testnet.DialTCP(t, l), testnet.DialTCP(t, l)}
+			conns := harness.Conns(t, l, 2)
+			p := counting(size)
+			taken := make(map[*tcpio.Conn]int)
+			for range 3 {
+				s := tcpio.Share(slices.Clone(p))
+				for _, c := range conns {
+					switch err := c.TryWriteShared(s); err {
+					case nil:
+						taken[c]++
+					case tcpio.ErrWouldBlock:
+						if c.Buffered() == 0 {
+							t.Error("refused with an empty queue")
+						}
+					default:
+						t.Error(err)
+					}
+				}
+				s.Release()
+				s.Release() // does nothing
+			}
+			for _, peer := range peers {
+				i := slices.IndexFunc(conns, func(c *tcpio.Conn) bool { return c.RemoteAddr().String() == peer.LocalAddr().String() })
+				for n := range taken[conns[i]] {
+					if at := testnet.FirstDifference([]byte(testnet.ReadString(t, peer, size)), p); at >= 0 {
+						t.Fatalf("write %d differs at byte %d", n, at)
+					}
+				}
+				if n := taken[conns[i]]; n == 0 || n < 3 && size <= 64<<10 {
+					t.Errorf("%d of 3 writes were taken", n)
+				}
+			}
+			conns[0].Abort()
+			if err := conns[0].TryWriteShared(tcpio.Share(p)); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("after Abort: %v", err)
+			}
+		})
+	}
 }
