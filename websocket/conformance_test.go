@@ -56,7 +56,7 @@ func conformanceCases() []conformance {
 		{"text behind close", join(bye, fr(opText, "late"), fr(opPing, "late")), []string{"close 1000"}},
 		{"length in 64 bits", append([]byte{0x81, 0xff, 0, 0, 0, 0, 0, 0, 0, 1}, 0, 0, 0, 0, 'x'), []string{"text x"}},
 		{"length over 63 bits", append([]byte{0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 1}, 0, 0, 0, 0, 'x'), []string{"close 1002"}},
-		{"length a terabyte", append([]byte{0x82, 0xff, 0, 0, 1, 0, 0, 0, 0, 0}, 0, 0, 0, 0, 'x'), []string{"close 1009"}},
+		{"length a terabyte", append([]byte{0x82, 0xff, 0, 0, 1, 0, 0, 0, 0, 0}, 0, 0, 0, 0, 'x'), []string{"close 1009 message over 1048576 bytes"}},
 		{"close empty", fr(opClose, ""), []string{"close"}},
 		{"close one byte", fr(opClose, "a"), []string{"close 1002"}},
 		{"close reason", fr(opClose, closeOf(1000, "Hello")), []string{"close 1000"}},

@@ -67,7 +67,6 @@ type Conn struct {
 	actor     Actor
 	out       *control // control frames that wait for room
 	end       *ending  // why and how it ends
-	groups    []*Group
 	data      any
 }
 
@@ -130,6 +129,14 @@ func (c *Conn) Data() any {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.data
+}
+
+// Skipped returns how many messages Groups have left out for the connection since the last
+// [Writable], because it did not keep up; 0 for one that does.
+func (c *Conn) Skipped() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.skipped
 }
 
 // Post sends v to the connection as a Message; see [tcpio.Conn.Post].
@@ -299,20 +306,24 @@ func (c *Conn) errEnded(op string) error {
 
 // opened is what the handshake has found out; see Conn.open.
 type opened struct {
-	req    *http.Request
-	proto  string
-	peer   netip.Addr
-	packs  bool
-	client bool
-	rest   []byte // what came behind the handshake
+	req   *http.Request
+	proto string
+	peer  netip.Addr
+	packs bool
+	rest  []byte // what came behind the handshake
 }
 
-// open begins the connection's life behind the handshake. Opened is for the next turn.
-func (c *Conn) open(o opened) {
+// open begins the connection's life behind the handshake. Opened is for the next turn. It reports
+// false if the connection has ended meanwhile.
+func (c *Conn) open(o opened) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.proto, c.peer, c.packs, c.client = o.proto, o.peer, o.packs, o.client
+	if c.phase != opening {
+		return false
+	}
+	c.proto, c.peer, c.packs = o.proto, o.peer, o.packs
 	c.phase, c.heard = open, true
 	c.in = &input{hello: true, req: o.req, rest: o.rest}
 	c.s.timers.arm(c, forPing)
+	return true
 }

@@ -232,10 +232,10 @@ func (t *turn) admit(h ws.Header) bool {
 		slack = 64 + o.MaxMessage>>8
 	}
 	switch {
-	case h.Length > int64(o.MaxFrame)+int64(slack):
-		return t.fail(MessageTooBig, fmt.Sprintf("frame over %d bytes", o.MaxFrame))
 	case h.Length > int64(o.MaxMessage)+int64(slack)-int64(have):
 		return t.fail(MessageTooBig, fmt.Sprintf("message over %d bytes", o.MaxMessage))
+	case h.Length > int64(o.MaxFrame)+int64(slack):
+		return t.fail(MessageTooBig, fmt.Sprintf("frame over %d bytes", o.MaxFrame))
 	case h.OpCode == ws.OpText && o.NoText:
 		return t.fail(UnsupportedData, "text is not accepted")
 	case h.OpCode == ws.OpBinary && o.NoBinary:
@@ -405,9 +405,13 @@ func (t *turn) peerCloses(p []byte) bool {
 	return false
 }
 
-// fail ends the connection for what the peer did wrong. It returns false.
+// fail ends the connection for what the peer did wrong. It returns false. The peer knows the RFC, but
+// not the limits here: a Close frame for one of those has a reason.
 func (t *turn) fail(code Code, what string) bool {
 	c, e := t.c, ending{code: code, by: Local, err: &FrameError{code, what}}
+	if code != ProtocolError && code != InvalidPayload {
+		e.reason = what
+	}
 	t.lastWord(e)
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -141,7 +141,7 @@ func TestDeflateBad(t *testing.T) {
 		send []byte
 		want string
 	}{
-		{"bomb", fr(opBinary, bomb, "1"), "close 1009"},
+		{"bomb", fr(opBinary, bomb, "1"), "close 1009 message over 1048576 bytes"},
 		{"corrupt", fr(opBinary, "\xff\xff\xff\xff", "1"), "close 1007"},
 		{"not UTF-8", fr(opText, pack("\xff"), "1"), "close 1007"},
 		{"bit on a continuation", join(fr(opText, "x", "-"), fr(opMore, "y", "1")), "close 1002"},
@@ -174,5 +174,5 @@ func TestDeflateLimit(t *testing.T) {
 	p.send(fr(opBinary, pack(strings.Repeat("x", most)), "1"))
 	p.expect(fmt.Sprintf("binary (%d bytes)", most))
 	p.send(fr(opBinary, pack(strings.Repeat("x", most+1)), "1"))
-	p.expect("close 1009", "eof")
+	p.expect(fmt.Sprintf("close 1009 message over %d bytes", most), "eof")
 }

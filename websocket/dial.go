@@ -3,7 +3,9 @@ package websocket
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/url"
@@ -13,15 +15,21 @@ import (
 	"github.com/gobwas/httphead"
 	"github.com/gobwas/ws"
 	"github.com/gobwas/ws/wsflate"
+
+	"github.com/rabbit-backend/tcpio"
 )
 
-// Dial connects to a ws URL and blocks until the handshake is done, ctx ends, or HandshakeTimeout
-// is over. The connection is served on s's loops, under s's options: its Subprotocols and Compress
-// are offered. header, which may be nil, goes into the request.
+// Dial connects to a ws or wss URL and blocks until the handshake is done, ctx ends, or
+// HandshakeTimeout is over. The connection is served on s's loops, under s's options: its
+// Subprotocols and Compress are offered, and its ClientTLS holds for wss, with the URL's host as
+// ServerName if it has none. header, which may be nil, goes into the request.
 //
 // Without [Options].NewActor its events go to Server.Events, Opened first; with it call Conn.Attach
-// or Conn.Events. Serve must be running. wss is not supported, and without Actor neither is a
-// server with TLSConfig. A server that refuses the handshake is a *[HandshakeError].
+// or Conn.Events on what Dial returns. Before Serve runs Dial waits for it. An actor may call it; the
+// consumer of Events should not, since everybody else would wait.
+//
+// A server that refuses the handshake is a *[HandshakeError]. Other errors are those of
+// [tcpio.Listener.DialTLS], such as a certificate that is not trusted, and ctx's own.
 func (s *Server) Dial(ctx context.Context, rawURL string, header http.Header) (*Conn, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil {
@@ -30,44 +38,60 @@ func (s *Server) Dial(ctx context.Context, rawURL string, header http.Header) (*
 	if s.l == nil {
 		return nil, errors.New("websocket: Dial: the server has no listener")
 	}
-	if u.Scheme != "ws" {
-		return nil, errors.New("websocket: Dial: the URL's scheme is not ws: " + u.Scheme)
-	}
-	if s.opts.NewActor == nil && s.tls {
-		return nil, errors.New("websocket: Dial: a server with TLSConfig and without Actor cannot")
-	}
 	ctx, cancel := context.WithTimeout(ctx, s.opts.HandshakeTimeout)
 	defer cancel()
-	addr := u.Host
-	if u.Port() == "" {
-		addr = net.JoinHostPort(u.Hostname(), "80")
-	}
-	var nc net.Conn
-	if s.opts.NewActor != nil {
-		nc, err = s.l.Dial(ctx, "tcp", addr)
-	} else {
-		nc, err = new(net.Dialer).DialContext(ctx, "tcp", addr)
-	}
+	tc, err := s.connect(ctx, u)
 	if err != nil {
-		return nil, err
+		return nil, dialError(ctx, err)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Now()) })
-	o, err := s.request(nc, u, header)
+	stop := context.AfterFunc(ctx, func() { _ = tc.SetDeadline(time.Now()) })
+	o, err := s.request(tc, u, header)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		nc.Close()
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, err
+		tc.Close()
+		return nil, dialError(ctx, err)
 	}
-	c, err := s.take(nc, o)
-	if err != nil {
-		nc.Close()
+	_ = tc.SetDeadline(time.Time{})
+	c := s.connOf(tc)
+	if !c.open(o) {
+		return nil, c.errEnded("dial")
 	}
-	return c, err
+	c.handOver()
+	return c, nil
+}
+
+// dialError is ctx's own error once that has ended.
+func dialError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// connect makes the connection under u's.
+func (s *Server) connect(ctx context.Context, u *url.URL) (*tcpio.Conn, error) {
+	port := map[string]string{"ws": "80", "wss": "443"}[u.Scheme]
+	if port == "" {
+		return nil, fmt.Errorf("websocket: Dial: the URL's scheme is neither ws nor wss: %q", u.Scheme)
+	}
+	if u.Port() != "" {
+		port = u.Port()
+	}
+	addr := net.JoinHostPort(u.Hostname(), port)
+	if u.Scheme == "ws" {
+		return s.l.Dial(ctx, "tcp", addr)
+	}
+	config := new(tls.Config)
+	if s.opts.ClientTLS != nil {
+		config = s.opts.ClientTLS.Clone()
+	}
+	config.NextProtos = []string{"http/1.1"} // the only one that this handshake is for
+	if config.ServerName == "" {
+		config.ServerName = u.Hostname()
+	}
+	return s.l.DialTLS(ctx, nil, "tcp", addr, config)
 }
 
 // request asks the peer of nc for a WebSocket connection.
@@ -95,7 +119,7 @@ func (s *Server) request(nc net.Conn, u *url.URL, header http.Header) (o opened,
 		}
 		o.packs = true
 	}
-	o.proto, o.client = strings.Clone(hs.Protocol), true
+	o.proto = strings.Clone(hs.Protocol)
 	if at, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
 		o.peer = at.AddrPort().Addr().Unmap()
 	}

@@ -51,7 +51,8 @@
 // TryWriteText and TryWriteBinary never block: they take a message or return
 // [tcpio.ErrWouldBlock], and a Writable follows. WriteText and WriteBinary wait for room; they send
 // a long message in fragments of 64 KiB, between which pings are answered. A [Group] leaves out, or
-// closes, a member that has no room; [Writable] says how many messages it missed.
+// closes, a member that has no room; [Writable] and [Conn.Skipped] say how many messages it missed.
+// Its frames, and what waits of them in queues, are shared by all members.
 //
 // A handler that cannot take more calls [Conn.Pause], or blocks if it may: nothing more is read,
 // and TCP holds the peer back. Nothing grows meanwhile.
@@ -64,7 +65,8 @@
 //	Receive returns io.EOF                1000                   1000, Local
 //	Receive returns another error         1011                   1011, Local; Err is that error
 //	Receive panics                        1011                   1011, Local; Err: *tcpio.PanicError
-//	Actor returns nil, no pong            1008                   1008, Local
+//	NewActor returns nil                  1008                   1008, Local
+//	no pong                               1008                   1008, Local; Err is a *FrameError
 //	MaxRate, MessageTimeout               1008                   1008, Local; Err is a *FrameError
 //	a violation of the protocol           1002                   1002, Local; Err is a *FrameError
 //	NoText, NoBinary                      1003                   1003, Local; Err is a *FrameError
@@ -73,6 +75,8 @@
 //	CloseSlow of a Group                  1013                   1013, Local; Err is tcpio.ErrSlow
 //	Shutdown, then DrainTimeout           1001                   1001, Local
 //	TCP's end, a reset, a time limit      nothing                1006, Neither; Err is the cause
+//
+// The Close frame for a limit, 1003, 1008 or 1009, has a reason that names the limit.
 //
 // After a Close of ours the peer's Close frame is awaited for CloseTimeout; after a violation, and
 // after the peer's own Close, the connection under it is closed at once, which still flushes and
@@ -98,5 +102,5 @@
 //
 // # Non-goals
 //
-// HTTP/2 and HTTP/3 (RFC 8441, RFC 9220), context takeover, wss for Dial, and extensions of others.
+// HTTP/2 and HTTP/3 (RFC 8441, RFC 9220), context takeover, and extensions of others.
 package websocket

@@ -250,16 +250,16 @@ func TestLimits(t *testing.T) {
 		want []string
 	}{
 		{"message fits", Options{MaxMessage: 70}, fr(opText, long[:70]), []string{"text " + long[:70]}},
-		{"message too big", Options{MaxMessage: 70}, fr(opText, long[:71]), []string{"close 1009"}},
+		{"message too big", Options{MaxMessage: 70}, fr(opText, long[:71]), []string{"close 1009 message over 70 bytes"}},
 		{"fragments fit", Options{MaxMessage: 70}, join(fr(opText, long[:35], "-"), fr(opMore, long[:35])), []string{"text " + long[:70]}},
 		{"fragments too big", Options{MaxMessage: 70}, join(fr(opText, "x"), fr(opText, long[:35], "-"), fr(opMore, long[:36])),
-			[]string{"text x", "close 1009"}},
+			[]string{"text x", "close 1009 message over 70 bytes"}},
 		{"many small", Options{MaxMessage: 70}, slices.Repeat(fr(opBinary, long[:60]), 3), slices.Repeat([]string{"binary " + long[:60]}, 3)},
-		{"frame too big", Options{MaxMessage: 70, MaxFrame: 10}, fr(opText, long[:11]), []string{"close 1009"}},
+		{"frame too big", Options{MaxMessage: 70, MaxFrame: 10}, fr(opText, long[:11]), []string{"close 1009 frame over 10 bytes"}},
 		{"frames fit", Options{MaxMessage: 70, MaxFrame: 10}, join(fr(opText, long[:10], "-"), fr(opMore, long[:10])), []string{"text " + long[:20]}},
-		{"rate", Options{MaxRate: 5}, slices.Repeat(fr(opPing, ""), 6), append(slices.Repeat([]string{"pong"}, 5), "close 1008")},
-		{"no text", Options{NoText: true}, join(fr(opBinary, "b"), fr(opText, "t")), []string{"binary b", "close 1003"}},
-		{"no binary", Options{NoBinary: true}, join(fr(opText, "t"), fr(opBinary, "b")), []string{"text t", "close 1003"}},
+		{"rate", Options{MaxRate: 5}, slices.Repeat(fr(opPing, ""), 6), append(slices.Repeat([]string{"pong"}, 5), "close 1008 more than 5 frames a second")},
+		{"no text", Options{NoText: true}, join(fr(opBinary, "b"), fr(opText, "t")), []string{"binary b", "close 1003 text is not accepted"}},
+		{"no binary", Options{NoBinary: true}, join(fr(opText, "t"), fr(opBinary, "b")), []string{"text t", "close 1003 binary is not accepted"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for route, s := range routes(t, c.opts) {
@@ -298,7 +298,7 @@ func TestMessageTimeout(t *testing.T) {
 			for line == "pong" {
 				line = p.next()
 			}
-			if line != "close 1008" {
+			if line != "close 1008 a message took longer than MessageTimeout" {
 				t.Error(line)
 			}
 			p.Close()

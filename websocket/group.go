@@ -2,7 +2,6 @@ package websocket
 
 import (
 	"iter"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -22,13 +21,8 @@ type Group struct {
 	Slow tcpio.SlowPolicy
 
 	skipped atomic.Uint64
-	writing sync.Mutex // held by a write: all members see the same order. Taken before a Conn's mu.
-
-	mu sync.Mutex // a leaf
-	// Guarded by mu.
-	index   map[*Conn]int // place in members
-	members []*Conn       // shared with running writes once shared: then copied before a change
-	shared  bool
+	members tcpio.Group // of the connections under them; it is not written to
+	writing sync.Mutex  // held by a write: all members see the same order. Taken before a Conn's mu.
 }
 
 // Join makes c a member. Joining twice, or a connection that is closing, does nothing. A member
@@ -36,30 +30,20 @@ type Group struct {
 func (g *Group) Join(c *Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.phase == open && g.insert(c) {
-		c.groups = append(c.groups, g)
+	if c.phase == open {
+		g.members.Join(c.tc)
 	}
 }
 
 // Leave ends c's membership. On a connection that is no member it does nothing.
-func (g *Group) Leave(c *Conn) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if i := slices.Index(c.groups, g); i >= 0 {
-		c.groups = slices.Delete(c.groups, i, i+1)
-		g.remove(c)
-	}
-}
+func (g *Group) Leave(c *Conn) { g.members.Leave(c.tc) }
 
 // Len returns the number of members.
-func (g *Group) Len() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return len(g.members)
-}
+func (g *Group) Len() int { return g.members.Len() }
 
-// Skipped returns how many messages were left out for members, all together.
-func (g *Group) Skipped() uint64 { return g.skipped.Load() }
+// Skipped returns how many messages, and values of Post, were left out for members, all together.
+// [Conn.Skipped] says who misses messages now.
+func (g *Group) Skipped() uint64 { return g.skipped.Load() + g.members.Skipped() }
 
 // WriteText sends p, which must be valid UTF-8, to every member as TryWriteText does, without
 // waiting for any, and returns how many took it. Concurrent writes are made one after the other,
@@ -77,122 +61,91 @@ func (g *Group) WriteBinaryExcept(except *Conn, p []byte) int {
 	return g.write(ws.OpBinary, except, p)
 }
 
-// Post sends v to every member as Conn.Post does, and returns how many did not take it.
-func (g *Group) Post(v any) (missed int) {
-	for _, c := range g.snapshot() {
-		if c.Post(v) != nil {
-			missed++
-		}
-	}
-	return missed
-}
+// Post sends v to every member as Conn.Post does, and returns how many did not take it since their
+// mailbox was full; see [tcpio.Group.Post].
+func (g *Group) Post(v any) (missed int) { return g.members.Post(v) }
 
 // All iterates over the members of the moment at which the iteration begins. No lock is held while
 // the body runs, so a member may have left or closed by then.
 func (g *Group) All() iter.Seq[*Conn] {
 	return func(yield func(*Conn) bool) {
-		for _, c := range g.snapshot() {
-			if !yield(c) {
+		for tc := range g.members.All() {
+			if !yield(tc.Data().(*Conn)) {
 				return
 			}
 		}
 	}
 }
 
+// A shared is a frame for many members: what their sockets do not take at once waits in one copy.
+type shared struct {
+	f *frame
+	s *tcpio.Shared
+}
+
+func (m payload) shared() shared {
+	f := m.joined()
+	return shared{f, tcpio.Share(f.b)}
+}
+
+// free ends the use of the frame, if it was made.
+func (s shared) free() {
+	if s.f != nil {
+		s.s.Release()
+		s.f.free()
+	}
+}
+
 func (g *Group) write(op ws.OpCode, except *Conn, p []byte) (took int) {
 	g.writing.Lock()
 	defer g.writing.Unlock()
-	var plain, packed *frame // made when the first member needs one
-	for _, c := range g.snapshot() {
+	var plain, packed shared // made when the first member needs one
+	for c := range g.All() {
 		switch m := (payload{op: op, p: p}); {
 		case c == except:
 		case c.client:
 			m = c.payloadOf(op, p)
 			f := m.whole(true)
-			took += g.put(c, f)
+			took += g.put(c, f.sendLocked)
 			f.free()
 			m.free()
 		case c.packs && len(p) >= c.s.opts.CompressMin:
-			if packed == nil {
+			if packed.f == nil {
 				m.z = deflate(p)
-				defer m.z.free()
 				m.p = m.z.b
-				packed = m.whole(false)
-				defer packed.free()
+				packed = m.shared()
+				m.free()
 			}
-			took += g.put(c, packed)
+			took += g.put(c, packed.sendLocked)
 		default:
-			if plain == nil {
-				plain = m.whole(false)
-				defer plain.free()
+			if plain.f == nil {
+				plain = m.shared()
 			}
-			took += g.put(c, plain)
+			took += g.put(c, plain.sendLocked)
 		}
 	}
+	plain.free()
+	packed.free()
 	return took
 }
 
-// put sends f to c, and deals with a member that has no room. It returns 1 if c took f.
-func (g *Group) put(c *Conn, f *frame) int {
+func (s shared) sendLocked(c *Conn) error { return c.tc.TryWriteShared(s.s) }
+
+// put sends a frame to c, and deals with a member that has no room. It returns 1 if c took it.
+func (g *Group) put(c *Conn, send func(*Conn) error) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch c.putLocked(f) {
+	switch c.putLocked(send) {
 	case nil:
 		return 1
 	case tcpio.ErrWouldBlock:
 		g.skipped.Add(1)
-		if c.skipped++; g.Slow == tcpio.CloseSlow {
+		c.skipped++
+		// One without output that waits is not slow: others' output has taken the room. Nor is one
+		// that is writing a long message by itself.
+		if g.Slow == tcpio.CloseSlow && !c.sending && c.tc.Buffered() > 0 {
 			c.closeLocked(ending{code: TryAgainLater, by: Local, reason: "too slow", err: tcpio.ErrSlow})
 		}
 	}
 	return 0
-}
-
-// snapshot returns the members of the moment; the slice is not changed afterwards.
-func (g *Group) snapshot() []*Conn {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.shared = true
-	return g.members
-}
-
-// ownLocked makes members safe to change.
-func (g *Group) ownLocked() {
-	if g.shared {
-		g.members = slices.Clone(g.members)
-		g.shared = false
-	}
-}
-
-func (g *Group) insert(c *Conn) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if _, ok := g.index[c]; ok {
-		return false
-	}
-	if g.index == nil {
-		g.index = make(map[*Conn]int)
-	}
-	g.ownLocked()
-	g.index[c] = len(g.members)
-	g.members = append(g.members, c)
-	return true
-}
-
-func (g *Group) remove(c *Conn) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	i, ok := g.index[c]
-	if !ok {
-		return
-	}
-	g.ownLocked()
-	delete(g.index, c)
-	last := len(g.members) - 1
-	if moved := g.members[last]; moved != c {
-		g.members[i] = moved
-		g.index[moved] = i
-	}
-	g.members[last] = nil
-	g.members = g.members[:last]
 }

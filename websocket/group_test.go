@@ -3,12 +3,16 @@
 package websocket
 
 import (
+	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/gobwas/ws/wsflate"
 
 	"github.com/rabbit-backend/tcpio"
 )
@@ -114,6 +118,9 @@ func TestGroupSkips(t *testing.T) {
 	if lost := 2*n - took; lost != int(g.Skipped()) {
 		t.Errorf("%d lost, %d counted", lost, g.Skipped())
 	}
+	if n := slowConn.Skipped(); n != int(g.Skipped()) {
+		t.Errorf("the slow one has missed %d of %d", n, g.Skipped())
+	}
 	if queued := slowConn.Underlying().Buffered(); queued > 64<<10+len(msg)+10 {
 		t.Errorf("%d bytes are queued", queued)
 	}
@@ -123,6 +130,9 @@ func TestGroupSkips(t *testing.T) {
 	r.wait(t, "writable true")
 	if g.WriteText([]byte("again")) != 2 {
 		t.Error("the slow member is not back")
+	}
+	if n := slowConn.Skipped(); n != 0 {
+		t.Errorf("%d are still missed", n)
 	}
 	slow.expect("text again")
 }
@@ -148,9 +158,10 @@ func TestGroupClosesSlow(t *testing.T) {
 	never.Close()
 }
 
-// Members that write long messages of their own get none of the group's in between.
+// Members that write long messages of their own get none of the group's in between, and are not
+// slow for that.
 func TestGroupBesideWrites(t *testing.T) {
-	var g Group
+	g := Group{Slow: tcpio.CloseSlow}
 	s, _, conns := joined(t, &g, Options{}, tcpio.ListenerOptions{})
 	p := dialPeer(t, s, "")
 	c := <-conns
@@ -192,5 +203,48 @@ func TestGroupBesideWrites(t *testing.T) {
 	writers.Wait()
 	if next != 20 {
 		t.Error(next)
+	}
+}
+
+// What waits of a frame for members that do not read is one copy, compressed or not.
+func TestGroupSharesFrames(t *testing.T) {
+	const members, size = 50, 1 << 20
+	var g Group
+	s, _, conns := joined(t, &g, Options{Compress: true}, tcpio.ListenerOptions{WriteBuffer: 16 << 20})
+	var peers []*peer
+	for i := range members {
+		peers = append(peers, dialPeer(t, s, []string{"", offer}[i%2]))
+		<-conns
+	}
+	msg := make([]byte, size)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range msg {
+		msg[i] = byte(rnd.Uint32()) // nothing to compress
+	}
+	before := heapInUse()
+	waiting, writes := 0, 0
+	for waiting < 4*members*size {
+		g.WriteBinary(msg)
+		writes++
+		waiting = 0
+		for c := range g.All() {
+			waiting += c.Underlying().Buffered()
+		}
+	}
+	if used := heapInUse() - before; used > waiting/5 {
+		t.Errorf("%d KiB are in use for %d KiB that wait", used>>10, waiting>>10)
+	} else {
+		t.Logf("%d KiB are in use for %d KiB that wait", used>>10, waiting>>10)
+	}
+	for i, p := range peers[:2] {
+		for range writes {
+			h, b, err := readFrame(p.br)
+			if err == nil && h.Rsv1() {
+				b, err = wsflate.DefaultHelper.Decompress(b)
+			}
+			if err != nil || h.Rsv1() != (i == 1) || !bytes.Equal(b, msg) {
+				t.Fatalf("peer %d: %v, %d bytes, %v", i, h, len(b), err)
+			}
+		}
 	}
 }

@@ -304,7 +304,7 @@ func (s *Server) take(nc net.Conn, o opened) (*Conn, error) {
 	if !ok {
 		return s.adopt(nc, o)
 	}
-	c := &Conn{tc: tc, s: s, driven: s.opts.NewActor != nil && !o.client}
+	c := &Conn{tc: tc, s: s, driven: s.opts.NewActor != nil}
 	tc.SetData(c)
 	c.open(o)
 	if !c.driven {

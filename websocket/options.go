@@ -1,6 +1,7 @@
 package websocket
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -32,6 +33,9 @@ type Options struct {
 	// Subprotocols are those that the server speaks. The first that the client offers too is
 	// chosen; without one in common the connection has none. Dial offers them.
 	Subprotocols []string
+	// ClientTLS is the configuration of Dial for wss; nil is the zero one. Its Certificates are those
+	// that a server may ask for. Its NextProtos are not used: a WebSocket needs "http/1.1".
+	ClientTLS *tls.Config
 	// TrustedProxies are the networks of proxies whose X-Forwarded-For is believed; see Conn.Addr.
 	TrustedProxies []netip.Prefix
 

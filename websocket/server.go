@@ -182,14 +182,17 @@ func (s *Server) connOf(tc *tcpio.Conn) *Conn {
 		return c
 	}
 	c := s.newConn(tc)
-	s.timers.arm(c, forHandshake)
+	if !c.client { // Dial has a time limit of its own
+		s.timers.arm(c, forHandshake)
+	}
 	return c
 }
 
-// newConn makes the Conn of a connection whose events come to the server. It is called with naming
-// held.
+// newConn makes the Conn of a connection of the server's own listener. It is called with naming
+// held. One that Dial makes is busy until Dial hands it over: its handshake is Dial's to read.
 func (s *Server) newConn(tc *tcpio.Conn) *Conn {
-	c := &Conn{tc: tc, s: s, streamed: s.opts.NewActor == nil, driven: s.opts.NewActor != nil}
+	client, actors := tc.Dialled(), s.opts.NewActor != nil
+	c := &Conn{tc: tc, s: s, client: client, busy: client, streamed: !actors, driven: actors && !client}
 	tc.SetData(c)
 	return c
 }

@@ -165,6 +165,14 @@ func (c *Conn) leave() {
 	}
 }
 
+// handOver ends Dial's part: a turn follows with Opened, on the route that the connection has then.
+func (c *Conn) handOver() {
+	c.mu.Lock()
+	c.again = true
+	c.mu.Unlock()
+	c.leave()
+}
+
 // halted reports whether the turn has to leave the rest to another one, and sees to it that one
 // follows.
 func (t *turn) halted() bool {
@@ -349,13 +357,9 @@ func (t *turn) closed() {
 	}
 	c.phase = over
 	ev := c.end.event(c)
-	groups := c.groups
-	c.groups, c.out = nil, nil
+	c.out = nil
 	announced := c.announced
 	c.mu.Unlock()
-	for _, g := range groups {
-		g.remove(c)
-	}
 	if announced {
 		t.deliver(ev)
 	}

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rabbit-backend/tcpio"
 )
@@ -247,65 +246,6 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-func TestDial(t *testing.T) {
-	for _, compress := range []bool{false, true} {
-		opts := Options{Compress: compress, CompressMin: 10, Subprotocols: []string{"b", "a"}}
-		servers := routes(t, opts)
-		for _, clients := range []string{"stream", "actor"} {
-			r := newRecord()
-			answer := func(ev Event) error { r.add(ev); return nil }
-			own := Options{Compress: compress, CompressMin: 10, Subprotocols: []string{"a", "b"}}
-			var cs *Server
-			if clients == "stream" {
-				cs = start(t, tcpio.ListenerOptions{}, own, func(ev Event) { _ = answer(ev) })
-			} else {
-				own.NewActor = echoActor
-				cs = start(t, tcpio.ListenerOptions{}, own, nil)
-			}
-			for _, s := range servers {
-				var c *Conn
-				waitFor(t, func() (ok bool) { // until Serve is running
-					var err error
-					c, err = cs.Dial(t.Context(), "ws://"+s.Listener().Addr().String()+"/path", http.Header{"X-A": {"b"}})
-					return err == nil
-				})
-				if clients == "actor" {
-					if err := c.Attach(ActorFunc(answer)); err != nil {
-						t.Fatal(err)
-					}
-				}
-				if c.Subprotocol() != "b" || c.Compressed() != compress || !c.Addr().IsLoopback() {
-					t.Error(c.Subprotocol(), c.Compressed(), c.Addr())
-				}
-				r.wait(t, "opened")
-				for _, msg := range []string{"x", strings.Repeat("long ", 40)} {
-					if err := c.WriteText([]byte(msg)); err != nil {
-						t.Error(err)
-					}
-				}
-				r.wait(t, "text long")
-				var g Group
-				g.Join(c)
-				g.WriteText([]byte("by a group"))
-				r.wait(t, "text by a group")
-				if err := c.Ping([]byte("p")); err != nil {
-					t.Error(err)
-				}
-				if err := c.Close(4004, "done"); err != nil {
-					t.Error(err)
-				}
-				r.wait(t, "closed 4004 done Local")
-				if err := c.Ping(nil); !errors.Is(err, net.ErrClosed) {
-					t.Error(err)
-				}
-				r.mu.Lock()
-				r.lines = nil
-				r.mu.Unlock()
-			}
-		}
-	}
-}
-
 // A Server with TLSConfig refuses plain connections from elsewhere, before it answers.
 func TestUpgradeOfPlainToTLS(t *testing.T) {
 	s := start(t, tcpio.ListenerOptions{TLSConfig: &tls.Config{Certificates: make([]tls.Certificate, 1)}}, Options{}, func(Event) {})
@@ -322,41 +262,5 @@ func TestUpgradeOfPlainToTLS(t *testing.T) {
 	}
 	if err := <-failed; err == nil {
 		t.Error("no error")
-	}
-	if _, err := s.Dial(t.Context(), "ws://127.0.0.1:1", nil); err == nil || !strings.Contains(err.Error(), "TLSConfig") {
-		t.Error(err)
-	}
-}
-
-func TestDialFails(t *testing.T) {
-	refuses := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor, Check: func(*http.Request) int { return 403 }}, nil)
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer silent.Close()
-	for _, opts := range []Options{{}, {NewActor: echoActor}} {
-		opts.HandshakeTimeout = 100 * time.Millisecond
-		var handle func(Event)
-		if opts.NewActor == nil {
-			handle = func(ev Event) { t.Error(ev) }
-		}
-		s := start(t, tcpio.ListenerOptions{}, opts, handle)
-		waitFor(t, func() bool {
-			_, err := s.Dial(t.Context(), "ws://"+refuses.Listener().Addr().String(), nil)
-			refused := new(HandshakeError)
-			return errors.As(err, &refused) && refused.Status == 403
-		})
-		if _, err := s.Dial(t.Context(), "ws://"+silent.Addr().String(), nil); !errors.Is(err, context.DeadlineExceeded) {
-			t.Error(err)
-		}
-		for _, bad := range []string{"http://x", "ws://127.0.0.1:1", ":", "wss://x"} {
-			if _, err := s.Dial(t.Context(), bad, nil); err == nil {
-				t.Error(bad)
-			}
-		}
-	}
-	if _, err := mustNew(t, Options{}).Dial(t.Context(), "ws://127.0.0.1:1", nil); err == nil {
-		t.Error("a Server without a listener dials")
 	}
 }

@@ -67,6 +67,13 @@ func (f *frame) free() {
 // whole is the only frame of m.
 func (m payload) whole(masked bool) *frame { return m.part(0, len(m.p), masked) }
 
+// joined is whole without a tail.
+func (m payload) joined() *frame {
+	f := m.whole(false)
+	f.b, f.tail = append(f.b, f.tail...), nil
+	return f
+}
+
 // part is the frame of m with its bytes from off to end.
 func (m payload) part(off, end int, masked bool) *frame {
 	h := ws.Header{Fin: end == len(m.p), OpCode: m.op, Length: int64(end - off)}
@@ -100,25 +107,30 @@ func (c *Conn) tryWrite(op ws.OpCode, p []byte) error {
 	defer f.free()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	err := c.putLocked(f)
+	err := c.putLocked(f.sendLocked)
 	if err == tcpio.ErrWouldBlock {
 		c.refused = true
 	}
 	return err
 }
 
-// putLocked sends a message of one frame.
-func (c *Conn) putLocked(f *frame) error {
+// putLocked sends a message of one frame by send.
+func (c *Conn) putLocked(send func(*Conn) error) error {
 	switch {
 	case c.phase != open:
 		return c.errEnded("write")
 	case c.sending:
 		return tcpio.ErrWouldBlock
-	case f.tail == nil:
-		_, err := c.tc.TryWrite(f.b)
-		return err
 	}
-	_, err := c.tc.TryWritev(net.Buffers{f.b, f.tail})
+	return send(c)
+}
+
+func (f *frame) sendLocked(c *Conn) (err error) {
+	if f.tail == nil {
+		_, err = c.tc.TryWrite(f.b)
+	} else {
+		_, err = c.tc.TryWritev(net.Buffers{f.b, f.tail})
+	}
 	return err
 }
 
@@ -130,7 +142,7 @@ func (c *Conn) write(op ws.OpCode, p []byte) error {
 	if len(m.p) <= fragmentSize {
 		f := m.whole(c.client)
 		c.mu.Lock()
-		err := c.putLocked(f)
+		err := c.putLocked(f.sendLocked)
 		c.mu.Unlock()
 		f.free()
 		if err != tcpio.ErrWouldBlock {
