@@ -149,8 +149,7 @@ func (a *accepting) hook(in, what string, peer netip.AddrPort, f, exited func())
 	}
 	back := func() { a.kept = a.kept && lp.state.CompareAndSwap(w, w&^roleMask) }
 	ok = guard(in, f, func(p *PanicError, exiting bool) {
-		lp.l.log("tcpio: "+what+" panicked",
-			"peer", peer.String(), "panic", p.Value, "stack", string(p.Stack))
+		lp.l.logPanic(what, p, "peer", peer.String())
 		if exiting {
 			back()
 			exited()

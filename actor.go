@@ -7,8 +7,9 @@ package tcpio
 // another goroutine carries on with the loop's other connections; see [ListenerOptions.MaxBlocked].
 // A returned error closes the connection with that error, behind what is queued; io.EOF, as TryRead
 // returns it, is an orderly close, and Err is nil. A panic aborts the connection with a
-// *[PanicError]; nothing else is touched. In all these cases Closed still follows; an error or a
-// panic of Receive at Closed is only logged.
+// *[PanicError]; nothing else is touched. In all these cases Closed still follows. [Stats] counts
+// errors and panics; tcpio logs a panic, and an error at the level Debug, see
+// [ListenerOptions.Logger]. That is all that comes of an error or a panic of Receive at Closed.
 type Actor interface{ Receive(ev Event) error }
 
 // ActorFunc is a function as an Actor.

@@ -126,6 +126,9 @@ func (cb *callback) call(c *Conn) {
 	}
 	c.unlock()
 	if err != nil {
+		if !orderly {
+			c.handlerFailed(err, cb.onErr != nil)
+		}
 		cb.tell(c.sh.shared, err)
 	}
 }
@@ -165,7 +168,7 @@ func (cb *callback) errors() *wait.CallQueue {
 
 func (cb *callback) tellNow(sh *shared, err error) {
 	guard("OnErrorEvent", func() { cb.onErr(err) }, func(p *PanicError, _ bool) {
-		sh.log("tcpio: OnErrorEvent panicked", "panic", p.Value, "stack", string(p.Stack))
+		sh.logPanic("OnErrorEvent", p)
 	})
 }
 

@@ -124,6 +124,9 @@
 //
 // # Running and stopping
 //
+// A panic in your code ends what it was called for, a connection say, and no more. It is logged, to
+// slog.Default() unless [ListenerOptions.Logger] says otherwise, and counted in [Stats].
+//
 // [Listener.Serve] runs the loops until its ctx ends, or [Listener.Shutdown] or [Listener.Close] is
 // called. Run it in an errgroup beside the consumers: at the end it closes the channels behind
 // their last event, so that range loops end by themselves. Shutdown sends Draining to every

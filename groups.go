@@ -151,7 +151,7 @@ func (gs *Groups[K]) tell() {
 			return
 		}
 		guard("Groups.Changed", func() { gs.Changed(key, occupied) }, func(p *PanicError, exiting bool) {
-			sh.log("tcpio: Groups.Changed panicked", "panic", p.Value, "stack", string(p.Stack))
+			sh.logPanic("Groups.Changed", p)
 			if exiting {
 				go gs.tell() // this goroutine does not return from Changed
 			}

@@ -146,7 +146,7 @@ func (c *Conn) handshakeFailedLocked(err error) {
 	if _, plain := err.(tls.RecordHeaderError); plain || err == tlsio.ErrNotTLS {
 		_ = c.rawWriteLocked(plainTextAlert)
 	}
-	c.sh.count.handshakes.Add(1)
+	c.sh.count.handshakesFailed.Add(1)
 	opErr := c.opErrorLocked("handshake", err)
 	if !c.opened() && c.origin != dialled { // which DialTLS reports
 		c.sh.report(opErr)

@@ -162,15 +162,22 @@ type ListenerOptions struct {
 	// call is made at a time.
 	ConcurrentCallbacks bool
 
-	// Logger gets what no event and no callback reports: the listener's failures when neither Events
-	// nor EventsPerLoop was called and OnErrorEvent is nil, one a second at most; and panics, and
-	// errors that handlers return at Closed, ten lines at once and then one a second. The attribute
-	// "suppressed" of the next line, or of one at the end of Serve, counts the lines left out. No line
-	// has anything that a peer sent, unless a handler's own error or panic has it.
+	// Logger gets what no event and no callback reports. Nil means slog.Default(), as it is when a
+	// line is written; slog.New(slog.DiscardHandler) silences the listener. The lines are:
 	//
-	// Its handler runs on a goroutine of its own, so that no connection waits if it blocks or
-	// panics, or if a method of a value does. Lines lost that way count as suppressed. Nil means no
-	// logging.
+	//   - Error: a panic in your code, with its stack, ten lines at once and then one a second.
+	//   - Error: a failure of the listener when neither Events nor EventsPerLoop was called and
+	//     OnErrorEvent is nil, one a second at most.
+	//   - Warn: Serve has waited for a second for a route, and accepts nothing.
+	//   - Debug: an error other than io.EOF that a handler has returned, if OnErrorEvent does not get
+	//     it; at most as many as of panics.
+	//
+	// The attribute "suppressed" of the next line, or of one at the end of Serve, counts the lines
+	// left out. No line has anything that a peer sent, unless a handler's own error or panic has it.
+	// Stats counts panics and handlers' errors, whoever is told.
+	//
+	// Its handler runs on a goroutine of its own, so that no connection waits if it blocks or panics,
+	// or if a method of a value does. Lines lost that way count as suppressed.
 	Logger *slog.Logger
 }
 
@@ -233,6 +240,12 @@ func (o *ListenerOptions) checkNumbers() error {
 		}
 	}
 	return nil
+}
+
+// hasTimeLimit reports whether connections have a limit that is counted from their activity, which
+// they note then; see limits.go. EOFTimeout begins its notes itself.
+func (o *ListenerOptions) hasTimeLimit() bool {
+	return max(o.IdleTimeout, o.InputTimeout, o.ReadStallTimeout, o.FrameTimeout, o.WriteStallTimeout) > 0
 }
 
 func (o *ListenerOptions) checkTimes() error {

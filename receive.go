@@ -81,12 +81,13 @@ func (lp *loop) abandon(c *Conn, ev Event, kept bool) {
 
 // actorFailed ends a connection whose actor returned err.
 func (c *Conn) actorFailed(ev Event, err error) {
-	if _, last := ev.(Closed); last {
-		c.sh.log("tcpio: actor failed at Closed", "conn", c.id, "peer", c.RemoteAddr().String(), "err", err)
-		return
-	}
 	if err == io.EOF { // not errors.Is: an error of the user's has methods of the user's
 		err = nil
+	} else {
+		c.handlerFailed(err, false)
+	}
+	if _, last := ev.(Closed); last {
+		return
 	}
 	c.mu.Lock()
 	c.closeLocked(err)

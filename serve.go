@@ -3,6 +3,7 @@ package tcpio
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"time"
 
@@ -11,8 +12,8 @@ import (
 )
 
 // Start runs the listener until Close or Shutdown, as Serve does with a context that never ends;
-// what Serve would return goes to OnErrorEvent. It is what programs written for the first tcpio
-// call. Without OnConnEvent, and without any other route, connections are accepted and their input
+// what Serve would return goes to OnErrorEvent, or to the log. It is what programs written for the
+// first tcpio call. Without OnConnEvent, and without any other route, connections are accepted and their input
 // is thrown away.
 func (l *Listener) Start() {
 	l.mu.Lock()
@@ -22,16 +23,21 @@ func (l *Listener) Start() {
 	}
 	cb := l.errorsTo()
 	l.mu.Unlock()
-	if err := l.Serve(context.Background()); err != nil && cb.onErr != nil {
+	switch err := l.Serve(context.Background()); {
+	case err == nil:
+	case cb.onErr != nil:
 		cb.errors().Run(func() { cb.tellNow(&l.shared, err) })
+	default:
+		l.logOnce(slog.LevelError, "tcpio: Serve failed", "addr", l.addr.String(), "err", err)
 	}
 }
 
 // Serve accepts connections and runs the loops. It returns nil once Shutdown or Close has stopped
 // the listener; the end of ctx is a Shutdown, within DrainTimeout and CloseTimeout. Otherwise it
 // returns the error that stopped the loops. Serve may be called before Events, EventsPerLoop or
-// NetListener, but accepts nothing until one of them is called, unless ListenerOptions.NewActor or
-// OnConnEvent is set.
+// NetListener, but accepts nothing and dials nothing until one of them is called, unless
+// ListenerOptions.NewActor or OnConnEvent is set. If that takes longer than a second, it logs a
+// warning, once.
 //
 // When it returns, every connection and every channel is closed. At the end it waits CloseTimeout
 // for events to be received, and drops those that are left. A second call fails, and so does one
@@ -51,7 +57,7 @@ func (l *Listener) Serve(ctx context.Context) error {
 
 	release := context.AfterFunc(ctx, func() { _ = l.Shutdown(context.Background()) })
 	defer release()
-	<-l.routesKnown
+	l.awaitRoutes()
 	started, err := l.startLoops()
 	if err != nil {
 		l.abortAll()
@@ -69,6 +75,24 @@ func (l *Listener) Serve(ctx context.Context) error {
 	}
 	l.finish()
 	return err
+}
+
+// routePatience is how long Serve waits for a route in silence.
+const routePatience = time.Second
+
+// awaitRoutes waits until it is known where events go. A program that has forgotten to say so would
+// seem to hang: its peers connect, and wait in the backlog.
+func (l *Listener) awaitRoutes() {
+	t := time.NewTimer(routePatience)
+	defer t.Stop()
+	select {
+	case <-l.routesKnown:
+		return
+	case <-t.C:
+	}
+	l.logOnce(slog.LevelWarn, "tcpio: Serve waits for a route, and accepts nothing: call Events, EventsPerLoop or "+
+		"NetListener, or set NewActor or OnConnEvent", "addr", l.addr.String())
+	<-l.routesKnown
 }
 
 // startLoops gives the loops their pollers, unless the listener has stopped already.

@@ -48,7 +48,9 @@ type shared struct {
 	perAddress  quota.PerAddress    // the connections, if MaxConnsPerIP is set
 	handshakes  *quota.Handshakes
 	logLimit    quota.LogLimit
-	logging     wait.CallQueue // lines on their way to Logger
+	debugLimit  quota.LogLimit // of lines at the level Debug
+	logging     wait.CallQueue // lines on their way to the logger
+	panics      atomic.Uint64  // of user code
 	reportedAt  atomic.Int64   // when the last Failed was reported, on the clock of now
 }
 

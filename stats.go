@@ -10,6 +10,10 @@ type Stats struct {
 	Buffered int64 // bytes of output that wait for room in sockets
 	Blocked  int   // goroutines in actors' handlers that have blocked and lost their loop
 	Refusing int   // refused connections whose peer has not read the reply yet
+
+	// Panics counts the panics of your code that tcpio has stopped, and its calls of runtime.Goexit: in
+	// handlers, hooks, callbacks, Groups.Changed, and functions of a TLS config in a handshake.
+	Panics uint64
 }
 
 // LoopStats is one loop's part of Stats.
@@ -23,6 +27,9 @@ type LoopStats struct {
 	Posted   uint64 // values that came from Post, Ask and After, part of Events
 
 	GroupSkips uint64 // writes and posts that a member of a Group missed since it had no room
+
+	// HandlerErrors counts the errors other than io.EOF that Receive and OnConnEvent have returned.
+	HandlerErrors uint64
 
 	HandshakesFailed uint64 // TLS handshakes, those that took too long too
 
@@ -56,7 +63,8 @@ type counters struct {
 	accepted, closed  atomic.Uint64
 	bytesIn, bytesOut atomic.Uint64
 	events, posted    atomic.Uint64
-	handshakes        atomic.Uint64 // failed
+	handshakesFailed  atomic.Uint64
+	handlerErrors     atomic.Uint64
 	skipped           atomic.Uint64 // see GroupSkips
 	refused           [refusals]atomic.Uint64
 	timeouts          [timeoutKinds]atomic.Uint64
@@ -71,6 +79,7 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.Events += o.Events
 	s.Posted += o.Posted
 	s.GroupSkips += o.GroupSkips
+	s.HandlerErrors += o.HandlerErrors
 	s.HandshakesFailed += o.HandshakesFailed
 	s.Refused.Conns += o.Refused.Conns
 	s.Refused.PerIP += o.Refused.PerIP

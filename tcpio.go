@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"net"
 	"runtime"
 	"sync"
@@ -88,8 +89,7 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	l.opts.TLSConfig = guardTLS(l.opts.TLSConfig)
 	l.handshakes = quota.NewHandshakes(l.opts.MaxHandshakes, max(1, runtime.GOMAXPROCS(0)/2))
 	l.budget.Most = int64(l.opts.MaxBuffered)
-	l.timed.Store(l.opts.IdleTimeout > 0 || l.opts.ReadStallTimeout > 0 || l.opts.InputTimeout > 0 ||
-		l.opts.FrameTimeout > 0 || l.opts.WriteStallTimeout > 0)
+	l.timed.Store(l.opts.hasTimeLimit())
 	if err := l.open(); err != nil {
 		return nil, err
 	}
@@ -317,6 +317,7 @@ func (l *Listener) Stats() Stats {
 		Buffered: l.budget.Used(),
 		Blocked:  int(l.blocked.Load()),
 		Refusing: int(l.refusing.Load()),
+		Panics:   l.panics.Load(),
 	}
 	if !l.routesFixed() {
 		return s
@@ -332,7 +333,8 @@ func (l *Listener) Stats() Stats {
 			Events:           n.events.Load(),
 			Posted:           n.posted.Load(),
 			GroupSkips:       n.skipped.Load(),
-			HandshakesFailed: n.handshakes.Load(),
+			HandlerErrors:    n.handlerErrors.Load(),
+			HandshakesFailed: n.handshakesFailed.Load(),
 			Refused: RefusedStats{
 				Conns: n.refused[refusedConns].Load(),
 				PerIP: n.refused[refusedPerIP].Load(),
@@ -464,7 +466,7 @@ func (l *Listener) deliverFailed(err error) {
 	case l.opts.OnErrorEvent != nil:
 		l.errorsTo().listenerFailed(&l.shared, err)
 	default:
-		l.writeLine("tcpio: listener", "addr", l.addr.String(), "err", err)
+		l.logOnce(slog.LevelError, "tcpio: listener", "addr", l.addr.String(), "err", err)
 	}
 }
 

@@ -64,6 +64,13 @@ func newCollector(stats func() tcpio.Stats, labels prometheus.Labels) *collector
 			return []sample{{value: float64(value(s))}}
 		})
 	}
+	total := func(name, help string, value func(*tcpio.Stats) float64) {
+		c.metrics = append(c.metrics, metric{
+			desc:     prometheus.NewDesc("tcpio_"+name, help, nil, labels),
+			kind:     prometheus.CounterValue,
+			together: value,
+		})
+	}
 	gauge := func(name, help string, value func(*tcpio.Stats) float64) {
 		c.metrics = append(c.metrics, metric{
 			desc:     prometheus.NewDesc("tcpio_"+name, help, nil, labels),
@@ -83,6 +90,8 @@ func newCollector(stats func() tcpio.Stats, labels prometheus.Labels) *collector
 	perLoop(prometheus.CounterValue, "connections_timed_out_total", "Connections that a time limit ended, by kind.", "kind", timeouts)
 	counter("tls_handshakes_failed_total", "TLS handshakes that failed, those that took too long too.",
 		func(s *tcpio.LoopStats) uint64 { return s.HandshakesFailed })
+	counter("handler_errors_total", "Errors other than io.EOF that handlers have returned.",
+		func(s *tcpio.LoopStats) uint64 { return s.HandlerErrors })
 	counter("group_skips_total", "Writes and posts that a member of a group missed since it had no room.",
 		func(s *tcpio.LoopStats) uint64 { return s.GroupSkips })
 	counter("received_bytes_total", "Bytes read from sockets.",
@@ -94,6 +103,8 @@ func newCollector(stats func() tcpio.Stats, labels prometheus.Labels) *collector
 	counter("posted_total", "Values posted to connections, part of the events.",
 		func(s *tcpio.LoopStats) uint64 { return s.Posted })
 
+	total("panics_total", "Panics of the program's handlers, hooks and callbacks.",
+		func(s *tcpio.Stats) float64 { return float64(s.Panics) })
 	gauge("queued_bytes", "Bytes of output that wait for room in sockets.",
 		func(s *tcpio.Stats) float64 { return float64(s.Buffered) })
 	gauge("blocked_handlers", "Goroutines in actors' handlers that have blocked and lost their loop.",

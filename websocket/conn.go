@@ -15,7 +15,7 @@ import (
 // An Actor receives the events of a connection, one at a time and in order, as a [tcpio.Actor]
 // does; it may block. An error it returns closes the connection with InternalError, and Conn.Err
 // is that error; io.EOF closes it with Normal. A panic closes it with InternalError, Conn.Err is a
-// *[tcpio.PanicError], and the listener's Logger gets a line.
+// *[tcpio.PanicError], and the listener's Logger, slog.Default() without one, gets a line.
 type Actor interface{ Receive(ev Event) error }
 
 // ActorFunc is a function as an Actor.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -75,7 +76,7 @@ func Listen(tcp *tcpio.ListenerOptions, opts *Options) (*Server, error) {
 // New returns a Server without a listener, for [Server.Upgrade] in net/http handlers that run on
 // a [tcpio.Listener.NetListener]: their connections stay on its loops.
 func New(opts *Options) (*Server, error) {
-	s := &Server{log: func(string, ...any) {}}
+	s := &Server{log: slog.Error} // the default logger of the moment
 	if opts != nil {
 		s.opts = *opts
 		s.opts.Origins = slices.Clone(opts.Origins)

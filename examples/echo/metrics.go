@@ -77,9 +77,10 @@ func writeMetrics(w io.Writer, s tcpio.Stats) {
 			fmt.Fprintf(w, "%s{loop=\"%d\"} %d\n", name, i, value(s))
 		})
 	}
-	gauge := func(name, help string, value int64) {
-		fmt.Fprintf(w, "# HELP tcpio_%s %s\n# TYPE tcpio_%[1]s gauge\ntcpio_%[1]s %[3]d\n", name, help, value)
+	together := func(kind, name, help string, value int64) {
+		fmt.Fprintf(w, "# HELP tcpio_%s %s\n# TYPE tcpio_%[1]s %[3]s\ntcpio_%[1]s %[4]d\n", name, help, kind, value)
 	}
+	gauge := func(name, help string, value int64) { together("gauge", name, help, value) }
 	type by struct {
 		label string
 		value uint64
@@ -109,6 +110,8 @@ func writeMetrics(w io.Writer, s tcpio.Stats) {
 	})
 	counter("tls_handshakes_failed_total", "TLS handshakes that failed, those that took too long too.",
 		func(s *tcpio.LoopStats) uint64 { return s.HandshakesFailed })
+	counter("handler_errors_total", "Errors other than io.EOF that handlers have returned.",
+		func(s *tcpio.LoopStats) uint64 { return s.HandlerErrors })
 	counter("group_skips_total", "Writes and posts that a member of a group missed since it had no room.",
 		func(s *tcpio.LoopStats) uint64 { return s.GroupSkips })
 	counter("received_bytes_total", "Bytes read from sockets.",
@@ -119,6 +122,7 @@ func writeMetrics(w io.Writer, s tcpio.Stats) {
 		func(s *tcpio.LoopStats) uint64 { return s.Events })
 	counter("posted_total", "Values posted to connections, part of the events.",
 		func(s *tcpio.LoopStats) uint64 { return s.Posted })
+	together("counter", "panics_total", "Panics of the program's handlers, hooks and callbacks.", int64(s.Panics))
 	gauge("queued_bytes", "Bytes of output that wait for room in sockets.", s.Buffered)
 	gauge("blocked_handlers", "Goroutines in actors' handlers that have blocked and lost their loop.", int64(s.Blocked))
 	gauge("connections_refusing", "Refused connections whose peer has not read the reply yet.", int64(s.Refusing))

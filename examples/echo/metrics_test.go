@@ -104,8 +104,8 @@ func TestAMetricsAddressInUseIsAnError(t *testing.T) {
 
 func TestEveryNumberHasItsName(t *testing.T) {
 	var b strings.Builder
-	writeMetrics(&b, tcpio.Stats{Buffered: 18, Blocked: 19, Refusing: 20, Loops: []tcpio.LoopStats{{
-		Open: 1, Accepted: 2, Closed: 3, BytesIn: 4, BytesOut: 5, Events: 6, Posted: 7, HandshakesFailed: 8, GroupSkips: 22,
+	writeMetrics(&b, tcpio.Stats{Panics: 24, Buffered: 18, Blocked: 19, Refusing: 20, Loops: []tcpio.LoopStats{{
+		Open: 1, Accepted: 2, Closed: 3, BytesIn: 4, BytesOut: 5, Events: 6, Posted: 7, HandshakesFailed: 8, HandlerErrors: 25, GroupSkips: 22,
 		Refused:  tcpio.RefusedStats{Conns: 9, PerIP: 10, Rate: 11, Admit: 12},
 		Timeouts: tcpio.TimeoutStats{Idle: 13, Read: 14, Input: 23, Frame: 22, Write: 15, Handshake: 16, Close: 17, EOF: 21},
 	}}})
@@ -132,11 +132,13 @@ func TestEveryNumberHasItsName(t *testing.T) {
 		`tcpio_connections_timed_out_total{kind="close",loop="0"} 17`,
 		`tcpio_connections_timed_out_total{kind="eof",loop="0"} 21`,
 		`tcpio_tls_handshakes_failed_total{loop="0"} 8`,
+		`tcpio_handler_errors_total{loop="0"} 25`,
 		`tcpio_group_skips_total{loop="0"} 22`,
 		`tcpio_received_bytes_total{loop="0"} 4`,
 		`tcpio_sent_bytes_total{loop="0"} 5`,
 		`tcpio_events_total{loop="0"} 6`,
 		`tcpio_posted_total{loop="0"} 7`,
+		`tcpio_panics_total 24`,
 		`tcpio_queued_bytes 18`,
 		`tcpio_blocked_handlers 19`,
 		`tcpio_connections_refusing 20`,

@@ -5,6 +5,8 @@ package testnet
 import (
 	"flag"
 	"fmt"
+	"log"
+	"log/slog"
 	"maps"
 	"net"
 	"os"
@@ -29,6 +31,8 @@ func Main(m *testing.M) {
 		// there are processors. What measures the whole process is not parallel, and runs before.
 		_ = flag.Set("test.parallel", "8")
 	}
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // panics that tests make on purpose
+	log.SetOutput(os.Stderr)                       // SetDefault takes it along
 	startRuntimePoller()
 	before, err := Descriptors()
 	if err != nil {

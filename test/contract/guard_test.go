@@ -337,7 +337,7 @@ func TestFloodOfFailuresIsAFewLinesThatCountTheRest(t *testing.T) {
 					return nil
 				})
 			}}
-		}, "failed at Closed"},
+		}, "handler failed"},
 		"panics in Actor": {func(failed *atomic.Int64) tcpio.ListenerOptions {
 			return tcpio.ListenerOptions{NewActor: func(*tcpio.Conn) tcpio.Actor { failed.Add(1); panic("flood") }}
 		}, "handler panicked"},
