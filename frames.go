@@ -67,32 +67,24 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 				yield(nil, err)
 				return
 			}
-			advance, token, err := 0, []byte(nil), error(nil)
+			advance, token := 0, []byte(nil)
 			if len(data) > 0 || atEOF {
 				advance, token, err = split(data, atEOF)
 			}
 			switch {
 			case err == bufio.ErrFinalToken:
 				c.advanceFrames(min(max(advance, 0), len(data)))
-				if atEOF { // split has seen the end and says that it is done: neither is announced again
-					c.mu.Lock()
-					c.ext.frames.partial = true
-					c.unlock()
-					c.noteEnd()
+				if atEOF { // split has seen the end and says that it is done
+					c.endOfFrames(true)
 				}
 				if token != nil {
 					yield(token[:len(token):len(token)], nil)
 				}
 				return
-			case err == nil && (advance < 0 || advance > len(data)):
-				err = bufio.ErrAdvanceTooFar
-				if advance < 0 {
-					err = bufio.ErrNegativeAdvance
-				}
-			case err == nil && token != nil && advance > c.sh.opts.MaxFrame:
-				err = &tooLongError{"MaxFrame", c.sh.opts.MaxFrame}
 			case err == io.ErrUnexpectedEOF && atEOF:
-				err, token, advance = nil, nil, 0 // what a splitter says of what is left at the end is said below
+				advance, token, err = 0, nil, nil // the end is reported below
+			case err == nil:
+				err = c.checkCut(advance, len(data), token != nil)
 			}
 			if err != nil {
 				fail(err)
@@ -118,35 +110,60 @@ func (c *Conn) Frames(split bufio.SplitFunc) iter.Seq2[[]byte, error] {
 				continue
 			}
 			if atEOF {
-				err := io.EOF
-				if len(data) > 0 {
+				c.endOfFrames(len(data) > 0)
+				if err = io.EOF; len(data) > 0 {
 					err = io.ErrUnexpectedEOF
-					c.mu.Lock()
-					c.ext.frames.partial = true // nothing will complete it: it is not announced again
-					c.unlock()
 				}
-				c.noteEnd()
 				yield(nil, err)
 				return
 			}
-			more, err := c.fillFrames()
-			for reads := 1; more && err == nil && reads < framesLook && c.readOnFrames(); reads++ {
-				again := false
-				if again, err = c.fillFrames(); !again {
-					break
-				}
+			more, reads, err := c.readFrames()
+			if reads > 1 {
 				turn |= framesLook - 1 // the clock is due
 			}
-			switch _, tooLong := err.(*tooLongError); {
-			case err == nil:
-			case tooLong:
+			if _, tooLong := err.(*tooLongError); tooLong {
 				fail(err)
-			default:
+			} else if err != nil {
 				yield(nil, err)
 			}
 			if !more {
 				return
 			}
+		}
+	}
+}
+
+// checkCut returns what is wrong with a result of split that consumed advance of size bytes.
+func (c *Conn) checkCut(advance, size int, frame bool) error {
+	switch {
+	case advance < 0:
+		return bufio.ErrNegativeAdvance
+	case advance > size:
+		return bufio.ErrAdvanceTooFar
+	case frame && advance > c.sh.opts.MaxFrame:
+		return &tooLongError{"MaxFrame", c.sh.opts.MaxFrame}
+	}
+	return nil
+}
+
+// endOfFrames notes that split has seen the end of stream. What is left then is partial: nothing
+// will complete it, so it is not announced again.
+func (c *Conn) endOfFrames(left bool) {
+	c.mu.Lock()
+	c.ext.frames.partial = left
+	c.unlock()
+	c.noteEnd()
+}
+
+// readFrames reads more behind the partial frame, a large one in as many reads as readOnFrames
+// wants. It reports false when there is no more for the moment, and how many reads it made.
+func (c *Conn) readFrames() (more bool, reads int, err error) {
+	for reads = 1; ; reads++ {
+		if more, err = c.fillFrames(); err != nil {
+			return false, reads, err
+		}
+		if !more || reads == framesLook || !c.readOnFrames() {
+			return more || reads > 1, reads, nil
 		}
 	}
 }

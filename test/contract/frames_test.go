@@ -12,6 +12,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -332,5 +333,62 @@ func TestFrameErrorCanBeToldToThePeer(t *testing.T) {
 				t.Errorf("Err is %v, want %v", err, tc.want)
 			}
 		})
+	}
+}
+
+// An iteration reads on behind a large partial frame. An error that it meets there is the last pair, as any other: to go on
+// behind it would call a body that has returned, which panics.
+func TestErrorBehindALargePartialFrameIsTheLastPair(t *testing.T) {
+	const mib = 1 << 20
+	roomy := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) { // accepted sockets inherit it
+		if cerr := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8*mib)
+		}); cerr != nil {
+			return cerr
+		}
+		return err
+	}}
+	for name, fail := range map[string]func(net.Conn, *tcpio.Conn){
+		"reset": func(peer net.Conn, c *tcpio.Conn) { testnet.RST(t, peer); waitState(t, c, unix.BPF_TCP_CLOSE) },
+		"abort": func(_ net.Conn, c *tcpio.Conn) { c.Abort() },
+	} {
+		ln, err := roomy.Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if errors.Is(err, syscall.EPERM) {
+			t.Skip("a receive buffer of 8 MiB needs CAP_NET_ADMIN")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, events := harness.Manual(t, tcpio.ListenerOptions{Listener: ln, MaxFrame: 8 * mib})
+		c, peer := harness.Open(t, l, events)
+		go func() { _, _ = peer.Write(make([]byte, 3*mib)) }()
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		unread := func() (n int) {
+			_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+			return n
+		}
+		failed, pairs := false, 0
+		split := func(data []byte, _ bool) (int, []byte, error) {
+			if len(data) == 2*mib && !failed { // the next two reads are for one call of split
+				testnet.WaitFor(t, "the rest", func() bool { return unread() == mib })
+				fail(peer, c)
+				failed = true
+			}
+			return 0, nil, nil
+		}
+		for err := error(nil); err == nil; {
+			harness.Expect[tcpio.Readable](t, events)
+			for _, err = range c.Frames(split) {
+				pairs++
+				break
+			}
+		}
+		if !failed || pairs != 1 {
+			t.Errorf("%s: failed %v, %d pairs", name, failed, pairs)
+		}
+		c.Abort()
 	}
 }
