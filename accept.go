@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"errors"
 	"math"
 	"net"
 	"net/netip"
@@ -194,14 +195,14 @@ func (l *Listener) leastBusy(all bool) *loop {
 func (a *accepting) askForActor(c *Conn) {
 	var actor Actor
 	ask := func() { actor = c.sh.opts.NewActor(c) }
-	if !a.hook("Actor", "handler", c.peer.AddrPort(""), ask, func() { c.employ(nil) }) {
+	if !a.hook("Actor", "handler", c.addrPort(), ask, func() { c.employ(nil) }) {
 		actor = nil
 	}
 	c.employ(actor)
 }
 
-// adopt has the first loop ask for the actor of a connection that was not accepted. Hooks run on
-// that loop, one at a time.
+// adopt has the first loop ask for the actor of a connection that has not come from this turn of
+// accepting. Hooks run on that loop, one at a time.
 func (l *Listener) adopt(c *Conn) {
 	s := &l.socket
 	if !l.loops[0].oweClosed() { // it has ended, and c too: a loop waits for the actors it owes
@@ -213,6 +214,47 @@ func (l *Listener) adopt(c *Conn) {
 	s.adopting.Store(true)
 	s.mu.Unlock()
 	l.retryAccept()
+}
+
+// runPreface shows Preface what has arrived on c. The caller has the role; runPreface returns false
+// if that was lost in the user's function, as runActor does.
+func (lp *loop) runPreface(c *Conn) (kept bool) {
+	b, head := c.lookAhead()
+	if b == nil {
+		return true
+	}
+	lp.handlerConn.Store(c)
+	w := lp.enter(handler)
+	back := func() { kept = lp.state.CompareAndSwap(w, w&^roleMask) }
+	n, err := 0, error(nil)
+	ok := guard("Preface", func() {
+		// errors.Is calls methods of an error that the user's function has returned.
+		if n, err = lp.l.opts.Preface(c, head); errors.Is(err, ErrShortPreface) {
+			err = ErrShortPreface
+		}
+	}, func(p *PanicError, exiting bool) {
+		back()
+		c.logPanic(p)
+		c.endPreface(b, head, 0, p)
+		switch {
+		case !exiting:
+		case kept:
+			lp.kicked.Store(true) // as in takeOver
+			go lp.resume()
+		default:
+			lp.endBlocked()
+		}
+	})
+	if ok {
+		back()
+		if c.endPreface(b, head, n, err) && lp.l.asksForActor(c) {
+			lp.l.adopt(c)
+		}
+	}
+	if !kept {
+		lp.endBlocked()
+	}
+	return kept
 }
 
 // evictEnded makes room for another connection: of those whose peer has ended and that the user has
@@ -271,8 +313,12 @@ func (a *accepting) admission() refusal {
 // full reports whether MaxConns connections are open.
 func (l *Listener) full() bool { return l.opts.MaxConns > 0 && l.Len() >= l.opts.MaxConns }
 
-// counts reports whether the peer takes a place of its address.
-func (a *accepting) counts() bool { return a.lp.l.opts.MaxConnsPerIP > 0 && a.peer.IsIP }
+// counts reports whether the peer takes a place of its address. A proxy does not: its clients do,
+// see countClientLocked.
+func (a *accepting) counts() bool {
+	l := a.lp.l
+	return l.opts.MaxConnsPerIP > 0 && a.peer.IsIP && !l.isProxy(a.peer.AddrPort("").Addr())
+}
 
 // addrPort is the peer's address.
 func (a *accepting) addrPort() netip.AddrPort { return a.peer.AddrPort(a.zone.Name()) }
@@ -304,13 +350,16 @@ func (a *accepting) admit() error {
 		remote, local := a.peer.Names(a.fd, a.zone)
 		c.ext = &connExt{remote: remote, local: local}
 	}
+	if c.prefaced() {
+		c.extLocked().counted = a.counts() // nobody else sees it yet
+	}
 	if err := l.register(c); err != nil {
 		return err
 	}
 	if s := &l.socket; s.last.Load() {
 		s.late = append(s.late, c)
 	}
-	if l.opts.NewActor != nil {
+	if l.opts.NewActor != nil && !c.prefaced() { // else behind Preface
 		a.askForActor(c)
 	}
 	return nil

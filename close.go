@@ -49,7 +49,7 @@ func (c *Conn) CloseWrite() error {
 		return c.endedLocked("close")
 	}
 	if c.handshaking() {
-		return c.opErrorLocked("close", errors.New("the TLS handshake is not done"))
+		return c.opErrorLocked("close", errors.New("the TLS handshake, or Preface, is not done"))
 	}
 	reach(&c.sendEnd, sendShut)
 	c.todo.add(todoProgress)
@@ -192,6 +192,9 @@ func (c *Conn) dropResourcesLocked() {
 		return
 	}
 	x.frames.drop(&c.sh.pool)
+	if x.preface != nil {
+		c.sh.timers.Remove(x.preface.timer)
+	}
 	if x.tls != nil {
 		c.endTLSLocked()
 	}

@@ -4,12 +4,13 @@ import (
 	"container/list"
 	"context"
 	"crypto/tls"
-	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -63,6 +64,9 @@ type connExt struct {
 	// Immutable, and there before anybody else sees the Conn, if its peer is named.
 	remote net.Addr
 
+	// Atomic. What SetRemoteAddr was told.
+	client atomic.Pointer[proxied]
+
 	// Guarded by the Conn's mu.
 	err     error             // why the connection ended
 	readErr error             // why reading failed; the peer's end of stream is peerEnd. See ends.go
@@ -80,6 +84,8 @@ type connExt struct {
 	late    int32             // calls of a callback that wait for their turn, or run after that; see callback.lateCall
 	groups  []membership      // of Groups
 	tls     *tlsState
+	preface *preface // until Preface is done with the connection
+	counted bool     // with a Preface: MaxConnsPerIP counts the connection for addrPort
 	frames  frameBuffer
 	context connContext
 
@@ -176,6 +182,21 @@ type tlsLink struct {
 	silent  int // bytes of records since plain text came
 }
 
+// A preface is the state of a connection that Preface is not done with.
+type preface struct {
+	timer   *timer // PrefaceTimeout
+	seen    int    // how many bytes Preface was shown; -1: it was not called yet
+	running bool   // a goroutine is inside it
+	again   bool   // an edge came meanwhile
+	over    bool   // the peer has ended its stream, or reset the connection
+}
+
+// A proxied is what SetRemoteAddr was told.
+type proxied struct {
+	addr   netip.AddrPort
+	header any
+}
+
 // A membership is what a connection leaves when it ends: a Group.
 type membership interface{ letGo(c *Conn) }
 
@@ -269,13 +290,15 @@ func (c *Conn) tls() *tlsState {
 	return c.ext.tls
 }
 
-// handshaking reports whether the TLS handshake is not done: nothing is read, written or announced.
+// handshaking reports whether Preface or the TLS handshake is not done: nothing is read, written or
+// announced.
 func (c *Conn) handshaking() bool {
-	st := c.tls()
-	return st != nil && !st.done
+	x := c.ext
+	return x != nil && (x.preface != nil || x.tls != nil && !x.tls.done)
 }
 
-// isEarly reports whether nothing can be announced yet: a TLS handshake comes before Opened.
+// isEarly reports whether nothing can be announced yet: Preface and a TLS handshake come before
+// Opened.
 func (c *Conn) isEarly() bool { return !c.opened() && c.handshaking() }
 
 // wantLocked puts the connection into its loop's queue.
@@ -381,9 +404,12 @@ func (c *Conn) Data() any {
 }
 
 // RemoteAddr returns the peer's address, a *net.TCPAddr or *net.UnixAddr, as the package net would:
-// an abstract name begins with @, and is that alone for a unix peer without a name. It works after
-// the connection closed.
+// an abstract name begins with @, and is that alone for a unix peer without a name. It is the
+// client's behind a proxy, once SetRemoteAddr has said so. It works after the connection closed.
 func (c *Conn) RemoteAddr() net.Addr {
+	if addr, ok := c.clientAddr(); ok {
+		return net.TCPAddrFromAddrPort(addr)
+	}
 	switch {
 	case c.peer.Named():
 		return c.ext.remote // the pointer to ext does not change either, once it is there
@@ -401,20 +427,40 @@ func (c *Conn) String() string {
 		return "no conn"
 	}
 	peer := "unix" // not its name, which the peer chooses
-	if c.peer.IsIP {
+	if _, proxied := c.clientAddr(); proxied || c.peer.IsIP {
 		peer = c.RemoteAddr().String()
 	}
 	return "conn " + strconv.FormatUint(c.id, 10) + ", " + peer
 }
 
-// LogValue is the connection as a group of attributes for log/slog: id, peer and local, the
-// addresses as RemoteAddr and LocalAddr return them. It works after the connection closed.
-func (c *Conn) LogValue() slog.Value {
-	if c == nil || c.sh == nil {
-		return slog.StringValue(c.String())
+// prefaced reports whether the connection has, or had, a preface. Such a connection has its ext
+// before anybody else sees it.
+func (c *Conn) prefaced() bool {
+	return c.sh != nil && c.sh.opts.Preface != nil && c.origin == accepted
+}
+
+// proxied returns what SetRemoteAddr was told, nil if it was not called.
+func (c *Conn) proxied() *proxied {
+	if !c.prefaced() {
+		return nil
 	}
-	return slog.GroupValue(slog.Uint64("id", c.id),
-		slog.String("peer", c.RemoteAddr().String()), slog.String("local", c.LocalAddr().String()))
+	return c.ext.client.Load()
+}
+
+// clientAddr returns the client's address if SetRemoteAddr has set one.
+func (c *Conn) clientAddr() (addr netip.AddrPort, ok bool) {
+	if p := c.proxied(); p != nil {
+		addr = p.addr
+	}
+	return addr, addr.IsValid()
+}
+
+// addrPort returns the address of the peer, or of the client that a proxy has connected for.
+func (c *Conn) addrPort() netip.AddrPort {
+	if addr, ok := c.clientAddr(); ok {
+		return addr
+	}
+	return c.peer.AddrPort("")
 }
 
 // LocalAddr returns the local address, a *net.TCPAddr or *net.UnixAddr, as RemoteAddr does. It
@@ -437,24 +483,6 @@ func (c *Conn) localLocked() net.Addr {
 	return c.sh.addr
 }
 
-// SetNoDelay sets whether small writes are sent at once (true, the default) or gathered by Nagle's
-// algorithm (TCP_NODELAY, tcp(7)). On a unix socket it does nothing. After Close it fails with
-// net.ErrClosed.
-func (c *Conn) SetNoDelay(on bool) error {
-	c.mu.Lock()
-	defer c.unlock()
-	if c.ended() {
-		return c.opErrorLocked("set", net.ErrClosed)
-	}
-	if !c.peer.IsIP {
-		return nil
-	}
-	if err := sys.SetNoDelay(c.fd, on); err != nil {
-		return c.opErrorLocked("set", err)
-	}
-	return nil
-}
-
 // opErrorLocked is the shape of every error at the edge: what, where, and the cause for errors.Is.
 func (c *Conn) opErrorLocked(op string, err error) error {
 	if errno, ok := err.(syscall.Errno); ok {
@@ -462,11 +490,4 @@ func (c *Conn) opErrorLocked(op string, err error) error {
 	}
 	local := c.localLocked()
 	return &net.OpError{Op: op, Net: local.Network(), Source: local, Addr: c.RemoteAddr(), Err: err}
-}
-
-// unadmit gives back what admission took.
-func (sh *shared) unadmit(c *Conn) {
-	if c.origin == accepted && sh.opts.MaxConnsPerIP > 0 && c.peer.IsIP {
-		sh.perAddress.Give(c.peer.AddrPort("").Addr())
-	}
 }

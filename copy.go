@@ -181,7 +181,7 @@ func (c *Conn) spliceTo(to *Conn) (n int64, err error) {
 
 // spliceInLocked moves input into the pipe. It returns 0 when there is nothing that it can move.
 func (c *Conn) spliceInLocked(pipe sys.Pipe) int {
-	if c.ended() || c.tls() != nil || c.atEOF() {
+	if c.ended() || c.tls() != nil || c.handshaking() || c.atEOF() {
 		return 0
 	}
 	if x := c.ext; x != nil && (x.frames.Held() || x.readLimit.Passed() || x.readErr != nil) {

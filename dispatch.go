@@ -173,7 +173,7 @@ func (lp *loop) runQueue() bool {
 			c.todo.add(todoProgress)
 		}
 		c.unlock()
-		if turn && !lp.runActor(c) {
+		if turn && !lp.runActor(c) || wants.has(wantPreface) && !lp.runPreface(c) {
 			return false
 		}
 	}

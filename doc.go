@@ -162,10 +162,17 @@
 // then have their TLS state, and HTTP/2 works. With TLSConfig net/http gets connections that are no
 // *tls.Conn: Request.TLS is nil, and only HTTP/1.1 works.
 //
+// # Behind a proxy
+//
+// [ListenerOptions].Preface looks at the first bytes of an accepted connection before it opens, and
+// before TLS. It may take the header of a proxy, and tell the client's address by
+// [Conn.SetRemoteAddr]: RemoteAddr returns that one, and MaxConnsPerIP counts it. The module
+// proxyproto has a Preface for the PROXY protocol.
+//
 // # Limits
 //
 // Options limit times (idle, read, write, handshake, close) and which connections are served
-// (MaxConns, MaxConnsPerIP, AcceptRate, Admit). [Listener.Stats] counts the connections that they
+// (MaxConns, MaxConnsPerIP, AcceptRate, Admit, Preface). [Listener.Stats] counts the connections that they
 // ended or refused. A time limit ends a connection with a *[TimeoutError].
 //
 // # Words

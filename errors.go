@@ -15,6 +15,10 @@ import (
 // it is, never wrapped.
 var ErrWouldBlock = errors.New("tcpio: operation would block")
 
+// ErrShortPreface is what [ListenerOptions].Preface returns when it needs more bytes than it was
+// shown.
+var ErrShortPreface = errors.New("tcpio: more bytes are needed")
+
 // ErrMailboxFull says that a post was refused because MailboxSize values are waiting already.
 var ErrMailboxFull = errors.New("tcpio: mailbox full")
 
@@ -31,16 +35,17 @@ const (
 	TimeoutInput                             // InputTimeout, or SetInputTimeout
 	TimeoutFrame                             // FrameTimeout
 	TimeoutWriteStall                        // WriteStallTimeout
+	TimeoutPreface                           // PrefaceTimeout
 	TimeoutHandshake                         // HandshakeTimeout
 	TimeoutClose                             // CloseTimeout, with output left: ErrCloseTimeout
 	timeoutEOF                               // EOFTimeout, which ends in order and is no error
 	timeoutKinds
 )
 
-var timeoutNames = [timeoutKinds]string{"", "idle", "read", "input", "frame", "write", "handshake", "close", "eof"}
+var timeoutNames = [timeoutKinds]string{"", "idle", "read", "input", "frame", "write", "preface", "handshake", "close", "eof"}
 
-// String returns the limit's name: "idle", "read", "input", "frame", "write", "handshake" or
-// "close"; TimeoutKind(n) for a number that has none.
+// String returns the limit's name: "idle", "read", "input", "frame", "write", "preface",
+// "handshake" or "close"; TimeoutKind(n) for a number that has none.
 func (k TimeoutKind) String() string {
 	if k <= 0 || k >= timeoutKinds {
 		return "TimeoutKind(" + strconv.Itoa(int(k)) + ")"

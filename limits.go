@@ -198,7 +198,7 @@ const limitBudget = 256
 // noteEdgeLocked notes what an edge says of input. Urgent data and the peer's end are no input, but
 // may come with some. What TLS has sealed is noted when it is read, or when a limit is due.
 func (c *Conn) noteEdgeLocked(bits uint32) {
-	if !c.sock.has(sockTimed) || c.tls() != nil || bits&pollIn == 0 {
+	if !c.sock.has(sockTimed) || c.tls() != nil || bits&pollIn == 0 || c.handshaking() {
 		return // only a limit asks whether input has arrived; TLS notes it in its reads
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) == 0 || sys.Unread(c.fd) > 0 {

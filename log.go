@@ -123,3 +123,13 @@ func (c *Conn) handlerFailed(err error, told bool) {
 		c.sh.logDebug("tcpio: handler failed", "conn", c.id, "peer", c.RemoteAddr().String(), "err", err)
 	}
 }
+
+// LogValue is the connection as a group of attributes for log/slog: id, peer and local, the
+// addresses as RemoteAddr and LocalAddr return them. It works after the connection closed.
+func (c *Conn) LogValue() slog.Value {
+	if c == nil || c.sh == nil {
+		return slog.StringValue(c.String())
+	}
+	return slog.GroupValue(slog.Uint64("id", c.id),
+		slog.String("peer", c.RemoteAddr().String()), slog.String("local", c.LocalAddr().String()))
+}

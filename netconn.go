@@ -214,6 +214,24 @@ func (c *Conn) setLimits(t time.Time, read, send bool) error {
 	return nil
 }
 
+// SetNoDelay sets whether small writes are sent at once (true, the default) or gathered by Nagle's
+// algorithm (TCP_NODELAY, tcp(7)). On a unix socket it does nothing. After Close it fails with
+// net.ErrClosed.
+func (c *Conn) SetNoDelay(on bool) error {
+	c.mu.Lock()
+	defer c.unlock()
+	if c.ended() {
+		return c.opErrorLocked("set", net.ErrClosed)
+	}
+	if !c.peer.IsIP {
+		return nil
+	}
+	if err := sys.SetNoDelay(c.fd, on); err != nil {
+		return c.opErrorLocked("set", err)
+	}
+	return nil
+}
+
 // Hijack gives the connection away for good, as a *net.TCPConn of the Go runtime's own poller. It
 // blocks until queued output is flushed, for which the write deadline holds. For tcpio the
 // connection ends: Closed follows, and Err is ErrHijacked. Nothing that was read is lost: while
@@ -222,8 +240,8 @@ func (c *Conn) setLimits(t time.Time, read, send bool) error {
 func (c *Conn) Hijack() (*net.TCPConn, error) {
 	c.mu.Lock()
 	defer c.unlock()
-	if c.tls() != nil && !c.ended() {
-		return nil, c.opErrorLocked("hijack", errors.New("the connection speaks TLS"))
+	if (c.tls() != nil || c.handshaking()) && !c.ended() {
+		return nil, c.opErrorLocked("hijack", errors.New("the connection speaks TLS, or Preface is not done"))
 	}
 	if err := c.beginWriteLocked(); err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -126,13 +127,47 @@ type ListenerOptions struct {
 	// is io.ErrUnexpectedEOF. The config must have a certificate or a function that finds one, and
 	// must not be changed any more.
 	TLSConfig *tls.Config
-	// HandshakeTimeout bounds a TLS handshake, from accepting or StartTLS on; 0 means 10 s.
+	// HandshakeTimeout bounds a TLS handshake, from accepting, the end of Preface, or StartTLS on; 0
+	// means 10 s.
 	HandshakeTimeout time.Duration
 	// MaxHandshakes bounds the TLS handshakes that have a goroutine, which a handshake has once its
 	// first whole record has arrived; 0 means 4,096, and 1,048,576 is the most. Others wait for a
 	// place, and the newest is served first. While some wait, a client that has a place and sends
 	// nothing for a second is dropped.
 	MaxHandshakes int
+
+	// Preface looks at the first bytes of every accepted connection, before Opened, before NewActor
+	// and before the TLS of TLSConfig: for the header of a proxy, as the module proxyproto reads it,
+	// or for the server name in a ClientHello, see ParseClientHello. head is what has arrived, up to
+	// MaxPreface bytes. It returns how many of these bytes to discard; the rest is what your code, or
+	// TLS, reads first. Nil opens the connection. With ErrShortPreface nothing is discarded, and it is
+	// called again, with the same bytes and more, when more has arrived. Any other error refuses the
+	// connection, which is reset; so do the peer's end of stream and PrefaceTimeout while more is
+	// needed. Stats counts those, and Failed reports them, once a second at most, but for peers that
+	// end without having sent a byte. A refused connection has no event.
+	//
+	// The first call is made at once, also if nothing has arrived: then head is empty. Calls for one
+	// connection are made one after the other, on a loop, which goes on without a call that blocks.
+	// head is valid until the call returns. The call may use SetRemoteAddr, SetData, Events, Attach and
+	// Close of the Conn; reads and writes would block. A call that panics, or calls runtime.Goexit,
+	// refuses the connection and is logged.
+	//
+	// The bytes stay in the socket meanwhile, so that a connection that waits costs no buffer. Dialled
+	// and adopted connections have no preface: their first bytes may have been read. It costs a
+	// connection some 450 bytes for as long as it lives. AcceptRate, Admit and MaxConns count it when
+	// it is accepted.
+	Preface func(c *Conn, head []byte) (n int, err error)
+	// PrefaceTimeout bounds the time from accepting to the call of Preface that returns nil; 0 means
+	// 10 s. HandshakeTimeout begins behind it.
+	PrefaceTimeout time.Duration
+	// MaxPreface bounds what Preface is shown, in bytes; 0 means 16 KiB, and 64 KiB is the most. A
+	// connection of which it needs more is refused.
+	MaxPreface int
+	// Proxies are the addresses of proxies in front, for whose connections Preface may call
+	// SetRemoteAddr. MaxConnsPerIP does not count such a connection for the proxy, but for the client,
+	// once Preface has told it. Connections from other addresses count from accepting on. Those of a
+	// unix socket are a proxy's if there is a Preface. Listen keeps a copy.
+	Proxies []netip.Prefix
 
 	// KeepAlive sets TCP keep-alive for accepted connections, and for dialled ones unless their
 	// net.Dialer says otherwise. The zero value is the default of the package net: on, with 15 s
@@ -199,6 +234,15 @@ func (o *ListenerOptions) check() error {
 	if n := len(o.RefuseReply); n > longestReply {
 		return badOption("RefuseReply", fmt.Sprintf("over %d bytes: %d", longestReply, n))
 	}
+	for _, p := range o.Proxies {
+		if !p.IsValid() || p.Addr().Is4In6() {
+			return badOption("Proxies", fmt.Sprintf("not a network of IPv4 or IPv6: %v", p))
+		}
+	}
+	if len(o.Proxies) > 0 && o.Preface == nil {
+		return badOption("Proxies", "set without Preface")
+	}
+	o.Proxies = slices.Clone(o.Proxies)
 	if o.OnConnEvent != nil && o.NewActor != nil {
 		return badOption("OnConnEvent", "set together with NewActor")
 	}
@@ -225,6 +269,7 @@ func (o *ListenerOptions) checkNumbers() error {
 		{"MaxBuffered", &o.MaxBuffered, 0, mostBuffered},
 		{"MaxFrame", &o.MaxFrame, 64 << 10, mostBytes},
 		{"MaxBlocked", &o.MaxBlocked, 10000, 1 << 20},
+		{"MaxPreface", &o.MaxPreface, 16 << 10, 64 << 10},
 		{"MaxHandshakes", &o.MaxHandshakes, 4096, 1 << 20},
 		{"MaxConns", &o.MaxConns, 0, 1 << 30},
 		{"MaxConnsPerIP", &o.MaxConnsPerIP, 0, 1 << 30},
@@ -263,6 +308,7 @@ func (o *ListenerOptions) checkTimes() error {
 		{"WriteStallTimeout", o.WriteStallTimeout},
 		{"TCPUserTimeout", o.TCPUserTimeout},
 		{"HandshakeTimeout", o.HandshakeTimeout},
+		{"PrefaceTimeout", o.PrefaceTimeout},
 	} {
 		if f.value < 0 {
 			return badOption(f.name, "negative: "+f.value.String())
@@ -279,6 +325,9 @@ func (o *ListenerOptions) checkTimes() error {
 	}
 	if o.HandshakeTimeout == 0 {
 		o.HandshakeTimeout = 10 * time.Second
+	}
+	if o.PrefaceTimeout == 0 {
+		o.PrefaceTimeout = 10 * time.Second
 	}
 	switch ka := &o.KeepAlive; {
 	case ka.Idle > keepAliveMost:

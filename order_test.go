@@ -22,7 +22,7 @@ var fileOrder = strings.Fields(`
 	guard.go
 	epoll_linux.go shard.go states.go conn.go log.go
 	ends.go route.go limits.go mailbox.go budget.go socket.go tlslink.go tls.go read.go write.go
-	close.go handshake.go settle.go
+	close.go handshake.go preface.go settle.go
 	attach.go group.go groups.go frames.go starttls.go netconn.go rawconn.go copy.go
 	callback.go backlog.go tcpio.go context.go loop.go receive.go register.go accept.go dispatch.go serve.go
 	dial.go netlistener.go

@@ -96,8 +96,13 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 
 // inputLocked is one read, of plain text.
 func (c *Conn) inputLocked(p []byte) (int, error) {
-	if c.tls() != nil {
-		return c.tlsReadLocked(p)
+	if x := c.ext; x != nil {
+		switch {
+		case x.preface != nil:
+			return 0, ErrWouldBlock
+		case x.tls != nil:
+			return c.tlsReadLocked(p)
+		}
 	}
 	return c.recvLocked(p)
 }

@@ -20,8 +20,7 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 			c.endTurnLocked()
 			c.unlock()
 			if !kept {
-				lp.l.blocked.Add(-1)
-				lp.kick() // it may be the last one that the end waits for
+				lp.endBlocked()
 			}
 			return kept
 		}
@@ -74,9 +73,14 @@ func (lp *loop) abandon(c *Conn, ev Event, kept bool) {
 		lp.kicked.Store(true) // resume begins without sleeping in epoll, as after takeOver
 		go lp.resume()
 	} else {
-		lp.l.blocked.Add(-1)
-		lp.kick()
+		lp.endBlocked()
 	}
+}
+
+// endBlocked ends what takeOver began: a goroutine that has lost its loop is out of user code.
+func (lp *loop) endBlocked() {
+	lp.l.blocked.Add(-1)
+	lp.kick() // it may be the last one that the end waits for
 }
 
 // actorFailed ends a connection whose actor returned err.

@@ -72,6 +72,8 @@ func (l *Listener) register(c *Conn) error {
 	if served {
 		c.mu.Lock()
 		switch st := c.tls(); {
+		case c.prefaced():
+			c.beginPrefaceLocked() // TLS comes behind it
 		case st != nil: // of DialTLS
 			c.beginTLSLocked(st.config, true)
 		case l.opts.TLSConfig != nil && c.origin != dialled:

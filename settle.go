@@ -113,6 +113,8 @@ func (c *Conn) readyLocked(bits uint32) {
 	switch {
 	case c.ended():
 		c.todo.add(todoProgress)
+	case c.handshaking() && c.ext.preface != nil:
+		c.prefaceReadyLocked(bits)
 	case c.handshaking():
 		c.handshakeReadyLocked(bits)
 	case bits&(pollIn|pollHup|pollErr|pollRdHup|pollPri) == 0:
@@ -143,6 +145,8 @@ func (c *Conn) hasSpokenLocked(bits uint32) bool {
 // expireLocked is called by the loop when the connection's timer is due.
 func (c *Conn) expireLocked(tm *timer) {
 	switch tm.kind {
+	case timerPreface:
+		c.prefaceTimedOutLocked()
 	case timerHandshake:
 		c.handshakeTimedOutLocked()
 	case timerReadable:

@@ -180,6 +180,7 @@ const (
 	timerAccept                     // try accepting again
 	timerWake                       // the loop wants to look at the clock
 	timerMessage                    // post value to c
+	timerPreface                    // PrefaceTimeout is over
 	timerHandshake                  // HandshakeTimeout is over
 	timerReadable                   // announce unread input again
 )

@@ -119,6 +119,8 @@ func (c *Conn) mayStartTLSLocked(config *tls.Config) error {
 		why = "the config is nil"
 	case c.tls() != nil:
 		why = "the connection has TLS already"
+	case c.handshaking():
+		why = "Preface is not done"
 	case c.atEOF() || c.sendEnd != sendOpen || !c.outputFree():
 		why = "the connection is half-closed, or a write is under way"
 	case c.ext != nil && c.ext.frames.split:

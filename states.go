@@ -109,6 +109,7 @@ const (
 	wantTurn    want = 1 << iota // its actor is to run
 	wantFlush                    // the rest of the output is to be sent; no edge will say so
 	wantDiscard                  // it is closing, and the rest of the input is to be thrown away
+	wantPreface                  // Preface is to see what has arrived
 )
 
 // A todo is something that unlock acts on. Code that holds mu adds it. settleLocked acts on the

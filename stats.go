@@ -43,6 +43,10 @@ type RefusedStats struct {
 	PerIP uint64 // MaxConnsPerIP
 	Rate  uint64 // AcceptRate
 	Admit uint64 // Admit
+
+	// Preface, PrefaceTimeout or MaxPreface. These were served until then: Accepted and Closed
+	// count them too, as they do those that PerIP counts for the client of a proxy.
+	Preface uint64
 }
 
 // TimeoutStats counts connections that a time limit ended, by kind.
@@ -52,6 +56,7 @@ type TimeoutStats struct {
 	Read      uint64
 	Frame     uint64
 	Write     uint64
+	Preface   uint64 // PrefaceTimeout; Refused.Preface counts them too
 	Handshake uint64
 	Close     uint64 // CloseTimeout, output left or not
 	EOF       uint64 // EOFTimeout, and those closed to make room for others
@@ -85,11 +90,13 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.Refused.PerIP += o.Refused.PerIP
 	s.Refused.Rate += o.Refused.Rate
 	s.Refused.Admit += o.Refused.Admit
+	s.Refused.Preface += o.Refused.Preface
 	s.Timeouts.Idle += o.Timeouts.Idle
 	s.Timeouts.Read += o.Timeouts.Read
 	s.Timeouts.Input += o.Timeouts.Input
 	s.Timeouts.Frame += o.Timeouts.Frame
 	s.Timeouts.Write += o.Timeouts.Write
+	s.Timeouts.Preface += o.Timeouts.Preface
 	s.Timeouts.Handshake += o.Timeouts.Handshake
 	s.Timeouts.Close += o.Timeouts.Close
 	s.Timeouts.EOF += o.Timeouts.EOF
@@ -99,10 +106,11 @@ func (s *LoopStats) add(o *LoopStats) {
 type refusal int
 
 const (
-	refusedConns refusal = iota // MaxConns
-	refusedPerIP                // MaxConnsPerIP
-	refusedRate                 // AcceptRate
-	refusedAdmit                // Admit
+	refusedConns   refusal = iota // MaxConns
+	refusedPerIP                  // MaxConnsPerIP
+	refusedRate                   // AcceptRate
+	refusedAdmit                  // Admit
+	refusedPreface                // Preface
 	refusals
 	admitted refusal = -1
 )

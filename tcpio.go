@@ -340,6 +340,8 @@ func (l *Listener) Stats() Stats {
 				PerIP: n.refused[refusedPerIP].Load(),
 				Rate:  n.refused[refusedRate].Load(),
 				Admit: n.refused[refusedAdmit].Load(),
+
+				Preface: n.refused[refusedPreface].Load(),
 			},
 			Timeouts: TimeoutStats{
 				Idle:      n.timeouts[TimeoutIdle].Load(),
@@ -347,6 +349,7 @@ func (l *Listener) Stats() Stats {
 				Input:     n.timeouts[TimeoutInput].Load(),
 				Frame:     n.timeouts[TimeoutFrame].Load(),
 				Write:     n.timeouts[TimeoutWriteStall].Load(),
+				Preface:   n.timeouts[TimeoutPreface].Load(),
 				Handshake: n.timeouts[TimeoutHandshake].Load(),
 				Close:     n.timeouts[TimeoutClose].Load(),
 				EOF:       n.timeouts[timeoutEOF].Load(),

@@ -120,6 +120,7 @@ func refused(s *tcpio.LoopStats) []sample {
 		{float64(s.Refused.PerIP), []string{"max_conns_per_ip"}},
 		{float64(s.Refused.Rate), []string{"accept_rate"}},
 		{float64(s.Refused.Admit), []string{"admit"}},
+		{float64(s.Refused.Preface), []string{"preface"}},
 	}
 }
 
@@ -130,6 +131,7 @@ func timeouts(s *tcpio.LoopStats) []sample {
 		{float64(s.Timeouts.Input), []string{"input"}},
 		{float64(s.Timeouts.Frame), []string{"frame"}},
 		{float64(s.Timeouts.Write), []string{"write"}},
+		{float64(s.Timeouts.Preface), []string{"preface"}},
 		{float64(s.Timeouts.Handshake), []string{"handshake"}},
 		{float64(s.Timeouts.Close), []string{"close"}},
 		{float64(s.Timeouts.EOF), []string{"eof"}},

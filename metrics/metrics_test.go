@@ -217,6 +217,7 @@ tcpio_connections_refused_total{listener="a",loop="0",reason="accept_rate"} 0
 tcpio_connections_refused_total{listener="a",loop="0",reason="admit"} 1
 tcpio_connections_refused_total{listener="a",loop="0",reason="max_conns"} 1
 tcpio_connections_refused_total{listener="a",loop="0",reason="max_conns_per_ip"} 0
+tcpio_connections_refused_total{listener="a",loop="0",reason="preface"} 0
 # HELP tcpio_queued_bytes Bytes of output that wait for room in sockets.
 # TYPE tcpio_queued_bytes gauge
 tcpio_queued_bytes{listener="a"} 0

@@ -102,11 +102,11 @@ func writeMetrics(w io.Writer, s tcpio.Stats) {
 		func(s *tcpio.LoopStats) uint64 { return s.Closed })
 	labelled("connections_refused_total", "Connections closed instead of served, by reason.", "reason", func(s *tcpio.LoopStats) []by {
 		r := &s.Refused
-		return []by{{"max_conns", r.Conns}, {"max_conns_per_ip", r.PerIP}, {"accept_rate", r.Rate}, {"admit", r.Admit}}
+		return []by{{"max_conns", r.Conns}, {"max_conns_per_ip", r.PerIP}, {"accept_rate", r.Rate}, {"admit", r.Admit}, {"preface", r.Preface}}
 	})
 	labelled("connections_timed_out_total", "Connections that a time limit ended, by kind.", "kind", func(s *tcpio.LoopStats) []by {
 		t := &s.Timeouts
-		return []by{{"idle", t.Idle}, {"read", t.Read}, {"input", t.Input}, {"frame", t.Frame}, {"write", t.Write}, {"handshake", t.Handshake}, {"close", t.Close}, {"eof", t.EOF}}
+		return []by{{"idle", t.Idle}, {"read", t.Read}, {"input", t.Input}, {"frame", t.Frame}, {"write", t.Write}, {"preface", t.Preface}, {"handshake", t.Handshake}, {"close", t.Close}, {"eof", t.EOF}}
 	})
 	counter("tls_handshakes_failed_total", "TLS handshakes that failed, those that took too long too.",
 		func(s *tcpio.LoopStats) uint64 { return s.HandshakesFailed })

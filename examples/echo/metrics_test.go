@@ -106,8 +106,8 @@ func TestEveryNumberHasItsName(t *testing.T) {
 	var b strings.Builder
 	writeMetrics(&b, tcpio.Stats{Panics: 24, Buffered: 18, Blocked: 19, Refusing: 20, Loops: []tcpio.LoopStats{{
 		Open: 1, Accepted: 2, Closed: 3, BytesIn: 4, BytesOut: 5, Events: 6, Posted: 7, HandshakesFailed: 8, HandlerErrors: 25, GroupSkips: 22,
-		Refused:  tcpio.RefusedStats{Conns: 9, PerIP: 10, Rate: 11, Admit: 12},
-		Timeouts: tcpio.TimeoutStats{Idle: 13, Read: 14, Input: 23, Frame: 22, Write: 15, Handshake: 16, Close: 17, EOF: 21},
+		Refused:  tcpio.RefusedStats{Conns: 9, PerIP: 10, Rate: 11, Admit: 12, Preface: 26},
+		Timeouts: tcpio.TimeoutStats{Idle: 13, Read: 14, Input: 23, Frame: 22, Write: 15, Preface: 27, Handshake: 16, Close: 17, EOF: 21},
 	}}})
 	var got []string
 	for line := range strings.Lines(b.String()) {
@@ -123,11 +123,13 @@ func TestEveryNumberHasItsName(t *testing.T) {
 		`tcpio_connections_refused_total{reason="max_conns_per_ip",loop="0"} 10`,
 		`tcpio_connections_refused_total{reason="accept_rate",loop="0"} 11`,
 		`tcpio_connections_refused_total{reason="admit",loop="0"} 12`,
+		`tcpio_connections_refused_total{reason="preface",loop="0"} 26`,
 		`tcpio_connections_timed_out_total{kind="idle",loop="0"} 13`,
 		`tcpio_connections_timed_out_total{kind="read",loop="0"} 14`,
 		`tcpio_connections_timed_out_total{kind="input",loop="0"} 23`,
 		`tcpio_connections_timed_out_total{kind="frame",loop="0"} 22`,
 		`tcpio_connections_timed_out_total{kind="write",loop="0"} 15`,
+		`tcpio_connections_timed_out_total{kind="preface",loop="0"} 27`,
 		`tcpio_connections_timed_out_total{kind="handshake",loop="0"} 16`,
 		`tcpio_connections_timed_out_total{kind="close",loop="0"} 17`,
 		`tcpio_connections_timed_out_total{kind="eof",loop="0"} 21`,
