@@ -115,6 +115,68 @@ func ExampleGroup() {
 	// end: <nil>
 }
 
+// A document that several people edit: a change goes to all but its author, and whoever comes is
+// told who else is there.
+func ExampleGroup_WriteExcept() {
+	var editors tcpio.Group
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{
+		Addr: "127.0.0.1:0",
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(ev tcpio.Event) error {
+				switch ev.(type) {
+				case tcpio.Opened:
+					others := 0
+					for range editors.All() {
+						others++
+					}
+					editors.Join(c) // until it closes; c.LeaveGroups ends that before
+					fmt.Fprintln(c, "others:", others)
+				case tcpio.Readable:
+					for line, err := range c.Frames(bufio.ScanLines) {
+						if err != nil {
+							return err
+						}
+						if _, err := editors.WriteExcept(c, append(line, '\n')); err != nil {
+							return err
+						}
+						fmt.Fprintln(c, "done, skipped:", editors.Skipped()) // 0: all had room for it
+					}
+				}
+				return nil
+			})
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+
+	var peers []net.Conn
+	for range 2 {
+		peer, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer peer.Close()
+		fmt.Print(readLine(peer))
+		peers = append(peers, peer)
+	}
+	fmt.Fprintln(peers[0], "insert 7 x")
+	fmt.Print("author: ", readLine(peers[0]))
+	fmt.Print("other: ", readLine(peers[1]))
+	stop()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// others: 0
+	// others: 1
+	// author: done, skipped: 0
+	// other: insert 7 x
+	// end: <nil>
+}
+
 // A news ticker that sends each subscriber what it has room for, and counts what it has not: the
 // queues of all that are slow share one copy of the news.
 func ExampleConn_TryWriteShared() {

@@ -263,6 +263,58 @@ func ExampleListener_DialTLS() {
 	// end: <nil>
 }
 
+// STARTTLS from the client's side, as SMTP, IMAP and PostgreSQL have it: plain text until the server
+// agrees, TLS from then on.
+func ExampleConn_StartTLSClient() {
+	// Configurations with a certificate for localhost, and with trust in it.
+	config, trusting := testnet.ServerTLS(), testnet.ClientTLS()
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer server.Close()
+	go func() {
+		peer, err := server.Accept()
+		if err != nil {
+			return
+		}
+		readLine(peer)
+		fmt.Fprintln(peer, "go ahead")
+		sealed := tls.Server(peer, config)
+		defer sealed.Close()
+		io.Copy(sealed, sealed)
+	}()
+
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Network: "none"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	l.NetListener() // nobody wants events
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+	c, err := l.Dial(ctx, "tcp", server.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Fprintln(c, "STARTTLS")
+	fmt.Print(readLine(c))
+	if err := c.StartTLSClient(trusting); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Fprintln(c, "hello") // waits for the handshake
+	fmt.Print(readLine(c), "TLS: ", c.TLS() != nil, "\n")
+	c.Close()
+	stop()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// go ahead
+	// hello
+	// TLS: true
+	// end: <nil>
+}
+
 // A relay: two actors pass bytes to each other. While one side does not read, nothing is read from
 // the other.
 func ExampleListener_Dial() {

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -329,6 +330,22 @@ func ExampleLengthSplitter() {
 	// Output:
 	// "0\x05hello"
 	// "\xc0\x00"
+}
+
+// The lines of a protocol that ends them with CRLF, 512 bytes at most. A line that ends otherwise
+// is an error: two programs that see different lines in the same bytes can be played off against
+// each other.
+func ExampleLineSplitter() {
+	s := bufio.NewScanner(strings.NewReader("NICK ann\r\nJOIN #go\r\nQUIT\n"))
+	s.Split(tcpio.LineSplitter{Max: 512}.Split) // c.Frames(split)
+	for s.Scan() {
+		fmt.Printf("%q\n", s.Text())
+	}
+	fmt.Println(errors.Is(s.Err(), tcpio.ErrBareNewline))
+	// Output:
+	// "NICK ann"
+	// "JOIN #go"
+	// true
 }
 
 // Ask asks a connection's handler from another goroutine and waits for the answer. Post does not
