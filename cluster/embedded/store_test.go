@@ -1,0 +1,67 @@
+package embedded
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+)
+
+func putter(t *testing.T, nc *nats.Conn) jetstream.KeyValue {
+	t.Helper()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kv, err := js.CreateOrUpdateKeyValue(testnet.Context(t), jetstream.KeyValueConfig{Bucket: "b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kv
+}
+
+// The process with the server is killed: another takes over, with all that was acknowledged.
+func TestStoreOutlivesItsProcess(t *testing.T) {
+	ctx := testnet.Context(t)
+	dir := filepath.Join(t.TempDir(), "d")
+	owner := startMember(t, dir, "owner", "STORE=1")
+	other := startMember(t, dir, "other", "STORE=1")
+	me := open(t, &Options{Dir: dir, Store: true})
+	kv := putter(t, me.Conn())
+	if got := answers(t, me.Conn(), 2); len(got) != len("owner other") {
+		t.Fatalf("answers of %q", got)
+	}
+	if _, err := kv.PutString(ctx, "k", "before"); err != nil {
+		t.Fatal(err)
+	}
+	owner.Kill()
+	killed := time.Now()
+	if got := answers(t, me.Conn(), 1); got != "other" {
+		t.Errorf("answers of %q", got)
+	}
+	t.Logf("another took over after %v", time.Since(killed))
+	var e jetstream.KeyValueEntry
+	testnet.WaitFor(t, "what was put before", func() bool {
+		var err error
+		e, err = kv.Get(ctx, "k")
+		return err == nil
+	})
+	if string(e.Value()) != "before" {
+		t.Errorf("got %q", e.Value())
+	}
+	// Now whoever has the server ends in order.
+	other.End()
+	testnet.WaitFor(t, "what was put before", func() bool {
+		e, err := kv.Get(ctx, "k")
+		return err == nil && string(e.Value()) == "before"
+	})
+	// And all of them.
+	me.Close()
+	again := open(t, &Options{Dir: dir, Store: true})
+	if e, err := putter(t, again.Conn()).Get(ctx, "k"); err != nil || string(e.Value()) != "before" {
+		t.Errorf("after all have ended: %v, %v", e, err)
+	}
+}
