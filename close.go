@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"net"
@@ -48,6 +49,9 @@ func (c *Conn) CloseWrite() error {
 	if c.ended() {
 		return c.endedLocked("close")
 	}
+	if c.relayed() {
+		return c.relayedLocked("close")
+	}
 	if c.handshaking() {
 		return c.opErrorLocked("close", errors.New("the TLS handshake, or Preface, is not done"))
 	}
@@ -59,6 +63,13 @@ func (c *Conn) CloseWrite() error {
 // closeLocked begins the orderly end; cause, if not nil, is what Err will say.
 func (c *Conn) closeLocked(cause error) {
 	if c.ended() {
+		return
+	}
+	if c.relayed() && !c.side().relay.inOrder() {
+		if cause == nil {
+			cause = c.causeLocked()
+		}
+		c.abortLocked(cmp.Or(cause, net.ErrClosed)) // the peer has not received all that the other sent
 		return
 	}
 	c.enterLocked(phaseClosing)
@@ -180,6 +191,9 @@ func (c *Conn) releaseLocked(cause error) {
 		}
 	}
 	c.dropResourcesLocked()
+	if c.relayed() {
+		c.leaveRelayLocked()
+	}
 }
 
 // dropResourcesLocked lets go of what only an open connection has: buffered input, timers, groups.

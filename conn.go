@@ -55,7 +55,7 @@ type Conn struct {
 	stream  *stream    // where events go; nil: to the actor
 	actor   Actor
 	ext     *connExt // what few connections need
-	data    any
+	data    any      // of SetData; of a relayed connection its *relaySide, which has that
 	limit   limitState
 }
 
@@ -80,7 +80,6 @@ type connExt struct {
 	fdUsers int32             // functions of SyscallConn that run; the last one to return releases fd
 	raw     bool              // SyscallConn was called: others may have received how the connection ended
 	given   bool              // the socket is somebody else's, who has a duplicate: its options are left alone
-	waiting bool              // a copy waits for room in the socket, with nothing queued
 	late    int32             // calls of a callback that wait for their turn, or run after that; see callback.lateCall
 	groups  []membership      // of Groups
 	tls     *tlsState
@@ -273,6 +272,12 @@ func (c *Conn) finSent() bool { return c.sendEnd == sendFin }
 // opened reports whether Opened was emitted.
 func (c *Conn) opened() bool { return c.route.has(routeOpened) }
 
+// relayed reports whether a Relay reads and writes the connection.
+func (c *Conn) relayed() bool { return c.route.has(routeRelayed) }
+
+// announces reports whether Readable and Writable are sent to the connection's route.
+func (c *Conn) announces() bool { return c.isClaimed() && !c.relayed() }
+
 // inActor reports whether a goroutine is inside the connection's actor.
 func (c *Conn) inActor() bool { return c.route.has(routeRunning) }
 
@@ -385,22 +390,6 @@ func (c *Conn) Err() error {
 		return nil
 	}
 	return c.ext.err
-}
-
-// SetData attaches a value of the user's to the connection, for Data to return. tcpio does not look
-// at it and drops it with the Conn.
-func (c *Conn) SetData(v any) {
-	c.mu.Lock()
-	c.data = v
-	c.unlock()
-}
-
-// Data returns what SetData set last, nil before. It works after the connection closed too, so that
-// the handler of Closed finds its state.
-func (c *Conn) Data() any {
-	c.mu.Lock()
-	defer c.unlock()
-	return c.data
 }
 
 // RemoteAddr returns the peer's address, a *net.TCPAddr or *net.UnixAddr, as the package net would:

@@ -29,6 +29,29 @@ func (c *Conn) Context() context.Context {
 	return x.ctx
 }
 
+// SetData attaches a value of the user's to the connection, for Data to return. tcpio does not look
+// at it and drops it with the Conn.
+func (c *Conn) SetData(v any) {
+	c.mu.Lock()
+	if c.relayed() {
+		c.side().data = v
+	} else {
+		c.data = v
+	}
+	c.unlock()
+}
+
+// Data returns what SetData set last, nil before. It works after the connection closed too, so that
+// the handler of Closed finds its state.
+func (c *Conn) Data() any {
+	c.mu.Lock()
+	defer c.unlock()
+	if c.relayed() {
+		return c.side().data
+	}
+	return c.data
+}
+
 // Listener returns the listener that serves the connection, also after the connection closed. A
 // handler that dials needs no variable for it.
 func (c *Conn) Listener() *Listener {

@@ -181,7 +181,7 @@ func (c *Conn) spliceTo(to *Conn) (n int64, err error) {
 
 // spliceInLocked moves input into the pipe. It returns 0 when there is nothing that it can move.
 func (c *Conn) spliceInLocked(pipe sys.Pipe) int {
-	if c.ended() || c.tls() != nil || c.handshaking() || c.atEOF() {
+	if c.ended() || c.relayed() || c.tls() != nil || c.handshaking() || c.atEOF() {
 		return 0
 	}
 	if x := c.ext; x != nil && (x.frames.Held() || x.readLimit.Passed() || x.readErr != nil) {
@@ -251,9 +251,9 @@ func (c *Conn) writePipeLocked(pipe sys.Pipe, size int) (n int, err error) {
 // waitSocketLocked waits until the socket, which has refused bytes that are not queued, has room.
 // They count as output that waits.
 func (c *Conn) waitSocketLocked() error {
-	c.extLocked().waiting = true
+	c.sock.add(sockWaiting)
 	c.outputWaitsLocked()
 	err := c.waitRoomLocked()
-	c.ext.waiting = false
+	c.sock.drop(sockWaiting)
 	return err
 }

@@ -165,6 +165,10 @@ func (lp *loop) runQueue() bool {
 		if wants.has(wantFlush) {
 			c.flushLocked()
 		}
+		var side *relaySide
+		if wants.has(wantRelay) && c.relayed() {
+			side = c.side()
+		}
 		if wants.has(wantDiscard) {
 			c.todo.add(todoProgress)
 		}
@@ -173,6 +177,9 @@ func (lp *loop) runQueue() bool {
 			c.todo.add(todoProgress)
 		}
 		c.unlock()
+		if side != nil {
+			side.run()
+		}
 		if turn && !lp.runActor(c) || wants.has(wantPreface) && !lp.runPreface(c) {
 			return false
 		}

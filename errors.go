@@ -105,6 +105,14 @@ var ErrSlow = errors.New("tcpio: connection did not keep up with its group")
 // ErrHijacked is the Err of a connection that Hijack gave away.
 var ErrHijacked = errors.New("tcpio: connection hijacked")
 
+// ErrRelayed says that a [Relay] reads and writes the connection, and nobody else may. Operations
+// return it in a *net.OpError.
+var ErrRelayed = errors.New("tcpio: the connection is in a relay")
+
+// ErrRelayEnded is the Err of a connection that its [Relay] reset, since the other connection had
+// failed or was closed. [Relay.End] has the cause.
+var ErrRelayEnded = errors.New("tcpio: the other connection of the relay ended")
+
 // An endedError is net.ErrClosed with its cause.
 type endedError struct{ cause syscall.Errno }
 

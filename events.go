@@ -5,7 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// Event is one of [Opened], [Readable], [Writable], [Message], [Draining], [Closed] and [Failed].
+// Event is one of [Opened], [Readable], [Writable], [Message], [Draining], [RelayEnded], [Closed]
+// and [Failed].
 // Other packages cannot add types. A type switch should ignore types that it does not know: later
 // versions may have more.
 //
@@ -47,6 +48,11 @@ type Message struct {
 // Receive of Draining returns, any other 250 ms after Shutdown began.
 type Draining struct{ Conn *Conn }
 
+// RelayEnded says that a [Relay] has ended, and both of its connections with it, which may still be
+// closing. It is sent once, to the route of the connection whose method Relay was called, before
+// its Closed. [Conn.Relayed] returns the relay: [Relay.End] says why, [Relay.Passed] has the bytes.
+type RelayEnded struct{ Conn *Conn }
+
 // Closed says that the connection is over and its descriptor gone. It is the last event of a
 // connection and comes exactly once. [Conn.Err] says why: nil for an orderly end.
 type Closed struct{ Conn *Conn }
@@ -56,13 +62,14 @@ type Closed struct{ Conn *Conn }
 // never fatal. At most one comes a second.
 type Failed struct{ Err error }
 
-func (Opened) event()   {}
-func (Readable) event() {}
-func (Writable) event() {}
-func (Message) event()  {}
-func (Draining) event() {}
-func (Closed) event()   {}
-func (Failed) event()   {}
+func (Opened) event()     {}
+func (Readable) event()   {}
+func (Writable) event()   {}
+func (Message) event()    {}
+func (Draining) event()   {}
+func (RelayEnded) event() {}
+func (Closed) event()     {}
+func (Failed) event()     {}
 
 // ConnOf returns the connection that ev is about. It is nil for a nil ev and for [Failed], which is
 // about none.
@@ -77,6 +84,8 @@ func ConnOf(ev Event) *Conn {
 	case Message:
 		return ev.Conn
 	case Draining:
+		return ev.Conn
+	case RelayEnded:
 		return ev.Conn
 	case Closed:
 		return ev.Conn
@@ -99,6 +108,9 @@ func (m Message) String() string { return fmt.Sprintf("Message(%s, %T)", m.Conn.
 
 // String describes e for a log: "Draining(conn 12, 127.0.0.1:5555)".
 func (e Draining) String() string { return describe("Draining", e.Conn) }
+
+// String describes e for a log: "RelayEnded(conn 12, 127.0.0.1:5555)".
+func (e RelayEnded) String() string { return describe("RelayEnded", e.Conn) }
 
 // String describes e for a log: "Closed(conn 12, 127.0.0.1:5555)". [Conn.Err] has the cause.
 func (e Closed) String() string { return describe("Closed", e.Conn) }

@@ -175,6 +175,9 @@ func (c *Conn) beginFrames() error {
 	if c.ended() {
 		return c.endedLocked("read")
 	}
+	if c.relayed() {
+		return c.relayedLocked("read")
+	}
 	f := &c.extLocked().frames
 	if f.busy {
 		return errFramesBusy
@@ -234,6 +237,9 @@ func (c *Conn) frameData() (data []byte, atEOF bool, err error) {
 	if c.ended() {
 		return nil, false, c.endedLocked("read")
 	}
+	if c.relayed() { // by the body of the loop: what is left goes to the other connection
+		return nil, false, c.relayedLocked("read")
+	}
 	f := &c.ext.frames
 	f.partial, f.split = false, true
 	return f.Bytes(), c.atEOF(), nil
@@ -283,6 +289,11 @@ func (c *Conn) fillFrames() (more bool, err error) {
 	c.mu.Lock()
 	if c.ended() {
 		err := c.endedLocked("read")
+		c.unlock()
+		return false, err
+	}
+	if c.relayed() {
+		err := c.relayedLocked("read")
 		c.unlock()
 		return false, err
 	}

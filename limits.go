@@ -88,7 +88,7 @@ func (c *Conn) beginNotesLocked() {
 // stream, and is to close it. One that was handed out as a net.Conn has none, and a handler that
 // runs has all the time it takes.
 func (c *Conn) awaitUserLocked() {
-	if c.peerEnd != peerTold || !c.isClaimed() || c.ended() || c.inActor() || c.callWaitsLocked() {
+	if c.peerEnd != peerTold || !c.announces() || c.ended() || c.inActor() || c.callWaitsLocked() {
 		return
 	}
 	c.endLimitsLocked()
@@ -145,7 +145,7 @@ func (c *Conn) nextLimitLocked(t int64) (kind TimeoutKind, limit, wait time.Dura
 			consider(TimeoutFrame, o.FrameTimeout, time.Duration(t-f.since))
 		}
 	}
-	if c.out != nil || c.ext != nil && c.ext.waiting {
+	if c.out != nil || c.sock.has(sockWaiting) {
 		consider(TimeoutWriteStall, o.WriteStallTimeout, out)
 	}
 	if c.eofTimed() {

@@ -134,6 +134,9 @@ func (c *Conn) beginWriteLocked() error {
 		if err := c.checkWritableLocked(); err != nil {
 			return err
 		}
+		if c.relayed() {
+			return c.relayedLocked("write")
+		}
 		if c.outputFree() && !c.handshaking() {
 			c.writing = writeHeld
 			return nil

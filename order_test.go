@@ -20,10 +20,10 @@ import (
 var fileOrder = strings.Fields(`
 	errors.go events.go actor.go options.go splitters.go stats.go
 	guard.go
-	epoll_linux.go shard.go states.go conn.go log.go
+	epoll_linux.go shard.go states.go conn.go relayside.go log.go
 	ends.go route.go limits.go mailbox.go budget.go socket.go tlslink.go tls.go read.go write.go
 	close.go handshake.go preface.go settle.go
-	attach.go group.go groups.go frames.go starttls.go netconn.go rawconn.go copy.go
+	attach.go group.go groups.go frames.go starttls.go netconn.go rawconn.go copy.go relay.go
 	callback.go backlog.go tcpio.go context.go loop.go receive.go register.go accept.go dispatch.go serve.go
 	dial.go netlistener.go
 `)

@@ -32,7 +32,16 @@ func (c *Conn) TryRead(p []byte) (int, error) {
 	return n, err
 }
 
+// readLocked is a read of the user's.
 func (c *Conn) readLocked(p []byte) (int, error) {
+	if c.relayed() {
+		return 0, c.relayedLocked("read")
+	}
+	return c.takeLocked(p)
+}
+
+// takeLocked reads what has arrived, for the user or a Relay.
+func (c *Conn) takeLocked(p []byte) (int, error) {
 	if c.ended() {
 		return 0, c.endedLocked("read")
 	}
@@ -112,7 +121,7 @@ func (c *Conn) inputLocked(p []byte) (int, error) {
 // then, and so does any other, if it comes first. Where that is unclear, the feeder, which will
 // know, sends another Readable if none is left.
 func (c *Conn) leaveEndLocked() bool {
-	if c.stream == nil || !c.isClaimed() || c.sentAt == 0 {
+	if c.stream == nil || !c.announces() || c.sentAt == 0 {
 		return false // no Readable was sent
 	}
 	switch c.stream.withdraw(c.sentAt) {

@@ -311,6 +311,8 @@ func (c *Conn) event(kind event) Event {
 		return Writable{c}
 	case pendDraining:
 		return Draining{c}
+	case pendRelayEnded:
+		return RelayEnded{c}
 	case pendClosed:
 		return Closed{c}
 	}
@@ -362,9 +364,11 @@ func (c *Conn) nextLocked() Event {
 	if c.mailReady() > 0 {
 		return c.takeMailLocked()
 	}
-	if c.pending.has(pendClosed) {
-		c.pending.drop(pendClosed)
-		return c.event(pendClosed)
+	for _, kind := range [...]event{pendRelayEnded, pendClosed} {
+		if c.pending.has(kind) {
+			c.pending.drop(kind)
+			return c.event(kind)
+		}
 	}
 	return nil
 }
@@ -410,6 +414,10 @@ func (c *Conn) announceReadableLocked() {
 		c.ext.frames.offered = c.sh.coarse()
 	}
 	c.user.add(userReadable)
+	if c.relayed() {
+		c.wantLocked(wantRelay)
+		return
+	}
 	if !c.isClaimed() {
 		return // noted for the route that may come
 	}
@@ -428,7 +436,7 @@ func (c *Conn) withdrawReadableLocked() {
 	c.pending.drop(pendReadable)
 	if c.stream == nil {
 		c.stamp++ // counts reads; see callback
-	} else if c.isClaimed() && c.sh.demand.Done(c.stamp) {
+	} else if c.announces() && c.sh.demand.Done(c.stamp) {
 		c.todo.add(todoPoll)
 	}
 }
@@ -436,7 +444,7 @@ func (c *Conn) withdrawReadableLocked() {
 // inChannelLocked reports whether the outstanding Readable is in its channel, not yet received. A
 // read then does not answer it, and it need not be sent again.
 func (c *Conn) inChannelLocked() bool {
-	return c.stream != nil && c.announced() && !c.pending.has(pendReadable) && c.isClaimed() && c.stream.where(c.sentAt) == inside
+	return c.stream != nil && c.announced() && !c.pending.has(pendReadable) && c.announces() && c.stream.where(c.sentAt) == inside
 }
 
 // moreLocked is called behind a read that may have left something: level-triggered to the user,

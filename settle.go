@@ -35,7 +35,7 @@ func (c *Conn) settleLocked() {
 // sendFailedLocked acts on an error of writing. It announces input, which may have arrived before
 // the error. If nothing will be read any more it releases the connection, since no edge follows.
 func (c *Conn) sendFailedLocked() {
-	if c.ended() || c.returnedEOF() {
+	if c.ended() || c.returnedEOF() || c.relayStuckLocked() {
 		c.releaseLocked(c.ext.sendErr)
 	} else if !c.atEOF() {
 		c.announceReadableLocked()
@@ -119,12 +119,32 @@ func (c *Conn) readyLocked(bits uint32) {
 		c.handshakeReadyLocked(bits)
 	case bits&(pollIn|pollHup|pollErr|pollRdHup|pollPri) == 0:
 	case !c.atEOF():
+		if bits&pollErr != 0 && c.relayed() {
+			c.relayErrorLocked()
+		}
 		c.announceReadableLocked()
 	case bits&pollErr != 0:
 		// Nothing will be read any more that could show the reset, so it is acted on here.
 		if err := c.socketErrorLocked(); err != nil {
 			c.releaseLocked(err)
 		}
+	}
+}
+
+// relayErrorLocked acts on an error that epoll has reported. Behind unread input a read finds it
+// when the other connection has taken that. If it takes nothing the error comes first.
+func (c *Conn) relayErrorLocked() {
+	s := c.side()
+	s.failed = true
+	if c.released() || !s.full.Load() {
+		return
+	}
+	if err := c.sendErrLocked(); err != nil {
+		c.releaseLocked(err)
+	} else if err := c.socketErrorLocked(); err != nil {
+		c.releaseLocked(err)
+	} else {
+		s.failed = false
 	}
 }
 
@@ -155,6 +175,9 @@ func (c *Conn) expireLocked(tm *timer) {
 		}
 	case timerMessage:
 		c.timedLocked(tm)
+	case timerRelay:
+		c.side().relay.due.Store(true)
+		c.wantLocked(wantRelay)
 	case timerClose:
 		c.closeTimedOutLocked()
 	}
@@ -232,6 +255,15 @@ func (c *Conn) endWaitLocked() {
 	c.closeLocked(nil)
 }
 
+// tellRelayEndLocked sends RelayEnded to the route of the relay's first connection, once.
+func (c *Conn) tellRelayEndLocked() {
+	s := c.side()
+	if r := s.relay; s == &r.sides[0] && !s.told && r.joined.Load() {
+		s.told = true
+		c.emitLocked(pendRelayEnded)
+	}
+}
+
 // finish closes the descriptor: out of the table and out of epoll first, so that no event of this
 // connection is delivered to a later one of the same number, and a duplicate held elsewhere keeps
 // nothing alive in epoll.
@@ -245,6 +277,9 @@ func (c *Conn) finish(fd int32, given, reset bool) {
 	}
 	c.mu.Lock()
 	c.enterLocked(phaseGone)
+	if c.relayed() {
+		c.tellRelayEndLocked()
+	}
 	c.emitLocked(pendClosed)
 	if c.ext != nil {
 		c.ext.gone.Open()

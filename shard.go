@@ -183,6 +183,7 @@ const (
 	timerPreface                    // PrefaceTimeout is over
 	timerHandshake                  // HandshakeTimeout is over
 	timerReadable                   // announce unread input again
+	timerRelay                      // the idle limit of a pair could be reached
 )
 
 // A timer is due once, in the timers of its loop. It costs no goroutine: the loop waits in the

@@ -238,13 +238,16 @@ func plainShare(size int, plain, sealed int64) int {
 // roomLocked emits the Writable that a refused write is owed, once half of the limit is free, and
 // wakes the goroutines that wait for room.
 func (c *Conn) roomLocked() {
+	if c.relayed() {
+		c.relayRoomLocked()
+	}
 	if c.handshaking() || c.queuedLocked() > c.sh.opts.WriteBuffer/2 {
 		return
 	}
 	if c.ext != nil {
 		c.ext.canSend.Open()
 	}
-	if c.user.has(userWantsRoom) && c.outputFree() && c.isClaimed() && !c.ended() {
+	if c.user.has(userWantsRoom) && c.outputFree() && c.announces() && !c.ended() {
 		c.user.drop(userWantsRoom)
 		c.emitLocked(pendWritable)
 	}

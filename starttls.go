@@ -115,6 +115,8 @@ func (c *Conn) mayStartTLSLocked(config *tls.Config) error {
 	switch {
 	case c.ended():
 		return c.endedLocked("starttls")
+	case c.relayed():
+		return c.relayedLocked("starttls")
 	case config == nil:
 		why = "the config is nil"
 	case c.tls() != nil:

@@ -68,6 +68,7 @@ const (
 	routeOpened  routeMark = 1 << iota // Opened was emitted
 	routeQueued                        // in its stream's queue
 	routeRunning                       // a goroutine is inside its actor
+	routeRelayed                       // a Relay reads and writes the connection, for ever
 )
 
 // An event is one kind of the events that are no message.
@@ -78,6 +79,7 @@ const (
 	pendReadable
 	pendWritable
 	pendDraining
+	pendRelayEnded
 	pendClosed
 )
 
@@ -91,6 +93,7 @@ const (
 	sockFinSeen                      // the peer's FIN was read; with TLS its end of stream is another thing
 	sockTimed                        // activity is noted: the connection has, or had, a time limit
 	sockReset                        // unlock closes the descriptor with a reset
+	sockWaiting                      // bytes wait for room in the socket, with nothing queued
 )
 
 // A userMark is a fact about what the user has asked for and received.
@@ -110,6 +113,7 @@ const (
 	wantFlush                    // the rest of the output is to be sent; no edge will say so
 	wantDiscard                  // it is closing, and the rest of the input is to be thrown away
 	wantPreface                  // Preface is to see what has arrived
+	wantRelay                    // its relay has bytes to move, or has ended
 )
 
 // A todo is something that unlock acts on. Code that holds mu adds it. settleLocked acts on the

@@ -65,6 +65,8 @@ func (c *Conn) checkRoomLocked(size int) error {
 		return err
 	}
 	switch {
+	case c.relayed():
+		return c.relayedLocked("write")
 	case size == 0:
 		return nil
 	case !c.outputFree(), c.handshaking(), c.out != nil && size > c.sh.opts.WriteBuffer-c.queuedLocked():

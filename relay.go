@@ -1,0 +1,410 @@
+package tcpio
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/buf"
+)
+
+// RelayOptions are for Conn.Relay.
+type RelayOptions struct {
+	// IdleTimeout ends the relay when no byte has come from either peer, or gone to one, for so
+	// long; 0 means never. Both connections are reset then, with a *[TimeoutError] of TimeoutIdle
+	// as their Err. At most 20 days.
+	IdleTimeout time.Duration
+}
+
+// Relay passes the bytes of c's peer on to the peer of to, and the other way, until both have ended
+// their streams or one of the connections has failed. It returns at once. The two may be of any
+// route, on any loop, of one listener or of two; neither needs a handler.
+//
+// What has been read and not been taken goes first: what Frames has kept, and what TLS has
+// decrypted; and so does, before the bytes of the other peer, what was written and is still queued.
+// So a proxy can read a request's first frame, choose the upstream by it, write what the upstream
+// is to know, and relay the rest.
+//
+// A relay costs about 200 bytes, no goroutine at any time, and no buffer while nothing is passed
+// on. A peer that reads slowly holds the other back: what it has not taken is one buffer of 64 KiB
+// at most, which counts for MaxBuffered, and nothing more is read for it. Bulk between two plain
+// connections stays in the kernel (splice(2)).
+//
+// A peer's end of stream (a half-close) reaches the other peer behind the last byte, and the other
+// direction goes on. When both have ended, both connections close, as by Close. A peer receives an
+// end of stream only where the other peer has sent one: whatever else ends one of the connections,
+// a reset, a time limit, Close, an actor's error, or Shutdown, resets the other, also while that
+// takes nothing. What was queued for it is dropped then. Err of that one is [ErrRelayEnded]. A unix
+// socket knows no reset, its peer sees an end.
+//
+// The relay takes over reading and writing, and nothing else. On c, and on to, reads, writes,
+// CloseWrite, Frames, StartTLS and Hijack fail with [ErrRelayed], also those that are blocked; a
+// write or a copy to a connection that is under way comes to its end first. Readable and Writable
+// are not sent any more, but one that is in a channel comes out there. All other events go to the
+// connection's route: Message of Post and After, Draining, Closed. Events and Attach change the
+// route as ever. Close and Abort end the relay, and so reset both connections. When the relay has
+// ended, [RelayEnded] is sent to the route of c, and before Closed. [Relay.Done] tells those who have
+// no route.
+//
+// The connections' own time limits hold, but for EOFTimeout. InputTimeout does not run while a peer
+// is held back; WriteStallTimeout does, for the one that does not read. Shutdown's Draining leaves
+// the relay alone; it is cut at the end of DrainTimeout or, without that, as other connections are
+// closed: an actor's behind the Receive of Draining, any other's 250 ms later.
+//
+// It fails on a nil connection or one that has a relay already (ErrRelayed), if c and to are the
+// same, after CloseWrite (syscall.EPIPE), while a split function of Frames runs, and after the end
+// of one with net.ErrClosed. Then both are as they were. It may be called within a loop over
+// Frames, whose body must leave the loop then, and from any goroutine. nil options are the zero
+// RelayOptions.
+func (c *Conn) Relay(to *Conn, o *RelayOptions) (*Relay, error) {
+	if o == nil {
+		o = new(RelayOptions)
+	}
+	switch {
+	case c == nil || to == nil:
+		return nil, errors.New("tcpio: Conn.Relay: a connection is nil")
+	case c == to:
+		return nil, c.opError("relay", errors.New("tcpio: a connection cannot be relayed to itself"))
+	case o.IdleTimeout < 0 || o.IdleTimeout > longestLimit:
+		return nil, c.opError("relay", fmt.Errorf("tcpio: RelayOptions.IdleTimeout out of range: %v", o.IdleTimeout))
+	}
+	r := &Relay{idle: o.IdleTimeout}
+	a, b := &r.sides[0], &r.sides[1]
+	a.relay, a.c = r, c
+	b.relay, b.c = r, to
+	a.full.Store(true) // until both are in it
+	b.full.Store(true)
+	if err := a.join(); err != nil {
+		return nil, err
+	}
+	if err := b.join(); err != nil {
+		a.leave()
+		return nil, err
+	}
+	if r.idle > 0 {
+		r.timer = &timer{kind: timerRelay, c: c}
+	}
+	if err := a.begin(); err != nil {
+		b.leave()
+		a.leave()
+		return nil, err
+	}
+	_ = b.begin()
+	if r.timer != nil {
+		r.armIdle(r.idle)
+	}
+	a.run()
+	return r, nil
+}
+
+// join makes the connection the relay's.
+func (s *relaySide) join() error {
+	c := s.c
+	c.mu.Lock()
+	defer c.unlock()
+	if err := c.mayRelayLocked(); err != nil {
+		return err
+	}
+	c.withdrawReadableLocked()
+	c.route.add(routeRelayed)
+	s.data, c.data = c.data, s
+	c.user.drop(userWantsRoom)
+	c.pending.drop(pendWritable)
+	if c.eofTimed() {
+		c.endLimitsLocked()
+		c.peerEnd = peerTold
+		c.armLimitLocked()
+	}
+	if s.relay.idle > 0 {
+		c.sh.timed.Store(true)
+		c.sh.tick()
+		c.beginNotesLocked()
+	}
+	if c.ext != nil {
+		c.ext.canRead.Open() // whoever is blocked there learns of the relay
+		c.ext.canSend.Open()
+	}
+	return nil
+}
+
+// mayRelayLocked says why the connection cannot be in a relay.
+func (c *Conn) mayRelayLocked() error {
+	switch {
+	case c.ended():
+		return c.endedLocked("relay")
+	case c.relayed():
+		return c.relayedLocked("relay")
+	case c.sendEnd != sendOpen:
+		return c.opErrorLocked("relay", syscall.EPIPE)
+	case c.ext != nil && c.ext.frames.split:
+		return c.opErrorLocked("relay", errors.New("tcpio: a split function of Frames is looking at the input"))
+	}
+	return nil
+}
+
+// leave undoes join.
+func (s *relaySide) leave() {
+	c := s.c
+	c.mu.Lock()
+	defer c.unlock()
+	if c.ended() {
+		return
+	}
+	c.withdrawReadableLocked()
+	c.route.drop(routeRelayed)
+	c.data = s.data
+	c.announceReadableLocked() // it may be in vain
+	c.todo.add(todoIdle)
+}
+
+// begin lets the bytes flow: into the connection, if it has room, and from it. It fails for the
+// first one if one has ended meanwhile.
+func (s *relaySide) begin() error {
+	c, r := s.c, s.relay
+	c.mu.Lock()
+	defer c.unlock()
+	if !r.joined.Load() {
+		if r.end.Load() != nil {
+			return c.endedLocked("relay")
+		}
+		r.joined.Store(true)
+	}
+	if !c.ended() {
+		c.relayRoomLocked()
+		c.announceReadableLocked()
+		c.relayErrorLocked() // its edge may have come before
+	}
+	return nil
+}
+
+// run passes on what can be, or acts on the end of the relay. The caller holds no lock.
+func (s *relaySide) run() {
+	r := s.relay
+	if !r.joined.Load() {
+		return // Relay goes on
+	}
+	if r.due.Load() && r.due.Swap(false) {
+		r.checkIdle()
+	}
+	if r.end.Load() == nil {
+		s.pass()
+		s.other().pass()
+	}
+	if r.end.Load() != nil {
+		r.over()
+	}
+}
+
+// pass moves the bytes of the direction from the side's connection, if there are any and they have
+// room. If another goroutine does that, it looks again.
+func (s *relaySide) pass() {
+	for {
+		turn := s.turn.Load()
+		if turn == turnIdle {
+			if s.turn.CompareAndSwap(turnIdle, turnRunning) {
+				break
+			}
+		} else if s.turn.CompareAndSwap(turn, turnAgain) {
+			return
+		}
+	}
+	for {
+		s.move()
+		if s.turn.CompareAndSwap(turnRunning, turnIdle) {
+			return
+		}
+		s.turn.Store(turnRunning)
+	}
+}
+
+// move reads once and writes what that gave.
+func (s *relaySide) move() {
+	switch {
+	case s.ended || s.full.Load() || s.relay.end.Load() != nil:
+		return
+	case s.atEnd:
+		s.passEnd()
+		return
+	}
+	b := s.c.sh.pool.Get(buf.Large)
+	defer s.c.sh.pool.Put(b)
+	n, err := s.read(b.Buf)
+	if n > 0 {
+		s.write(b.Buf[:n])
+	}
+	if err == io.EOF {
+		s.atEnd = true
+		s.passEnd()
+	}
+}
+
+// read reads what has been announced. An error other than io.EOF needs nothing more: the connection
+// has ended, or has nothing.
+func (s *relaySide) read(p []byte) (int, error) {
+	c, to := s.c, s.other().c
+	if left := to.sh.budget.Left(); to.sh.budget.Most > 0 && left < int64(len(p)) {
+		p = p[:max(left, buf.Small)]
+	}
+	c.mu.Lock()
+	defer c.unlock()
+	if !c.announced() {
+		return 0, ErrWouldBlock
+	}
+	n, err := c.takeLocked(p)
+	if err == io.EOF && c.sendErrLocked() != nil {
+		c.releaseLocked(c.ext.sendErr) // a reset behind the end
+	}
+	return n, err
+}
+
+// write gives p to the other connection, which had nothing queued.
+func (s *relaySide) write(p []byte) {
+	c := s.other().c
+	c.mu.Lock()
+	err := c.checkWritableLocked()
+	if err == nil {
+		err = c.putLocked(p)
+	}
+	full := false
+	switch {
+	case err == nil:
+		s.passed.Add(uint64(len(p)))
+		if full = c.out != nil; full {
+			s.full.Store(true)
+		}
+	case !c.ended() && c.sendErrLocked() == nil:
+		c.abortLocked(err) // of crypto/tls
+	default:
+		s.ended = true // its own side meets the error behind what it has still to read
+	}
+	c.unlock()
+	if full {
+		s.lookForError()
+	}
+}
+
+// lookForError is called when the other connection is full: what was reported of this one meanwhile
+// is not left behind its input.
+func (s *relaySide) lookForError() {
+	c := s.c
+	c.mu.Lock()
+	if s.failed || c.sendErrLocked() != nil {
+		c.relayErrorLocked()
+	}
+	c.unlock()
+}
+
+// passEnd notes the end of stream in the other connection, and what follows when it has gone out:
+// when both directions have come so far, the relay has ended.
+func (s *relaySide) passEnd() {
+	c, r := s.other().c, s.relay
+	r.first.CompareAndSwap(nil, s.c)
+	c.mu.Lock()
+	if !c.ended() {
+		reach(&c.sendEnd, sendShut)
+		c.todo.add(todoProgress)
+	}
+	c.unlock()
+	c.mu.Lock()
+	s.ended = c.finSent() && c.sendErrLocked() == nil
+	c.unlock()
+	if s.ended && r.ends.Add(1) == 2 {
+		r.decide(RelayEnd{By: r.first.Load()})
+	}
+}
+
+// over brings the end of the relay to both connections.
+func (r *Relay) over() {
+	end := r.end.Load()
+	if r.timer != nil {
+		r.sides[0].c.sh.timers.Remove(r.timer)
+	}
+	for i := range r.sides {
+		c := r.sides[i].c
+		c.mu.Lock()
+		c.tellRelayEndLocked()
+		switch {
+		case end.Err == nil:
+			c.closeLocked(nil)
+		case end.By == nil:
+			c.abortLocked(end.Err)
+		case end.By != c:
+			c.abortLocked(ErrRelayEnded)
+		}
+		c.unlock()
+	}
+}
+
+// armIdle has the idle limit looked at, d from now.
+func (r *Relay) armIdle(d time.Duration) {
+	sh := r.sides[0].c.sh
+	sh.addTimer(r.timer, d)
+	if r.end.Load() != nil {
+		sh.timers.Remove(r.timer)
+	}
+}
+
+// checkIdle ends the relay if its idle limit is reached.
+func (r *Relay) checkIdle() {
+	quiet := r.idle
+	for i := range r.sides {
+		c := r.sides[i].c
+		c.mu.Lock()
+		t := c.sh.coarse()
+		quiet = min(quiet, time.Duration(t-max(c.limit.lastIn, c.limit.lastOut)))
+		c.unlock()
+	}
+	if quiet < r.idle {
+		r.armIdle(r.idle - quiet)
+		return
+	}
+	r.decide(RelayEnd{Err: &TimeoutError{TimeoutIdle, r.idle}})
+	if end := r.end.Load(); end.By == nil && end.Err != nil {
+		for i := range r.sides {
+			r.sides[i].c.sh.count.timeouts[TimeoutIdle].Add(1)
+		}
+	}
+}
+
+// Relayed returns the relay that the connection is in, or was in; nil if there was none. It works
+// after the connection closed.
+func (c *Conn) Relayed() *Relay {
+	if s := c.relaySide(); s != nil {
+		return s.relay
+	}
+	return nil
+}
+
+// End returns how the relay ended, and false while it has not.
+func (r *Relay) End() (RelayEnd, bool) {
+	if end := r.end.Load(); end != nil {
+		return *end, true
+	}
+	return RelayEnd{}, false
+}
+
+// Conns returns the connections, the one whose method Relay was called first. It works after the end.
+func (r *Relay) Conns() (c, to *Conn) { return r.sides[0].c, r.sides[1].c }
+
+// Passed returns how many bytes of the first connection's peer were passed on to the second, and
+// of the second one's to the first: the other connection's socket has them, or its queue. The
+// counts are final once both connections have closed.
+func (r *Relay) Passed() (out, in uint64) {
+	return r.sides[0].passed.Load(), r.sides[1].passed.Load()
+}
+
+// Done returns a channel that is closed when the relay has ended. It costs nothing until it is
+// called. The connections may still be closing then.
+func (r *Relay) Done() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.done == nil {
+		r.done = make(chan struct{})
+		if r.end.Load() != nil {
+			close(r.done)
+		}
+	}
+	return r.done
+}

@@ -1,0 +1,139 @@
+package tcpio
+
+import (
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// What the parts of a connection below relay.go know of its relay.
+
+// A Relay joins two connections; see Conn.Relay. It has no goroutine: the loops of the two move the
+// bytes. What belongs to one connection is guarded by its mu, and nobody holds both.
+type Relay struct {
+	// Immutable once joined is set.
+	sides [2]relaySide
+	idle  time.Duration // 0: no limit
+	timer *timer        // of idle
+
+	// Atomic.
+	end    atomic.Pointer[RelayEnd] // nil while bytes are passed on
+	first  atomic.Pointer[Conn]     // whose peer's end of stream was the first to be passed on
+	ends   atomic.Int32             // directions that have ended in order
+	joined atomic.Bool              // both connections are in it
+	due    atomic.Bool              // the idle limit could have been reached
+
+	mu sync.Mutex
+	// Guarded by mu, under which nothing else is locked.
+	done chan struct{} // of Done; nil until it is asked for
+}
+
+// A RelayEnd says how a Relay ended.
+type RelayEnd struct {
+	// By is the connection that began the end: whose peer was the first to end its stream, or that
+	// failed, was closed, or reached a time limit of its own. It is nil for
+	// RelayOptions.IdleTimeout.
+	By *Conn
+	// Err is nil if both peers have ended their streams, and received all that the other sent.
+	// Otherwise it is By's Err: around syscall.ECONNRESET say, a *[TimeoutError], or net.ErrClosed
+	// where your code has closed By.
+	Err error
+}
+
+// A relaySide is what a Relay has of one connection, and the direction from that to the other.
+type relaySide struct {
+	// Immutable.
+	relay *Relay
+	c     *Conn
+
+	// Guarded by c.mu.
+	data   any  // of SetData: Conn.data has the side
+	failed bool // epoll has reported an error, which may be behind unread input
+	told   bool // RelayEnded was sent
+
+	// Atomic. full is true while the other connection cannot be written to; it changes under that
+	// one's mu.
+	full   atomic.Bool
+	turn   atomic.Uint32 // a relayTurn
+	passed atomic.Uint64 // bytes that the other connection took
+
+	// Owned by the turn.
+	atEnd bool // the peer's end of stream was read and noted in the other connection
+	ended bool // it has gone out
+}
+
+// A relayTurn says whether a goroutine moves the bytes of a direction.
+type relayTurn = uint32
+
+const (
+	turnIdle    relayTurn = iota
+	turnRunning           // somebody does
+	turnAgain             // and is to look again before it ends
+)
+
+// side is the part of the connection's relay, which it must have.
+func (c *Conn) side() *relaySide { return c.data.(*relaySide) }
+
+// relaySide is side without mu; nil if the connection is in no relay.
+func (c *Conn) relaySide() *relaySide {
+	c.mu.Lock()
+	defer c.unlock()
+	if !c.relayed() {
+		return nil
+	}
+	return c.side()
+}
+
+// other is the opposite side.
+func (s *relaySide) other() *relaySide {
+	if o := &s.relay.sides[0]; o != s {
+		return o
+	}
+	return &s.relay.sides[1]
+}
+
+// inOrder reports whether the relay has ended since both peers have ended their streams.
+func (r *Relay) inOrder() bool {
+	end := r.end.Load()
+	return end != nil && end.Err == nil
+}
+
+// decide says how the relay ended, if that was not said before.
+func (r *Relay) decide(end RelayEnd) {
+	if !r.end.CompareAndSwap(nil, &end) {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.done != nil {
+		close(r.done)
+	}
+}
+
+// relayRoomLocked has the relay go on if the connection can be written to. No other output may be
+// queued: so a direction never holds more than one buffer.
+func (c *Conn) relayRoomLocked() {
+	s := c.side()
+	if c.out == nil && c.outputFree() && !c.handshaking() && !c.ended() {
+		s.other().full.Store(false)
+		c.wantLocked(wantRelay)
+	}
+}
+
+// relayStuckLocked reports whether nobody will read the connection before the other one has room.
+func (c *Conn) relayStuckLocked() bool { return c.relayed() && c.side().full.Load() }
+
+// leaveRelayLocked ends the relay of a connection that is released.
+func (c *Conn) leaveRelayLocked() {
+	s := c.side()
+	end := RelayEnd{By: c, Err: net.ErrClosed}
+	if c.ext != nil && c.ext.err != nil {
+		end.Err = c.ext.err
+	}
+	s.relay.decide(end)
+	c.wantLocked(wantRelay)
+}
+
+// relayedLocked is the error of an operation that only a relay may do.
+func (c *Conn) relayedLocked(op string) error { return c.opErrorLocked(op, ErrRelayed) }

@@ -1,0 +1,63 @@
+//go:build linux
+
+package relay
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+)
+
+func TestBytesFlowBothWaysOnAnyRoute(t *testing.T) {
+	routes := []string{"stream", "claimed", "actor", "none"}
+	for _, front := range routes {
+		for _, back := range routes {
+			t.Run(front+" and "+back, func(t *testing.T) {
+				t.Parallel()
+				x := join(t, serve(t, front, tcpio.ListenerOptions{Loops: 2}), serve(t, back, tcpio.ListenerOptions{}), nil)
+				const up, down = 3<<20 + 1, 2<<20 - 7
+				errs := make(chan error, 4)
+				go func() { errs <- send(x.p, up) }()
+				go func() { errs <- send(x.q, down) }()
+				go func() { errs <- receive(x.p, down) }()
+				go func() { errs <- receive(x.q, up) }()
+				for range 4 {
+					if err := testnet.Await(t, "the bytes", errs); err != nil {
+						t.Error(err)
+					}
+				}
+				testnet.AwaitClosed(t, "the end", x.relay.Done())
+				if out, in := x.relay.Passed(); out != up || in != down {
+					t.Errorf("%d and %d bytes were passed on, want %d and %d", out, in, up, down)
+				}
+				end, _ := x.relay.End()
+				if end.Err != nil || end.By == nil {
+					t.Errorf("the end is %+v, want one in order", end)
+				}
+				if x.ended != nil {
+					testnet.Receive(t, "RelayEnded", x.ended)
+					if c := testnet.Receive(t, "Closed", x.gone); c != x.c && c != x.to || c.Err() != nil {
+						t.Errorf("closed with %v", c.Err())
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestSmallMessagesGoBothWays(t *testing.T) {
+	for loops := 1; loops <= 2; loops++ {
+		t.Run(fmt.Sprint(loops, " loops"), func(t *testing.T) {
+			s := serve(t, "stream", tcpio.ListenerOptions{Loops: loops})
+			x := join(t, s, s, nil)
+			for range 1000 {
+				testnet.Send(t, x.p, "question")
+				testnet.ExpectBytes(t, x.q, "question")
+				testnet.Send(t, x.q, "answer")
+				testnet.ExpectBytes(t, x.p, "answer")
+			}
+		})
+	}
+}
