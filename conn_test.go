@@ -142,7 +142,7 @@ func TestConnIsSmall(t *testing.T) {
 func TestEventsAreOnePointer(t *testing.T) {
 	for name, size := range map[string]uintptr{
 		"Opened": unsafe.Sizeof(Opened{}), "Readable": unsafe.Sizeof(Readable{}),
-		"Writable": unsafe.Sizeof(Writable{}), "Closed": unsafe.Sizeof(Closed{}),
+		"Writable": unsafe.Sizeof(Writable{}), "RelayEnded": unsafe.Sizeof(RelayEnded{}), "Closed": unsafe.Sizeof(Closed{}),
 	} {
 		if size != unsafe.Sizeof(uintptr(0)) {
 			t.Errorf("%s is %d bytes", name, size)

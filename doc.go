@@ -45,11 +45,11 @@
 // # Events
 //
 // The events of one connection on one route have an order: [Opened] first, exactly once; then any
-// of [Readable], [Writable], [Message] and [Draining]; [Closed] last, exactly once. No event of a
-// connection follows its Closed, also when the system gives its descriptor number to another
-// connection. Events of different connections have no order. When a connection changes its route,
-// events that are already in the old channel are received there, and those behind them on the new
-// route.
+// of [Readable], [Writable], [Message], [Draining] and [RelayEnded]; [Closed] last, exactly once.
+// No event of a connection follows its Closed, also when the system gives its descriptor number to
+// another connection. Events of different connections have no order. When a connection changes its
+// route, events that are already in the old channel are received there, and those behind them on
+// the new route.
 //
 // Readable is level-triggered, although tcpio uses epoll edge-triggered: after a read that filled
 // its buffer another Readable follows, unless one is still in the channel; after a shorter read the
@@ -97,6 +97,7 @@
 //	a time limit                    Close; WriteStallTimeout: reset                   *TimeoutError
 //	CloseTimeout, output left       reset                                             ErrCloseTimeout
 //	Hijack                          the caller gets the socket                        ErrHijacked
+//	it is in a Relay that ends      see Relays                                        ErrRelayEnded, if the other began it
 //	Shutdown                        Draining, then Close                              as for Close
 //	Listener.Close                  reset at once                                     net.ErrClosed
 //
@@ -115,6 +116,15 @@
 // none reports a reset as an end of stream. Once a connection has ended, its methods return errors
 // that match net.ErrClosed. If the system ended it they match the system's error too:
 // errors.Is(err, syscall.ECONNRESET). A Conn stays valid for ever.
+//
+// # Relays
+//
+// [Conn.Relay] passes bytes between two connections, both ways: a proxy in one call. It has no
+// goroutine, and no buffer while nothing is passed on. A peer that reads slowly holds the other one
+// back. A peer receives an end of stream only where the other peer has sent one, and behind its
+// last byte. Whatever else ends one of the connections resets the other: no stream that was cut
+// looks whole. Readable and Writable are not sent while a relay reads and writes; other events are.
+// [RelayEnded] says that it is over, [Relay.End] why.
 //
 // # Ownership
 //

@@ -6,9 +6,8 @@ import (
 )
 
 // Event is one of [Opened], [Readable], [Writable], [Message], [Draining], [RelayEnded], [Closed]
-// and [Failed].
-// Other packages cannot add types. A type switch should ignore types that it does not know: later
-// versions may have more.
+// and [Failed]. Other packages cannot add types. A type switch should ignore types that it does not
+// know: later versions may have more.
 //
 // The events of one connection on one route come in this order: Opened, then any of Readable,
 // Writable, Message and Draining, then Closed. Events of different connections have no order. Every

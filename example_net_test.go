@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -315,64 +314,38 @@ func ExampleConn_StartTLSClient() {
 	// end: <nil>
 }
 
-// A relay: two actors pass bytes to each other. While one side does not read, nothing is read from
-// the other.
-func ExampleListener_Dial() {
+// A proxy: every client is joined with a connection to the upstream. The actor dials, which may
+// block, and reports how the pair ended; the bytes pass it by.
+func ExampleConn_Relay() {
 	upstream := echoServer()
 	defer upstream.Close()
 
-	pass := func(from, to *tcpio.Conn, ended *atomic.Int32) tcpio.Actor {
-		return tcpio.ActorFunc(func(ev tcpio.Event) error {
-			switch ev.(type) {
-			case tcpio.Readable:
-				buf := make([]byte, 16<<10)
-				n, err := from.TryRead(buf)
-				switch err {
-				case nil:
-					_, err = to.Write(buf[:n]) // waits for room; after an error of to, its Closed follows
-					return err
-				case tcpio.ErrWouldBlock:
-					return nil
-				case io.EOF:
-					if ended.Add(1) < 2 {
-						return to.CloseWrite() // the answer may still come
-					}
-				}
+	ended := make(chan string, 1)
+	dial := func(ev tcpio.Event) error {
+		switch ev := ev.(type) {
+		case tcpio.Opened:
+			ctx, cancel := context.WithTimeout(ev.Conn.Context(), 10*time.Second)
+			defer cancel()
+			back, err := ev.Conn.Listener().Dial(ctx, "tcp", upstream.Addr().String())
+			if err != nil {
 				return err
-			case tcpio.Closed:
-				if from.Err() != nil {
-					to.Abort() // the peer must not take this for an orderly end
-				} else {
-					to.Close()
-				}
 			}
-			return nil
-		})
+			_, err = ev.Conn.Relay(back, &tcpio.RelayOptions{IdleTimeout: time.Hour})
+			if err != nil {
+				back.Abort() // the client has gone meanwhile
+			}
+			return err
+		case tcpio.RelayEnded:
+			out, in := ev.Conn.Relayed().Passed()
+			end, _ := ev.Conn.Relayed().End()
+			ended <- fmt.Sprintf("%d bytes out, %d in; the client ended it: %t, %v", out, in, end.By == ev.Conn, end.Err)
+		}
+		return nil
 	}
-	var l *tcpio.Listener
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr:              "127.0.0.1:0",
-		WriteStallTimeout: time.Minute,     // for peers that read nothing
-		EOFTimeout:        5 * time.Minute, // how long an answer may pause for a peer that has sent its last byte
-		NewActor: func(front *tcpio.Conn) tcpio.Actor {
-			return tcpio.ActorFunc(func(ev tcpio.Event) error {
-				if _, ok := ev.(tcpio.Opened); !ok {
-					return nil
-				}
-				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-				defer cancel()
-				back, err := l.Dial(ctx, "tcp", upstream.Addr().String()) // an actor may block
-				if err != nil {
-					return err
-				}
-				ended := new(atomic.Int32)
-				if err := front.Attach(pass(front, back, ended)); err != nil {
-					back.Abort()
-					return err
-				}
-				return back.Attach(pass(back, front, ended))
-			})
-		},
+		WriteStallTimeout: time.Minute, // for peers that read nothing
+		NewActor:          func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(dial) },
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -383,10 +356,12 @@ func ExampleListener_Dial() {
 	g.Go(func() error { return l.Serve(ctx) })
 
 	fmt.Print(exchange(l.Addr(), "hello\n"))
+	fmt.Println(<-ended)
 	stop()
 	fmt.Println("end:", g.Wait())
 	// Output:
 	// hello
+	// 6 bytes out, 6 in; the client ended it: true, <nil>
 	// end: <nil>
 }
 

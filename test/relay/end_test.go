@@ -242,8 +242,8 @@ func TestASideThatTakesNothingEndsByWriteStallTimeout(t *testing.T) {
 	fill(t, p, 100*time.Millisecond)
 	testnet.AwaitClosed(t, "the end of the relay", r.Done())
 	end, _ := r.End()
-	limit, ok := errors.AsType[*tcpio.TimeoutError](end.Err)
-	if !ok || limit.Kind != tcpio.TimeoutWriteStall || end.By != to {
+	var limit *tcpio.TimeoutError
+	if !errors.As(end.Err, &limit) || limit.Kind != tcpio.TimeoutWriteStall || end.By != to {
 		t.Fatalf("the end is %+v", end)
 	}
 	expectReset(t, p)

@@ -151,7 +151,7 @@ func (x *pair) expectEnd(t *testing.T, by *tcpio.Conn, err error) {
 	if x.ended == nil {
 		return
 	}
-	if ev := testnet.Receive(t, "RelayEnded", x.ended); ev.Relay != x.relay {
+	if ev := testnet.Receive(t, "RelayEnded", x.ended); ev.Conn.Relayed() != x.relay {
 		t.Fatalf("RelayEnded of another relay")
 	}
 }
@@ -184,8 +184,8 @@ func fill(t testnet.T, peer *net.TCPConn, stand time.Duration) (sent int64) {
 }
 
 func testTimeout(err error) bool {
-	ne, ok := errors.AsType[net.Error](err)
-	return ok && ne.Timeout()
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
 }
 
 // A flow checks bytes as testnet.Pattern makes them.
