@@ -1,0 +1,293 @@
+package cluster
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// What a node knows of the others, as pure state: no lock, no clock, no network. The time is an
+// argument.
+
+// An origin is what has come of a topic from one node.
+type origin struct {
+	run, seq uint64 // the last number; 0, 0: none has come
+	// whole says that members is the node's part, as of its last message. It becomes so by a part
+	// that was asked for, and ends with every doubt.
+	whole   bool
+	members map[uint64]string // records, by the member's number
+	pieces  []change          // of a part that has not come whole
+	next    uint64            // the piece to come
+}
+
+// A view is what has come of a topic, by node.
+type view map[string]*origin
+
+func (v view) of(node []byte) *origin {
+	o := v[string(node)]
+	if o == nil {
+		o = new(origin)
+		v[string(node)] = o
+	}
+	return o
+}
+
+// heard takes the number of a message that has come. fresh is false for one that comes too late:
+// behind one with a higher number. lost is how many before it have not come. The first number ever
+// shows no loss.
+func (v view) heard(s stamp) (lost uint64, fresh bool) {
+	o := v.of(s.node)
+	switch {
+	case s.run < o.run, s.run == o.run && s.seq <= o.seq:
+		return 0, false
+	case o.run == 0: // the first
+	case s.run == o.run:
+		lost = s.seq - o.seq - 1
+	default: // a new run: what was before its end is told by tails, or not known any more
+		lost = s.seq - 1
+	}
+	o.run, o.seq = s.run, s.seq
+	return lost, true
+}
+
+// upTo takes the number of a node's last message, which comes behind that one.
+func (v view) upTo(s stamp) (lost uint64) {
+	o := v.of(s.node)
+	switch {
+	case s.run < o.run, s.run == o.run && s.seq <= o.seq:
+		return 0
+	case o.run == 0:
+	case s.run == o.run:
+		lost = s.seq - o.seq
+	default:
+		lost = s.seq
+	}
+	o.run, o.seq = s.run, s.seq
+	return lost
+}
+
+// A diff is how a node's members have changed: records by number; a member that is another than
+// before has left and joined.
+type diff struct{ left, joined map[uint64]string }
+
+func (d *diff) leave(num uint64, record string) {
+	if d.left == nil {
+		d.left = make(map[uint64]string)
+	}
+	d.left[num] = record
+}
+
+func (d *diff) join(num uint64, record string) {
+	if d.joined == nil {
+		d.joined = make(map[uint64]string)
+	}
+	d.joined[num] = record
+}
+
+func (d *diff) empty() bool { return len(d.left) == 0 && len(d.joined) == 0 }
+
+// change takes changes that a node has told. As long as its part is not whole they mean nothing.
+func (v view) change(node []byte, changes []change) (d diff) {
+	o := v.of(node)
+	if !o.whole {
+		return d
+	}
+	for _, c := range changes {
+		old, there := o.members[c.num]
+		if there && (!c.joined || old != c.record) {
+			d.leave(c.num, old)
+		}
+		switch {
+		case !c.joined:
+			delete(o.members, c.num)
+		case !there || old != c.record:
+			d.join(c.num, c.record)
+			if o.members == nil {
+				o.members = make(map[uint64]string)
+			}
+			o.members[c.num] = c.record
+		}
+	}
+	return d
+}
+
+// part takes a piece of a part that was asked for. done says that the part is whole.
+func (v view) part(s stamp, p piece) (lost uint64, d diff, done bool) {
+	lost = v.upTo(s)
+	o := v.of(s.node)
+	if o.run != s.run || o.seq != s.seq { // it is older than what has come
+		return lost, d, false
+	}
+	if p.index == 0 {
+		o.pieces, o.next = nil, 0
+	}
+	if p.index != o.next {
+		return lost, d, false
+	}
+	o.next++
+	o.pieces = append(o.pieces, p.members...)
+	if !p.last {
+		return lost, d, false
+	}
+	members := make(map[uint64]string, len(o.pieces))
+	for _, m := range o.pieces {
+		members[m.num] = m.record
+	}
+	o.pieces, o.next = nil, 0
+	return lost, o.become(members), true
+}
+
+// none takes the word of a node that it has nothing of the topic, and that its newest run of
+// numbers, in any topic, is run. It means nothing if a younger one has come.
+func (v view) none(node []byte, run uint64) (d diff, done bool) {
+	o := v.of(node)
+	if o.run > run {
+		return d, false
+	}
+	o.run, o.seq = run, 0 // the topic's next run is a younger one
+	return o.become(nil), true
+}
+
+func (o *origin) become(members map[uint64]string) (d diff) {
+	for num, record := range o.members {
+		if members[num] != record {
+			d.leave(num, record)
+		}
+	}
+	for num, record := range members {
+		if old, there := o.members[num]; !there || old != record {
+			d.join(num, record)
+		}
+	}
+	o.members, o.whole = members, true
+	return d
+}
+
+// doubt says that a node's part may not be right any more. It stays until another comes.
+func (v view) doubt(node string) {
+	if o := v[node]; o != nil {
+		o.whole = false
+	}
+}
+
+// drop takes a node's members out. The numbers stay: should it come back, they show what was lost.
+func (v view) drop(node string) (d diff) {
+	o := v[node]
+	if o == nil {
+		return d
+	}
+	d.left = maps.Clone(o.members)
+	o.whole, o.members, o.pieces, o.next = false, nil, nil, 0
+	return d
+}
+
+// A peer is a node as its heartbeats show it.
+type peer struct {
+	number uint64
+	every  time.Duration
+	heard  time.Time
+	state  peerState
+}
+
+// peerState is whether a node's members count:
+//
+//	up --not heard of for 4 heartbeats--> down --heard again--> up
+//	up, down --says that it leaves--> leaving --not heard of, says goodbye--> down
+//	down --not heard of for keepPeer--> forgotten
+type peerState uint8
+
+const (
+	peerUp peerState = iota
+	peerDown
+	peerLeaving
+)
+
+// keepPeer is how long a node that is down is remembered: coming back within that time it shows what
+// was lost meanwhile.
+const keepPeer = 10 * time.Minute
+
+// peers is what a node knows of all nodes, itself among them. It is the control goroutine's.
+type peers struct {
+	self string
+	all  map[string]*peer
+	last time.Time // of the last tick
+}
+
+// A report is what follows from a heartbeat or a tick.
+type report struct {
+	up      []string // have come, or come back: ask them for everything
+	down    []string // have gone: drop their members
+	doubts  []string // may have said more than has come: ask them for everything
+	forget  []string // will not be thought of any more
+	changed bool     // somebody's state has
+	silent  bool     // those that are down have not said so
+	late    bool     // this node itself was held up: what it knows is old
+}
+
+// hear takes a heartbeat that has come at now.
+func (ps *peers) hear(b beat, now time.Time) (r report) {
+	p := ps.all[b.node]
+	if p == nil {
+		p = &peer{state: peerDown, number: b.number - 1}
+		ps.all[b.node] = p
+	} else if b.number <= p.number {
+		return r // it has been overtaken
+	}
+	state := peerUp
+	switch {
+	case b.flags&flagBye != 0:
+		state = peerDown
+	case b.flags&flagLeaving != 0:
+		state = peerLeaving
+	}
+	switch {
+	case p.state == peerUp && state != peerUp:
+		r.down = []string{b.node}
+	case p.state != peerUp && state == peerUp:
+		r.up = []string{b.node}
+	case b.number != p.number+1 && state != peerDown:
+		r.doubts = []string{b.node}
+	}
+	r.changed = p.state != state
+	p.state, p.number, p.heard = state, b.number, now
+	p.every = time.Duration(b.every) * time.Millisecond
+	return r
+}
+
+// tick looks who has not been heard of. every is how often it is called.
+func (ps *peers) tick(now time.Time, every time.Duration) (r report) {
+	if late := now.Sub(ps.last) - every; !ps.last.IsZero() && late > every/2 {
+		for _, p := range ps.all { // what they have said meanwhile is not heard yet
+			p.heard = p.heard.Add(late)
+		}
+		r.late = late > (missed-1)*every
+	}
+	ps.last = now
+	for id, p := range ps.all {
+		silent := now.Sub(p.heard)
+		switch {
+		case id == ps.self:
+		case p.state != peerDown && silent >= missed*p.every:
+			if p.state == peerUp {
+				r.down, r.silent = append(r.down, id), true
+			}
+			p.state, r.changed = peerDown, true
+		case p.state == peerDown && silent >= keepPeer:
+			delete(ps.all, id)
+			r.forget = append(r.forget, id)
+		}
+	}
+	return r
+}
+
+// in returns the nodes that are in one of the states.
+func (ps *peers) in(states ...peerState) []string {
+	ids := make([]string, 0, len(ps.all))
+	for id, p := range ps.all {
+		if slices.Contains(states, p.state) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}

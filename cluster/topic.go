@@ -1,0 +1,589 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/rabbit-backend/tcpio"
+)
+
+var errConnClosed = net.ErrClosed
+
+// Limits of a Member, in bytes.
+const (
+	MaxID   = 255
+	MaxInfo = 1024
+)
+
+// A Member is what others see of a connection that has joined a topic.
+type Member struct {
+	// ID is whatever the program calls it, a user's name say, of MaxID bytes at most. Two
+	// connections may have the same: both are in the list.
+	ID string
+	// Info is what else there is to say, MaxInfo bytes at most.
+	Info []byte
+	// Node is the id of the node that it is connected to. Join ignores it.
+	Node string
+}
+
+// A Topic is a name with members on any nodes: a chat room, a document, a user's devices.
+// [Node.Topic] returns it. Its methods may be called from any goroutine.
+type Topic struct {
+	// Immutable.
+	n       *Node
+	sh      *shard
+	name    string
+	place   string // the subject without the prefix
+	subject string
+	err     error // the name cannot be
+	run     uint64
+	group   tcpio.Group
+
+	kept atomic.Bool  // the shard holds it
+	used atomic.Int64 // when it was published to last, in nanoseconds since the node was opened
+
+	pub sync.Mutex // held while a number is given and NATS is called, which may block; taken before mu
+	// Guarded by pub.
+	seq    uint64 // the last number in run
+	seen   uint64 // what it was when the tail was looked at last
+	listed bool   // the tail is to be told
+	sub    *nats.Subscription
+	frame  []byte // room for a message
+
+	mu sync.Mutex // taken before a Conn's
+	// Guarded by mu.
+	subscribed bool
+	idle       bool                   // it is in the shard's list of those that may be unsubscribed
+	members    map[*tcpio.Conn]member // those that others see
+	pending    map[uint64]change      // of members, not announced yet
+	excepts    []except               // of this node's messages that are under way
+	others     *others                // members that are written to in another way
+	view       view                   // what the other nodes have told, while subscribed
+	watchers   []*watcher
+	telling    bool // a goroutine calls the watchers
+}
+
+// A member is what the others see of a connection here.
+type member struct {
+	num    uint64
+	record string
+}
+
+// An except is that message seq does not go to c.
+type except struct {
+	seq uint64
+	c   *tcpio.Conn
+}
+
+// init completes a topic whose place and name are set.
+func (t *Topic) init() {
+	t.subject = t.n.subj.topic(t.place)
+	t.run = t.n.runs.Add(1)
+	t.group.Slow, t.group.Notice = t.n.opts.Slow, t.n.opts.Notice
+	t.group.Left = t.left
+}
+
+// Name returns the topic's name.
+func (t *Topic) Name() string { return t.name }
+
+// Group returns the members on this node that take messages as plain bytes: for writes that stay
+// here. Join and Leave of the topic, not of the group, are what makes members.
+func (t *Topic) Group() *tcpio.Group { return &t.group }
+
+// Join makes c a member; who is what others see of it, nil for nothing. Joining again changes that.
+// What this node publishes after Join reaches c; what others publish does as soon as NATS has spread
+// the interest, within milliseconds on a network. A member leaves by Leave, by Conn.LeaveGroups, and
+// by itself when it closes.
+//
+// Join works without a connection to NATS: the others learn of c when it is there again. The first
+// Join of a topic makes a subscription, which blocks for as long as NATS takes no bytes
+// (FlusherTimeout). It fails with ErrName, ErrTooLong for what who has, ErrClosed, and an error that
+// matches net.ErrClosed if c is closing.
+func (t *Topic) Join(c *tcpio.Conn, who *Member) error { return t.join(nil, c, nil, who) }
+
+// join is JoinAs; a nil f is the group.
+func (t *Topic) join(f Format, c *tcpio.Conn, as any, who *Member) error {
+	if t.err != nil {
+		return t.err
+	}
+	if c == nil {
+		return errors.New("cluster: Join: the connection is nil")
+	}
+	record := ""
+	if who != nil {
+		var err error
+		if record, err = packMember(who); err != nil {
+			return err
+		}
+	}
+	for {
+		if err := t.n.refusal("Join"); err != nil {
+			return err
+		}
+		if err := t.subscribe(); err != nil {
+			return err
+		}
+		t.mu.Lock()
+		if t.subscribed {
+			break
+		}
+		t.mu.Unlock() // it has lingered long enough just now
+	}
+	defer t.mu.Unlock()
+	if !t.enterLocked(f, c, as) {
+		return ended("Join", c)
+	}
+	old, seen := t.members[c]
+	switch {
+	case who == nil && seen:
+		t.forgetLocked(c, old)
+	case who != nil && !seen:
+		if t.members == nil {
+			t.members = make(map[*tcpio.Conn]member)
+		}
+		m := member{t.n.members.Add(1), record}
+		t.members[c] = m
+		t.announceLocked(change{m.num, true, record})
+		t.tellLocked(t.n.id, diff{joined: map[uint64]string{m.num: record}})
+	case who != nil && old.record != record:
+		t.members[c] = member{old.num, record}
+		t.announceLocked(change{old.num, true, record})
+		t.tellLocked(t.n.id, diff{left: map[uint64]string{old.num: old.record}, joined: map[uint64]string{old.num: record}})
+	}
+	return nil
+}
+
+// Leave ends c's membership. On a connection that is no member it does nothing. A message that is
+// being written may still reach c. It does not block.
+func (t *Topic) Leave(c *tcpio.Conn) {
+	if t.err != nil || c == nil {
+		return
+	}
+	t.group.Leave(c)
+	t.mu.Lock()
+	if t.others != nil {
+		t.others.group.Leave(c)
+	}
+	t.mu.Unlock()
+	t.left(c)
+}
+
+// left drops what there is of c if it is no member any more. It is Left of the groups too.
+func (t *Topic) left(c *tcpio.Conn) {
+	if errors.Is(c.Err(), tcpio.ErrSlow) {
+		t.n.count.slow.Add(1)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.hasLocked(c) {
+		return // it has joined again
+	}
+	t.leaveOutletLocked(c)
+	if m, ok := t.members[c]; ok {
+		t.forgetLocked(c, m)
+	}
+	t.idleLocked()
+}
+
+// forgetLocked has c seen by nobody any more.
+func (t *Topic) forgetLocked(c *tcpio.Conn, m member) {
+	if delete(t.members, c); len(t.members) == 0 {
+		t.members = nil
+	}
+	t.announceLocked(change{num: m.num})
+	t.tellLocked(t.n.id, diff{left: map[uint64]string{m.num: m.record}})
+}
+
+// announceLocked has the others told of a change. Until then a younger one of the same member takes
+// its place.
+func (t *Topic) announceLocked(c change) {
+	if t.pending == nil {
+		t.pending = make(map[uint64]change)
+		t.n.announce.add(t)
+	}
+	t.pending[c.num] = c
+}
+
+// subscribe has the topic's messages come here. It blocks only to do so.
+func (t *Topic) subscribe() error {
+	t.mu.Lock()
+	subscribed := t.subscribed
+	t.mu.Unlock()
+	if subscribed {
+		return nil
+	}
+	t.pub.Lock()
+	defer t.pub.Unlock()
+	if t.sub != nil {
+		return nil
+	}
+	sub, err := t.n.nc.ChanSubscribe(t.subject, t.sh.ch)
+	if err != nil {
+		return sendError("subscribe", err)
+	}
+	t.sub = sub
+	t.mu.Lock()
+	// What comes of this node's own messages is known from the first on.
+	t.view = view{t.n.id: {run: t.run, seq: t.seq, whole: true}}
+	t.subscribed = true
+	t.mu.Unlock()
+	t.sh.keep(t)
+	t.n.count.topics.Add(1)
+	if t.n.closed.Load() { // Close may have passed already
+		t.unsubscribeLocked()
+		return fmt.Errorf("cluster: subscribe: %w", ErrClosed)
+	}
+	t.sh.askAll(t)
+	return nil
+}
+
+// unsubscribeLocked undoes subscribe. The caller holds pub.
+func (t *Topic) unsubscribeLocked() {
+	t.mu.Lock()
+	sub := t.sub
+	t.sub, t.subscribed, t.view, t.excepts = nil, false, nil, nil
+	t.mu.Unlock()
+	if sub != nil {
+		_ = sub.Unsubscribe() // fails if the connection has ended
+		t.n.count.topics.Add(-1)
+	}
+}
+
+// inUseLocked reports whether the topic's messages are for anybody here.
+func (t *Topic) inUseLocked() bool {
+	return t.group.Len() > 0 || len(t.watchers) > 0 || t.others != nil && t.others.group.Len() > 0
+}
+
+// idleLocked has the topic unsubscribed after Linger if it is in use no longer.
+func (t *Topic) idleLocked() {
+	if t.subscribed && !t.idle && !t.inUseLocked() {
+		t.idle = true
+		t.sh.linger(t)
+	}
+}
+
+// endLinger unsubscribes a topic that has lingered.
+func (t *Topic) endLinger() {
+	t.pub.Lock()
+	defer t.pub.Unlock()
+	t.mu.Lock()
+	t.idle = false
+	used := t.inUseLocked()
+	if !used {
+		t.subscribed = false // Join and receive see it before the subscription has gone
+	}
+	t.mu.Unlock()
+	if !used {
+		t.unsubscribeLocked()
+	}
+}
+
+// Publish sends p to every member on every node, those of this node too, by way of NATS: all members
+// see this node's messages of the topic in one order. Each gets it once at most; what is lost on the
+// way comes out as Lost at the node that has missed it.
+//
+// A nil error means that NATS took it, not that there is anybody. Without a connection Publish fails
+// at once with ErrDisconnected, and nobody has it. ErrTooLong: p has more than the server's
+// max_payload (1 MiB by default) less 64 bytes. Publish blocks for as long as NATS takes no bytes,
+// FlusherTimeout at most. p is the caller's again afterwards.
+func (t *Topic) Publish(p []byte) error { return t.publish("Publish", nil, p) }
+
+// PublishExcept is Publish to every member but c, a connection of this node, from which p came, say.
+// c need not be a member.
+func (t *Topic) PublishExcept(c *tcpio.Conn, p []byte) error { return t.publish("PublishExcept", c, p) }
+
+func (t *Topic) publish(op string, not *tcpio.Conn, p []byte) error {
+	if t.err != nil {
+		return t.err
+	}
+	if t.n.closed.Load() {
+		return fmt.Errorf("cluster: %s: %w", op, ErrClosed)
+	}
+	t.pub.Lock()
+	defer t.pub.Unlock()
+	t.sh.keep(t)
+	if not != nil {
+		t.mu.Lock()
+		if t.hasLocked(not) {
+			t.excepts = append(t.excepts, except{t.seq + 1, not})
+		}
+		t.mu.Unlock()
+	}
+	if err := t.sendLocked(kindData, p); err != nil {
+		if not != nil {
+			t.mu.Lock()
+			t.excepts = slices.DeleteFunc(t.excepts, func(e except) bool { return e.seq == t.seq+1 })
+			t.mu.Unlock()
+		}
+		return sendError(op, err)
+	}
+	t.n.count.published.Add(1)
+	if t.sub != nil {
+		t.n.delay.begin(t, t.seq)
+	}
+	return nil
+}
+
+// sendLocked gives a message its number and sends it. What NATS has not taken has used none. The
+// caller holds pub.
+func (t *Topic) sendLocked(k kind, body []byte) error {
+	b := append(appendStamp(t.frame[:0], k, t.n.id, t.run, t.seq+1), body...)
+	err := t.n.nc.Publish(t.subject, b)
+	if cap(b) <= 4<<10 {
+		t.frame = b[:0]
+	}
+	if err != nil {
+		return err
+	}
+	t.used.Store(int64(time.Since(t.n.opened)))
+	t.seq++
+	if !t.listed {
+		t.listed = true
+		t.n.tails.add(t)
+	}
+	return nil
+}
+
+// receive takes a message of the topic. It runs on the shard's goroutine.
+func (t *Topic) receive(k kind, r reader, m *nats.Msg) {
+	s := r.stamp()
+	if r.bad || s.run == 0 {
+		t.n.malformed(m, &malformed{"number"})
+		return
+	}
+	own := string(s.node) == t.n.id
+	var changes []change
+	if k == kindChange {
+		var err error
+		if changes, err = readChanges(r); err != nil {
+			t.n.malformed(m, err)
+			return
+		}
+	}
+	t.mu.Lock()
+	if !t.subscribed {
+		t.mu.Unlock()
+		return
+	}
+	var lost uint64
+	fresh := false
+	if k == kindTail {
+		lost = t.view.upTo(s)
+	} else {
+		lost, fresh = t.view.heard(s)
+	}
+	var not *tcpio.Conn
+	if own {
+		not = t.exceptLocked(s)
+	}
+	if lost > 0 {
+		t.view.doubt(string(s.node))
+	}
+	if fresh && k == kindChange && !own && lost == 0 {
+		t.tellLocked(string(s.node), t.view.change(s.node, changes))
+	}
+	outlets := t.outletsLocked()
+	t.mu.Unlock()
+	if lost > 0 {
+		t.sh.ask(string(s.node), t)
+		t.n.lost(t, string(s.node), lost)
+	}
+	if fresh && k == kindData {
+		t.deliver(r.p, not, outlets)
+		if own {
+			t.n.delay.end(t, s.seq)
+		}
+	}
+}
+
+// exceptLocked returns who does not get the message of this node's with that number, and forgets
+// older ones.
+func (t *Topic) exceptLocked(s stamp) (not *tcpio.Conn) {
+	for len(t.excepts) > 0 && s.run == t.run && t.excepts[0].seq <= s.seq {
+		if t.excepts[0].seq == s.seq {
+			not = t.excepts[0].c
+		}
+		t.excepts = t.excepts[1:]
+	}
+	if len(t.excepts) == 0 {
+		t.excepts = nil
+	}
+	return not
+}
+
+// deliver writes p to the members here.
+func (t *Topic) deliver(p []byte, not *tcpio.Conn, outlets []*use) {
+	t.n.count.received.Add(1)
+	if len(p) == 0 {
+		return
+	}
+	if to := t.group.Len(); to > 0 {
+		before := t.group.Skipped()
+		_, _ = t.group.WriteExcept(not, p)
+		skipped := t.group.Skipped() - before
+		if not != nil && t.group.Has(not) {
+			to--
+		}
+		t.n.count.skipped.Add(skipped)
+		t.n.count.delivered.Add(uint64(max(0, to-int(skipped))))
+	}
+	for _, o := range outlets {
+		t.n.count.delivered.Add(uint64(max(0, t.n.writeOutlet(o.outlet, p, not))))
+	}
+}
+
+// receivePart takes a node's part of the topic. What was not asked for, or no longer since the node
+// is down, shows no members: nobody would take them out again.
+func (t *Topic) receivePart(s stamp, p piece) {
+	node := string(s.node)
+	t.mu.Lock()
+	if !t.subscribed {
+		t.sh.answered(node, t, p.token, true)
+		t.mu.Unlock()
+		return
+	}
+	var lost uint64
+	if asked, newest := t.sh.answered(node, t, p.token, false); !asked || node == t.n.id {
+		lost = t.view.upTo(s)
+		t.sh.answered(node, t, p.token, true)
+	} else {
+		var d diff
+		var done bool
+		lost, d, done = t.view.part(s, p)
+		t.tellLocked(node, d)
+		if done && newest {
+			t.sh.answered(node, t, p.token, true)
+		} else if done {
+			t.view.doubt(node) // the answer to an older question
+		}
+	}
+	t.mu.Unlock()
+	if lost > 0 {
+		t.n.lost(t, node, lost)
+	}
+}
+
+// receiveNone takes the word of a node that it has nothing of the topic.
+func (t *Topic) receiveNone(s stamp, token uint64) {
+	node := string(s.node)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	asked, newest := t.sh.answered(node, t, token, !t.subscribed)
+	if !asked || !t.subscribed {
+		return
+	}
+	d, done := t.view.none(s.node, s.run)
+	t.tellLocked(node, d)
+	if done && newest {
+		t.sh.answered(node, t, token, true)
+	} else if done {
+		t.view.doubt(node)
+	}
+}
+
+// maxPiece is the size of a piece of a part in bytes, without its last record.
+const maxPiece = 256 << 10
+
+// answer sends this node's part of the topic. Holding pub, it comes between two numbers.
+func (t *Topic) answer(to string, token uint64) {
+	t.pub.Lock()
+	defer t.pub.Unlock()
+	var members []change
+	t.mu.Lock()
+	if !t.n.leaving.Load() {
+		members = make([]change, 0, len(t.members))
+		for _, m := range t.members {
+			members = append(members, change{m.num, true, m.record})
+		}
+	}
+	t.mu.Unlock()
+	for index := uint64(0); ; index++ {
+		size, end := 0, 0
+		for end < len(members) && size < maxPiece {
+			size += len(members[end].record) + 8
+			end++
+		}
+		p := piece{token: token, place: t.place, index: index, last: end == len(members), members: members[:end]}
+		if t.n.nc.Publish(to, p.append(appendStamp(nil, kindPart, t.n.id, t.run, t.seq))) != nil {
+			return // it will be asked for again
+		}
+		if members = members[end:]; p.last {
+			return
+		}
+	}
+}
+
+// Members returns the members on all nodes, of whom Join had something to say, in no order. whole is
+// false while a node's part is missing: for some milliseconds after the first Join, Watch or Members
+// here, and after a doubt. It does not block, but for the subscription that a call without members
+// here makes; that ends when there was no call for Linger.
+func (t *Topic) Members() (all []Member, whole bool) {
+	if t.err != nil || t.n.closed.Load() || t.subscribe() != nil {
+		return nil, false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.idleLocked()
+	return t.membersLocked(), t.wholeLocked()
+}
+
+func (t *Topic) membersLocked() []Member {
+	all := make([]Member, 0, len(t.members))
+	for _, m := range t.members {
+		all = append(all, unpackMember(t.n.id, m.record))
+	}
+	for node, o := range t.view {
+		if node != t.n.id {
+			for _, record := range o.members {
+				all = append(all, unpackMember(node, record))
+			}
+		}
+	}
+	return all
+}
+
+func (t *Topic) wholeLocked() bool {
+	if time.Since(t.n.opened) < t.n.opts.Heartbeat { // others may not have been heard yet
+		return false
+	}
+	for _, node := range *t.n.others.Load() {
+		if o := t.view[node]; o == nil || !o.whole {
+			return false
+		}
+	}
+	return true
+}
+
+// all returns the members here.
+func (t *Topic) all() map[*tcpio.Conn]struct{} {
+	all := make(map[*tcpio.Conn]struct{}, t.group.Len())
+	for c := range t.group.All() {
+		all[c] = struct{}{}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.others != nil {
+		for c := range t.others.via {
+			all[c] = struct{}{}
+		}
+	}
+	return all
+}
+
+// len returns how many members there are here.
+func (t *Topic) len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.group.Len()
+	if t.others != nil {
+		n += t.others.group.Len()
+	}
+	return n
+}
