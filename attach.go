@@ -92,9 +92,3 @@ func (c *Conn) endTurnLocked() {
 		c.queueLocked()
 	}
 }
-
-func (c *Conn) hasActor() bool {
-	c.mu.Lock()
-	defer c.unlock()
-	return c.actor != nil
-}

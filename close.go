@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"time"
 
 	"github.com/rabbit-backend/tcpio/internal/buf"
 	"github.com/rabbit-backend/tcpio/internal/sys"
@@ -113,11 +114,45 @@ func (c *Conn) sendFinLocked() {
 	_ = sys.ShutdownWrite(c.fd) // ENOTCONN after a reset: the read that follows says so
 }
 
-// tellShutdown tells the connection's handler of the Shutdown.
+// silentEnd is how long Shutdown waits for a peer that has acknowledged everything and says
+// nothing.
+const silentEnd = 250 * time.Millisecond
+
+// armCloseLocked has the loop look at a closing connection when CloseTimeout is over, and in
+// Shutdown every silentEnd.
+func (c *Conn) armCloseLocked() {
+	left := time.Duration(c.ext.closeBy - now())
+	if c.sh.hurried.Load() {
+		left = min(left, silentEnd)
+	}
+	c.ext.heard = false
+	c.sh.addTimer(c.ext.timer, left)
+}
+
+// tellShutdown tells the connection's handler of the Shutdown. A close that is under way need not
+// wait for a silent peer any more.
 func (c *Conn) tellShutdown() {
 	c.mu.Lock()
+	if c.phase == phaseClosing && c.ext != nil && c.ext.timer != nil {
+		c.sh.timers.Remove(c.ext.timer)
+		c.armCloseLocked()
+	}
 	c.announceDrainingLocked()
 	c.unlock()
+}
+
+// endDrainLocked closes a connection whose handler has had the time for that.
+func (c *Conn) endDrainLocked() {
+	if c.ended() {
+		return
+	}
+	_, over := c.peekLocked() // it may meet an error, which is the cause then
+	var cause error
+	if !over && !c.returnedEOF() && c.causeLocked() == nil {
+		c.sh.count.timeouts[TimeoutDrain].Add(1)
+		cause = ErrDrainTimeout
+	}
+	c.closeLocked(cause)
 }
 
 // announceDrainingLocked emits Draining, once. A connection whose Opened cannot be sent yet is
@@ -142,7 +177,9 @@ func (c *Conn) discardInputLocked() {
 	defer c.sh.pool.Put(scratch)
 	for read := 0; read < discardBudget; {
 		n, err := c.recvLocked(scratch.Buf)
-		read += n
+		if read += n; n > 0 {
+			c.extLocked().heard = true
+		}
 		switch {
 		case err == io.EOF:
 			c.releaseLocked(nil)

@@ -72,7 +72,9 @@ type connExt struct {
 	readErr error             // why reading failed; the peer's end of stream is peerEnd. See ends.go
 	sendErr error             // why writing failed
 	local   net.Addr          // the local address, kept at release
-	timer   *timer            // the limit on Close
+	timer   *timer            // of a close that is under way
+	closeBy int64             // when CloseTimeout is over
+	heard   bool              // the close has thrown input away since the timer was set
 	timers  *timer            // of After, linked
 	mailbox sched.Queue[mail] // values not yet delivered
 	posted  int               // of them, those that count against MailboxSize
@@ -379,10 +381,10 @@ func (c *Conn) ID() uint64 { return c.id }
 // Err says why the connection ended. It is nil before Closed, and after it when the peer ended in
 // order, or the user closed and everything queued went out. Otherwise it is the cause: a
 // *net.OpError around the system's error (errors.Is(err, syscall.ECONNRESET)), a *[TimeoutError]
-// when a time limit ended it ([ErrCloseTimeout] if output was left), the error an actor returned, a
-// *[PanicError], net.ErrClosed when Abort or Listener.Close cut the connection off. The package
-// documentation has them all, under "How a connection ends". EOFTimeout is no failure: it leaves
-// nil, and Stats counts it.
+// when a time limit ended it ([ErrCloseTimeout] if output was left, [ErrDrainTimeout] in Shutdown),
+// the error an actor returned, a *[PanicError], net.ErrClosed when Abort or Listener.Close cut the
+// connection off. The package documentation has them all, under "How a connection ends". EOFTimeout
+// is no failure: it leaves nil, and Stats counts it.
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.unlock()

@@ -98,7 +98,10 @@
 //	CloseTimeout, output left       reset                                             ErrCloseTimeout
 //	Hijack                          the caller gets the socket                        ErrHijacked
 //	it is in a Relay that ends      see Relays                                        ErrRelayEnded, if the other began it
-//	Shutdown                        Draining, then Close                              as for Close
+//	Shutdown                        Draining, and your code closes                    as for Close
+//	… and an actor without          Close behind the Receive of Draining              nil
+//	  DrainTimeout
+//	… and nobody closes in time     Close                                             ErrDrainTimeout; nil if the peer has ended
 //	Listener.Close                  reset at once                                     net.ErrClosed
 //
 // Err is what [Conn.Err] returns after Closed. Close is [Conn.Close]: in the background it sends

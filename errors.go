@@ -26,6 +26,13 @@ var ErrMailboxFull = errors.New("tcpio: mailbox full")
 // is a *[TimeoutError] and matches os.ErrDeadlineExceeded.
 var ErrCloseTimeout error = &TimeoutError{Kind: TimeoutClose}
 
+// ErrDrainTimeout is the Err of a connection that Shutdown has closed, since the time behind
+// Draining was over, or cut off, since Shutdown's ctx ended, while the peer had not ended its
+// stream: what was read is not known to be all, so whoever passes it on should abort rather than
+// close. It is a *[TimeoutError] and matches os.ErrDeadlineExceeded. A connection whose handler has
+// called Close, or whose actor has returned from Draining where that closes it, has ended in order.
+var ErrDrainTimeout error = &TimeoutError{Kind: TimeoutDrain}
+
 // A TimeoutKind says which time limit ended a connection.
 type TimeoutKind int
 
@@ -38,14 +45,17 @@ const (
 	TimeoutPreface                           // PrefaceTimeout
 	TimeoutHandshake                         // HandshakeTimeout
 	TimeoutClose                             // CloseTimeout, with output left: ErrCloseTimeout
+	TimeoutDrain                             // Shutdown, before the peer has ended: ErrDrainTimeout
 	timeoutEOF                               // EOFTimeout, which ends in order and is no error
 	timeoutKinds
 )
 
-var timeoutNames = [timeoutKinds]string{"", "idle", "read", "input", "frame", "write", "preface", "handshake", "close", "eof"}
+var timeoutNames = [timeoutKinds]string{
+	"", "idle", "read", "input", "frame", "write", "preface", "handshake", "close", "drain", "eof",
+}
 
 // String returns the limit's name: "idle", "read", "input", "frame", "write", "preface",
-// "handshake" or "close"; TimeoutKind(n) for a number that has none.
+// "handshake", "close" or "drain"; TimeoutKind(n) for a number that has none.
 func (k TimeoutKind) String() string {
 	if k <= 0 || k >= timeoutKinds {
 		return "TimeoutKind(" + strconv.Itoa(int(k)) + ")"
@@ -57,11 +67,14 @@ func (k TimeoutKind) String() string {
 // os.ErrDeadlineExceeded.
 type TimeoutError struct {
 	Kind  TimeoutKind
-	After time.Duration // the limit; 0 for TimeoutClose
+	After time.Duration // the limit; 0 for TimeoutClose and TimeoutDrain
 }
 
 func (e *TimeoutError) Error() string {
-	if e.After == 0 {
+	switch {
+	case e.Kind == TimeoutDrain:
+		return "tcpio: Shutdown ended the connection before its peer had"
+	case e.After == 0:
 		return "tcpio: " + e.Kind.String() + " time limit reached with output left"
 	}
 	return fmt.Sprintf("tcpio: %s time limit of %v reached", e.Kind, e.After)

@@ -44,7 +44,8 @@ type Message struct {
 // writing and posting work as before until the connection is closed.
 //
 // Without [ListenerOptions.DrainTimeout] tcpio closes the connection itself: an actor's when the
-// Receive of Draining returns, any other 250 ms after Shutdown began.
+// Receive of Draining returns, any other 250 ms after Shutdown began. Then Err is [ErrDrainTimeout]
+// if the peer has not ended, but for an actor's that has returned from Draining.
 type Draining struct{ Conn *Conn }
 
 // RelayEnded says that a [Relay] has ended, and both of its connections with it, which may still be

@@ -85,11 +85,14 @@ type ListenerOptions struct {
 	// as net.Conns are exempt until they have a route.
 	EOFTimeout time.Duration
 	// CloseTimeout bounds what Close does in the background, flushing and discarding together, and
-	// with it the end of Serve; 0 means 5 s.
+	// with it the end of Serve; 0 means 5 s. In Shutdown a peer that has everything and is silent
+	// is not waited for.
 	CloseTimeout time.Duration
 	// DrainTimeout is how long Shutdown leaves a connection open after Draining, for its handler to
-	// finish and call Close; then Shutdown closes it. 0 means: a connection with an actor until the
-	// Receive of Draining has returned, at most CloseTimeout, and any other 250 ms.
+	// finish and call Close; then Shutdown closes it, with ErrDrainTimeout if the peer has not
+	// ended. 0 means: a connection with an actor until the Receive of Draining has returned, at
+	// most CloseTimeout, and any other 250 ms. A relay should set it: an actor's return from
+	// Draining does not mean that its peer has said everything.
 	DrainTimeout time.Duration
 	// IdleTimeout closes a connection when for this time nothing has arrived, was read or went out;
 	// see Conn.SetIdleTimeout. Only bytes that can be read count as arrived: not urgent data, and
@@ -203,6 +206,8 @@ type ListenerOptions struct {
 	//   - Error: a panic in your code, with its stack, ten lines at once and then one a second.
 	//   - Error: a failure of the listener when neither Events nor EventsPerLoop was called and
 	//     OnErrorEvent is nil, one a second at most.
+	//   - Info: how many connections Shutdown has cut off, if any: "drain" counts those with
+	//     ErrDrainTimeout, "close" those whose CloseTimeout ended; with any of these it is a Warn.
 	//   - Warn: Serve has waited for a second for a route, and accepts nothing.
 	//   - Debug: an error other than io.EOF that a handler has returned, if OnErrorEvent does not get
 	//     it; at most as many as of panics.

@@ -113,7 +113,7 @@ func (l *Listener) register(c *Conn) error {
 			c.announceDrainingLocked()
 		}
 	case endClosed:
-		c.closeLocked(nil)
+		c.endDrainLocked()
 	case endCut:
 		c.abortLocked(net.ErrClosed)
 	}

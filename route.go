@@ -144,6 +144,7 @@ func (s *stream) startFeederLocked() {
 		return
 	}
 	s.blocked.Store(true)
+	s.sh.fedAt.Store(now())
 	s.sh.feeders.Add(1) // a WaitGroup forbids that beside a Wait, and a connection may be claimed when all is over
 	go s.feed()
 }
@@ -197,6 +198,7 @@ func (s *stream) feed() {
 			}
 			select {
 			case s.ch <- ev:
+				s.sh.fedAt.Store(now())
 			case <-s.sh.dropEvents:
 				// Nobody will receive any more; what is left is dropped by contract, the rest of
 				// the queue too.
@@ -215,6 +217,7 @@ func (s *stream) sendFed(ev Event) bool {
 	s.sent++
 	select {
 	case s.ch <- ev:
+		s.sh.fedAt.Store(now())
 		return true
 	default:
 		s.waiting = true

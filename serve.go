@@ -40,8 +40,9 @@ func (l *Listener) Start() {
 // warning, once.
 //
 // When it returns, every connection and every channel is closed. At the end it waits CloseTimeout
-// for events to be received, and drops those that are left. A second call fails, and so does one
-// after Close, with net.ErrClosed.
+// for events to be received, and drops those that are left; it waits no longer when the stop began
+// so long ago and nobody has received one since. A second call fails, and so does one after Close,
+// with net.ErrClosed.
 func (l *Listener) Serve(ctx context.Context) error {
 	l.mu.Lock()
 	if l.stopping.Load() {
@@ -125,18 +126,26 @@ func (l *Listener) startLoops() (started bool, err error) {
 	return l.polling, err
 }
 
-// finish waits for the last events to be received and closes the channels. There is one
-// CloseTimeout for events that are left when the last descriptor is closed: handlers that block may
-// have used it up.
+// finish waits for the last events to be received and closes the channels. Its time is over
+// CloseTimeout behind the last descriptor; handlers that block may have used it up. A consumer that
+// has received nothing for CloseTimeout of the end has left.
 func (l *Listener) finish() {
 	<-l.allClosed
-	left := time.Duration(l.allClosedAt + int64(l.opts.CloseTimeout) - now())
-	ctx, cancel := context.WithTimeout(context.Background(), left)
+	l.mu.Lock()
+	stoppedAt := l.stoppedAt
+	l.mu.Unlock()
+	limit := int64(l.opts.CloseTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(l.allClosedAt+limit-now()))
 	defer cancel()
-	for ctx.Err() == nil && l.feeders.Load() > 0 {
+	l.logCuts()
+	for l.feeders.Load() > 0 {
+		left := min(l.allClosedAt, max(stoppedAt, l.fedAt.Load())) + limit - now()
+		if left <= 0 {
+			break
+		}
 		select {
 		case <-l.feedersDone:
-		case <-ctx.Done():
+		case <-time.After(time.Duration(left)):
 		}
 	}
 	close(l.dropEvents)
@@ -164,6 +173,21 @@ func (l *Listener) finish() {
 	}
 }
 
+// logCuts says at the end whom Shutdown has cut off.
+func (l *Listener) logCuts() {
+	if !l.hurried.Load() {
+		return
+	}
+	t := l.Stats().Timeouts
+	late, level := t.Close-l.lateBefore.Load(), slog.LevelInfo
+	if late > 0 {
+		level = slog.LevelWarn
+	}
+	if t.Drain+late > 0 {
+		l.logOnce(level, "tcpio: Shutdown cut connections off", "addr", l.addr.String(), "drain", t.Drain, "close", late)
+	}
+}
+
 // finishUnserved closes the channels of a listener that Serve was never called on, and now never
 // will be.
 func (l *Listener) finishUnserved() {
@@ -179,8 +203,16 @@ func (l *Listener) finishUnserved() {
 // Shutdown stops the listener in order. It accepts what the backlog holds and then nothing more; it
 // sends [Draining] to every connection; it closes each as Conn.Close does, when
 // [ListenerOptions].DrainTimeout says; and it returns nil once every descriptor is closed. When ctx
-// ends first, Shutdown cuts off the connections that are left, with ErrCloseTimeout if output was
-// left, and returns ctx's error.
+// ends first, Shutdown cuts off the connections that are left, and returns ctx's error.
+//
+// A connection that Shutdown has closed or cut off, instead of its handler, has [ErrDrainTimeout]
+// as its Err if its peer had not ended, or had sent what was not read yet; and ErrCloseTimeout if
+// output was left at the end. At the end of Serve one line of the log counts them.
+//
+// A closing connection ends when its peer does; and, unlike outside of Shutdown, also when its peer
+// has acknowledged everything, the FIN too, and has sent nothing for 250 ms. So a peer that keeps
+// its side open and is silent holds up nobody, and one that has not received everything has
+// CloseTimeout.
 //
 // It does not wait for events to be received, so a consumer may call it; the Closed events are
 // still to come.
@@ -191,6 +223,9 @@ func (l *Listener) finishUnserved() {
 // as one that blocks, so the call takes CloseTimeout; call it from a goroutine of its own instead.
 func (l *Listener) Shutdown(ctx context.Context) error {
 	l.endAt(endTold)
+	if !l.hurried.Swap(true) {
+		l.lateBefore.Store(l.Stats().Timeouts.Close)
+	}
 	l.acceptRest()
 	for c := range l.everyConn() {
 		c.tellShutdown()
@@ -199,19 +234,11 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 	if d := l.opts.DrainTimeout; d > 0 {
 		err = l.awaitAllClosed(ctx, d)
 	} else if err = l.awaitAllClosed(ctx, min(drainGrace, l.opts.CloseTimeout)); err == errGrace {
-		l.endAt(endClosed)
-		for c := range l.everyConn() {
-			if !c.hasActor() {
-				c.Close()
-			}
-		}
+		l.endDrain(false)
 		err = l.awaitAllClosed(ctx, l.opts.CloseTimeout) // for handlers that block, and their answers
 	}
 	if err == errGrace {
-		l.endAt(endClosed)
-		for c := range l.everyConn() {
-			c.Close()
-		}
+		l.endDrain(true)
 		if err = l.awaitAllClosed(ctx, l.opts.CloseTimeout); err == errGrace {
 			l.stopAccepting() // a hook still blocks
 			err = l.awaitAllClosed(ctx, 0)
@@ -221,14 +248,25 @@ func (l *Listener) Shutdown(ctx context.Context) error {
 		l.endAt(endCut)
 		l.stopAccepting()
 		for c := range l.everyConn() {
-			c.mu.Lock()
-			c.closeTimedOutLocked()
-			c.unlock()
+			c.cutShort()
 		}
 		<-l.allClosed
 	}
 	l.finishUnserved()
 	return err
+}
+
+// endDrain closes the connections whose handlers have had their time: all, or those without an
+// actor, which ends its own as soon as it has handled Draining.
+func (l *Listener) endDrain(actorsToo bool) {
+	l.endAt(endClosed)
+	for c := range l.everyConn() {
+		c.mu.Lock()
+		if actorsToo || c.actor == nil {
+			c.endDrainLocked()
+		}
+		c.unlock()
+	}
 }
 
 // drainGrace is how long a consumer whose turn has no visible end, a channel's, has from Draining

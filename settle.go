@@ -75,7 +75,29 @@ func (c *Conn) lastBytesLocked() {
 	}
 	if c.phase == phaseClosing && c.extLocked().timer == nil {
 		c.ext.timer = &timer{kind: timerClose, c: c}
-		c.sh.addTimer(c.ext.timer, c.sh.opts.CloseTimeout)
+		c.ext.closeBy = now() + int64(c.sh.opts.CloseTimeout)
+		c.armCloseLocked()
+	}
+}
+
+// closeDueLocked ends a closing connection when CloseTimeout is over, and in Shutdown when its peer
+// has been silent since the last look and nothing can be lost. The peer's kernel has acknowledged
+// our FIN, so it has everything, and ours has no input that it would answer with a reset. What the
+// peer may still send would only be thrown away. It is answered with a reset then, which takes away
+// nothing that was acknowledged before: a receiver on Linux reads to the end of stream all the
+// same, and RFC 9112, 9.6, asks a server to wait for no more. Close outside of Shutdown drains on,
+// since a descriptor for some seconds costs less than a peer that is reset in the middle of its
+// request.
+func (c *Conn) closeDueLocked() {
+	switch {
+	case c.released():
+	case now() >= c.ext.closeBy:
+		c.closeTimedOutLocked()
+	case c.out == nil && c.finSent() && !c.ext.heard && sys.Unread(c.fd) == 0 &&
+		(!c.peer.IsIP || sys.Delivered(c.fd)): // of a unix socket everything is with the peer at once
+		c.releaseLocked(nil)
+	default:
+		c.armCloseLocked()
 	}
 }
 
@@ -179,7 +201,7 @@ func (c *Conn) expireLocked(tm *timer) {
 		c.side().relay.due.Store(true)
 		c.wantLocked(wantRelay)
 	case timerClose:
-		c.closeTimedOutLocked()
+		c.closeDueLocked()
 	}
 }
 
@@ -190,10 +212,25 @@ func (c *Conn) closeTimedOutLocked() {
 	}
 	c.sh.count.timeouts[TimeoutClose].Add(1)
 	if c.out != nil {
+		if c.ext != nil && c.ext.err == ErrDrainTimeout {
+			c.ext.err = nil // that output was left says more
+		}
 		c.abortLocked(ErrCloseTimeout)
 		return
 	}
 	c.releaseLocked(nil)
+}
+
+// cutShort ends a connection now, since Shutdown's ctx has ended.
+func (c *Conn) cutShort() {
+	c.mu.Lock()
+	defer c.unlock()
+	if open := !c.ended(); open && c.out == nil {
+		c.endDrainLocked()
+		c.releaseLocked(nil)
+		return
+	}
+	c.closeTimedOutLocked()
 }
 
 // readMoment is how long bytes that have just arrived may take to become the end of a frame.

@@ -58,7 +58,8 @@ type TimeoutStats struct {
 	Write     uint64
 	Preface   uint64 // PrefaceTimeout; Refused.Preface counts them too
 	Handshake uint64
-	Close     uint64 // CloseTimeout, output left or not
+	Close     uint64 // CloseTimeout, output left or not; also when Shutdown's ctx ended before
+	Drain     uint64 // Shutdown, before the peer had ended: ErrDrainTimeout
 	EOF       uint64 // EOFTimeout, and those closed to make room for others
 }
 
@@ -99,6 +100,7 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.Timeouts.Preface += o.Timeouts.Preface
 	s.Timeouts.Handshake += o.Timeouts.Handshake
 	s.Timeouts.Close += o.Timeouts.Close
+	s.Timeouts.Drain += o.Timeouts.Drain
 	s.Timeouts.EOF += o.Timeouts.EOF
 }
 

@@ -32,6 +32,7 @@ type Listener struct {
 	started     chan struct{} // closed when the loops have pollers
 	allClosed   chan struct{} // closed when stopping, and every descriptor is closed
 	allClosedAt int64         // when that was; read after allClosed is closed
+	lateBefore  atomic.Uint64 // what Timeouts.Close was when Shutdown began
 
 	newPoller func() (poller, error) // epoll; a fake in tests
 
@@ -44,10 +45,11 @@ type Listener struct {
 	accepted    *stream      // the Opened of its connections
 
 	// Guarded by mu.
-	events   *stream // when Events was called
-	served   bool    // Serve was called
-	polling  bool    // the loops have pollers
-	finished bool    // the channels are closed
+	events    *stream // when Events was called
+	stoppedAt int64   // when stopping was set
+	served    bool    // Serve was called
+	polling   bool    // the loops have pollers
+	finished  bool    // the channels are closed
 }
 
 // Listen opens a listening socket. From then on peers may connect and wait in the backlog; Serve
@@ -352,6 +354,7 @@ func (l *Listener) Stats() Stats {
 				Preface:   n.timeouts[TimeoutPreface].Load(),
 				Handshake: n.timeouts[TimeoutHandshake].Load(),
 				Close:     n.timeouts[TimeoutClose].Load(),
+				Drain:     n.timeouts[TimeoutDrain].Load(),
 				EOF:       n.timeouts[timeoutEOF].Load(),
 			},
 		}
@@ -399,7 +402,9 @@ func (l *Listener) stopAccepting() {
 func (l *Listener) stop() poller {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.stopping.Store(true)
+	if !l.stopping.Swap(true) {
+		l.stoppedAt = now()
+	}
 	l.fixRoutesLocked(0, false)
 	if !l.polling {
 		return nil

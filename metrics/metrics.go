@@ -134,6 +134,7 @@ func timeouts(s *tcpio.LoopStats) []sample {
 		{float64(s.Timeouts.Preface), []string{"preface"}},
 		{float64(s.Timeouts.Handshake), []string{"handshake"}},
 		{float64(s.Timeouts.Close), []string{"close"}},
+		{float64(s.Timeouts.Drain), []string{"drain"}},
 		{float64(s.Timeouts.EOF), []string{"eof"}},
 	}
 }

@@ -106,7 +106,7 @@ func writeMetrics(w io.Writer, s tcpio.Stats) {
 	})
 	labelled("connections_timed_out_total", "Connections that a time limit ended, by kind.", "kind", func(s *tcpio.LoopStats) []by {
 		t := &s.Timeouts
-		return []by{{"idle", t.Idle}, {"read", t.Read}, {"input", t.Input}, {"frame", t.Frame}, {"write", t.Write}, {"preface", t.Preface}, {"handshake", t.Handshake}, {"close", t.Close}, {"eof", t.EOF}}
+		return []by{{"idle", t.Idle}, {"read", t.Read}, {"input", t.Input}, {"frame", t.Frame}, {"write", t.Write}, {"preface", t.Preface}, {"handshake", t.Handshake}, {"close", t.Close}, {"drain", t.Drain}, {"eof", t.EOF}}
 	})
 	counter("tls_handshakes_failed_total", "TLS handshakes that failed, those that took too long too.",
 		func(s *tcpio.LoopStats) uint64 { return s.HandshakesFailed })

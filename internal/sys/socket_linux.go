@@ -141,12 +141,18 @@ func TakeError(fd int32) syscall.Errno {
 
 // Disconnected reports whether a TCP socket is in the state CLOSE: it was reset, it timed out, or
 // both sides have ended it.
-func Disconnected(fd int32) bool {
+func Disconnected(fd int32) bool { return inState(fd, unix.BPF_TCP_CLOSE) }
+
+// Delivered reports whether the peer of a TCP socket has acknowledged everything that was sent, our
+// FIN too, and has sent none itself (the state FIN-WAIT-2). Of multipath TCP it is not known.
+func Delivered(fd int32) bool { return inState(fd, unix.BPF_TCP_FIN_WAIT2) && !Multipath(fd) }
+
+func inState(fd int32, state byte) bool {
 	var info [4]byte // only the first field of struct tcp_info, tcpi_state
 	size := uint32(1)
 	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_INFO,
 		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
-	return errno == 0 && info[0] == unix.BPF_TCP_CLOSE
+	return errno == 0 && info[0] == state
 }
 
 // ShutdownWrite sends the end of our stream behind what was sent before.

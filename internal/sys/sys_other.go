@@ -30,6 +30,7 @@ func Over(int32) bool                         { return false }
 func HasError(int32) bool                     { return false }
 func TakeError(int32) syscall.Errno           { return 0 }
 func Disconnected(int32) bool                 { return false }
+func Delivered(int32) bool                    { return false }
 func ShutdownWrite(int32) error               { return errors.ErrUnsupported }
 func Close(int32, bool)                       {}
 func CloseFD(int32)                           {}

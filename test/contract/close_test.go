@@ -149,7 +149,7 @@ func TestErrSaysWhyTheConnectionEnded(t *testing.T) {
 				if err := l.Shutdown(t.Context()); err != nil {
 					t.Error(err)
 				}
-			}},
+			}, want: tcpio.ErrDrainTimeout},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			l, events := harness.Manual(t, tc.opts)

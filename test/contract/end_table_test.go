@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rabbit-backend/tcpio"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 	"github.com/rabbit-backend/tcpio/test/harness"
@@ -150,7 +152,36 @@ func TestConnectionEndsAsTheTableSays(t *testing.T) {
 			peer: func(t *testing.T, l *tcpio.Listener, peer net.Conn) {
 				go l.Shutdown(context.Background())
 				testnet.ExpectEOF(t, peer)
+			}, err: func(err error) bool { return err == tcpio.ErrDrainTimeout && limitIs("drain")(err) }},
+		{name: "Shutdown, and the actor has returned from Draining", actor: true,
+			peer: func(t *testing.T, l *tcpio.Listener, peer net.Conn) {
+				go l.Shutdown(context.Background())
+				testnet.ExpectEOF(t, peer)
 			}, err: isNil},
+		{name: "Shutdown, and the user has read the end", opts: tcpio.ListenerOptions{DrainTimeout: 20 * time.Millisecond},
+			readable: readToEnd, peer: func(t *testing.T, l *tcpio.Listener, peer net.Conn) {
+				testnet.Send(t, peer, "all there is")
+				testnet.FIN(t, peer)
+				testnet.WaitFor(t, "the bytes", func() bool { return l.Stats().BytesIn == 12 })
+				go l.Shutdown(context.Background())
+				testnet.ExpectEOF(t, peer)
+			}, err: isNil},
+		{name: "Shutdown, and the user has read all but the end", opts: tcpio.ListenerOptions{DrainTimeout: 20 * time.Millisecond},
+			peer: func(t *testing.T, l *tcpio.Listener, peer net.Conn) {
+				testnet.FIN(t, peer)
+				waitState(t, harness.Conns(t, l, 1)[0], unix.BPF_TCP_CLOSE_WAIT)
+				go l.Shutdown(context.Background())
+				testnet.ExpectEOF(t, peer)
+			}, err: isNil},
+		{name: "Shutdown, and the user has not read what came before the end",
+			opts: tcpio.ListenerOptions{DrainTimeout: 20 * time.Millisecond},
+			peer: func(t *testing.T, l *tcpio.Listener, peer net.Conn) {
+				testnet.Send(t, peer, "unread")
+				testnet.FIN(t, peer)
+				waitState(t, harness.Conns(t, l, 1)[0], unix.BPF_TCP_CLOSE_WAIT)
+				go l.Shutdown(context.Background())
+				testnet.ExpectEOF(t, peer)
+			}, err: func(err error) bool { return err == tcpio.ErrDrainTimeout }},
 		{name: "Listener.Close", peer: func(t *testing.T, l *tcpio.Listener, peer net.Conn) {
 			l.Close()
 			if _, err := peer.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {

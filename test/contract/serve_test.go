@@ -150,8 +150,8 @@ func TestServeReturnsNilWhenItsContextEnds(t *testing.T) {
 	testnet.ExpectEOF(t, peer)
 	peer.Close()
 	harness.Expect[tcpio.Draining](t, events)
-	if err := harness.Expect[tcpio.Closed](t, events).Conn.Err(); err != nil {
-		t.Errorf("Err = %v, want nil: the end of ctx is a Shutdown", err)
+	if err := harness.Expect[tcpio.Closed](t, events).Conn.Err(); err != tcpio.ErrDrainTimeout {
+		t.Errorf("Err = %v, want ErrDrainTimeout: the end of ctx is a Shutdown", err)
 	}
 	testnet.AwaitClosed(t, "the stream", events)
 	if err := testnet.Await(t, "the end of Serve", served); err != nil {

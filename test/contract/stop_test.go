@@ -86,8 +86,11 @@ func TestShutdownCutsOffWhatIsLeftWhenItsContextEnds(t *testing.T) {
 	if err := c.Err(); err != tcpio.ErrCloseTimeout {
 		t.Errorf("Err with output left = %v, want ErrCloseTimeout", err)
 	}
-	if err := quiet.Err(); err != nil {
-		t.Errorf("Err with nothing left = %v, want nil", err)
+	if err := quiet.Err(); err != tcpio.ErrDrainTimeout {
+		t.Errorf("Err with nothing left = %v, want ErrDrainTimeout", err)
+	}
+	if s := l.Stats().Timeouts; s.Close != 1 || s.Drain != 1 {
+		t.Errorf("Stats count %d and %d, want one each", s.Close, s.Drain)
 	}
 }
 
@@ -287,7 +290,7 @@ func TestDrainTimeoutEndsTheWaiting(t *testing.T) {
 	testnet.ExpectEOF(t, peer)
 	peer.Close()
 	harness.Expect[tcpio.Closed](t, events)
-	if err := testnet.Await(t, "the end of Shutdown", done); err != nil || c.Err() != nil {
+	if err := testnet.Await(t, "the end of Shutdown", done); err != nil || c.Err() != tcpio.ErrDrainTimeout {
 		t.Errorf("Shutdown = %v, Err = %v", err, c.Err())
 	}
 }

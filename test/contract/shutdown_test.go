@@ -1,0 +1,224 @@
+//go:build linux
+
+package contract
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
+)
+
+// shut runs Shutdown, and returns what it returned.
+func shut(t *testing.T, l *tcpio.Listener) <-chan error {
+	done := make(chan error, 1)
+	ctx := testnet.Context(t)
+	go func() { done <- l.Shutdown(ctx) }()
+	return done
+}
+
+// A peer that is silent and has everything is not waited for, and loses nothing: neither what it has
+// not read yet, nor, by what it says later, the end. CloseTimeout is an hour, so the wait would fail
+// the test. To see it fail: let closeDueLocked look at closeBy alone.
+func TestShutdownDoesNotWaitForASilentPeerWhichLosesNothing(t *testing.T) {
+	t.Parallel()
+	last := testnet.Pattern(50 << 10) // the peer's socket has room for it
+	for _, network := range []string{"tcp", "unix"} {
+		for _, closes := range []string{"before", "at Draining", "never"} {
+			t.Run(network+", closed "+closes, func(t *testing.T) {
+				t.Parallel()
+				opts := tcpio.ListenerOptions{Network: network, CloseTimeout: drainNever}
+				if network == "unix" {
+					opts.Addr = filepath.Join(t.TempDir(), "socket")
+				}
+				l, events := harness.Manual(t, opts)
+				c, peer := harness.Open(t, l, events)
+				if _, err := c.TryWrite(last); err != nil {
+					t.Fatal(err)
+				}
+				if closes == "before" {
+					c.Close()
+				}
+				done := shut(t, l)
+				if closes != "before" {
+					harness.Expect[tcpio.Draining](t, events)
+				}
+				if closes == "at Draining" {
+					c.Close()
+				}
+				if err := testnet.Receive(t, "the end of Shutdown", done); err != nil {
+					t.Fatal(err)
+				}
+				harness.Expect[tcpio.Closed](t, events)
+				_, _ = peer.Write([]byte("late")) // it is answered with a reset, or fails
+				testnet.ExpectBytes(t, peer, last)
+				testnet.ExpectEOF(t, peer)
+				if err := c.Err(); (err == tcpio.ErrDrainTimeout) != (closes == "never") || err != nil && closes != "never" {
+					t.Errorf("Err = %v", err)
+				}
+				if n := l.Stats().Timeouts.Close; n != 0 {
+					t.Errorf("%d connections count as cut off by CloseTimeout", n)
+				}
+			})
+		}
+	}
+}
+
+func TestShutdownDoesNotWaitForASilentPeerOfTLS(t *testing.T) {
+	t.Parallel()
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{CloseTimeout: drainNever}, harness.EchoActor)
+	peer := testnet.DialTLS(t, l, testnet.ClientTLS())
+	testnet.Ping(t, peer, "hello")
+	if err := testnet.Receive(t, "the end of Shutdown", shut(t, l)); err != nil {
+		t.Fatal(err)
+	}
+	testnet.ExpectEOF(t, peer) // by close_notify
+}
+
+// A peer that has not acknowledged everything, or that still says something, is waited for.
+func TestShutdownWaitsForAPeerThatIsAtWork(t *testing.T) {
+	t.Parallel()
+	// More than five looks at the connections, by each of which one could have ended.
+	const long = 1500 * time.Millisecond
+	wait := func(t *testing.T, done <-chan error, work func()) {
+		for end := time.Now().Add(long); time.Now().Before(end); work() {
+			select {
+			case err := <-done:
+				t.Fatalf("Shutdown = %v, while the peer is at work", err)
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}
+	t.Run("it does not read", func(t *testing.T) {
+		t.Parallel()
+		l, events := harness.Manual(t, tcpio.ListenerOptions{CloseTimeout: drainNever})
+		c, peer := harness.Open(t, l, events)
+		// All that two sockets take, so that nothing is queued here, but not acknowledged either.
+		sent := 0
+		for chunk := make([]byte, 64<<10); ; {
+			n, err := c.TryWrite(chunk)
+			if sent += n; err != nil || c.Buffered() > 0 {
+				break
+			}
+		}
+		c.Close()
+		done := shut(t, l)
+		wait(t, done, func() {})
+		if n, err := io.Copy(io.Discard, peer); n != int64(sent) || err != nil {
+			t.Errorf("the peer read %d bytes to %v, want %d", n, err, sent)
+		}
+		if err := testnet.Receive(t, "the end of Shutdown", done); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("it sends", func(t *testing.T) {
+		t.Parallel()
+		l, events := harness.Manual(t, tcpio.ListenerOptions{CloseTimeout: drainNever})
+		c, peer := harness.Open(t, l, events)
+		c.Close()
+		done := shut(t, l)
+		wait(t, done, func() { testnet.Send(t, peer, "I have not finished") }) // fails the test when it is reset
+		testnet.ExpectEOF(t, peer)
+		if err := testnet.Receive(t, "the end of Shutdown", done); err != nil { // now it is silent
+			t.Error(err)
+		}
+	})
+}
+
+// To see it fail: leave logCuts out of finish.
+func TestServeSaysWhomShutdownHasCutOff(t *testing.T) {
+	t.Parallel()
+	const msg = "tcpio: Shutdown cut connections off"
+	for name, tc := range map[string]struct {
+		draining func(c *tcpio.Conn)
+		silent   bool
+		attrs    string // "" for no line
+		level    slog.Level
+	}{
+		"nobody":                        {draining: func(c *tcpio.Conn) { c.Close() }, silent: true},
+		"a peer that had not ended":     {silent: true, attrs: "drain=1 close=0", level: slog.LevelInfo},
+		"a peer that has no room at us": {draining: func(c *tcpio.Conn) { c.Close() }, attrs: "drain=0 close=1", level: slog.LevelWarn},
+		"the same, and nobody closed":   {attrs: "drain=1 close=1", level: slog.LevelWarn},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			log := &levels{least: slog.LevelInfo}
+			l := harness.Listen(t, tcpio.ListenerOptions{Logger: slog.New(log), CloseTimeout: 700 * time.Millisecond})
+			events := l.Events()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			served := harness.Go(ctx, l)
+			c, peer := harness.Open(t, l, events)
+			if !tc.silent {
+				harness.Fill(t, c, 64<<10)
+			}
+			cancel()
+			harness.Expect[tcpio.Draining](t, events)
+			if tc.draining != nil {
+				tc.draining(c)
+			}
+			if err := testnet.Receive(t, "the end of Serve", served); err != nil {
+				t.Fatal(err)
+			}
+			peer.Close()
+			line := strings.TrimSpace(log.String())
+			if tc.attrs == "" && line != "" || !strings.HasSuffix(line, tc.attrs) || log.Count("") != log.Count(msg) {
+				t.Errorf("the log has %q, want a line that ends with %q", line, tc.attrs)
+			}
+			if level, ok := log.level(msg); ok && level != tc.level {
+				t.Errorf("the level is %v, want %v", level, tc.level)
+			}
+		})
+	}
+}
+
+// A consumer that has left before the end has no second CloseTimeout: its events, which nobody
+// receives, are given up with the last connection. To see it fail: leave stoppedAt and fedAt out of
+// finish.
+func TestConsumerThatLeftCostsOneCloseTimeout(t *testing.T) {
+	t.Parallel()
+	const limit = 4 * time.Second
+	l := harness.Listen(t, tcpio.ListenerOptions{EventBuffer: 1, CloseTimeout: limit})
+	events := l.Events()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	served := harness.Go(ctx, l)
+	var peers []net.Conn
+	for range 2 { // the channel is full
+		peers = append(peers, testnet.Dial(t, l))
+	}
+	testnet.WaitFor(t, "a full stream", func() bool { return l.Len() > 0 && len(events) == 1 })
+	stop := make(chan struct{})
+	ended := make(chan struct{})
+	go func() { // peers that are not silent are waited for
+		defer close(ended)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			for _, p := range peers {
+				_, _ = p.Write([]byte("x"))
+			}
+		}
+	}()
+	began := time.Now()
+	cancel()
+	if err := testnet.Receive(t, "the end of Serve", served); err != nil {
+		t.Error(err)
+	}
+	close(stop)
+	<-ended
+	if took := time.Since(began); took > 2*limit-limit/4 {
+		t.Errorf("the end took %v, want hardly more than %v", took, limit)
+	}
+}
