@@ -4,18 +4,139 @@ package tcpio_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
+
+// A proxy sends a line with its client's address before the client's bytes. The module proxyproto
+// has the protocol that HAProxy and others speak.
+func ExampleConn_SetRemoteAddr() {
+	events := make(chan tcpio.Event)
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{
+		Addr:    "127.0.0.1:0",
+		Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")},
+		Preface: func(c *tcpio.Conn, head []byte) (int, error) {
+			line, _, found := bytes.Cut(head, []byte("\n"))
+			if !found {
+				return 0, tcpio.ErrShortPreface
+			}
+			client, err := netip.ParseAddrPort(string(line))
+			if err != nil {
+				return 0, err
+			}
+			return len(line) + 1, c.SetRemoteAddr(client, nil)
+		},
+		MaxPreface:    64,
+		MaxConnsPerIP: 10, // of each client, however many the proxy has
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(ev tcpio.Event) error { events <- ev; return nil })
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(context.Background()) })
+
+	proxy, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Fprint(proxy, "192.0.2.7:49152\nhello")
+	for range 2 {
+		switch ev := (<-events).(type) {
+		case tcpio.Opened:
+			fmt.Println("opened for", ev.Conn.RemoteAddr())
+		case tcpio.Readable:
+			buf := make([]byte, 100)
+			n, _ := ev.Conn.TryRead(buf)
+			fmt.Printf("read %q\n", buf[:n])
+		}
+	}
+	go func() { <-events }() // Closed
+	l.Close()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// opened for 192.0.2.7:49152
+	// read "hello"
+	// end: <nil>
+}
+
+// Two names on one port. TLS for app.example ends here; everything else goes on to an upstream as it
+// is, still encrypted.
+func ExampleParseClientHello() {
+	config, trusting := testnet.ServerTLS(), testnet.ClientTLS()
+	trusting.ServerName = "localhost"
+	passedOn := make(chan string, 1)
+	route := func(c *tcpio.Conn, head []byte) (int, error) {
+		hello, err := tcpio.ParseClientHello(head)
+		if err != nil {
+			return 0, err // more is needed, or it is no TLS
+		}
+		c.SetData(hello.ServerName)
+		return 0, nil // only looked at
+	}
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{
+		Addr:       "127.0.0.1:0",
+		Preface:    route,
+		MaxPreface: 8 << 10,
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(ev tcpio.Event) error {
+				switch ev.(type) {
+				case tcpio.Opened:
+					if c.Data() != "localhost" {
+						passedOn <- c.Data().(string) // dial the upstream, and Relay
+						return c.Close()
+					}
+					return c.StartTLS(config)
+				case tcpio.Readable:
+					for line, err := range c.Frames(bufio.ScanLines) {
+						if err != nil {
+							return err
+						}
+						fmt.Fprintf(c, "%s over TLS\n", line)
+					}
+				}
+				return nil
+			})
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(context.Background()) })
+
+	client, err := tls.Dial("tcp", l.Addr().String(), trusting)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Fprintln(client, "hello")
+	answer, _ := bufio.NewReader(client).ReadString('\n')
+	fmt.Print(answer)
+	trusting.ServerName = "elsewhere.example"
+	_, err = tls.Dial("tcp", l.Addr().String(), trusting)
+	fmt.Println("for", <-passedOn+":", err != nil)
+	l.Close()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// hello over TLS
+	// for elsewhere.example: true
+	// end: <nil>
+}
 
 // A handler that asks a database gives up when its peer has gone.
 func ExampleConn_Context() {

@@ -4,7 +4,6 @@ package tcpio_test
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"log"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -57,60 +55,6 @@ func ExampleListener_NetListener() {
 	// Output:
 	// hello from /here
 	// requests: <nil>
-	// end: <nil>
-}
-
-// A proxy sends a line with its client's address before the client's bytes. The module proxyproto
-// has the protocol that HAProxy and others speak.
-func ExampleConn_SetRemoteAddr() {
-	events := make(chan tcpio.Event)
-	l, err := tcpio.Listen(&tcpio.ListenerOptions{
-		Addr:    "127.0.0.1:0",
-		Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")},
-		Preface: func(c *tcpio.Conn, head []byte) (int, error) {
-			line, _, found := bytes.Cut(head, []byte("\n"))
-			if !found {
-				return 0, tcpio.ErrShortPreface
-			}
-			client, err := netip.ParseAddrPort(string(line))
-			if err != nil {
-				return 0, err
-			}
-			return len(line) + 1, c.SetRemoteAddr(client, nil)
-		},
-		MaxPreface:    64,
-		MaxConnsPerIP: 10, // of each client, however many the proxy has
-		NewActor: func(c *tcpio.Conn) tcpio.Actor {
-			return tcpio.ActorFunc(func(ev tcpio.Event) error { events <- ev; return nil })
-		},
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
-	var g errgroup.Group
-	g.Go(func() error { return l.Serve(context.Background()) })
-
-	proxy, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		log.Fatal(err)
-	}
-	fmt.Fprint(proxy, "192.0.2.7:49152\nhello")
-	for range 2 {
-		switch ev := (<-events).(type) {
-		case tcpio.Opened:
-			fmt.Println("opened for", ev.Conn.RemoteAddr())
-		case tcpio.Readable:
-			buf := make([]byte, 100)
-			n, _ := ev.Conn.TryRead(buf)
-			fmt.Printf("read %q\n", buf[:n])
-		}
-	}
-	go func() { <-events }() // Closed
-	l.Close()
-	fmt.Println("end:", g.Wait())
-	// Output:
-	// opened for 192.0.2.7:49152
-	// read "hello"
 	// end: <nil>
 }
 

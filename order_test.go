@@ -19,7 +19,7 @@ import (
 // itself and in the files before it.
 var fileOrder = strings.Fields(`
 	errors.go events.go actor.go options.go splitters.go stats.go
-	guard.go
+	guard.go hello.go
 	epoll_linux.go shard.go states.go conn.go relayside.go log.go
 	ends.go route.go limits.go mailbox.go budget.go socket.go tlslink.go tls.go read.go write.go
 	close.go handshake.go preface.go settle.go

@@ -4,6 +4,7 @@ package proxyproto
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -356,3 +357,55 @@ backend out
 		})
 	}
 }
+
+// Behind the header another Preface may look at what the client sends.
+func TestAnotherPrefaceMayFollow(t *testing.T) {
+	accept := Accept(Options{})
+	o := tcpio.ListenerOptions{Addr: "127.0.0.1:0", Proxies: localhost, Preface: func(c *tcpio.Conn, head []byte) (int, error) {
+		n, err := accept(c, head)
+		if err != nil {
+			return 0, err
+		}
+		hello, err := tcpio.ParseClientHello(head[n:])
+		if err == nil {
+			c.SetData(hello.ServerName)
+		}
+		return n, err
+	}}
+	l, err := tcpio.Listen(&o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := l.Events()
+	served := make(chan error, 1)
+	go func() { served <- l.Serve(context.Background()) }()
+	var hello strings.Builder
+	_ = tls.Client(writeOnly{Writer: &hello}, &tls.Config{ServerName: "example.org"}).Handshake()
+	var bytes []string
+	for _, b := range []byte(headers[0].head + hello.String()) {
+		bytes = append(bytes, string([]byte{b}))
+	}
+	dial(t, l, "", bytes...)
+	c := next[tcpio.Opened](t, events).Conn
+	if got := input(t, events, hello.Len()); got != hello.String() || c.Data() != "example.org" || c.RemoteAddr().String() != headers[0].client {
+		t.Errorf("%d bytes, %v, %v", len(got), c.Data(), c.RemoteAddr())
+	}
+	go l.Close()
+	for range events {
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// writeOnly is a peer that says nothing.
+type writeOnly struct {
+	net.Conn
+	io.Writer
+}
+
+func (w writeOnly) Write(p []byte) (int, error)    { return w.Writer.Write(p) }
+func (writeOnly) Read([]byte) (int, error)         { return 0, io.EOF }
+func (writeOnly) Close() error                     { return nil }
+func (writeOnly) SetDeadline(time.Time) error      { return nil }
+func (writeOnly) SetWriteDeadline(time.Time) error { return nil }
