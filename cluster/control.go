@@ -75,6 +75,7 @@ func (n *Node) receiveControl(m *nats.Msg) {
 		if q, err = readSync(r); err == nil {
 			n.answerSync(q)
 		}
+	case kindProbe: // that it has come is no answer, and needs none
 	default:
 		err = &malformed{"kind"}
 	}

@@ -30,6 +30,9 @@ const (
 	maxAnswers = 64                    // of one request that wait; more are dropped
 	grace      = 50 * time.Millisecond // for better answers behind a refusal
 	patience   = 10 * time.Second      // for an answer, if ctx has no deadline
+	firstProbe = 250 * time.Millisecond
+	lastProbe  = 4 * time.Second
+	probeMark  = "-" // ends the token of a probe
 )
 
 func (rs *requests) init() { rs.waiting = make(map[string]*request) }
@@ -63,7 +66,7 @@ func (rs *requests) failAll(err error) {
 
 func (rs *requests) answer(m *nats.Msg) {
 	rs.mu.Lock()
-	r := rs.waiting[m.Subject[strings.LastIndexByte(m.Subject, '.')+1:]]
+	r := rs.waiting[strings.TrimSuffix(m.Subject[strings.LastIndexByte(m.Subject, '.')+1:], probeMark)]
 	rs.mu.Unlock()
 	if r == nil {
 		return // it was answered, or given up
@@ -93,6 +96,10 @@ func noResponders(m *nats.Msg) bool {
 // request sends data to a subject and returns the first good answer, outcomeTaken or outcomeReply.
 // For one that is worse it waits a little for a better one, since several nodes may answer. It is
 // never repeated: without an answer the error matches ErrUnknown, if it was sent.
+//
+// A request may meet a node that is just giving the subject up, or that is killed before it answers:
+// no answer will come. So once in a while a probe looks whether anybody has the subject. An answer
+// that was given before the subject was given up comes before the word that nobody has it.
 func (n *Node) request(ctx context.Context, op, subject string, data []byte) (outcome byte, payload []byte, err error) {
 	if n.closed.Load() {
 		return 0, nil, fmt.Errorf("cluster: %s: %w", op, ErrClosed)
@@ -107,15 +114,25 @@ func (n *Node) request(ctx context.Context, op, subject string, data []byte) (ou
 	}
 	token, r := n.requests.begin()
 	defer n.requests.end(token)
-	if err := n.nc.PublishRequest(subject, n.subj.node(n.id, "re."+token), data); err != nil {
+	reply := n.subj.node(n.id, "re."+token)
+	if err := n.nc.PublishRequest(subject, reply, data); err != nil {
 		return 0, nil, sendError(op, err)
 	}
+	every := firstProbe
+	probe := time.NewTimer(every)
+	defer probe.Stop()
 	var worse []byte // the best of the outcomes that are no success
 	var over <-chan time.Time
 	for {
 		select {
 		case m := <-r.answers:
 			if noResponders(m) {
+				switch {
+				case worse != nil:
+					return worse[0], nil, nil
+				case strings.HasSuffix(m.Subject, probeMark):
+					return 0, nil, fmt.Errorf("cluster: %s: %w: nobody is there any more to answer", op, ErrUnknown)
+				}
 				return outcomeNobody, nil, nil
 			}
 			outcome, payload, err := readAnswer(m.Data)
@@ -132,6 +149,10 @@ func (n *Node) request(ctx context.Context, op, subject string, data []byte) (ou
 					worse = []byte{outcome}
 				}
 			}
+		case <-probe.C:
+			_ = n.nc.PublishRequest(subject, reply+probeMark, []byte{byte(kindProbe)}) // the next one may be sent
+			every = min(2*every, lastProbe)
+			probe.Reset(every)
 		case <-over:
 			return worse[0], nil, nil
 		case <-r.failed:

@@ -128,6 +128,7 @@ func (s *shard) receive(m *nats.Msg) {
 		s.n.keys.receive(k, r, place, m)
 	case kindPart, kindNone:
 		s.receivePart(k, r, m)
+	case kindProbe: // that it has come is no answer, and needs none
 	default:
 		s.n.malformed(m, &malformed{"kind"})
 	}

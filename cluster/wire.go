@@ -18,6 +18,7 @@ import (
 //	post    node                     | payload           to a key, with a reply
 //	ask     node patience(ms)        | payload           likewise
 //	answer  outcome                  | payload           to a reply
+//	probe                                                to where a post or an ask went: is anybody there?
 type kind byte
 
 const version = 0x10
@@ -33,7 +34,7 @@ const (
 	kindPost
 	kindAsk
 	kindAnswer
-	kindEnd
+	kindProbe
 )
 
 // idLen is the length of a node's id in bytes.

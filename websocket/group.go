@@ -41,6 +41,9 @@ func (g *Group) Leave(c *Conn) { g.members.Leave(c.tc) }
 // Len returns the number of members.
 func (g *Group) Len() int { return g.members.Len() }
 
+// Has reports whether c is a member.
+func (g *Group) Has(c *Conn) bool { return c != nil && g.members.Has(c.tc) }
+
 // Skipped returns how many messages, and values of Post, were left out for members, all together.
 // [Conn.Skipped] says who misses messages now.
 func (g *Group) Skipped() uint64 { return g.skipped.Load() + g.members.Skipped() }

@@ -56,6 +56,9 @@ func TestGroup(t *testing.T) {
 		p.expect("binary short")
 	}
 	for c := range g.All() {
+		if !g.Has(c) || g.Has(nil) {
+			t.Error("Has")
+		}
 		if n := g.WriteTextExcept(c, []byte("others")) + g.WriteBinaryExcept(nil, []byte("everybody")); n != 5+6 {
 			t.Error(n)
 		}
