@@ -92,3 +92,13 @@ func (c *Conn) endTurnLocked() {
 		c.queueLocked()
 	}
 }
+
+// isDialling is dialling for who does not hold mu.
+func (c *Conn) isDialling() bool {
+	if c.origin != dialled {
+		return false
+	}
+	c.mu.Lock()
+	defer c.unlock()
+	return c.dialling()
+}

@@ -160,7 +160,7 @@ func (c *Conn) endDrainLocked() {
 func (c *Conn) announceDrainingLocked() {
 	switch {
 	case c.phase != phaseOpen:
-	case !c.opened() && (c.handshaking() || c.isUnheard()):
+	case c.isEarly() || !c.opened() && c.isUnheard():
 		c.closeLocked(nil) // nobody has heard of it yet
 	default:
 		c.enterLocked(phaseDraining)
@@ -248,6 +248,9 @@ func (c *Conn) dropResourcesLocked() {
 	}
 	if x.tls != nil {
 		c.endTLSLocked()
+	}
+	if x.dial != nil {
+		x.dial.poke() // it has failed
 	}
 	if !c.dropSomeLocked() {
 		c.todo.add(todoDrop)

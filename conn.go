@@ -90,6 +90,11 @@ type connExt struct {
 	frames  frameBuffer
 	context connContext
 
+	// Of a connection of DialAsync.
+	dial       dialler // until the dial is answered
+	connecting bool    // the socket is not connected; stays when that fails
+	dialed     *Dialed // the answer, until it is delivered
+
 	inputTimeout time.Duration // of SetInputTimeout, if ownInput is set
 	ownInput     bool
 
@@ -198,7 +203,7 @@ type proxied struct {
 	header any
 }
 
-// A membership is what a connection leaves when it ends: a Group.
+// A membership is what a connection leaves when it ends: a Group, or a dial that answers to it.
 type membership interface{ letGo(c *Conn) }
 
 // A phase is how far the life of a connection has come. It never goes back.
@@ -304,9 +309,14 @@ func (c *Conn) handshaking() bool {
 	return x != nil && (x.preface != nil || x.tls != nil && !x.tls.done)
 }
 
-// isEarly reports whether nothing can be announced yet: Preface and a TLS handshake come before
-// Opened.
-func (c *Conn) isEarly() bool { return !c.opened() && c.handshaking() }
+// dialling reports whether the connection is one that a dial is making: nobody knows of it.
+func (c *Conn) dialling() bool { return c.ext != nil && (c.ext.dial != nil || c.ext.connecting) }
+
+// isEarly reports whether nothing can be announced yet: Preface, a TLS handshake and the rest of
+// a dial come before Opened.
+func (c *Conn) isEarly() bool {
+	return !c.opened() && c.ext != nil && (c.ext.dial != nil || c.handshaking())
+}
 
 // wantLocked puts the connection into its loop's queue.
 func (c *Conn) wantLocked(w want) {

@@ -205,6 +205,9 @@ func (lp *loop) runTimers() {
 			continue
 		case timerWake:
 			continue
+		case timerDial:
+			tm.value.(dialler).step()
+			continue
 		}
 		tm.c.mu.Lock()
 		tm.c.expireLocked(tm)

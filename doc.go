@@ -51,6 +51,9 @@
 // route, events that are already in the old channel are received there, and those behind them on
 // the new route.
 //
+// [Listener.DialAsync] connects to others, and nothing waits for it: the answer is a [Dialed]. It
+// comes before the Opened of the new connection, or among the Messages of the connection that asked.
+//
 // Readable is level-triggered, although tcpio uses epoll edge-triggered: after a read that filled
 // its buffer another Readable follows, unless one is still in the channel; after a shorter read the
 // next one follows when the peer has sent more. A channel holds at most one Readable of a
@@ -159,7 +162,7 @@
 // One read takes in at most 64 records; a Readable announces the rest. When a peer sends more than
 // 18 KiB of records in a row that bring no data, its connection is closed.
 //
-// [Listener.DialTLS] and [Conn.StartTLSClient] are the client's side. They share MaxHandshakes and
+// [Listener.DialTLS], the TLS of a [DialRequest] and [Conn.StartTLSClient] are the client's side. They share MaxHandshakes and
 // the processors' half with the server's handshakes, and leave an idle connection without a
 // goroutine too.
 //

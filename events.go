@@ -5,14 +5,17 @@ import (
 	"sync/atomic"
 )
 
-// Event is one of [Opened], [Readable], [Writable], [Message], [Draining], [RelayEnded], [Closed]
-// and [Failed]. Other packages cannot add types. A type switch should ignore types that it does not
-// know: later versions may have more.
+// Event is one of [Opened], [Readable], [Writable], [Message], [Draining], [RelayEnded], [Closed],
+// [Dialed] and [Failed]. Other packages cannot add types. A type switch should ignore types that it
+// does not know: later versions may have more.
 //
 // The events of one connection on one route come in this order: Opened, then any of Readable,
 // Writable, Message and Draining, then Closed. Events of different connections have no order. Every
-// event but Message and Failed is one pointer, so that sending it through a channel allocates
-// nothing.
+// event but Message, Dialed and Failed is one pointer, so that sending it through a channel
+// allocates nothing.
+//
+// Dialed answers a request. It comes before the Opened of the new connection, or, if the request
+// came from a connection (DialRequest.To), among the Messages of that one.
 type Event interface{ event() }
 
 // Opened says that a connection is established. It is the first event of a connection and comes
@@ -57,6 +60,16 @@ type RelayEnded struct{ Conn *Conn }
 // connection and comes exactly once. [Conn.Err] says why: nil for an orderly end.
 type Closed struct{ Conn *Conn }
 
+// Dialed answers a [Listener.DialAsync]: the connection is established, with TLS its handshake too,
+// or the dial has failed. It comes exactly once for a request, unless stop was called in time or
+// To has closed.
+type Dialed struct {
+	Conn  *Conn // the new connection; nil if the dial failed
+	Err   error // why it failed, a *net.OpError; nil if it did not
+	Value any   // the request's
+	To    *Conn // the request's: the connection that asked, among whose events this one is
+}
+
 // Failed reports an error of the listener that belongs to no connection that you know, such as no
 // free descriptor at accept or a failed TLS handshake. The listener goes on by itself: Failed is
 // never fatal. At most one comes a second.
@@ -69,10 +82,12 @@ func (Message) event()    {}
 func (Draining) event()   {}
 func (RelayEnded) event() {}
 func (Closed) event()     {}
+func (Dialed) event()     {}
 func (Failed) event()     {}
 
-// ConnOf returns the connection that ev is about. It is nil for a nil ev and for [Failed], which is
-// about none.
+// ConnOf returns the connection among whose events ev is. Of a [Dialed] that is To, or, if nobody
+// asked, the new connection. It is nil for a nil ev, for a Dialed that failed and that nobody asked
+// for, and for [Failed], which is about none.
 func ConnOf(ev Event) *Conn {
 	switch ev := ev.(type) {
 	case Opened:
@@ -88,6 +103,11 @@ func ConnOf(ev Event) *Conn {
 	case RelayEnded:
 		return ev.Conn
 	case Closed:
+		return ev.Conn
+	case Dialed:
+		if ev.To != nil {
+			return ev.To
+		}
 		return ev.Conn
 	}
 	return nil
@@ -114,6 +134,15 @@ func (e RelayEnded) String() string { return describe("RelayEnded", e.Conn) }
 
 // String describes e for a log: "Closed(conn 12, 127.0.0.1:5555)". [Conn.Err] has the cause.
 func (e Closed) String() string { return describe("Closed", e.Conn) }
+
+// String describes e for a log: "Dialed(conn 12, 127.0.0.1:5555)", or "Dialed(dial tcp
+// 127.0.0.1:5555: connect: connection refused)".
+func (e Dialed) String() string {
+	if e.Conn != nil {
+		return describe("Dialed", e.Conn)
+	}
+	return fmt.Sprintf("Dialed(%v)", e.Err)
+}
 
 // String describes e for a log, with its Err: "Failed(accept: too many open files)".
 func (e Failed) String() string {

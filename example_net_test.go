@@ -6,8 +6,10 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"net"
 	"net/http"
@@ -306,6 +308,56 @@ func ExampleConn_Relay() {
 	// Output:
 	// hello
 	// 6 bytes out, 6 in; the client ended it: true, <nil>
+	// end: <nil>
+}
+
+// A loop that owns its state asks for connections, and waits for none: the answers are events.
+func ExampleListener_DialAsync() {
+	server := echoServer()
+	defer server.Close()
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Network: "none"}) // a program that only dials
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	events := l.Events()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+
+	ask := func(name, network, address string) {
+		r := tcpio.DialRequest{Network: network, Address: address, Value: name, Dialer: &net.Dialer{Timeout: 10 * time.Second}}
+		if _, err := l.DialAsync(r); err != nil {
+			log.Fatal(err) // of the request; what fails later is in the answer
+		}
+	}
+	ask("the server", "tcp", server.Addr().String())
+	for ev := range events {
+		switch ev := ev.(type) {
+		case tcpio.Dialed:
+			if ev.Err != nil {
+				fmt.Println(ev.Value, "is not there:", errors.Is(ev.Err, fs.ErrNotExist))
+				stop()
+				break
+			}
+			ev.Conn.SetData(ev.Value)
+			_, _ = ev.Conn.TryWrite([]byte("hello\n")) // a new connection has room
+		case tcpio.Readable:
+			for line, err := range ev.Conn.Frames(bufio.ScanLines) {
+				if err != nil {
+					log.Fatal(err)
+				}
+				fmt.Printf("%v says %s\n", ev.Conn.Data(), line)
+				ev.Conn.Close()
+				ask("a socket", "unix", "/no/such/socket")
+				break
+			}
+		}
+	}
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// the server says hello
+	// a socket is not there: true
 	// end: <nil>
 }
 

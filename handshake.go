@@ -126,7 +126,9 @@ func (c *Conn) handshakeDoneLocked() {
 		c.limit.lastIn = c.sh.coarse() // the other limits begin here
 		c.armLimitLocked()
 	}
-	if !c.opened() {
+	if c.ext.dial != nil {
+		c.ext.dial.poke() // it answers, and then emits Opened
+	} else if !c.opened() {
 		if c.isUnheard() {
 			if ready, _ := c.peekLocked(); !ready {
 				return
@@ -148,7 +150,7 @@ func (c *Conn) handshakeFailedLocked(err error) {
 	}
 	c.sh.count.handshakesFailed.Add(1)
 	opErr := c.opErrorLocked("handshake", err)
-	if !c.opened() && c.origin != dialled { // which DialTLS reports
+	if !c.opened() && c.origin != dialled { // which the dial reports
 		c.sh.report(opErr)
 	}
 	c.closeLocked(opErr)

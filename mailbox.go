@@ -37,7 +37,7 @@ func (c *Conn) deliverLocked(m mail) {
 	c.sh.count.events.Add(1)
 	c.sh.count.posted.Add(1)
 	if s := c.stream; s != nil && !early && !c.route.has(routeQueued) && c.isClaimed() {
-		if _, ok := s.trySend(Message{c, m.value, m.ask}); ok {
+		if _, ok := s.trySend(m.event(c)); ok {
 			return
 		}
 	}

@@ -32,10 +32,22 @@ func (lp *loop) runActor(c *Conn) (kept bool) {
 		if actor != nil {
 			kept = lp.receive(c, actor, ev)
 		}
-		if _, last := ev.(Closed); last {
+		if lastOf(ev) {
 			lp.closedOwed.Add(-1)
 		}
 	}
+}
+
+// lastOf reports whether no event of its connection follows ev. A dial that failed has that one
+// event.
+func lastOf(ev Event) bool {
+	switch ev := ev.(type) {
+	case Closed:
+		return true
+	case Dialed:
+		return ev.Conn == nil && ev.To == nil
+	}
+	return false
 }
 
 // receive calls the actor and deals with how it ends. It reports whether the caller still has the
@@ -63,7 +75,7 @@ func (lp *loop) receive(c *Conn, actor Actor, ev Event) (kept bool) {
 // abandon is called on a goroutine that is exiting inside a handler. It ends the turn, and another
 // goroutine goes on with the loop.
 func (lp *loop) abandon(c *Conn, ev Event, kept bool) {
-	if _, last := ev.(Closed); last {
+	if lastOf(ev) {
 		lp.closedOwed.Add(-1)
 	}
 	c.mu.Lock()

@@ -72,6 +72,7 @@ func (l *Listener) register(c *Conn) error {
 	if served {
 		c.mu.Lock()
 		switch st := c.tls(); {
+		case c.dialling(): // the rest comes when it is connected
 		case c.prefaced():
 			c.beginPrefaceLocked() // TLS comes behind it
 		case st != nil: // of DialTLS
@@ -79,7 +80,9 @@ func (l *Listener) register(c *Conn) error {
 		case l.opts.TLSConfig != nil && c.origin != dialled:
 			c.beginTLSLocked(l.opts.TLSConfig, false)
 		}
-		c.beginLimitsLocked() // before anybody can set others
+		if !c.dialling() {
+			c.beginLimitsLocked() // before anybody can set others
+		}
 		c.unlock()
 	}
 	sh.conns.Add(c, &c.key)
@@ -87,10 +90,10 @@ func (l *Listener) register(c *Conn) error {
 	c.mu.Lock()
 	defer c.unlock()
 	c.sock.drop(sockNew)
-	if served {
+	if served && !c.dialling() {
 		sh.count.accepted.Add(1)
 	}
-	if !arrived && err == nil && !c.released() && !c.opened() && !c.handshaking() {
+	if !arrived && err == nil && !c.released() && !c.opened() && !c.isEarly() {
 		c.emitLocked(pendOpened)
 	}
 	if err != nil {

@@ -264,7 +264,7 @@ func (c *Conn) emitLocked(kind event) {
 		}
 		return
 	}
-	if !c.opened() {
+	if !c.opened() && kind != pendDialed {
 		c.route.add(routeOpened)
 		if kind != pendOpened {
 			c.emitLocked(pendOpened)
@@ -307,6 +307,9 @@ func (c *Conn) queueLocked() {
 func (c *Conn) event(kind event) Event {
 	switch kind {
 	case pendOpened:
+		if c.ext != nil {
+			c.ext.dialed = nil // it was sent, or taken, before this
+		}
 		return Opened{c}
 	case pendReadable:
 		return Readable{c}
@@ -318,6 +321,8 @@ func (c *Conn) event(kind event) Event {
 		return RelayEnded{c}
 	case pendClosed:
 		return Closed{c}
+	case pendDialed:
+		return *c.ext.dialed
 	}
 	panic("tcpio: an event of no kind")
 }
@@ -358,7 +363,7 @@ const feedChunk = 16
 // nextLocked takes the next undelivered event, in the order that the contract gives; nil when there
 // is none.
 func (c *Conn) nextLocked() Event {
-	for _, kind := range [...]event{pendOpened, pendReadable, pendWritable, pendDraining} {
+	for _, kind := range [...]event{pendDialed, pendOpened, pendReadable, pendWritable, pendDraining} {
 		if c.pending.has(kind) {
 			c.pending.drop(kind)
 			return c.event(kind)
@@ -386,7 +391,7 @@ func (c *Conn) mailReady() int {
 }
 
 // takeMailLocked takes the oldest value.
-func (c *Conn) takeMailLocked() Message {
+func (c *Conn) takeMailLocked() Event {
 	x := c.ext
 	m, _ := x.mailbox.Pop()
 	if x.mailbox.Len() == 0 {
@@ -395,7 +400,7 @@ func (c *Conn) takeMailLocked() Message {
 	if !m.timed {
 		x.posted--
 	}
-	return Message{c, m.value, m.ask}
+	return m.event(c)
 }
 
 // mail is a value in a mailbox.
@@ -404,6 +409,17 @@ type mail struct {
 	ask   *ask
 	timed bool // from a timer: not counted against MailboxSize
 }
+
+// event is m as an event of c. The answer to a dial that c has asked for is one by itself.
+func (m mail) event(c *Conn) Event {
+	if answer, ok := m.value.(answerTo); ok {
+		return Dialed(answer)
+	}
+	return Message{c, m.value, m.ask}
+}
+
+// An answerTo is a Dialed in a mailbox. A user's value cannot be one.
+type answerTo Dialed
 
 // announceReadableLocked announces input, once until somebody reads.
 func (c *Conn) announceReadableLocked() {

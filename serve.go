@@ -311,6 +311,7 @@ func (l *Listener) acceptRest() {
 		l.stopAccepting() // the loops do not run, and never will
 		return
 	}
+	l.dials.end()
 	l.socket.last.Store(true)
 	l.retryAccept()
 }

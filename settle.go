@@ -115,11 +115,17 @@ func (c *Conn) readyLocked(bits uint32) {
 	if c.released() {
 		return
 	}
-	if !c.opened() && !c.handshaking() && (!c.isUnheard() || c.hasSpokenLocked(bits)) {
+	if !c.opened() && !c.isEarly() && (!c.isUnheard() || c.hasSpokenLocked(bits)) {
 		c.emitLocked(pendOpened)
 	}
 	if bits&(pollHup|pollErr|pollRdHup|pollPri) != 0 {
 		c.sock.add(sockUnsure)
+	}
+	if !c.opened() && c.ext != nil && c.ext.connecting {
+		if c.ext.dial != nil {
+			c.ext.dial.poke()
+		}
+		return
 	}
 	if bits&(pollHup|pollErr) != 0 {
 		c.endContextLocked() // nobody may be reading who would meet the reset
@@ -323,7 +329,7 @@ func (c *Conn) finish(fd int32, given, reset bool) {
 	}
 	c.unlock()
 	c.sh.unadmit(c)
-	if c.origin != refused {
+	if c.origin != refused && (c.ext == nil || !c.ext.connecting) {
 		c.sh.count.closed.Add(1)
 	}
 	c.sh.onClosed(c)

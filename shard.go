@@ -186,6 +186,7 @@ const (
 	timerHandshake                  // HandshakeTimeout is over
 	timerReadable                   // announce unread input again
 	timerRelay                      // the idle limit of a pair could be reached
+	timerDial                       // value is a dialler, whose step is due
 )
 
 // A timer is due once, in the timers of its loop. It costs no goroutine: the loop waits in the

@@ -21,7 +21,7 @@ const (
 	accepted origin = iota
 	refused         // accepted, and kept only until its peer has the reply; it has no ID
 	adopted         // by Listener.Adopt
-	dialled         // by Listener.Dial; never with TLS
+	dialled         // by Listener.Dial or DialAsync
 )
 
 // A peerEnd is how far the peer's end of stream has come.
@@ -81,6 +81,7 @@ const (
 	pendDraining
 	pendRelayEnded
 	pendClosed
+	pendDialed // the answer to the DialAsync that made the connection, which connExt has
 )
 
 // A sockMark is a fact about a connection's socket.

@@ -31,6 +31,9 @@ type LoopStats struct {
 	// HandlerErrors counts the errors other than io.EOF that Receive and OnConnEvent have returned.
 	HandlerErrors uint64
 
+	Dialling    int    // requests of DialAsync that have no answer yet
+	DialsFailed uint64 // requests of DialAsync whose answer was an error
+
 	HandshakesFailed uint64 // TLS handshakes, those that took too long too
 
 	Refused  RefusedStats
@@ -71,6 +74,8 @@ type counters struct {
 	events, posted    atomic.Uint64
 	handshakesFailed  atomic.Uint64
 	handlerErrors     atomic.Uint64
+	dialling          atomic.Int64
+	dialsFailed       atomic.Uint64
 	skipped           atomic.Uint64 // see GroupSkips
 	refused           [refusals]atomic.Uint64
 	timeouts          [timeoutKinds]atomic.Uint64
@@ -86,6 +91,8 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.Posted += o.Posted
 	s.GroupSkips += o.GroupSkips
 	s.HandlerErrors += o.HandlerErrors
+	s.Dialling += o.Dialling
+	s.DialsFailed += o.DialsFailed
 	s.HandshakesFailed += o.HandshakesFailed
 	s.Refused.Conns += o.Refused.Conns
 	s.Refused.PerIP += o.Refused.PerIP

@@ -24,6 +24,8 @@ type Listener struct {
 	// Atomic, or with locks of their own.
 	socket      listenSocket
 	errs        callback      // OnErrorEvent, where there are no callbacks
+	dials       dials         // of DialAsync
+	dialWorkers wait.Workers  // look up names for DialAsync, and run Control of its Dialer
 	refusing    atomic.Int64  // refused connections that are still open; no loop's live counts them
 	stopping    atomic.Bool   // nothing is accepted any more
 	ending      atomic.Int32  // how far the end has come for the connections; see below
@@ -270,13 +272,13 @@ func (l *Listener) streamFor(lp *loop) *stream {
 }
 
 // Conns iterates over the connections that are open or closing. One that is so during the whole
-// iteration comes exactly once; one that opens or closes meanwhile may come or not. Refused
-// connections never come. No lock is held while the body runs, so a connection may have closed by
-// then.
+// iteration comes exactly once; one that opens or closes meanwhile may come or not. Refused ones
+// never come, nor those that a dial is making. No lock is held while the body runs, so a connection
+// may have closed by then.
 func (l *Listener) Conns() iter.Seq[*Conn] {
 	return func(yield func(*Conn) bool) {
 		for c := range l.everyConn() {
-			if c.origin != refused && !yield(c) {
+			if c.origin != refused && !c.isDialling() && !yield(c) {
 				return
 			}
 		}
@@ -312,58 +314,6 @@ func (l *Listener) Len() int {
 	return int(n)
 }
 
-// Stats returns the counters of the moment. It takes no lock that connections or loops wait for,
-// and works after Close.
-func (l *Listener) Stats() Stats {
-	s := Stats{
-		Buffered: l.budget.Used(),
-		Blocked:  int(l.blocked.Load()),
-		Refusing: int(l.refusing.Load()),
-		Panics:   l.panics.Load(),
-	}
-	if !l.routesFixed() {
-		return s
-	}
-	for _, lp := range l.loops {
-		n := &lp.count
-		one := LoopStats{
-			Open:             int(lp.live.Load()),
-			Accepted:         n.accepted.Load(),
-			Closed:           n.closed.Load(),
-			BytesIn:          n.bytesIn.Load(),
-			BytesOut:         n.bytesOut.Load(),
-			Events:           n.events.Load(),
-			Posted:           n.posted.Load(),
-			GroupSkips:       n.skipped.Load(),
-			HandlerErrors:    n.handlerErrors.Load(),
-			HandshakesFailed: n.handshakesFailed.Load(),
-			Refused: RefusedStats{
-				Conns: n.refused[refusedConns].Load(),
-				PerIP: n.refused[refusedPerIP].Load(),
-				Rate:  n.refused[refusedRate].Load(),
-				Admit: n.refused[refusedAdmit].Load(),
-
-				Preface: n.refused[refusedPreface].Load(),
-			},
-			Timeouts: TimeoutStats{
-				Idle:      n.timeouts[TimeoutIdle].Load(),
-				Read:      n.timeouts[TimeoutReadStall].Load(),
-				Input:     n.timeouts[TimeoutInput].Load(),
-				Frame:     n.timeouts[TimeoutFrame].Load(),
-				Write:     n.timeouts[TimeoutWriteStall].Load(),
-				Preface:   n.timeouts[TimeoutPreface].Load(),
-				Handshake: n.timeouts[TimeoutHandshake].Load(),
-				Close:     n.timeouts[TimeoutClose].Load(),
-				Drain:     n.timeouts[TimeoutDrain].Load(),
-				EOF:       n.timeouts[timeoutEOF].Load(),
-			},
-		}
-		s.Loops = append(s.Loops, one)
-		s.add(&one)
-	}
-	return s
-}
-
 // How far the end has come. It is set before the connections are gone through: one that is
 // registered meanwhile either is seen there or sees it.
 const (
@@ -394,11 +344,11 @@ func (l *Listener) endAt(stage int32) {
 // stopAccepting stops at once. What waits in the backlog is reset, and what is in a hook is closed.
 func (l *Listener) stopAccepting() {
 	l.socket.close(l.stop())
+	l.dials.end()
 	l.checkAllClosed()
 }
 
-// stop notes that the listener is stopping. It returns the first loop's poller, nil if there is
-// none.
+// stop notes that the listener is stopping. It returns the first loop's poller, nil without one.
 func (l *Listener) stop() poller {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -406,10 +356,10 @@ func (l *Listener) stop() poller {
 		l.stoppedAt = now()
 	}
 	l.fixRoutesLocked(0, false)
-	if !l.polling {
-		return nil
+	if l.polling {
+		return l.loops[0].p
 	}
-	return l.loops[0].p
+	return nil
 }
 
 // checkAllClosed notes that the last descriptor is closed, and ends the loops.
@@ -426,7 +376,7 @@ func (l *Listener) checkAllClosed() {
 			return
 		}
 	}
-	if l.refusing.Load() != 0 {
+	if l.refusing.Load() != 0 || !l.dials.over() {
 		return
 	}
 	select {

@@ -105,7 +105,7 @@ func TestAMetricsAddressInUseIsAnError(t *testing.T) {
 func TestEveryNumberHasItsName(t *testing.T) {
 	var b strings.Builder
 	writeMetrics(&b, tcpio.Stats{Panics: 24, Buffered: 18, Blocked: 19, Refusing: 20, Loops: []tcpio.LoopStats{{
-		Open: 1, Accepted: 2, Closed: 3, BytesIn: 4, BytesOut: 5, Events: 6, Posted: 7, HandshakesFailed: 8, HandlerErrors: 25, GroupSkips: 22,
+		Open: 1, Accepted: 2, Closed: 3, BytesIn: 4, BytesOut: 5, Events: 6, Posted: 7, Dialling: 28, DialsFailed: 29, HandshakesFailed: 8, HandlerErrors: 25, GroupSkips: 22,
 		Refused:  tcpio.RefusedStats{Conns: 9, PerIP: 10, Rate: 11, Admit: 12, Preface: 26},
 		Timeouts: tcpio.TimeoutStats{Idle: 13, Read: 14, Input: 23, Frame: 22, Write: 15, Preface: 27, Handshake: 16, Close: 17, Drain: 28, EOF: 21},
 	}}})
@@ -134,6 +134,8 @@ func TestEveryNumberHasItsName(t *testing.T) {
 		`tcpio_connections_timed_out_total{kind="close",loop="0"} 17`,
 		`tcpio_connections_timed_out_total{kind="drain",loop="0"} 28`,
 		`tcpio_connections_timed_out_total{kind="eof",loop="0"} 21`,
+		`tcpio_dials_under_way{loop="0"} 28`,
+		`tcpio_dials_failed_total{loop="0"} 29`,
 		`tcpio_tls_handshakes_failed_total{loop="0"} 8`,
 		`tcpio_handler_errors_total{loop="0"} 25`,
 		`tcpio_group_skips_total{loop="0"} 22`,

@@ -83,8 +83,8 @@ func (z Zone) nameOf(index uint32) string {
 	return strconv.FormatUint(uint64(index), 10)
 }
 
-// addrOf is a net.Addr as an Addr. If the result is Named, a has the name.
-func addrOf(a net.Addr) (s Addr) {
+// AddrOf is a net.Addr as an Addr. If the result is Named, a has the name.
+func AddrOf(a net.Addr) (s Addr) {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
 		if a != nil {

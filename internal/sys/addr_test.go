@@ -42,7 +42,7 @@ func TestAddrIsWhatTheKernelWrote(t *testing.T) {
 		if a.Named() != tt.named || a.Unnamed().zone != 0 {
 			t.Errorf("%s: named is %v", tt.want, a.Named())
 		}
-		back := addrOf(net.TCPAddrFromAddrPort(a.AddrPort("")))
+		back := AddrOf(net.TCPAddrFromAddrPort(a.AddrPort("")))
 		if back != a.Unnamed() {
 			t.Errorf("%s: %+v by way of a net.Addr, want %+v", tt.want, back, a.Unnamed())
 		}

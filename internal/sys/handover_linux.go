@@ -33,9 +33,9 @@ func Take(nc net.Conn) (int32, Addr, error) {
 	if err != nil {
 		return -1, Addr{}, err
 	}
-	peer := addrOf(nc.RemoteAddr())
+	peer := AddrOf(nc.RemoteAddr())
 	if _, ok := nc.(*net.TCPConn); ok && !peer.IsIP {
-		peer = addrOf(&net.TCPAddr{IP: net.IPv4zero}) // it was reset, and has no peer any more
+		peer = AddrOf(&net.TCPAddr{IP: net.IPv4zero}) // it was reset, and has no peer any more
 	}
 	return fd, peer, nil
 }

@@ -44,6 +44,18 @@ func TuneDialled(int32, bool, bool, net.KeepAliveConfig, time.Duration) error {
 	return errors.ErrUnsupported
 }
 
+func Socket(string, bool) (int32, error)            { return -1, errors.ErrUnsupported }
+func Bind(int32, net.Addr) error                    { return errors.ErrUnsupported }
+func Connect(int32, net.Addr) error                 { return errors.ErrUnsupported }
+func Connected(int32) (bool, bool, error)           { return false, false, errors.ErrUnsupported }
+func SetKeepAlive(int32, net.KeepAliveConfig) error { return errors.ErrUnsupported }
+
+type RawSocket int32
+
+func (RawSocket) Control(func(uintptr)) error    { return errors.ErrUnsupported }
+func (RawSocket) Read(func(uintptr) bool) error  { return errors.ErrUnsupported }
+func (RawSocket) Write(func(uintptr) bool) error { return errors.ErrUnsupported }
+
 func peerName(int32) net.Addr        { return nil }
 func LocalAddr(int32, Zone) net.Addr { return nil }
 func zoneOf(int32, uint32) Zone      { return Zone{} }

@@ -19,7 +19,7 @@ import (
 // end of the test.
 func Listen(t testing.TB, opts tcpio.ListenerOptions) *tcpio.Listener {
 	t.Helper()
-	if opts.Addr == "" && opts.Listener == nil {
+	if opts.Addr == "" && opts.Listener == nil && opts.Network != "none" {
 		opts.Addr = "127.0.0.1:0"
 	}
 	l, err := tcpio.Listen(&opts)

@@ -4,6 +4,7 @@ package hazards
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -123,5 +124,53 @@ func TestDescriptorsExhausted(t *testing.T) {
 	_, failed2, _ := state()
 	if n, d := failed2-failed1, time.Since(start); n > int(d/time.Second)+2 {
 		t.Errorf("%d Failed in %v, want one a second at most", n, d)
+	}
+}
+
+const dialExhaustedEnv = "TCPIO_TEST_DIAL_EXHAUSTED"
+
+// TestDialExhaustedChild is the child of TestDialWithoutDescriptors.
+func TestDialExhaustedChild(t *testing.T) {
+	if os.Getenv(dialExhaustedEnv) == "" {
+		t.Skip("the child of another test")
+	}
+	server := harness.Stream(t, tcpio.ListenerOptions{}, harness.Echo(t))
+	l, events := harness.Manual(t, tcpio.ListenerOptions{Network: "none"})
+	ask := func() error {
+		if _, err := l.DialAsync(tcpio.DialRequest{Address: server.Addr().String()}); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			if ev, ok := testnet.Receive(t, "an event", events).(tcpio.Dialed); ok {
+				return ev.Err
+			}
+		}
+	}
+	if err := ask(); err != nil {
+		t.Fatal(err)
+	}
+	testnet.WaitFor(t, "the server runs", func() bool { return server.Len() == 1 })
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	old := limit
+	limit.Cur = 3 // the standard ones, which are open
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	failed := ask()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	again := ask()
+	fmt.Printf("dialled %v %v\n", errors.Is(failed, unix.EMFILE), again)
+}
+
+func TestDialWithoutDescriptors(t *testing.T) {
+	t.Parallel()
+	child := testnet.StartChild(t, "TestDialExhaustedChild", dialExhaustedEnv+"=1")
+	if line := child.Line("dialled "); line != "true <nil>" {
+		t.Errorf("without descriptors: EMFILE %s", line)
 	}
 }
