@@ -27,15 +27,36 @@ func (f ActorFunc) Receive(ev Event) error { return f(ev) }
 // A Conn is one WebSocket connection. While idle it costs neither a goroutine nor a buffer. Every
 // method may be called from any goroutine at any time, also after the connection closed.
 type Conn struct {
-	// Immutable.
-	tc *tcpio.Conn
-	s  *Server
+	// What a message needs comes first, and lies in one line of a processor's cache.
 
-	// Set once, before Opened.
-	proto  string     // the subprotocol
-	peer   netip.Addr // behind trusted proxies
-	client bool       // made by Dial: what it sends is masked
-	packs  bool       // permessage-deflate was negotiated
+	// Immutable.
+	tc     *tcpio.Conn
+	s      *Server
+	client bool // made by Dial: what it sends is masked
+
+	packs bool // permessage-deflate was negotiated; set once, before Opened
+
+	mu sync.Mutex // taken before the tcpio.Conn's own lock, behind Server.naming
+	// Guarded by mu.
+	phase     phase
+	busy      bool // a turn is decoding, or Dial is at work
+	again     bool // something happened meanwhile: another turn has to follow
+	streamed  bool // events go to the server's Events
+	driven    bool // the core's route is the driver
+	paused    bool
+	announced bool // Opened was delivered
+	gone      bool // Closed was delivered, or is being delivered
+	heard     bool // since the ping's deadline was armed
+	pinged    bool // and not heard since
+	refused   bool // a write was: Writable is owed
+	sending   bool // WriteText or WriteBinary may be between two fragments
+	actor     Actor
+	out       *control // control frames that wait for room
+	end       *ending  // why and how it ends
+	skipped   int      // messages that Groups have left out since the last Writable
+	data      any
+
+	writing sync.Mutex // held by WriteText and WriteBinary; taken before mu
 
 	// Owned by the turn that holds busy.
 	in     *input // what has not arrived whole; nil when there is nothing
@@ -47,27 +68,9 @@ type Conn struct {
 	due        int64
 	next, prev *Conn
 
-	writing sync.Mutex // held by WriteText and WriteBinary; taken before mu
-
-	mu sync.Mutex // taken before the tcpio.Conn's own lock, behind Server.naming
-	// Guarded by mu.
-	phase     phase
-	busy      bool // a turn is decoding
-	again     bool // something happened meanwhile: another turn has to follow
-	streamed  bool // events go to the server's Events
-	driven    bool // the core's route is the driver
-	paused    bool
-	announced bool // Opened was delivered
-	gone      bool // Closed was delivered, or is being delivered
-	heard     bool // since the ping's deadline was armed
-	pinged    bool // and not heard since
-	refused   bool // a write was: Writable is owed
-	sending   bool // WriteText or WriteBinary may be between two fragments
-	skipped   int  // messages that Groups have left out since the last Writable
-	actor     Actor
-	out       *control // control frames that wait for room
-	end       *ending  // why and how it ends
-	data      any
+	// Set once, before Opened.
+	proto string     // the subprotocol
+	peer  netip.Addr // behind trusted proxies
 }
 
 // phase is how far the life of a connection has come:

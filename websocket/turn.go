@@ -26,6 +26,7 @@ type turn struct {
 	stream bool             // it runs in an iteration of Events
 	yield  func(Event) bool // that iteration's body; nil for an actor
 	broken bool             // the body has ended by a break
+	shakes bool             // the handshake is not done
 }
 
 func (t *turn) receive(ev tcpio.Event) {
@@ -144,7 +145,7 @@ func (t *turn) enter() bool {
 	case c.phase == over || c.paused && c.announced:
 		return false
 	}
-	c.busy, c.heard = true, true
+	c.busy, c.heard, t.shakes = true, true, c.phase == opening
 	if c.pinged {
 		c.pinged = false
 		c.s.timers.arm(c, forPing)
@@ -198,10 +199,8 @@ func (t *turn) run() {
 	defer c.leave()
 	w := windows.Get().(*window)
 	defer windows.Put(w)
-	if c.inPhase(opening) {
-		if !t.shake(w) {
-			return
-		}
+	if t.shakes && !t.shake(w) {
+		return
 	}
 	if c.in != nil && c.in.hello {
 		t.hello()
