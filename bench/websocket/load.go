@@ -35,7 +35,6 @@ type loader struct {
 	buf     []byte
 	took    []time.Duration
 	counted bool
-	done    int
 }
 
 type loadConn struct {
