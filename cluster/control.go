@@ -157,6 +157,9 @@ func (n *Node) checkConnection() {
 		n.count.downNanos.Add(uint64(down))
 		n.log(slog.LevelInfo, "connected to NATS again", "after", down)
 		n.out.put(Connected{down})
+		if n.sessions != nil {
+			n.sessions.check()
+		}
 		n.skipNumber()
 		for _, s := range n.shards {
 			s.doubt(*n.alive.Load())

@@ -15,7 +15,8 @@
 //
 // A node is one process that has called Open: an incarnation with a random id. A topic is a name
 // with members, which are connections on any nodes. A key is a name of a connection, or of a user
-// with several.
+// with several. A session is a key that one connection has at most; its fence is a number that says
+// which of two was first.
 //
 // # What it promises
 //
@@ -29,6 +30,10 @@
 // have not heard of it for 4 heartbeats. No ghost outlives its node longer.
 //
 // Post and Ask: never twice. Where the answer is lost the error says so, with [ErrUnknown].
+//
+// Claim: one connection has a key, the newest; fences grow with every claim of it, also behind a
+// partition and the loss of all that is stored. In a partition two may have the key for one Lease,
+// with Sessions.Strict none. The side without a majority cannot claim.
 //
 // Nodes trust each other: who may publish under the cluster's subjects can post to any key.
 //

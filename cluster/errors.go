@@ -19,6 +19,8 @@ var (
 	ErrDisconnected = errors.New("cluster: not connected to NATS")
 	// ErrNoQuorum: JetStream has no majority, or no leader at the moment.
 	ErrNoQuorum = errors.New("cluster: no quorum")
+	// ErrReplaced: a newer Claim of the key was faster.
+	ErrReplaced = errors.New("cluster: a newer claim has the key")
 	// ErrName: a name has more than 400 bytes once encoded: letters, digits, - and _ count 1, other
 	// bytes 3.
 	ErrName = errors.New("cluster: the name is too long")

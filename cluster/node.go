@@ -49,6 +49,7 @@ type Node struct {
 	count   counters
 
 	keys     keys
+	sessions *sessions // nil without Options.Sessions
 	requests requests
 	announce announcer
 	tails    tails
@@ -111,6 +112,9 @@ func Open(ctx context.Context, nc *nats.Conn, opts *Options) (*Node, error) {
 	n.alive.Store(&[]string{n.id})
 	n.runs.Store(1)
 	n.keys.init(n)
+	if o.Sessions != nil {
+		n.sessions = n.newSessions()
+	}
 	n.requests.init()
 	n.announce.init()
 	shards := min(runtime.GOMAXPROCS(0), maxShards)
@@ -233,6 +237,9 @@ func (n *Node) Close() error {
 	}
 	n.tails.send()
 	n.tails.send()
+	if n.sessions != nil {
+		n.sessions.close()
+	}
 	close(n.done)
 	n.end()
 	n.nc.RemoveStatusListener(n.status)
@@ -241,6 +248,9 @@ func (n *Node) Close() error {
 	_ = n.beat(flagLeaving | flagBye) // without NATS the others find out
 	err := n.nc.FlushTimeout(n.opts.Heartbeat)
 	n.unsubscribe()
+	if n.sessions != nil {
+		n.sessions.unsubscribe()
+	}
 	n.keys.close()
 	for _, s := range n.shards {
 		s.close()

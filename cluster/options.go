@@ -25,6 +25,8 @@ type Options struct {
 	// Linger is how long a topic without members here stays subscribed, 5 s if 0: against members
 	// that come and go.
 	Linger time.Duration
+	// Sessions is for Claim; without it that fails with errors.ErrUnsupported.
+	Sessions *Sessions
 	// Slow and Notice are those of the topics' groups, see tcpio.Group.
 	Slow   tcpio.SlowPolicy
 	Notice []byte
@@ -48,6 +50,10 @@ func (o *Options) withDefaults() (Options, error) {
 		return Options{}, errors.New("cluster: Open: the options are nil")
 	}
 	d := *o
+	var err error
+	if d.Sessions, err = o.Sessions.withDefaults(); err != nil {
+		return d, err
+	}
 	d.Notice = append([]byte(nil), o.Notice...)
 	if d.Name == "" {
 		d.Name = "default"

@@ -37,12 +37,12 @@ const (
 
 func (rs *requests) init() { rs.waiting = make(map[string]*request) }
 
-func (rs *requests) begin() (token string, r *request) {
+func (rs *requests) begin(room int) (token string, r *request) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	rs.last++
 	token = strconv.FormatUint(rs.last, 36)
-	r = &request{answers: make(chan *nats.Msg, maxAnswers), failed: make(chan struct{})}
+	r = &request{answers: make(chan *nats.Msg, room), failed: make(chan struct{})}
 	rs.waiting[token] = r
 	return token, r
 }
@@ -112,7 +112,7 @@ func (n *Node) request(ctx context.Context, op, subject string, data []byte) (ou
 		ctx, cancel = context.WithTimeout(ctx, patience)
 		defer cancel()
 	}
-	token, r := n.requests.begin()
+	token, r := n.requests.begin(maxAnswers)
 	defer n.requests.end(token)
 	reply := n.subj.node(n.id, "re."+token)
 	if err := n.nc.PublishRequest(subject, reply, data); err != nil {

@@ -11,11 +11,12 @@ import (
 
 // counters are a node's, since Open.
 type counters struct {
-	topics                                     atomic.Int64
-	published, received, delivered             atomic.Uint64
-	skipped, slow, lost, changes, asks         atomic.Uint64
-	posts, malformed, overflows, late          atomic.Uint64
-	nodesDown, disconnects, downNanos, maxWait atomic.Uint64
+	topics                                       atomic.Int64
+	published, received, delivered               atomic.Uint64
+	skipped, slow, lost, changes, asks           atomic.Uint64
+	posts, malformed, overflows, late            atomic.Uint64
+	claims, conflicts, evicted, unsure, noQuorum atomic.Uint64
+	nodesDown, disconnects, downNanos, maxWait   atomic.Uint64
 }
 
 // Stats are what a node counts. Those whose metric ends in _total grow from 0 at Open.
@@ -35,6 +36,13 @@ type Stats struct {
 	Changes   uint64 `metric:"presence_changes_total" help:"Changes of members that this node announced."`
 	Asks      uint64 `metric:"presence_asks_total" help:"Parts of topics that this node asked for."`
 	Malformed uint64 `metric:"malformed_total" help:"Messages that were dropped since they could not be."`
+
+	Sessions  int    `metric:"sessions" help:"Keys that connections of this node have by Claim."`
+	Claims    uint64 `metric:"claims_total" help:"Claims of this node that succeeded."`
+	Conflicts uint64 `metric:"claim_conflicts_total" help:"Times that a claim of this node was tried again, since another had written or a replica was behind."`
+	Evicted   uint64 `metric:"evictions_total" help:"Sessions of this node that a newer claim has ended."`
+	Unsure    uint64 `metric:"unsure_total" help:"Sessions of this node that ended since its lease did."`
+	NoQuorum  uint64 `metric:"no_quorum_total" help:"Claims of this node that failed since JetStream had no majority."`
 
 	Waiting   int    `metric:"queue_length" help:"Messages that wait for their local fan-out."`
 	MaxWait   uint64 `metric:"queue_length_max" help:"The most that have waited in one shard."`
@@ -69,6 +77,11 @@ func (n *Node) Stats() Stats {
 		Malformed:    n.count.malformed.Load(),
 		MaxWait:      n.count.maxWait.Load(),
 		Overflows:    n.count.overflows.Load(),
+		Claims:       n.count.claims.Load(),
+		Conflicts:    n.count.conflicts.Load(),
+		Evicted:      n.count.evicted.Load(),
+		Unsure:       n.count.unsure.Load(),
+		NoQuorum:     n.count.noQuorum.Load(),
 		NodesDown:    n.count.nodesDown.Load(),
 		HeldUp:       n.count.late.Load(),
 		Disconnects:  n.count.disconnects.Load(),
@@ -79,6 +92,11 @@ func (n *Node) Stats() Stats {
 		for _, t := range sh.subscribed() {
 			s.Members += t.len()
 		}
+	}
+	if n.sessions != nil {
+		n.sessions.mu.Lock()
+		s.Sessions = len(n.sessions.byToken)
+		n.sessions.mu.Unlock()
 	}
 	n.keys.mu.Lock()
 	s.Keys = len(n.keys.byToken)

@@ -19,6 +19,10 @@ import (
 //	ask     node patience(ms)        | payload           likewise
 //	answer  outcome                  | payload           to a reply
 //	probe                                                to where a post or an ask went: is anybody there?
+//	record  node claim                                   who has the key of a session; into a stream
+//	evict   fence flags token                            to a node: give up a session
+//	lease   state                                        a node may have sessions; into a stream
+//	last    seq                                          to a recorded topic: its last record is this
 type kind byte
 
 const version = 0x10
@@ -35,6 +39,10 @@ const (
 	kindAsk
 	kindAnswer
 	kindProbe
+	kindRecord
+	kindEvict
+	kindLease
+	kindLast
 )
 
 // idLen is the length of a node's id in bytes.

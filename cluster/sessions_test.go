@@ -1,0 +1,401 @@
+//go:build linux
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+)
+
+// storeServers runs n servers of one cluster with JetStream until the end of the test, and waits for
+// a leader.
+func storeServers(t testing.TB, n int) []*server.Server {
+	t.Helper()
+	var ports []int
+	var routes []*url.URL
+	for range n {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		defer ln.Close()
+		ports = append(ports, ln.Addr().(*net.TCPAddr).Port)
+		routes = append(routes, &url.URL{Scheme: "nats", Host: ln.Addr().String()})
+		must(t, ln.Close())
+	}
+	var all []*server.Server
+	for i := range n {
+		o := &server.Options{
+			Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, ServerName: fmt.Sprint("s", i),
+			JetStream: true, StoreDir: t.TempDir(),
+		}
+		if n > 1 {
+			o.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: ports[i], PoolSize: -1}
+			o.Routes = routes
+		}
+		all = append(all, runServer(t, o))
+	}
+	testnet.WaitFor(t, "JetStream has a leader", func() bool {
+		for _, s := range all {
+			if n == 1 || s.JetStreamIsLeader() {
+				return true
+			}
+		}
+		return false
+	})
+	return all
+}
+
+func runServer(t testing.TB, o *server.Options) *server.Server {
+	t.Helper()
+	s, err := server.NewServer(o)
+	must(t, err)
+	s.Start()
+	t.Cleanup(func() { stop(s) })
+	if !s.ReadyForConnections(testnet.Limit) {
+		t.Fatal("the NATS server does not become ready")
+	}
+	return s
+}
+
+func stop(s *server.Server) {
+	s.Shutdown()
+	s.WaitForShutdown()
+}
+
+// leaseForTests is short, and long enough for a machine that is busy.
+const leaseForTests = 2 * time.Second
+
+func withSessions(s Sessions) Options {
+	if s.Lease == 0 {
+		s.Lease = leaseForTests
+	}
+	return Options{Sessions: &s}
+}
+
+// claim claims for as long as there is no majority.
+func (s *site) claim(t testing.TB, key string, c *client) *Session {
+	t.Helper()
+	var se *Session
+	testnet.WaitFor(t, "a claim succeeds", func() bool {
+		var err error
+		se, err = s.Claim(testnet.Context(t), key, c.conn)
+		if err != nil && !errors.Is(err, ErrNoQuorum) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	return se
+}
+
+// told returns what a connection of the site was told next.
+func (s *site) told(t testing.TB, c *client) any {
+	t.Helper()
+	for {
+		m := testnet.Receive(t, "a message", s.got)
+		if m.Conn == c.conn {
+			return m.Value
+		}
+	}
+}
+
+func TestNewestLoginWinsOnWhicheverNode(t *testing.T) {
+	sites := openSites(t, storeServers(t, 3), withSessions(Sessions{}))
+	a, b, c := sites[0].client(t), sites[1].client(t), sites[1].client(t)
+	first := sites[0].claim(t, "ann", a)
+	if !first.Held() || first.Key() != "ann" || first.Conn() != a.conn {
+		t.Errorf("%+v", first)
+	}
+	second := sites[1].claim(t, "ann", b)
+	// The older one was told before Claim returned.
+	select {
+	case m := <-sites[0].got:
+		if r, ok := m.Value.(Replaced); !ok || r.Key != "ann" || r.Fence != second.Fence() || m.Conn != a.conn {
+			t.Errorf("the older connection got %+v", m.Value)
+		}
+	default:
+		t.Error("Claim returned before the older connection was told")
+	}
+	if first.Held() || !second.Held() || second.Fence() <= first.Fence() {
+		t.Errorf("first %v %d, second %v %d", first.Held(), first.Fence(), second.Held(), second.Fence())
+	}
+	if _, err := a.lines.ReadByte(); err == nil {
+		t.Error("the older connection was not closed")
+	}
+	// Then on the same node.
+	third := sites[1].claim(t, "ann", c)
+	if r, ok := sites[1].told(t, b).(Replaced); !ok || r.Fence != third.Fence() || second.Held() {
+		t.Errorf("the older connection got %+v", r)
+	}
+	// The key reaches the newest alone.
+	must(t, sites[2].Post(testnet.Context(t), "ann", []byte("hello")))
+	if p, ok := sites[1].told(t, c).(Posted); !ok || string(p.Data) != "hello" {
+		t.Errorf("the newest got %+v", p)
+	}
+	// Again on the same connection: a new fence, and no Replaced.
+	fourth := sites[1].claim(t, "ann", c)
+	if !fourth.Held() || third.Held() || fourth.Fence() <= third.Fence() {
+		t.Errorf("third %v, fourth %v", third.Held(), fourth.Held())
+	}
+	must(t, sites[2].Post(testnet.Context(t), "ann", []byte("again")))
+	if p, ok := sites[1].told(t, c).(Posted); !ok || string(p.Data) != "again" {
+		t.Errorf("got %+v", p)
+	}
+	fourth.Release()
+	if fourth.Held() {
+		t.Error("held after Release")
+	}
+	testnet.WaitFor(t, "nobody has the key", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		return errors.Is(sites[2].Post(ctx, "ann", nil), ErrNobody)
+	})
+	if fifth := sites[2].claim(t, "ann", sites[2].client(t)); fifth.Fence() <= fourth.Fence() {
+		t.Errorf("fence %d behind %d", fifth.Fence(), fourth.Fence())
+	}
+}
+
+// Many claim few keys on all nodes at once: fences grow with every claim of a key, and in the end
+// one connection has each.
+func TestFencesStrictlyGrow(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		t.Run(fmt.Sprint("strict=", strict), func(t *testing.T) {
+			sites := openSites(t, storeServers(t, 3), withSessions(Sessions{Strict: strict}))
+			rounds := 10
+			if testnet.Long && !strict {
+				rounds = 40
+			}
+			var mu sync.Mutex
+			all := make(map[string][]*Session)
+			var wg sync.WaitGroup
+			for i, s := range sites {
+				for range 3 {
+					wg.Go(func() {
+						last := make(map[string]uint64)
+						for range rounds {
+							key := fmt.Sprint("user ", rand.IntN(3))
+							se, err := s.Claim(testnet.Context(t), key, s.client(t).conn)
+							if errors.Is(err, ErrReplaced) || errors.Is(err, ErrNoQuorum) {
+								continue
+							}
+							if err != nil {
+								t.Errorf("site %d: %v", i, err)
+								return
+							}
+							if se.Fence() <= last[key] {
+								t.Errorf("fence %d behind %d", se.Fence(), last[key])
+							}
+							last[key] = se.Fence()
+							mu.Lock()
+							if strict { // whoever was before has nothing any more
+								for _, other := range all[key] {
+									if other.Held() && other.Fence() < se.Fence() {
+										t.Errorf("two have %s: fences %d and %d", key, other.Fence(), se.Fence())
+									}
+								}
+							}
+							all[key] = append(all[key], se)
+							mu.Unlock()
+						}
+					})
+				}
+			}
+			wg.Wait()
+			for key, list := range all {
+				seen := make(map[uint64]bool)
+				for _, se := range list {
+					if seen[se.Fence()] {
+						t.Errorf("two sessions of %s have the fence %d", key, se.Fence())
+					}
+					seen[se.Fence()] = true
+				}
+				testnet.WaitFor(t, "one connection has "+key, func() bool {
+					held := 0
+					for _, se := range list {
+						if se.Held() {
+							held++
+						}
+					}
+					return held == 1
+				})
+			}
+		})
+	}
+}
+
+// A connection that closes gives its key back, and a node that closes all of its keys.
+func TestKeysAreGivenBack(t *testing.T) {
+	sites := openSites(t, storeServers(t, 1)[:1], withSessions(Sessions{Strict: true}))
+	s := sites[0]
+	a := s.client(t)
+	se := s.claim(t, "k", a)
+	a.Close()
+	testnet.WaitFor(t, "the session is over", func() bool { return !se.Held() && s.Stats().Sessions == 0 })
+	subject := s.sessions.keySubject("k")
+	testnet.WaitFor(t, "the record is free", func() bool {
+		last, err := s.lastOf(testnet.Context(t), s.sessions.stream, subject)
+		return err == nil && (last.seq == 0 || string(last.data) == string(freeRecord.append(nil)))
+	})
+	testnet.WaitFor(t, "the record has gone", func() bool {
+		last, err := s.lastOf(testnet.Context(t), s.sessions.stream, subject)
+		return err == nil && last.seq == 0
+	})
+	b := s.client(t)
+	again := s.claim(t, "k", b)
+	if again.Fence() <= se.Fence() {
+		t.Errorf("fence %d behind %d, whose record has gone", again.Fence(), se.Fence())
+	}
+	must(t, s.Node.Close())
+	if again.Held() {
+		t.Error("held after the node was closed")
+	}
+	if _, err := s.Claim(testnet.Context(t), "k", b.conn); !errors.Is(err, ErrClosed) {
+		t.Errorf("Claim on a closed node: %v", err)
+	}
+}
+
+// Without a majority Claim fails, at once from the second one on; sessions become unsure within
+// Lease; behind it everything works again.
+func TestWithoutAMajority(t *testing.T) {
+	servers := storeServers(t, 3)
+	s := openSite(t, servers[0], withSessions(Sessions{}))
+	a := s.client(t)
+	se := s.claim(t, "a", a)
+	stop(servers[1])
+	stop(servers[2])
+	lost := time.Now()
+	testnet.WaitFor(t, "Claim fails", func() bool {
+		_, err := s.Claim(testnet.Context(t), "b", s.client(t).conn)
+		if err != nil && !errors.Is(err, ErrNoQuorum) {
+			t.Fatal(err)
+		}
+		return err != nil
+	})
+	if took := time.Since(lost); took > 4*callLimit {
+		t.Errorf("the first Claim that failed took %v", took)
+	}
+	begun := time.Now()
+	if _, err := s.Claim(testnet.Context(t), "b", s.client(t).conn); !errors.Is(err, ErrNoQuorum) {
+		t.Errorf("got %v, want ErrNoQuorum", err)
+	} else if took := time.Since(begun); took > time.Second {
+		t.Errorf("the second Claim that failed took %v", took)
+	}
+	if u, ok := s.told(t, a).(Unsure); !ok || u.Key != "a" {
+		t.Errorf("got %+v, want Unsure", u)
+	}
+	if took := time.Since(lost); took > leaseForTests+5*time.Second {
+		t.Errorf("unsure after %v, Lease is %v", took, leaseForTests)
+	}
+	if se.Held() {
+		t.Error("the session is held without a lease")
+	}
+	if _, err := a.lines.ReadByte(); err == nil {
+		t.Error("the connection was not closed")
+	}
+	if got := s.Stats(); got.Unsure != 1 || got.NoQuorum < 2 || got.Sessions != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// A node that was killed has its keys overwritten: at once, or with Strict when its lease is over.
+func TestKeysOfADeadNodeAreOverwritten(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		t.Run(fmt.Sprint("strict=", strict), func(t *testing.T) {
+			servers := storeServers(t, 1)
+			dead := openSite(t, servers[0], withSessions(Sessions{Strict: strict}))
+			s := openSite(t, servers[0], withSessions(Sessions{Strict: strict}))
+			first := dead.claim(t, "k", dead.client(t))
+			s.claim(t, "other", s.client(t)) // it has its lease
+			dead.nc.Close()                  // as by kill -9: nothing is given back
+			begun := time.Now()
+			c := s.client(t)
+			second := s.claim(t, "k", c)
+			took := time.Since(begun)
+			if second.Fence() <= first.Fence() {
+				t.Errorf("fence %d behind %d", second.Fence(), first.Fence())
+			}
+			if strict && (took < leaseForTests/2 || first.Held()) {
+				t.Errorf("Claim returned after %v, Held is %v: the dead node may have its lease", took, first.Held())
+			}
+			if !strict && took > leaseForTests {
+				t.Errorf("Claim took %v", took)
+			}
+			// Its lease is known to be over: the next key takes no time.
+			if strict {
+				begun := time.Now()
+				s.claim(t, "k", s.client(t))
+				if took := time.Since(begun); took > leaseForTests {
+					t.Errorf("the second Claim took %v", took)
+				}
+			}
+		})
+	}
+}
+
+// All that JetStream has is lost: sessions go on, and fences grow.
+func TestSessionsOutliveTheirStore(t *testing.T) {
+	servers := storeServers(t, 1)
+	s := openSite(t, servers[0], withSessions(Sessions{}))
+	a := s.client(t)
+	first := s.claim(t, "a", a)
+	var answer struct{ Success bool }
+	must(t, s.api(testnet.Context(t), "STREAM.DELETE."+s.sessions.stream, nil, &answer))
+	testnet.WaitFor(t, "the record is there again", func() bool {
+		last, err := s.lastOf(testnet.Context(t), s.sessions.stream, s.sessions.keySubject("a"))
+		return err == nil && last.seq > first.Fence()
+	})
+	if !first.Held() {
+		t.Error("the session is over")
+	}
+	second := s.claim(t, "a", s.client(t))
+	if second.Fence() <= first.Fence() || first.Held() {
+		t.Errorf("fence %d behind %d", second.Fence(), first.Fence())
+	}
+}
+
+func TestClaimIsChecked(t *testing.T) {
+	servers := storeServers(t, 1)
+	without := openSite(t, servers[0], Options{})
+	c := without.client(t)
+	if _, err := without.Claim(testnet.Context(t), "k", c.conn); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("without Sessions: %v", err)
+	}
+	s := openSite(t, servers[0], withSessions(Sessions{}))
+	if _, err := s.Claim(testnet.Context(t), "k", nil); err == nil {
+		t.Error("nil connection")
+	}
+	if _, err := s.Claim(testnet.Context(t), strings.Repeat("ü", 100), c.conn); !errors.Is(err, ErrName) {
+		t.Errorf("a long name: %v", err)
+	}
+	done, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := s.Claim(done, "k", c.conn); !errors.Is(err, context.Canceled) {
+		t.Errorf("a context that has ended: %v", err)
+	}
+	must(t, c.conn.Close())
+	testnet.WaitFor(t, "a closing connection is refused", func() bool {
+		_, err := s.Claim(testnet.Context(t), "k", c.conn)
+		return errors.Is(err, net.ErrClosed)
+	})
+	for want, o := range map[string]Sessions{"Lease": {Lease: time.Millisecond}, "Replicas": {Replicas: 2},
+		"Strict": {Strict: true, KeepUnsure: true}} {
+		if _, err := Open(testnet.Context(t), s.nc, &Options{Sessions: &o}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	// Without JetStream there is no majority.
+	bare := openSite(t, natsServers(t, 1)[0], withSessions(Sessions{}))
+	if _, err := bare.Claim(testnet.Context(t), "k", bare.client(t).conn); !errors.Is(err, ErrNoQuorum) {
+		t.Errorf("without JetStream: %v", err)
+	}
+}
