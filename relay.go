@@ -27,10 +27,12 @@ type RelayOptions struct {
 // So a proxy can read a request's first frame, choose the upstream by it, write what the upstream
 // is to know, and relay the rest.
 //
-// A relay costs about 200 bytes, no goroutine at any time, and no buffer while nothing is passed
-// on. A peer that reads slowly holds the other back: what it has not taken is one buffer of 64 KiB
-// at most, which counts for MaxBuffered, and nothing more is read for it. Bulk between two plain
-// connections stays in the kernel (splice(2)).
+// A relay costs about 300 bytes, no goroutine at any time, and no buffer while nothing is passed
+// on. A peer that reads slowly holds the other back: nothing more is read for it, and both
+// directions together hold less than 256 KiB. Bulk between two plain connections stays in the
+// kernel, in pipes, of which a listener has 256 at most (splice(2)). Without one, because
+// descriptors have run out say, and with TLS, it is copied, 64 KiB at once; what then waits for a
+// peer counts for MaxBuffered.
 //
 // A peer's end of stream (a half-close) reaches the other peer behind the last byte, and the other
 // direction goes on. When both have ended, both connections close, as by Close. A peer receives an
@@ -110,6 +112,9 @@ func (s *relaySide) join() error {
 	c.withdrawReadableLocked()
 	c.route.add(routeRelayed)
 	s.data, c.data = c.data, s
+	if c.tls() != nil {
+		s.relay.sealed = true
+	}
 	c.user.drop(userWantsRoom)
 	c.pending.drop(pendWritable)
 	if c.eofTimed() {
@@ -219,20 +224,37 @@ func (s *relaySide) pass() {
 	}
 }
 
-// move reads once and writes what that gave.
+// move reads once and writes what that gave; if it was a whole buffer, bulk goes on.
 func (s *relaySide) move() {
 	switch {
-	case s.ended || s.full.Load() || s.relay.end.Load() != nil:
+	case s.ended || s.relay.end.Load() != nil:
+		s.dropPipe()
+		return
+	case s.full.Load():
 		return
 	case s.atEnd:
 		s.passEnd()
 		return
+	case s.hasPipe && !s.emptyPipe():
+		if s.ended {
+			s.dropPipe()
+		}
+		return
+	case (s.hasPipe || s.busy) && s.mayBulk():
+		n := s.bulk()
+		if s.busy = n >= buf.Large; n > 0 {
+			return
+		}
 	}
+	s.dropPipe()
 	b := s.c.sh.pool.Get(buf.Large)
 	defer s.c.sh.pool.Put(b)
 	n, err := s.read(b.Buf)
 	if n > 0 {
 		s.write(b.Buf[:n])
+	}
+	if n == len(b.Buf) && !s.full.Load() && !s.ended && s.mayBulk() {
+		s.busy = s.bulk() >= buf.Large
 	}
 	if err == io.EOF {
 		s.atEnd = true
@@ -277,23 +299,12 @@ func (s *relaySide) write(p []byte) {
 	case !c.ended() && c.sendErrLocked() == nil:
 		c.abortLocked(err) // of crypto/tls
 	default:
-		s.ended = true // its own side meets the error behind what it has still to read
+		s.breakLocked(c)
 	}
 	c.unlock()
 	if full {
 		s.lookForError()
 	}
-}
-
-// lookForError is called when the other connection is full: what was reported of this one meanwhile
-// is not left behind its input.
-func (s *relaySide) lookForError() {
-	c := s.c
-	c.mu.Lock()
-	if s.failed || c.sendErrLocked() != nil {
-		c.relayErrorLocked()
-	}
-	c.unlock()
 }
 
 // passEnd notes the end of stream in the other connection, and what follows when it has gone out:
@@ -318,6 +329,9 @@ func (s *relaySide) passEnd() {
 // over brings the end of the relay to both connections.
 func (r *Relay) over() {
 	end := r.end.Load()
+	for i := range r.sides {
+		r.sides[i].pass() // lets go of the pipe
+	}
 	if r.timer != nil {
 		r.sides[0].c.sh.timers.Remove(r.timer)
 	}

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
 // What the parts of a connection below relay.go know of its relay.
@@ -13,12 +15,13 @@ import (
 // bytes. What belongs to one connection is guarded by its mu, and nobody holds both.
 type Relay struct {
 	// Immutable once joined is set.
-	sides [2]relaySide
-	idle  time.Duration // 0: no limit
-	timer *timer        // of idle
+	sides  [2]relaySide
+	idle   time.Duration // 0: no limit
+	timer  *timer        // of idle
+	sealed bool          // a connection has TLS
 
 	// Atomic.
-	end    atomic.Pointer[RelayEnd] // nil while bytes are passed on
+	end    atomic.Pointer[RelayEnd] // nil while bytes are passed on; set under mu
 	first  atomic.Pointer[Conn]     // whose peer's end of stream was the first to be passed on
 	ends   atomic.Int32             // directions that have ended in order
 	joined atomic.Bool              // both connections are in it
@@ -57,10 +60,17 @@ type relaySide struct {
 	full   atomic.Bool
 	turn   atomic.Uint32 // a relayTurn
 	passed atomic.Uint64 // bytes that the other connection took
+	inPipe atomic.Int32  // bytes in the pipe; the turn changes it
+	broken atomic.Bool   // the other connection cannot be written to for good
 
 	// Owned by the turn.
-	atEnd bool // the peer's end of stream was read and noted in the other connection
-	ended bool // it has gone out
+	atEnd   bool     // the peer's end of stream was read and noted in the other connection
+	ended   bool     // it has gone out, or writing has failed
+	copies  bool     // a socket refuses splice
+	limited bool     // LimitCalls was called
+	busy    bool     // the last turn moved bulk
+	hasPipe bool     // there is a pipe
+	pipe    sys.Pipe // holds inPipe bytes
 }
 
 // A relayTurn says whether a goroutine moves the bytes of a direction.
@@ -101,11 +111,12 @@ func (r *Relay) inOrder() bool {
 
 // decide says how the relay ended, if that was not said before.
 func (r *Relay) decide(end RelayEnd) {
-	if !r.end.CompareAndSwap(nil, &end) {
-		return
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.end.Load() != nil {
+		return
+	}
+	r.end.Store(&end)
 	if r.done != nil {
 		close(r.done)
 	}

@@ -148,6 +148,7 @@ func (l *Listener) finish() {
 		case <-time.After(time.Duration(left)):
 		}
 	}
+	l.pipes.Close()
 	close(l.dropEvents)
 	for l.feeders.Load() > 0 {
 		<-l.feedersDone

@@ -135,6 +135,9 @@ func (c *Conn) readyLocked(bits uint32) {
 		if c.ext != nil {
 			c.ext.canSend.Open()
 		}
+		if c.sock.has(sockWaiting) && c.relayed() {
+			c.todo.add(todoProgress)
+		}
 		c.flushLocked()
 		c.settleLocked() // what follows from that comes before the input
 	}

@@ -42,6 +42,7 @@ type shared struct {
 	pool        buf.Pool
 	hurried     atomic.Bool         // Shutdown has begun: a close waits for nobody who is silent, see closeDueLocked
 	fedAt       atomic.Int64        // when a feeder last sent an event, or began
+	pipes       sys.Pipes           // of relays
 	timed       atomic.Bool         // there are time limits: the loops keep their coarse clocks
 	feeders     atomic.Int64        // goroutines that feed a stream
 	feedersDone chan struct{}       // of one: the last feeder has ended
