@@ -14,6 +14,7 @@ import (
 
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 )
@@ -37,9 +38,9 @@ type tab struct {
 }
 
 // browse returns a function that starts a browser and shows the page in it.
-func browse(t *testing.T) func(page, name string) *tab {
+func browse(t *testing.T) func(url, name string) *tab {
 	path := chromium(t)
-	return func(page, name string) *tab {
+	return func(url, name string) *tab {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 		t.Cleanup(cancel)
 		ctx, cancel = chromedp.NewExecAllocator(ctx, append(chromedp.DefaultExecAllocatorOptions[:],
@@ -60,7 +61,7 @@ func browse(t *testing.T) func(page, name string) *tab {
 			}
 		})
 		b := &tab{t, ctx, name}
-		b.do(chromedp.Navigate(page), chromedp.WaitVisible("#name"))
+		b.do(chromedp.Navigate(url), chromedp.WaitVisible("#name"))
 		return b
 	}
 }
@@ -76,9 +77,9 @@ func (b *tab) do(actions ...chromedp.Action) {
 func (b *tab) when(expr string) {
 	b.t.Helper()
 	if err := chromedp.Run(b.ctx, chromedp.Poll(expr, nil, chromedp.WithPollingTimeout(limit))); err != nil {
-		var page string
-		_ = chromedp.Run(b.ctx, chromedp.Evaluate("document.documentElement.dataset.state + document.body.innerText", &page))
-		b.t.Fatalf("%s: %s: %v\n%.3000s", b.name, expr, err, page)
+		var shown string
+		_ = chromedp.Run(b.ctx, chromedp.Evaluate("document.documentElement.dataset.state + document.body.innerText", &shown))
+		b.t.Fatalf("%s: %s: %v\n%.3000s", b.name, expr, err, shown)
 	}
 }
 
@@ -215,6 +216,37 @@ func TestBrowsers(t *testing.T) {
 	cy.do(chromedp.SendKeys("#roomname", "den\r"))
 	cy.when("document.getElementById('room').textContent === 'den'")
 	bob.when("document.querySelectorAll('#people li').length === 2")
+}
+
+// A network that loses a page without a word: the page notices by itself, comes back, and shows each
+// line once. Its clocks run ten times faster, since it asks every 15 s and waits for 10 s.
+func TestBrowserIsLostWithoutAWord(t *testing.T) {
+	open := browse(t)
+	s := start(t, config{})
+	relay := newCutter(t, s.addr())
+	bob := s.dial()
+	bob.join("bob", "lobby")
+	ann := open("http://"+relay.addr()+"/", "ann")
+	ann.do(chromedp.ActionFunc(func(ctx context.Context) error {
+		_, err := page.AddScriptToEvaluateOnNewDocument("for (const name of ['setTimeout', 'setInterval']) {" +
+			"const real = window[name]; window[name] = (f, ms, ...args) => real(f, ms / 10, ...args); }").Do(ctx)
+		return err
+	}), chromedp.Reload(), chromedp.WaitVisible("#name"))
+	ann.join("lobby")
+	ann.say("one")
+	ann.shows(1)
+	relay.lose()
+	bob.say(1, "two")
+	ann.say("three")
+	ann.say("four")
+	if got := strings.Join(ann.shows(4), " "); got != "one two three four" {
+		t.Errorf("the page shows %q", got)
+	}
+	ann.say("five")
+	bob.expect("came bob", "came ann", "say ann one", "say bob two", "say ann three", "say ann four", "say ann five")
+	if got := strings.Join(ann.shows(5), " "); got != "one two three four five" {
+		t.Errorf("the page shows %q", got)
+	}
 }
 
 // The page at the sizes of a phone and of a desktop, light and dark. With WEBCHAT_SHOTS the

@@ -26,6 +26,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // limit bounds each wait.
 const limit = 30 * time.Second
 
+// testPing is longer than any test.
+const testPing = time.Hour
+
 // A served is a running server.
 type served struct {
 	t      testing.TB
@@ -50,6 +53,9 @@ func start(t testing.TB, cfg config) *served {
 	}
 	if cfg.grace == 0 {
 		cfg.grace = time.Hour
+	}
+	if cfg.ping == 0 {
+		cfg.ping = testPing
 	}
 	cfg.log = slog.New(slog.DiscardHandler)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -259,7 +265,7 @@ func (n *ncPeer) expect(want ...string) {
 	}
 }
 
-// A cutter is a TCP proxy whose connections can be cut.
+// A cutter is a TCP proxy whose connections can be cut, or lost without a word to either end.
 type cutter struct {
 	ln net.Listener
 	to string
@@ -267,6 +273,7 @@ type cutter struct {
 	mu    sync.Mutex
 	conns map[net.Conn]bool
 	down  bool
+	lost  chan bool // closed to lose the connections of now
 }
 
 func newCutter(t testing.TB, to string) *cutter {
@@ -274,7 +281,7 @@ func newCutter(t testing.TB, to string) *cutter {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &cutter{ln: ln, to: to, conns: make(map[net.Conn]bool)}
+	p := &cutter{ln: ln, to: to, conns: make(map[net.Conn]bool), lost: make(chan bool)}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -303,6 +310,45 @@ func (p *cutter) set(down bool) {
 	}
 }
 
+// lose makes the network lose all that is sent over the connections of now, in both directions. No
+// end is told, and new connections pass.
+func (p *cutter) lose() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.lost)
+	p.lost = make(chan bool)
+}
+
+// pass copies what it reads from src to dst, until one of them ends, or lost is closed: from then on
+// it throws away what it reads, and hides src's end.
+func (p *cutter) pass(dst, src net.Conn, lost <-chan bool) {
+	buf := make([]byte, 4096)
+	for {
+		n, err := src.Read(buf)
+		select {
+		case <-lost:
+			if err == nil {
+				continue
+			}
+			p.mu.Lock()
+			for !p.down { // so that dst sees nothing of it
+				p.mu.Unlock()
+				time.Sleep(time.Millisecond)
+				p.mu.Lock()
+			}
+			p.mu.Unlock()
+			return
+		default:
+		}
+		if err == nil {
+			_, err = dst.Write(buf[:n])
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
 // add notes c, and reports false while the network is down.
 func (p *cutter) add(c net.Conn) bool {
 	p.mu.Lock()
@@ -323,13 +369,16 @@ func (p *cutter) carry(c net.Conn) {
 	if !p.add(c) || !p.add(d) {
 		return
 	}
+	p.mu.Lock()
+	lost := p.lost
+	p.mu.Unlock()
 	done := make(chan bool)
 	go func() {
-		_, _ = io.Copy(d, c)
+		p.pass(d, c, lost)
 		d.Close()
 		close(done)
 	}()
-	_, _ = io.Copy(c, d)
+	p.pass(c, d, lost)
 	c.Close()
 	<-done
 	p.mu.Lock()

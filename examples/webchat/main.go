@@ -17,6 +17,9 @@
 // lines a client sends have numbers too, so a line that is sent again is said once (session.go).
 // The logs are in memory: after a restart a page says that the room is a new one.
 //
+// A network can lose a connection without a word. The server and the terminal ping a silent peer (-ping), and
+// the page asks every 15 s: who is gone is seen by all, and who was cut off connects again.
+//
 // SIGTERM and SIGINT drain: every page gets a Close frame with code 1001 and connects again.
 package main
 
@@ -43,6 +46,7 @@ type config struct {
 	addr, nc    string
 	history     int           // lines that a room keeps
 	grace       time.Duration // how long a member whose connection was lost may be away
+	ping        time.Duration // silence behind which a peer is asked whether it is there
 	rate        int           // messages a second that a page may send; 0 is no bound
 	writeBuffer int           // bytes that may wait for one member; 0 is tcpio's default
 	log         *slog.Logger
@@ -55,6 +59,7 @@ func main() {
 	flag.IntVar(&cfg.history, "history", 300, "`lines` that a room keeps, at least 1")
 	flag.DurationVar(&cfg.grace, "grace", 10*time.Second, "how long a lost member may be away before it is said to have left")
 	flag.IntVar(&cfg.rate, "rate", 200, "`messages` a second that a page may send; our own page sends half as many")
+	flag.DurationVar(&cfg.ping, "ping", 25*time.Second, "silence behind which the other end is asked whether it is there, at least 1ms")
 	connect := flag.String("connect", "", "be a client in the terminal: the `URL` of a page")
 	name := flag.String("name", "", "with -connect: your `name`")
 	room := flag.String("room", "lobby", "with -connect: the `room`")
@@ -64,7 +69,7 @@ func main() {
 	defer stop()
 	var err error
 	if *connect != "" {
-		err = terminal(ctx, os.Stdin, os.Stdout, *connect, *name, *room)
+		err = terminal(ctx, os.Stdin, os.Stdout, *connect, *name, *room, cfg.ping)
 	} else {
 		err = run(ctx, os.Stdout, cfg)
 	}
@@ -76,8 +81,8 @@ func main() {
 
 // run serves until ctx ends, and returns when every connection is drained.
 func run(ctx context.Context, out io.Writer, cfg config) error {
-	if cfg.history < 1 || cfg.grace < 0 {
-		return errors.New("-history is less than 1, or -grace negative")
+	if cfg.history < 1 || cfg.grace < 0 || cfg.ping < time.Millisecond {
+		return errors.New("-history is less than 1, -grace negative, or -ping less than 1ms")
 	}
 	h := newHub(cfg.history, cfg.grace)
 	defer h.stop()
@@ -86,7 +91,8 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 		MaxMessage:   8 << 10, // a line of chatline.MaxLine bytes, all of them escaped
 		MaxRate:      cfg.rate,
 		NoBinary:     true,
-		PingInterval: 25 * time.Second,
+		PingInterval: cfg.ping,
+		PongTimeout:  pongTimeout(cfg.ping),
 	})
 	if err != nil {
 		return err
@@ -149,3 +155,6 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 	stop() // closes those with 1001
 	return g.Wait()
 }
+
+// pongTimeout is how long an answer may take to a question that was asked behind so much silence.
+func pongTimeout(ping time.Duration) time.Duration { return min(ping, 10*time.Second) }

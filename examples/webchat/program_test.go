@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // SIGTERM sends 1001 to pages and a goodbye to nc, and the program ends with status 0.
@@ -65,7 +66,7 @@ func TestTerminal(t *testing.T) {
 	shown, out := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		err := terminal(t.Context(), in, out, "http://"+net.addr()+"/", "term", "lobby")
+		err := terminal(t.Context(), in, out, "http://"+net.addr()+"/", "term", "lobby", testPing)
 		out.Close()
 		ended <- err
 	}()
@@ -130,7 +131,7 @@ func TestTerminalKeepsThePace(t *testing.T) {
 	for n := range total {
 		fmt.Fprintln(&in, "line", n)
 	}
-	if err := terminal(t.Context(), strings.NewReader(in.String()), &out, s.page, "term", "lobby"); err != nil {
+	if err := terminal(t.Context(), strings.NewReader(in.String()), &out, s.page, "term", "lobby", testPing); err != nil {
 		t.Error(err)
 	}
 	at := 0
@@ -152,11 +153,11 @@ func TestTerminalIsRefused(t *testing.T) {
 	s.dial().join("ann", "lobby")
 	in, typed := io.Pipe()
 	defer typed.Close()
-	if err := terminal(t.Context(), in, io.Discard, s.page, "ann", "lobby"); err == nil || !strings.Contains(err.Error(), "taken") {
+	if err := terminal(t.Context(), in, io.Discard, s.page, "ann", "lobby", testPing); err == nil || !strings.Contains(err.Error(), "taken") {
 		t.Error(err)
 	}
-	if err := terminal(t.Context(), in, io.Discard, "https://127.0.0.1/", "ann", "lobby"); err == nil {
-		t.Error("https is not supported")
+	if err := terminal(t.Context(), in, io.Discard, "ftp://127.0.0.1/", "ann", "lobby", testPing); err == nil {
+		t.Error("ftp is taken")
 	}
 	// A port that is taken is an error, and nothing is left over.
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -166,10 +167,55 @@ func TestTerminalIsRefused(t *testing.T) {
 	defer ln.Close()
 	for _, cfg := range []config{{addr: ln.Addr().String(), nc: "127.0.0.1:0"}, {addr: "127.0.0.1:0", nc: ln.Addr().String()}, {}} {
 		if cfg.addr != "" {
-			cfg.history = 1
+			cfg.history, cfg.ping = 1, testPing
 		}
 		if err := run(t.Context(), io.Discard, cfg); err == nil {
 			t.Errorf("%+v is no error", cfg)
+		}
+	}
+}
+
+// The terminal client notices by its own pings that the network has lost it, and loses no line.
+func TestTerminalIsLostWithoutAWord(t *testing.T) {
+	s := start(t, config{})
+	relay := newCutter(t, s.addr())
+	ann := s.dial()
+	ann.join("ann", "lobby")
+	ann.expect("came ann")
+	in, typed := io.Pipe()
+	shown, out := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		err := terminal(t.Context(), in, out, "http://"+relay.addr()+"/", "term", "lobby", 200*time.Millisecond)
+		out.Close()
+		ended <- err
+	}()
+	var screen []string
+	read := make(chan bool)
+	go func() {
+		defer close(read)
+		for lines := bufio.NewScanner(shown); lines.Scan(); {
+			screen = append(screen, lines.Text())
+		}
+	}()
+	ann.expect("came term")
+	fmt.Fprintln(typed, "one")
+	ann.expect("say term one")
+	relay.lose()
+	fmt.Fprintln(typed, "two")
+	ann.say(1, "can you read this?")
+	ann.expect("say ann can you read this?", "say term two")
+	fmt.Fprintln(typed, "three")
+	typed.Close()
+	ann.expect("say term three", "left term left")
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	<-read
+	all := strings.Join(screen, "\n")
+	for _, want := range []string{"ann: can you read this?", "term: two", "term: three", "the connection is lost"} {
+		if strings.Count(all, want) != 1 {
+			t.Errorf("%q is shown %d times:\n%s", want, strings.Count(all, want), all)
 		}
 	}
 }

@@ -50,20 +50,23 @@ func (e errRefused) Error() string { return string(e) }
 
 // terminal takes part in a room from a terminal: lines of in are said, and what is said is written
 // to out. It connects again when the connection is lost, and ends with in.
-func terminal(ctx context.Context, in io.Reader, out io.Writer, page, name, room string) error {
+func terminal(ctx context.Context, in io.Reader, out io.Writer, page, name, room string, ping time.Duration) error {
 	at, err := url.Parse(page)
 	if err != nil {
 		return err
 	}
-	if at.Scheme != "http" && at.Scheme != "ws" {
-		return errors.New("the URL's scheme is not http: " + page)
+	scheme := map[string]string{"http": "ws", "ws": "ws", "https": "wss", "wss": "wss"}[at.Scheme]
+	if scheme == "" {
+		return errors.New("the URL's scheme is not http or https: " + page)
 	}
-	at.Scheme, at.Path = "ws", "/ws"
+	at.Scheme, at.Path = scheme, "/ws"
 	if name == "" {
 		name = "user-" + strings.ToLower(rand.Text()[:6])
 	}
 	s, err := websocket.Listen(&tcpio.ListenerOptions{Network: "none"}, &websocket.Options{ // it only dials
-		NewActor: func(*websocket.Conn) websocket.Actor { return nil },
+		NewActor:     func(*websocket.Conn) websocket.Actor { return nil },
+		PingInterval: ping,
+		PongTimeout:  pongTimeout(ping),
 	})
 	if err != nil {
 		return err
