@@ -97,6 +97,8 @@
 //	StartTLS's handshake fails      Close                                             a *net.OpError around the cause
 //	a read fails                    closed at once                                    the *net.OpError that the read returned
 //	a write fails                   reading goes on: what came before is still there  the *net.OpError that the write returned
+//	… or the peer resets, and       Close after EOFTimeout without a read             the *net.OpError of that
+//	  nobody reads
 //	a time limit                    Close; WriteStallTimeout: reset                   *TimeoutError
 //	CloseTimeout, output left       reset                                             ErrCloseTimeout
 //	Hijack                          the caller gets the socket                        ErrHijacked
@@ -116,6 +118,10 @@
 // of yours takes longer to begin an answer, raise it. Connections that NetListener or Dial handed
 // out as net.Conns have none before their first route. When descriptors run out, or MaxConns is
 // reached, the connections that have waited longest for EOFTimeout are closed first.
+//
+// It is one for connections that are paused, too. A reset makes no event on a connection whose last
+// Readable nobody has answered; it ends what [Conn.Context] returns, at once. What arrived before the
+// reset can be read for as long as somebody reads some of it within EOFTimeout.
 //
 // tcpio records how each direction ended, whether a Try method, a blocking call, a copy, a
 // callback, a raw connection or Hijack met it first; afterwards all of them report the same, and

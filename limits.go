@@ -98,6 +98,25 @@ func (c *Conn) awaitUserLocked() {
 	c.armLimitLocked()
 }
 
+// awaitReaderLocked starts EOFTimeout for a connection that has failed. What arrived before can be
+// read until then. A user who does not read, and so is told nothing more, does not keep it for
+// ever.
+func (c *Conn) awaitReaderLocked() {
+	if c.ended() || c.atEOF() || c.sock.has(sockFailed) {
+		return
+	}
+	c.sock.add(sockFailed)
+	c.beginNotesLocked()
+	c.limit.lastIn = c.sh.coarse()
+	c.armLimitLocked()
+}
+
+// toldLocked reports whether the user has received the outstanding Readable, and has had the time
+// to read.
+func (c *Conn) toldLocked() bool {
+	return !c.inActor() && !c.callWaitsLocked() && !c.pending.has(pendReadable) && !c.inChannelLocked()
+}
+
 // busyLocked reports whether output is under way, or a handler runs that may write.
 func (c *Conn) busyLocked() bool {
 	return c.out != nil || !c.outputFree() || c.inActor() || c.ext != nil && (c.ext.copies > 0 || c.ext.late > 0)
@@ -151,6 +170,12 @@ func (c *Conn) nextLimitLocked(t int64) (kind TimeoutKind, limit, wait time.Dura
 	if c.eofTimed() {
 		quiet := min(in, out)
 		if c.busyLocked() {
+			quiet = 0
+		}
+		consider(timeoutEOF, o.EOFTimeout, quiet)
+	} else if c.sock.has(sockFailed) && c.announces() && !c.atEOF() {
+		quiet := time.Duration(t - s.lastIn)
+		if !c.toldLocked() {
 			quiet = 0
 		}
 		consider(timeoutEOF, o.EOFTimeout, quiet)

@@ -83,6 +83,10 @@ type ListenerOptions struct {
 	// descriptors run out or MaxConns is reached, such connections are closed to make room for new
 	// ones, first the one that has waited longest. Connections that NetListener or Dial handed out
 	// as net.Conns are exempt until they have a route.
+	//
+	// It also ends a connection that the peer has reset, or that has failed otherwise, when your
+	// code has received its Readable and for this time has not read: what arrived before the reset
+	// is kept no longer. Conn.Context ends at the reset itself.
 	EOFTimeout time.Duration
 	// CloseTimeout bounds what Close does in the background, flushing and discarding together, and
 	// with it the end of Serve; 0 means 5 s. In Shutdown a peer that has everything and is silent

@@ -39,6 +39,7 @@ func (c *Conn) sendFailedLocked() {
 		c.releaseLocked(c.ext.sendErr)
 	} else if !c.atEOF() {
 		c.announceReadableLocked()
+		c.awaitReaderLocked()
 	}
 }
 
@@ -60,6 +61,9 @@ func (c *Conn) idleLocked() {
 		c.closeLocked(nil)
 	}
 	c.awaitUserLocked()
+	if c.sock.has(sockFailed) {
+		c.armLimitLocked() // it has a route now
+	}
 }
 
 // lastBytesLocked goes on with Close or CloseWrite, as far as queued output lets it. Both wait for
@@ -154,6 +158,9 @@ func (c *Conn) readyLocked(bits uint32) {
 			c.relayErrorLocked()
 		}
 		c.announceReadableLocked()
+		if bits&pollErr != 0 && bits&pollHup != 0 { // without a hang-up it may be the error queue of recvmsg(2)
+			c.awaitReaderLocked()
+		}
 	case bits&pollErr != 0:
 		// Nothing will be read any more that could show the reset, so it is acted on here.
 		if err := c.socketErrorLocked(); err != nil {

@@ -95,6 +95,7 @@ const (
 	sockTimed                        // activity is noted: the connection has, or had, a time limit
 	sockReset                        // unlock closes the descriptor with a reset
 	sockWaiting                      // bytes wait for room in the socket, with nothing queued
+	sockFailed                       // it has failed, and what came before that may be left to read
 )
 
 // A userMark is a fact about what the user has asked for and received.

@@ -63,7 +63,7 @@ type TimeoutStats struct {
 	Handshake uint64
 	Close     uint64 // CloseTimeout, output left or not; also when Shutdown's ctx ended before
 	Drain     uint64 // Shutdown, before the peer had ended: ErrDrainTimeout
-	EOF       uint64 // EOFTimeout, and those closed to make room for others
+	EOF       uint64 // EOFTimeout, behind an end or a reset, and those closed to make room for others
 }
 
 // counters is what one loop counts. A counter is written mostly by one goroutine, so that counting
