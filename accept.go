@@ -123,7 +123,7 @@ func (a *accepting) one(target *loop) acceptState {
 	case sys.Retryable(errno), sys.Exhausted(errno) && l.evictEnded():
 		return acceptMore
 	default:
-		return l.acceptFailed(os.NewSyscallError("accept", errno), sys.Exhausted(errno))
+		return l.acceptFailed(peer, os.NewSyscallError("accept", errno), sys.Exhausted(errno))
 	}
 	a.target, a.fd, a.peer = target, fd, peer
 	switch err := a.admit(); err {
@@ -133,7 +133,7 @@ func (a *accepting) one(target *loop) acceptState {
 	case net.ErrClosed:
 		return acceptIdle
 	default:
-		return l.acceptFailed(err, true)
+		return l.acceptFailed(peer, err, true)
 	}
 	return acceptMore
 }
@@ -161,10 +161,11 @@ func (a *accepting) hook(in, what string, peer netip.AddrPort, f, exited func())
 	return ok
 }
 
-// acceptFailed reports err and pauses accepting. It resumes after a back-off, or as soon as one of
-// our connections closes.
-func (l *Listener) acceptFailed(err error, starved bool) acceptState {
-	l.loops[0].report(&net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err})
+// acceptFailed reports err of the peer's entry, and pauses accepting. It resumes after a back-off,
+// or as soon as one of our connections closes.
+func (l *Listener) acceptFailed(peer sys.Addr, err error, starved bool) acceptState {
+	addr := l.entries[peer.Entry].addr
+	l.loops[0].report(&net.OpError{Op: "accept", Net: addr.Network(), Addr: addr, Err: err})
 	l.socket.backoff = min(max(2*l.socket.backoff, acceptBackoff), acceptSlowest)
 	l.socket.starved.Store(starved)
 	first := l.loops[0]
@@ -229,7 +230,7 @@ func (lp *loop) runPreface(c *Conn) (kept bool) {
 	n, err := 0, error(nil)
 	ok := guard("Preface", func() {
 		// errors.Is calls methods of an error that the user's function has returned.
-		if n, err = lp.l.opts.Preface(c, head); errors.Is(err, ErrShortPreface) {
+		if n, err = c.entry().preface(c, head); errors.Is(err, ErrShortPreface) {
 			err = ErrShortPreface
 		}
 	}, func(p *PanicError, exiting bool) {
@@ -317,7 +318,8 @@ func (l *Listener) full() bool { return l.opts.MaxConns > 0 && l.Len() >= l.opts
 // see countClientLocked.
 func (a *accepting) counts() bool {
 	l := a.lp.l
-	return l.opts.MaxConnsPerIP > 0 && a.peer.IsIP && !l.isProxy(a.peer.AddrPort("").Addr())
+	proxy := l.entries[a.peer.Entry].preface != nil && l.isProxy(a.peer.AddrPort("").Addr())
+	return l.opts.MaxConnsPerIP > 0 && a.peer.IsIP && !proxy
 }
 
 // addrPort is the peer's address.

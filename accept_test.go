@@ -216,8 +216,8 @@ func TestTLSClosedConnectionsLeaveTheQueueOfHandshakes(t *testing.T) {
 func TestAcceptingTriesOneTimerLongWhileDescriptorsAreExhausted(t *testing.T) {
 	var exhausted atomic.Bool
 	r := listen(t, ListenerOptions{Loops: 1})
-	accept := r.socket.call
-	r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
+	accept := r.entries[0].call
+	r.entries[0].call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
 		if exhausted.Load() {
 			return -1, sys.Addr{}, syscall.EMFILE
 		}
@@ -273,7 +273,7 @@ func TestAcceptErrorsOfOneConnectionAreSkipped(t *testing.T) {
 		unix.EOPNOTSUPP, unix.ENETUNREACH, unix.ECONNABORTED, unix.EPERM,
 	}
 	left := slices.Clone(errnos)
-	r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
+	r.entries[0].call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
 		if len(left) > 0 {
 			errno := left[0]
 			left = left[1:]
@@ -294,19 +294,19 @@ func TestAcceptErrorsOfOneConnectionAreSkipped(t *testing.T) {
 // A storm of such errors must not keep the loop from its connections.
 func TestEndlessAcceptErrorsStarveNobody(t *testing.T) {
 	r, _ := fakeOne(t, ListenerOptions{NewActor: echoActor})
-	r.socket.call = sys.Accept
+	r.entries[0].call = sys.Accept
 	r.serve()
 	peer := r.dial()
 	echo(t, peer, []byte("before"))
 	r.socket.mu.Lock()
-	r.socket.call = func(int32) (int32, sys.Addr, syscall.Errno) { return -1, sys.Addr{}, unix.ECONNABORTED }
+	r.entries[0].call = func(int32) (int32, sys.Addr, syscall.Errno) { return -1, sys.Addr{}, unix.ECONNABORTED }
 	r.socket.mu.Unlock()
 	r.dial()
 	for range 50 {
 		echo(t, peer, []byte("during"))
 	}
 	r.socket.mu.Lock()
-	r.socket.call = sys.Accept
+	r.entries[0].call = sys.Accept
 	r.socket.mu.Unlock()
 	testnet.WaitFor(t, "the second connection is accepted", func() bool { return r.Len() == 2 })
 }
@@ -320,7 +320,7 @@ func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
 
 	calls := make(chan time.Time, 1000)
 	r.socket.mu.Lock()
-	r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
+	r.entries[0].call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
 		calls <- time.Now()
 		return -1, sys.Addr{}, unix.EMFILE
 	}
@@ -341,7 +341,7 @@ func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
 		t.Errorf("%d more events in little more than a second: Failed comes once a second", n)
 	}
 	r.socket.mu.Lock()
-	r.socket.call = sys.Accept
+	r.entries[0].call = sys.Accept
 	r.socket.mu.Unlock()
 	// A descriptor that comes free is used at once, and not when the back-off, of a second now, is over.
 	first.Abort()
@@ -379,7 +379,7 @@ func TestLastingFailureIsOneLineOfLogASecond(t *testing.T) {
 	testnet.WaitFor(t, "all are accepted", func() bool { conns = slices.Collect(r.loops[0].conns.All()); return len(conns) == 200 })
 	var failures atomic.Int64
 	r.socket.mu.Lock()
-	r.socket.call = func(int32) (int32, sys.Addr, syscall.Errno) {
+	r.entries[0].call = func(int32) (int32, sys.Addr, syscall.Errno) {
 		failures.Add(1)
 		return -1, sys.Addr{}, unix.EMFILE
 	}
@@ -395,5 +395,48 @@ func TestLastingFailureIsOneLineOfLogASecond(t *testing.T) {
 	lines, most := log.Count(""), int(time.Since(start)/time.Second)+1
 	if lines < 1 || lines > most {
 		t.Errorf("%d lines of log for %d failures in %v, want 1 to %d", lines, failures.Load(), time.Since(start), most)
+	}
+}
+
+// An endpoint whose socket fails holds up no other: what they have comes first.
+func TestEndpointThatFailsLeavesTheOthersTheirTurn(t *testing.T) {
+	r := listen(t, ListenerOptions{More: []Endpoint{{Addr: "127.0.0.1:0"}, {Name: "good", Addr: "127.0.0.1:0"}}})
+	broken := func(int32) (int32, sys.Addr, syscall.Errno) { return -1, sys.Addr{}, unix.EINVAL }
+	r.entries[0].call, r.entries[1].call = broken, broken
+	const peers = 20
+	for range peers {
+		c, err := net.Dial("tcp", r.Addrs()[2].String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	events := r.Events()
+	r.serve()
+	failed := 0
+	for n := 0; n < peers || failed == 0; {
+		switch ev := testnet.Receive(t, "an event", events).(type) {
+		case Opened:
+			n++
+			if ev.Conn.Endpoint() != "good" {
+				t.Errorf("%v came by %q", ev.Conn, ev.Conn.Endpoint())
+			}
+		case Failed:
+			failed++
+			var op *net.OpError
+			if !errors.As(ev.Err, &op) || op.Op != "accept" || op.Addr != r.entries[0].addr && op.Addr != r.entries[1].addr {
+				t.Errorf("Failed: %v", ev.Err)
+			}
+		}
+	}
+	one, err := net.Dial("tcp", r.Addrs()[2].String()) // while accepting pauses
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer one.Close()
+	for {
+		if _, ok := testnet.Receive(t, "an event", events).(Opened); ok {
+			return
+		}
 	}
 }

@@ -1,6 +1,8 @@
 package tcpio
 
 import (
+	"context"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -10,47 +12,145 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// A listenSocket is the listening descriptor. It is registered once, edge-triggered, so that the
-// loop pauses by not accepting.
+// A listenSocket is what accepting has to do with: the listening descriptors of all entries. Each
+// is registered once, edge-triggered, so that the loop pauses by not accepting.
 type listenSocket struct {
 	// Immutable after Listen.
-	call sys.AcceptFunc // another one in tests
+	entries []*entry
 
 	mu sync.Mutex
 	// Guarded by mu.
-	path     string           // of a unix socket that we made, removed at close
-	file     sys.FileID       // what we made there
-	fd       int32            // -1 once closed, and with Network "none"
-	arriving int32            // the descriptor that no loop counts yet; -1: none
-	adopted  []*Conn          // adopted connections that have no actor yet
-	std      *net.TCPListener // what GetListener made
+	arriving int32   // the descriptor that no loop counts yet; -1: none
+	adopted  []*Conn // connections that are to have their actor, and come from no turn of accepting
 
-	// Immutable after Listen. Closed with fd: nothing arrives any more.
+	// Immutable after Listen. Closed with the descriptors: nothing arrives any more.
 	over chan struct{}
 
 	// Atomic.
-	retry    atomic.Bool // look at the backlog again
+	retry    atomic.Bool // look at the backlogs again
 	starved  atomic.Bool // accepting waits for a descriptor
 	busy     atomic.Bool // an accepting turn is under way
 	last     atomic.Bool // Shutdown has begun: take what there is, and close
 	adopting atomic.Bool // adopted is not empty
 
 	// Owned by the accepting turn.
+	turn    int // the entry that the last connection came by
 	backoff time.Duration
 	again   timer   // when to look again after a failure
 	left    int     // how many more are taken once last is set
 	late    []*Conn // those that were: Shutdown may have missed them
 }
 
-// accept takes a connection from the backlog. It holds mu for a tick of the kernel's clock at most;
-// see sys.Accepter.
-func (s *listenSocket) accept() (int32, sys.Addr, syscall.Errno) {
+// open opens the sockets of endpoints.
+func (s *listenSocket) open(endpoints []Endpoint, o *ListenerOptions) (err error) {
+	s.over, s.arriving, s.left = make(chan struct{}), -1, longestBacklog*len(endpoints)
+	defer func() {
+		if err != nil {
+			s.close(nil)
+		}
+	}()
+	lns := make([]net.Listener, len(endpoints))
+	for i, at := range endpoints {
+		e := &entry{name: at.Name, addr: noAddr{}, tls: guardTLS(at.TLSConfig), preface: at.Preface, fd: -1}
+		s.entries = append(s.entries, e)
+		if lns[i] = at.Listener; lns[i] == nil && at.Network != "none" {
+			if lns[i], err = e.listen(at); err != nil {
+				return inEndpoint(i, err)
+			}
+			if err = e.take(lns[i], o); err != nil {
+				lns[i].Close()
+				return inEndpoint(i, err)
+			}
+		}
+	}
+	for i, at := range endpoints { // at the end: Listen leaves alone what it is given, unless it succeeds
+		if at.Listener != nil {
+			if err = s.entries[i].take(at.Listener, o); err != nil {
+				return inEndpoint(i, err)
+			}
+		}
+	}
+	return nil
+}
+
+// inEndpoint is an error of the system's about endpoint i, which says the field of one of More.
+func inEndpoint(i int, err error) error {
+	if i == 0 {
+		return err
+	}
+	return fmt.Errorf("tcpio: ListenerOptions.More[%d]: %w", i-1, err)
+}
+
+// listen makes the socket of at.
+func (e *entry) listen(at Endpoint) (net.Listener, error) {
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // plain TCP: what is set and measured here does not hold for MPTCP
+	ln, err := lc.Listen(context.Background(), at.Network, at.Addr)
+	if err != nil {
+		return nil, err
+	}
+	if u, ok := ln.Addr().(*net.UnixAddr); ok && u.Name != "" && u.Name[0] != '@' {
+		e.path = u.Name
+		e.file, _ = sys.FileAt(u.Name)
+	}
+	return ln, nil
+}
+
+// take moves the socket out of ln.
+func (e *entry) take(ln net.Listener, o *ListenerOptions) error {
+	e.addr = ln.Addr()
+	fd, err := sys.TakeListener(ln)
+	if err == nil {
+		if a, ok := e.addr.(*net.TCPAddr); ok {
+			e.anyAddr = a.IP.IsUnspecified()
+			e.zone = sys.Device(fd)
+			e.multipath = sys.Multipath(fd)
+			if err = sys.TuneListener(fd, o.KeepAlive, o.TCPUserTimeout); err != nil {
+				sys.CloseFD(fd)
+			}
+		}
+	}
+	if err != nil {
+		return &net.OpError{Op: "listen", Net: e.addr.Network(), Addr: e.addr, Err: err}
+	}
+	e.fd, e.call = fd, sys.Accepter(fd)
+	return nil
+}
+
+// noAddr is the address of a listener that does not listen.
+type noAddr struct{}
+
+func (noAddr) Network() string { return "none" }
+func (noAddr) String() string  { return "none" }
+
+// accept takes a connection from one of the backlogs, in turn. EAGAIN says that all are empty; the
+// entry of another error is in peer. It holds mu for a tick of the kernel's clock for each; see
+// sys.Accepter.
+func (s *listenSocket) accept() (fd int32, peer sys.Addr, errno syscall.Errno) {
+	failed := sys.Addr{}
+	errno = syscall.EAGAIN
+	for range s.entries {
+		s.turn = (s.turn + 1) % len(s.entries)
+		switch n, peer, err := s.acceptAt(s.turn); err {
+		case 0:
+			return n, peer, 0
+		case syscall.EAGAIN:
+		default: // what the others have comes first
+			errno, failed.Entry = err, uint8(s.turn)
+		}
+	}
+	return -1, failed, errno
+}
+
+func (s *listenSocket) acceptAt(i int) (int32, sys.Addr, syscall.Errno) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.fd < 0 {
+	e := s.entries[i]
+	if e.fd < 0 {
 		return -1, sys.Addr{}, syscall.EAGAIN
 	}
-	fd, peer, errno := s.call(s.fd)
+	fd, peer, errno := e.call(e.fd)
+	peer.Entry = uint8(i)
 	if errno == 0 {
 		s.arriving = fd
 	}
@@ -88,24 +188,26 @@ func (s *listenSocket) close(p poller) {
 		return
 	default:
 	}
-	if s.fd >= 0 {
-		if p != nil {
-			_ = p.remove(int(s.fd))
+	for _, e := range s.entries {
+		if e.fd >= 0 {
+			if p != nil {
+				_ = p.remove(int(e.fd))
+			}
+			if e.path != "" {
+				sys.RemoveFile(e.path, e.file)
+			}
+			sys.CloseFD(e.fd)
+			e.fd = -1
 		}
-		if s.path != "" {
-			sys.RemoveFile(s.path, s.file)
+		if e.std != nil {
+			e.std.Close()
 		}
-		sys.CloseFD(s.fd)
-		s.fd = -1
 	}
 	if s.arriving >= 0 {
 		sys.Close(s.arriving, false)
 		s.arriving = -1
 	}
 	close(s.over)
-	if s.std != nil {
-		s.std.Close()
-	}
 }
 
 // nextAdopted takes the first of adopted. It returns nil if there is none.

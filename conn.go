@@ -434,10 +434,14 @@ func (c *Conn) String() string {
 	return "conn " + strconv.FormatUint(c.id, 10) + ", " + peer
 }
 
+// entry is the listening socket that the connection has come by; of one that was not accepted it is
+// the listener's first.
+func (c *Conn) entry() *entry { return c.sh.entries[c.peer.Entry] }
+
 // prefaced reports whether the connection has, or had, a preface. Such a connection has its ext
 // before anybody else sees it.
 func (c *Conn) prefaced() bool {
-	return c.sh != nil && c.sh.opts.Preface != nil && c.origin == accepted
+	return c.sh != nil && c.entry().preface != nil && c.origin == accepted
 }
 
 // proxied returns what SetRemoteAddr was told, nil if it was not called.
@@ -477,11 +481,11 @@ func (c *Conn) localLocked() net.Addr {
 		return c.ext.local
 	}
 	if c.fd >= 0 {
-		if a := sys.LocalAddr(c.fd, c.sh.zone); a != nil {
+		if a := sys.LocalAddr(c.fd, c.entry().zone); a != nil {
 			return a
 		}
 	}
-	return c.sh.addr
+	return c.entry().addr
 }
 
 // opErrorLocked is the shape of every error at the edge: what, where, and the cause for errors.Is.

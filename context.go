@@ -52,6 +52,11 @@ func (c *Conn) Data() any {
 	return c.data
 }
 
+// Endpoint returns the Name of the [Endpoint] that the connection came by. It is empty for one that
+// came by the listener's own Addr, was adopted or dialled. Any goroutine may call it; it works after
+// Close.
+func (c *Conn) Endpoint() string { return c.entry().name }
+
 // Listener returns the listener that serves the connection, also after the connection closed. A
 // handler that dials needs no variable for it.
 func (c *Conn) Listener() *Listener {

@@ -155,7 +155,8 @@
 // connection, gives its handler time to answer what is under way (DrainTimeout), and then closes
 // the connection in order. Shutdown and Close wait until descriptors are closed, not until events
 // are received; any goroutine may call them, also a consumer or a handler. [Listener.File] gives
-// the listening socket to a process that replaces this one, as examples/restart does.
+// the listening socket, and [Listener.Files] all of them, to a process that replaces this one, as
+// examples/restart does.
 //
 // # TLS
 //

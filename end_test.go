@@ -312,8 +312,8 @@ func TestNetListenerClosedWithoutServeLeavesNothing(t *testing.T) {
 func TestShutdownEndsThoughPeersKeepComing(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1})
 	var forever atomic.Bool
-	accept := r.socket.call
-	r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
+	accept := r.entries[0].call
+	r.entries[0].call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
 		if forever.Load() {
 			return -1, sys.Addr{}, syscall.ECONNABORTED
 		}

@@ -445,3 +445,40 @@ func ExampleConn_After() {
 	// nothing came, goodbye
 	// end: <nil>
 }
+
+// A port for everybody, and one of this machine alone for its operator, on the same loops.
+func ExampleEndpoint() {
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{
+		Addr: "127.0.0.1:0",
+		More: []tcpio.Endpoint{{Name: "admin", Addr: "127.0.0.1:0"}}, // each may have TLS, or be a unix socket
+		NewActor: func(c *tcpio.Conn) tcpio.Actor {
+			return tcpio.ActorFunc(func(ev tcpio.Event) error {
+				if _, ok := ev.(tcpio.Opened); ok {
+					fmt.Fprintf(c, "welcome, admin: %v", c.Endpoint() == "admin")
+					return c.Close()
+				}
+				return nil
+			})
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(context.Background()) })
+	for _, addr := range l.Addrs() {
+		c, err := net.Dial(addr.Network(), addr.String())
+		if err != nil {
+			log.Fatal(err)
+		}
+		said, _ := io.ReadAll(c)
+		fmt.Println(string(said))
+		c.Close()
+	}
+	l.Close()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// welcome, admin: false
+	// welcome, admin: true
+	// end: <nil>
+}

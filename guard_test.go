@@ -267,7 +267,7 @@ func TestOnErrorEventThatPanicsOrExitsForTheListenerIsOnlyLogged(t *testing.T) {
 				}
 				r := listen(t, o)
 				var exhausted atomic.Bool
-				r.socket.call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
+				r.entries[0].call = func(fd int32) (int32, sys.Addr, syscall.Errno) {
 					if exhausted.Load() {
 						return -1, sys.Addr{}, unix.EMFILE
 					}

@@ -100,7 +100,7 @@ func (n *netListener) Close() error {
 // Addr returns the listener's address.
 func (n *netListener) Addr() net.Addr { return n.l.addr }
 
-// File returns a duplicate of the listening socket, CLOEXEC, for another process that goes on
+// File returns a duplicate of the listening socket, that of Addr, CLOEXEC, for another process that goes on
 // listening, for instance by exec.Cmd.ExtraFiles. The caller closes it. Unlike File of the package
 // net it leaves the socket, which the duplicate shares, non-blocking.
 //
@@ -115,18 +115,42 @@ func (n *netListener) Addr() net.Addr { return n.l.addr }
 func (l *Listener) File() (*os.File, error) {
 	l.socket.mu.Lock()
 	defer l.socket.mu.Unlock()
+	return l.fileLocked(l.entries[0])
+}
+
+// Files is File for all the listener's sockets, in the order of Addrs. It returns all or none.
+func (l *Listener) Files() (files []*os.File, err error) {
+	l.socket.mu.Lock()
+	defer l.socket.mu.Unlock()
+	for _, e := range l.entries {
+		if e.addr == (noAddr{}) {
+			continue
+		}
+		f, err := l.fileLocked(e)
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+func (l *Listener) fileLocked(e *entry) (*os.File, error) {
 	err := net.ErrClosed
-	if l.opts.Network == "none" {
+	if e.addr == (noAddr{}) {
 		err = errors.ErrUnsupported
 	}
-	if l.socket.fd >= 0 {
+	if e.fd >= 0 {
 		var f *os.File
-		if f, err = sys.DupFile(l.socket.fd); err == nil {
-			l.socket.path = ""
+		if f, err = sys.DupFile(e.fd); err == nil {
+			e.path = ""
 			return f, nil
 		}
 	}
-	return nil, &net.OpError{Op: "file", Net: l.addr.Network(), Addr: l.addr, Err: err}
+	return nil, &net.OpError{Op: "file", Net: e.addr.Network(), Addr: e.addr, Err: err}
 }
 
 // Adopt takes over a connection that was established elsewhere: a *net.TCPConn or *net.UnixConn.
@@ -167,11 +191,12 @@ func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 func (l *Listener) GetListener() *net.TCPListener {
 	l.socket.mu.Lock()
 	defer l.socket.mu.Unlock()
-	if _, ok := l.addr.(*net.TCPAddr); !ok || l.socket.fd < 0 {
+	e := l.entries[0]
+	if _, ok := e.addr.(*net.TCPAddr); !ok || e.fd < 0 {
 		return nil
 	}
-	if l.socket.std == nil {
-		l.socket.std, _ = sys.DupListener(l.socket.fd)
+	if e.std == nil {
+		e.std, _ = sys.DupListener(e.fd)
 	}
-	return l.socket.std
+	return e.std
 }

@@ -30,6 +30,11 @@ type ListenerOptions struct {
 	// Listen changes options of the socket, also for others that share it; see Listener.File.
 	Listener net.Listener
 
+	// More is further endpoints of the same listener: a port for TLS beside a plain one, a unix socket
+	// beside a port. All share loops, route, limits and Stats; Conn.Endpoint tells a connection's.
+	// At most 255. With Network "none" it is all there is. Listen opens all or none.
+	More []Endpoint
+
 	// Loops is the number of epoll loops, at most 1,024. 0 means 1 for Events, and otherwise
 	// GOMAXPROCS-1, but at least 1. A loop that waits in epoll keeps its processor for a moment.
 	// With as many loops as processors none is left for the network of the rest of the program,
@@ -225,6 +230,21 @@ type ListenerOptions struct {
 	Logger *slog.Logger
 }
 
+// An Endpoint is one more address that a listener listens on. What it does not have is the
+// listener's.
+type Endpoint struct {
+	// Name is what Conn.Endpoint returns for connections that come here. It need not be unique.
+	Name string
+	// Addr, Network and Listener are as those of ListenerOptions; Network is not "none".
+	Addr     string
+	Network  string
+	Listener net.Listener
+	// TLSConfig and Preface are as those of ListenerOptions, and in their place: an endpoint without
+	// them is plain, and has no preface.
+	TLSConfig *tls.Config
+	Preface   func(c *Conn, head []byte) (n int, err error)
+}
+
 // A RateLimiter says whether one more event may happen now, without waiting. A *rate.Limiter of
 // golang.org/x/time/rate is one.
 type RateLimiter interface{ Allow() bool }
@@ -237,9 +257,6 @@ func (o *ListenerOptions) check() error {
 	if err := o.checkTimes(); err != nil {
 		return err
 	}
-	if t := o.TLSConfig; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
-		return badOption("TLSConfig", "has no certificate: neither Certificates nor GetCertificate nor GetConfigForClient")
-	}
 	if n := len(o.RefuseReply); n > longestReply {
 		return badOption("RefuseReply", fmt.Sprintf("over %d bytes: %d", longestReply, n))
 	}
@@ -248,14 +265,15 @@ func (o *ListenerOptions) check() error {
 			return badOption("Proxies", fmt.Sprintf("not a network of IPv4 or IPv6: %v", p))
 		}
 	}
-	if len(o.Proxies) > 0 && o.Preface == nil {
+	prefaced := func(e Endpoint) bool { return e.Preface != nil }
+	if len(o.Proxies) > 0 && !slices.ContainsFunc(o.endpoints(), prefaced) {
 		return badOption("Proxies", "set without Preface")
 	}
 	o.Proxies = slices.Clone(o.Proxies)
 	if o.OnConnEvent != nil && o.NewActor != nil {
 		return badOption("OnConnEvent", "set together with NewActor")
 	}
-	return o.checkSocket()
+	return o.checkEndpoints()
 }
 
 func badOption(field, why string) error {
@@ -353,46 +371,78 @@ func (o *ListenerOptions) checkTimes() error {
 	return nil
 }
 
-// checkSocket checks what says where to listen.
-func (o *ListenerOptions) checkSocket() error {
-	if o.Listener != nil {
-		if o.Addr != "" {
-			return badOption("Addr", "set together with Listener")
+// endpoints returns the listener's own, and More.
+func (o *ListenerOptions) endpoints() []Endpoint {
+	own := Endpoint{Addr: o.Addr, Network: o.Network, Listener: o.Listener, TLSConfig: o.TLSConfig, Preface: o.Preface}
+	return append([]Endpoint{own}, o.More...)
+}
+
+// checkEndpoints checks what says where to listen.
+func (o *ListenerOptions) checkEndpoints() error {
+	if len(o.More) > mostMore {
+		return badOption("More", fmt.Sprintf("over %d: %d", mostMore, len(o.More)))
+	}
+	o.More = slices.Clone(o.More)
+	own := o.endpoints()[0]
+	if err := own.check(""); err != nil {
+		return err
+	}
+	o.Network = own.Network
+	for i := range o.More {
+		in := fmt.Sprintf("More[%d].", i)
+		if o.More[i].Network == "none" {
+			return badOption(in+"Network", "none, which is for the listener's own")
 		}
-		if o.Network != "" {
-			return badOption("Network", "set together with Listener")
+		if err := o.More[i].check(in); err != nil {
+			return err
 		}
-		switch ln := o.Listener.(type) {
+	}
+	return nil
+}
+
+// check checks the endpoint, whose fields are in the struct in, and fills in its Network.
+func (e *Endpoint) check(in string) error {
+	if t := e.TLSConfig; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
+		return badOption(in+"TLSConfig", "has no certificate: neither Certificates nor GetCertificate nor GetConfigForClient")
+	}
+	if e.Listener != nil {
+		if e.Addr != "" {
+			return badOption(in+"Addr", "set together with Listener")
+		}
+		if e.Network != "" {
+			return badOption(in+"Network", "set together with Listener")
+		}
+		switch ln := e.Listener.(type) {
 		case *net.TCPListener:
 			if ln == nil {
-				return badOption("Listener", "a nil *net.TCPListener")
+				return badOption(in+"Listener", "a nil *net.TCPListener")
 			}
 		case *net.UnixListener:
 			if ln == nil {
-				return badOption("Listener", "a nil *net.UnixListener")
+				return badOption(in+"Listener", "a nil *net.UnixListener")
 			}
 			if n := ln.Addr().Network(); n != "unix" {
-				return badOption("Listener", "not a stream socket: "+n)
+				return badOption(in+"Listener", "not a stream socket: "+n)
 			}
 		default:
-			return badOption("Listener", fmt.Sprintf("neither *net.TCPListener nor *net.UnixListener: %T", ln))
+			return badOption(in+"Listener", fmt.Sprintf("neither *net.TCPListener nor *net.UnixListener: %T", ln))
 		}
 		return nil
 	}
-	switch o.Network {
+	switch e.Network {
 	case "":
-		o.Network = "tcp"
+		e.Network = "tcp"
 	case "tcp", "tcp4", "tcp6", "unix":
 	case "none":
-		if o.Addr != "" {
-			return badOption("Addr", "set although Network is none")
+		if e.Addr != "" {
+			return badOption(in+"Addr", "set although Network is none")
 		}
 		return nil
 	default:
-		return badOption("Network", fmt.Sprintf("unknown: %q", o.Network))
+		return badOption(in+"Network", fmt.Sprintf("unknown: %q", e.Network))
 	}
-	if o.Addr == "" {
-		return badOption("Addr", "empty")
+	if e.Addr == "" {
+		return badOption(in+"Addr", "empty")
 	}
 	return nil
 }
@@ -402,6 +452,7 @@ const (
 	mostBytes    = 1 << 30
 	mostBuffered = mostBytes << (10 * (^uint(0) >> 63)) // 1 TiB, or 1 GiB where an int has 32 bits
 	longestReply = 64 << 10
+	mostMore     = 255 // of More: an entry's number is a byte
 
 	keepAliveMost  = 32767 * time.Second // MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL
 	keepAliveCount = 127                 // MAX_TCP_KEEPCNT

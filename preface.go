@@ -175,7 +175,7 @@ func (c *Conn) countClientLocked() (ok bool) {
 		return true
 	}
 	c.sh.count.refused[refusedPerIP].Add(1)
-	if len(o.RefuseReply) == 0 || o.TLSConfig != nil {
+	if len(o.RefuseReply) == 0 || c.entry().tls != nil {
 		c.abortLocked(errClientPerIP)
 		return false
 	}
@@ -193,8 +193,8 @@ func (c *Conn) prefaceDoneLocked() bool {
 		c.limit.lastIn = c.sh.coarse() // the limits begin here
 		c.armLimitLocked()
 	}
-	if o := &c.sh.opts; o.TLSConfig != nil {
-		c.beginTLSLocked(o.TLSConfig, false)
+	if config := c.entry().tls; config != nil {
+		c.beginTLSLocked(config, false)
 		bits := uint32(pollIn) // the edge of what is there has gone
 		if p.over {
 			bits |= pollRdHup

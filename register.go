@@ -16,7 +16,7 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr, from origin) *Conn
 	c.stream = l.streamFor(lp)
 	if !peer.IsIP {
 		c.sock.add(sockUnsure)
-	} else if l.multipath && sys.Multipath(fd) {
+	} else if c.entry().multipath && sys.Multipath(fd) {
 		c.sock.add(sockUnsure)
 	}
 	switch {
@@ -77,8 +77,8 @@ func (l *Listener) register(c *Conn) error {
 			c.beginPrefaceLocked() // TLS comes behind it
 		case st != nil: // of DialTLS
 			c.beginTLSLocked(st.config, true)
-		case l.opts.TLSConfig != nil && c.origin != dialled:
-			c.beginTLSLocked(l.opts.TLSConfig, false)
+		case c.entry().tls != nil && c.origin != dialled:
+			c.beginTLSLocked(c.entry().tls, false)
 		}
 		if !c.dialling() {
 			c.beginLimitsLocked() // before anybody can set others
@@ -149,7 +149,7 @@ func (c *Conn) employ(actor Actor) {
 // sends it and discards input, which would turn the reply into a reset.
 func (l *Listener) refuse(lp *loop, fd int32, peer sys.Addr, why refusal) {
 	lp.count.refused[why].Add(1)
-	if len(l.opts.RefuseReply) == 0 || l.opts.TLSConfig != nil || l.refusing.Load() >= maxRefusing {
+	if len(l.opts.RefuseReply) == 0 || l.entries[peer.Entry].tls != nil || l.refusing.Load() >= maxRefusing {
 		l.socket.turnAway()
 		return
 	}

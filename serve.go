@@ -109,8 +109,10 @@ func (l *Listener) startLoops() (started bool, err error) {
 			break
 		}
 	}
-	if err == nil && l.socket.fd >= 0 {
-		err = pollers[0].add(int(l.socket.fd), listenKey, pollEdge)
+	for _, e := range l.entries {
+		if err == nil && e.fd >= 0 {
+			err = pollers[0].add(int(e.fd), listenKey, pollEdge)
+		}
 	}
 	for i, p := range pollers {
 		if err == nil {

@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"crypto/tls"
 	"math"
 	"net"
 	"sync/atomic"
@@ -30,13 +31,11 @@ var listenKey = sched.Key{Slot: 1}
 type shared struct {
 	// Immutable after Listen.
 	opts      ListenerOptions // with the defaults filled in
-	addr      net.Addr
-	anyAddr   bool          // bound to a wildcard: each connection has a local address of its own
-	multipath bool          // a given listener, as net.Listen makes it, speaks multipath TCP
-	zone      sys.Zone      // of the network interface that the listening socket is bound to
-	listener  any           // see Conn.Listener
-	roomAgain func()        // is called when a stream that was full has been emptied
-	onClosed  func(c *Conn) // see Listener.connClosed
+	addr      net.Addr        // of the first of entries
+	entries   []*entry        // by sys.Addr.Entry: the listener's own, then those of More
+	listener  any             // see Conn.Listener
+	roomAgain func()          // is called when a stream that was full has been emptied
+	onClosed  func(c *Conn)   // see Listener.connClosed
 
 	// With locks of their own, or atomic.
 	pool        buf.Pool
@@ -55,6 +54,26 @@ type shared struct {
 	logging     wait.CallQueue // lines on their way to the logger
 	panics      atomic.Uint64  // of user code
 	reportedAt  atomic.Int64   // when the last Failed was reported, on the clock of now
+}
+
+// An entry is a listening socket, with what differs between a listener's. The first one has none if
+// Network is "none".
+type entry struct {
+	// Immutable after Listen.
+	name      string
+	addr      net.Addr
+	anyAddr   bool     // bound to a wildcard: each connection has a local address of its own
+	multipath bool     // a given listener, as net.Listen makes it, speaks multipath TCP
+	zone      sys.Zone // of the network interface that the socket is bound to
+	tls       *tls.Config
+	preface   func(*Conn, []byte) (int, error)
+	call      sys.AcceptFunc // another one in tests
+
+	// Guarded by listenSocket.mu.
+	fd   int32            // -1 once closed
+	path string           // of a unix socket that we made, removed at close
+	file sys.FileID       // what we made there
+	std  *net.TCPListener // what GetListener made
 }
 
 // A shard is what connections need of their loop. The loop has it, and the connections have nothing

@@ -1,7 +1,6 @@
 package tcpio
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"iter"
@@ -90,13 +89,14 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 		return nil, err
 	}
 	l.errs.onErr = l.opts.OnErrorEvent
-	l.opts.TLSConfig = guardTLS(l.opts.TLSConfig)
 	l.handshakes = quota.NewHandshakes(l.opts.MaxHandshakes, max(1, runtime.GOMAXPROCS(0)/2))
 	l.budget.Most = int64(l.opts.MaxBuffered)
 	l.timed.Store(l.opts.hasTimeLimit())
-	if err := l.open(); err != nil {
+	if err := l.socket.open(l.opts.endpoints(), &l.opts); err != nil {
 		return nil, err
 	}
+	l.entries = l.socket.entries
+	l.addr, l.opts.Listener, l.opts.More = l.entries[0].addr, nil, nil
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -113,57 +113,6 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	}
 	return l, nil
 }
-
-// open makes or takes over the listening socket.
-func (l *Listener) open() error {
-	l.socket.over = make(chan struct{})
-	if l.opts.Network == "none" {
-		l.addr = noAddr{}
-		l.socket.fd, l.socket.arriving = -1, -1
-		return nil
-	}
-	ln := l.opts.Listener
-	if ln == nil {
-		var lc net.ListenConfig
-		lc.SetMultipathTCP(false) // plain TCP: what is set and measured here does not hold for MPTCP
-		var err error
-		if ln, err = lc.Listen(context.Background(), l.opts.Network, l.opts.Addr); err != nil {
-			return err
-		}
-		if u, ok := ln.Addr().(*net.UnixAddr); ok && u.Name != "" && u.Name[0] != '@' {
-			l.socket.path = u.Name
-			l.socket.file, _ = sys.FileAt(u.Name)
-		}
-	}
-	l.addr = ln.Addr()
-	fd, err := sys.TakeListener(ln)
-	if err == nil {
-		if a, ok := l.addr.(*net.TCPAddr); ok {
-			l.anyAddr = a.IP.IsUnspecified()
-			l.zone = sys.Device(fd)
-			l.multipath = sys.Multipath(fd)
-			if err = sys.TuneListener(fd, l.opts.KeepAlive, l.opts.TCPUserTimeout); err != nil {
-				sys.CloseFD(fd)
-			}
-		}
-	}
-	if err != nil {
-		if l.opts.Listener == nil {
-			ln.Close()
-		}
-		return &net.OpError{Op: "listen", Net: l.addr.Network(), Addr: l.addr, Err: err}
-	}
-	l.opts.Listener = nil
-	l.socket.fd, l.socket.arriving, l.socket.left = fd, -1, longestBacklog
-	l.socket.call = sys.Accepter(fd)
-	return nil
-}
-
-// noAddr is the address of a listener that does not listen.
-type noAddr struct{}
-
-func (noAddr) Network() string { return "none" }
-func (noAddr) String() string  { return "none" }
 
 // fixRoutesLocked fixes the loops, of which there are n unless the options say otherwise.
 func (l *Listener) fixRoutesLocked(n int, perLoop bool) {
@@ -202,6 +151,18 @@ func (l *Listener) routesFixed() bool {
 // Addr returns the address that the listener is bound to, with the port that the system chose. It
 // works after Close.
 func (l *Listener) Addr() net.Addr { return l.addr }
+
+// Addrs returns the addresses of all the listener's sockets: Addr, and those of
+// [ListenerOptions].More in their order. With Network "none" Addr is not among them. It works after
+// Close.
+func (l *Listener) Addrs() (addrs []net.Addr) {
+	for _, e := range l.entries {
+		if e.addr != (noAddr{}) {
+			addrs = append(addrs, e.addr)
+		}
+	}
+	return addrs
+}
 
 // Events returns the channel of all events, the same on every call. It is closed behind the last
 // event, when Serve returns. Several goroutines may receive from it; tcpio then gives no order
