@@ -41,7 +41,7 @@ type rig struct {
 // listen opens a listener on loopback that is closed, and Serve waited for, when the test ends.
 func listen(t testing.TB, o ListenerOptions) *rig {
 	t.Helper()
-	if o.Addr == "" && o.Listener == nil {
+	if o.Addr == "" && o.Listener == nil && o.Network != "none" {
 		o.Addr = "127.0.0.1:0"
 	}
 	if o.CloseTimeout == 0 {

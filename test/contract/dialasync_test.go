@@ -698,3 +698,89 @@ func TestManyDialsAtOnceHaveNoGoroutine(t *testing.T) {
 	closed.Wait()
 	noDials(t, l)
 }
+
+// The peer's bytes and its end may be there before the answer is: the socket's only edge is then
+// that of the connect.
+func TestWhatAPeerSendsAtOnceIsReadBehindTheAnswer(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("bye"))
+			c.Close()
+		}
+	}()
+	// With it the socket is made beside the loop.
+	slowly := &net.Dialer{Control: func(string, string, syscall.RawConn) error { return nil }}
+	for _, to := range []bool{false, true} {
+		l, events := harness.Manual(t, tcpio.ListenerOptions{})
+		var c *tcpio.Conn
+		if to {
+			c, _ = harness.Open(t, l, events)
+		}
+		n := 300
+		for range n {
+			r := tcpio.DialRequest{Address: ln.Addr().String(), Dialer: slowly}
+			for r.To = c; ; {
+				_, err := l.DialAsync(r)
+				if err == nil {
+					break
+				}
+				if err != tcpio.ErrMailboxFull {
+					t.Fatal(err)
+				}
+				runtime.Gosched()
+			}
+		}
+		read := map[*tcpio.Conn]string{}
+		for ended := 0; ended < n; {
+			switch ev := testnet.Receive(t, "an event", events).(type) {
+			case tcpio.Dialed:
+				if ev.Err != nil {
+					t.Fatal(ev.Err)
+				}
+				read[ev.Conn] = ""
+				if to {
+					later := ev.Conn.Events()
+					if _, ok := testnet.Receive(t, "the first event", later).(tcpio.Opened); !ok {
+						t.Fatal("Opened is not the first event")
+					}
+					buf := make([]byte, 2)
+					for got := ""; ; {
+						n, err := ev.Conn.TryRead(buf)
+						got += string(buf[:n])
+						if err == io.EOF {
+							if got != "bye" {
+								t.Errorf("read %q", got)
+							}
+							break
+						}
+						if err == tcpio.ErrWouldBlock {
+							testnet.Receive(t, "a Readable", later)
+						}
+					}
+					ev.Conn.Abort()
+					ended++
+				}
+			case tcpio.Readable:
+				buf := make([]byte, 10)
+				n, err := ev.Conn.TryRead(buf)
+				read[ev.Conn] += string(buf[:n])
+				if err == io.EOF {
+					if read[ev.Conn] != "bye" {
+						t.Errorf("read %q", read[ev.Conn])
+					}
+					ev.Conn.Close()
+					ended++
+				}
+			}
+		}
+	}
+}
