@@ -3,6 +3,7 @@
 package relay
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -186,6 +187,24 @@ func TestShutdownCutsARelayBehindDraining(t *testing.T) {
 			testnet.ExpectBytes(t, x.q, "x")
 			if err := s.l.Shutdown(testnet.Context(t)); err != nil {
 				t.Fatal(err)
+			}
+			expectReset(t, x.p)
+			expectReset(t, x.q)
+		})
+	}
+}
+
+func TestShutdownWhoseContextEndsResetsBoth(t *testing.T) {
+	for _, route := range []string{"stream", "actor", "none"} {
+		t.Run(route, func(t *testing.T) {
+			s := serve(t, route, tcpio.ListenerOptions{DrainTimeout: testnet.Limit})
+			x := join(t, s, s, nil)
+			testnet.Send(t, x.p, "x")
+			testnet.ExpectBytes(t, x.q, "x")
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			if err := s.l.Shutdown(ctx); err != context.Canceled {
+				t.Error(err)
 			}
 			expectReset(t, x.p)
 			expectReset(t, x.q)
