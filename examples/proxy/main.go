@@ -2,9 +2,10 @@
 //
 //	go run ./examples/proxy -listen 127.0.0.1:7010 -to 127.0.0.1:7000
 //
-// A pair of connections costs no goroutine once the upstream has answered: two actors pass bytes to each other, and each
-// stops reading while the other is full. SIGTERM or Ctrl-C stops accepting, and lets the pairs end by themselves for as
-// long as -drain.
+// A pair of connections costs no goroutine: the dial is answered by an event, and a Relay passes the
+// bytes. SIGTERM or Ctrl-C stops accepting, and lets the pairs end by themselves for as long as
+// -drain. The module in balancer is this with pools of upstreams, health checks, TLS, and a status
+// page.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -34,6 +36,11 @@ func main() {
 	flag.StringVar(&cfg.to, "to", "127.0.0.1:7000", "`address` to pass connections on to")
 	flag.DurationVar(&cfg.dialTimeout, "dial-timeout", 5*time.Second, "how long the upstream may take to answer")
 	flag.DurationVar(&cfg.drain, "drain", 30*time.Second, "how long pairs may go on at the end")
+	usage := flag.Usage
+	flag.Usage = func() {
+		usage()
+		fmt.Fprintln(os.Stderr, "For several upstreams and a configuration file: cd examples/proxy/balancer; go run . -h")
+	}
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -48,72 +55,52 @@ func main() {
 func run(ctx context.Context, out, log io.Writer, cfg config) error {
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr:              cfg.listen,
-		MaxConns:          10000,
-		WriteBuffer:       256 << 10,
-		WriteStallTimeout: time.Minute, // nobody has to wait longer for a peer that takes nothing
-		CloseTimeout:      time.Minute, // the last bytes of a pair may be for a slow peer
-		EOFTimeout:        time.Hour,   // an upstream may think for long about what a client that has ended sent
+		MaxConns:          20000,          // both sides of 10,000 pairs
+		WriteStallTimeout: time.Minute,    // nobody has to wait longer for a peer that takes nothing
+		DrainTimeout:      24 * time.Hour, // -drain is the limit
+		NewActor:          func(*tcpio.Conn) tcpio.Actor { return &pair{cfg: cfg, log: log} },
 	})
 	if err != nil {
 		return err
 	}
-	// What a NetListener hands out has no events yet, and so nothing is read, until the pair is complete; and it leaves
-	// connections alone when it is closed.
-	ln := l.NetListener()
-	g, ctx := errgroup.WithContext(ctx)
-	served, ended := context.WithCancel(context.Background())
-	g.Go(func() error {
-		defer ended()
-		return l.Serve(context.Background()) // until the last pair has ended
-	})
-	g.Go(func() error {
-		<-ctx.Done()
-		ln.Close()
-		limit, cancel := context.WithTimeout(served, cfg.drain)
-		defer cancel()
-		<-limit.Done()
-		return l.Close()
-	})
-	g.Go(func() error {
-		for {
-			nc, err := ln.Accept()
-			if err != nil {
-				return nil // closed
-			}
-			g.Go(func() error {
-				if err := connect(l, nc.(*tcpio.Conn), cfg); err != nil {
-					fmt.Fprintf(log, "proxy: %v: %v\n", nc.RemoteAddr(), err)
-				}
-				return nil
-			})
-		}
-	})
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(context.Background()) })
 	fmt.Fprintln(out, "listening on", l.Addr())
+	<-ctx.Done()
+	limit, cancel := context.WithTimeout(context.Background(), cfg.drain)
+	defer cancel()
+	_ = l.Shutdown(limit) // whoever has not ended by then is reset
 	return g.Wait()
 }
 
-// connect makes a pair of front. It blocks for the dial only.
-func connect(l *tcpio.Listener, front *tcpio.Conn, cfg config) error {
-	ctx, cancel := context.WithTimeout(context.Background(), cfg.dialTimeout)
-	defer cancel()
-	back, err := l.Dial(ctx, "tcp", cfg.to)
-	if err != nil {
-		front.Abort() // a reset is no answer, and the client sees that it is none
-		return err
-	}
-	p := new(pair)
-	if err := front.Attach(&side{pair: p, other: back}); err != nil {
-		back.Abort()
-		return err
-	}
-	if err := back.Attach(&side{pair: p, other: front}); err != nil {
-		front.Abort()
-		return err
-	}
-	// Both have their events from here on. Before, one might have been written to and nobody told that it has
-	// room again.
-	for _, c := range []*tcpio.Conn{front, back} {
-		_ = c.Post(room{}) // one that has closed meanwhile takes the other along
+// A pair is the actor of a client's connection: it dials, and joins the two.
+type pair struct {
+	cfg config
+	log io.Writer
+}
+
+// Receive resets a client that gets no upstream: a reset is no answer, and the client sees that it
+// is none.
+func (p *pair) Receive(ev tcpio.Event) error {
+	switch ev := ev.(type) {
+	case tcpio.Opened:
+		_, err := ev.Conn.Listener().DialAsync(tcpio.DialRequest{
+			Address: p.cfg.to, Dialer: &net.Dialer{Timeout: p.cfg.dialTimeout}, To: ev.Conn,
+		})
+		if err != nil {
+			p.fail(ev.Conn, err)
+		}
+	case tcpio.Dialed:
+		if ev.Err != nil {
+			p.fail(ev.To, ev.Err)
+		} else if _, err := ev.To.Relay(ev.Conn, nil); err != nil {
+			ev.Conn.Abort() // the client has gone meanwhile
+		}
 	}
 	return nil
+}
+
+func (p *pair) fail(client *tcpio.Conn, err error) {
+	client.Abort()
+	fmt.Fprintf(p.log, "proxy: %v: %v\n", client.RemoteAddr(), err)
 }

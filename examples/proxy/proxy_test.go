@@ -362,7 +362,7 @@ func TestAnEndInOrderIsNoResetThoughTheSenderIsHeldBack(t *testing.T) {
 		if err := a.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(lookEvery * 3 / 2) // long enough for the proxy to be wrong about it
+		time.Sleep(500 * time.Millisecond) // long enough for the proxy to be wrong about it
 		if n, err := io.Copy(io.Discard, b); arrived+n != sent || err != nil {
 			t.Errorf("%d bytes arrived of %d, %v", arrived+n, sent, err)
 		}

@@ -1,0 +1,153 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestAReloadDropsNoConnection(t *testing.T) {
+	bs := named(t, "a", "b", "c")
+	s := start(t, onePool(bs[:2], ""))
+	one, two := s.dial("main"), s.dial("main")
+	names := first(one.ask("hello")) + first(two.ask("hello"))
+	if names != "ab" {
+		t.Fatal(names)
+	}
+	port := s.addrs["main"]
+	check := func() {
+		t.Helper()
+		if got := first(one.ask("hello")) + first(two.ask("hello")); got != names {
+			t.Errorf("the answers are of %s, want %s", got, names)
+		}
+	}
+	// Other upstreams.
+	s.reload(onePool(bs[2:], ""))
+	if got := s.once("main"); got != "c" {
+		t.Errorf("a new connection goes to %s", got)
+	}
+	check()
+	// The listener has other settings: its socket goes on.
+	s.reload(strings.Replace(onePool(bs[2:], ""), "to: main}", "to: main, max_conns: 100}", 1))
+	if s.addrs["main"] != port {
+		t.Errorf("it listens on %s, and before on %s", s.addrs["main"], port)
+	}
+	for range 20 {
+		if got := s.once("main"); got != "c" {
+			t.Errorf("a new connection goes to %s", got)
+		}
+	}
+	check()
+	if st := s.status(); len(st.Listeners) != 2 || !st.Listeners[0].Leaving && !st.Listeners[1].Leaving {
+		t.Errorf("%+v", st.Listeners)
+	}
+	// The listener and the pool are gone altogether.
+	s.reload(strings.NewReplacer("main: {listen", "other: {listen", "to: main", "to: more", "  main:\n", "  more:\n").Replace(onePool(bs[2:], "")))
+	check()
+	if _, err := net.Dial("tcp", port); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("the old address: %v", err)
+	}
+	if got := s.once("other"); got != "c" {
+		t.Errorf("a new connection goes to %s", got)
+	}
+	one.Close()
+	two.Close()
+	s.when("nothing of the old is left", func(st *status) bool { return len(st.Listeners) == 1 })
+}
+
+// A client that waits for an upstream is a connection, too.
+func TestAReloadDropsNoneThatWaits(t *testing.T) {
+	a := named(t, "a")[0]
+	file := func(listener string) string {
+		return fmt.Sprintf("listeners: {main: {listen: '127.0.0.1:0', to: main%s}}\npools: {main: {queue_timeout: 1h, upstreams: [{addr: '%s', max_conns: 1}]}}\n",
+			listener, a.addr())
+	}
+	s := start(t, file(""))
+	c := s.dial("main")
+	c.ask("hello")
+	next := s.dial("main")
+	s.when("waiting", func(st *status) bool { return st.Pools[0].Waiting == 1 })
+	s.reload(file(", max_conns: 7"))
+	c.Close()
+	if got := next.ask("hello"); got != "a hello" {
+		t.Error(got)
+	}
+}
+
+func TestABadFileChangesNothing(t *testing.T) {
+	bs := named(t, "a", "b")
+	s := start(t, onePool(bs[:1], ""))
+	c := s.dial("main")
+	c.ask("hello")
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for _, c := range []struct{ file, want string }{
+		{"listeners: {}\npols: {}\n", `balancer.yaml:2:1: unknown field "pols"`},
+		{onePool(bs[1:], "    queue: -1\n"), "balancer.yaml:7:12: pools.main.queue: has to be from 0"},
+		{strings.Replace(onePool(bs[1:], ""), "pools:", fmt.Sprintf("  other: {listen: '%s', to: main}\npools:", taken.Addr()), 1),
+			"address already in use"},
+	} {
+		s.reload(c.file)
+		if p := s.status().Problem; !strings.Contains(p, c.want) {
+			t.Errorf("the problem is %q, want %q", p, c.want)
+		}
+		if got := s.once("main"); got != "a" {
+			t.Errorf("a connection goes to %s", got)
+		}
+	}
+	c.ask("still here")
+	s.reload(onePool(bs[1:], ""))
+	if p := s.status().Problem; p != "" {
+		t.Errorf("the problem is still %q", p)
+	}
+}
+
+func TestTheEndWaitsForConnectionsAndTakesNoMore(t *testing.T) {
+	bs := named(t, "a")
+	s := start(t, onePool(bs, ""))
+	c := s.dial("main")
+	c.ask("hello")
+	s.end()
+	for end := time.Now().Add(patience); ; { // the listening socket is closed soon
+		n, err := net.Dial("tcp", s.addrs["main"])
+		if err != nil {
+			break
+		}
+		n.Close()
+		if time.Now().After(end) {
+			t.Fatal("it still listens")
+		}
+	}
+	for range 3 {
+		c.ask("still here")
+	}
+	s.when("the page shows the connection that is left", func(st *status) bool {
+		return st.find(t, bs[0].addr()).Conns == 1 && len(st.Listeners) == 1 && st.Listeners[0].Open == 1
+	})
+	select {
+	case <-s.ended:
+		t.Error("it has not waited")
+	default:
+	}
+	c.Close()
+	s.stop()
+}
+
+func TestTheEndCutsOffWhatTakesTooLong(t *testing.T) {
+	bs := named(t, "a")
+	s := start(t, "drain: 50ms\n"+onePool(bs, ""))
+	c := s.dial("main")
+	c.ask("hello")
+	s.end()
+	c.expectReset()
+	s.stop()
+}
