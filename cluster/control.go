@@ -41,6 +41,7 @@ func (n *Node) tick() {
 	n.follow(n.peers.tick(time.Now(), n.opts.Heartbeat))
 	n.number++
 	_ = n.beat(0) // a number that was not sent is a hole, which tells the others
+	n.classes.tell(n)
 	n.tails.send()
 	for _, s := range n.shards {
 		s.sweep(time.Now())

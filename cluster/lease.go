@@ -225,7 +225,7 @@ func (s *sessions) check() {
 	if !s.started.Load() || s.checking.Swap(true) {
 		return
 	}
-	s.n.over.Go(func() { // until everything is looked at, or the node is closed
+	s.n.start(func() { // until everything is looked at
 		for s.again.Swap(false) {
 			s.checkAll()
 		}

@@ -49,7 +49,9 @@ type Node struct {
 	count   counters
 
 	keys     keys
-	sessions *sessions // nil without Options.Sessions
+	classes  classes
+	filling  chan struct{} // has a value for each goroutine that gets records from a stream
+	sessions *sessions     // nil without Options.Sessions
 	requests requests
 	announce announcer
 	tails    tails
@@ -69,6 +71,9 @@ type Node struct {
 	lostAt     time.Time // the connection
 
 	closing sync.Mutex // held by Close
+
+	starting sync.Mutex // held while a goroutine is started that Close waits for; a leaf
+	sealed   bool       // no more; guarded by starting
 }
 
 const (
@@ -111,6 +116,8 @@ func Open(ctx context.Context, nc *nats.Conn, opts *Options) (*Node, error) {
 	n.others.Store(new([]string))
 	n.alive.Store(&[]string{n.id})
 	n.runs.Store(1)
+	n.classes = classes{byToken: make(map[string]*Class), lasts: make(map[*Topic]uint64)}
+	n.filling = make(chan struct{}, maxFilling)
 	n.keys.init(n)
 	if o.Sessions != nil {
 		n.sessions = n.newSessions()
@@ -240,6 +247,9 @@ func (n *Node) Close() error {
 	if n.sessions != nil {
 		n.sessions.close()
 	}
+	n.starting.Lock()
+	n.sealed = true
+	n.starting.Unlock()
 	close(n.done)
 	n.end()
 	n.nc.RemoveStatusListener(n.status)
@@ -261,6 +271,18 @@ func (n *Node) Close() error {
 		return fmt.Errorf("cluster: Close: the others may not have heard: %w", err)
 	}
 	return nil
+}
+
+// start starts a goroutine that Close waits for, and which must end when done is closed. It reports
+// false when the node is closing.
+func (n *Node) start(f func()) bool {
+	n.starting.Lock()
+	defer n.starting.Unlock()
+	if n.sealed {
+		return false
+	}
+	n.over.Go(f)
+	return true
 }
 
 // log writes a line.

@@ -118,8 +118,18 @@ func (s *shard) receive(m *nats.Msg) {
 		s.n.malformed(m, &malformed{"subject"})
 		return
 	}
+	if m.Header.Get(hdrSequence) != "" { // a stream has sent it
+		if t := s.lookup(place); t != nil && t.class != nil {
+			t.receiveRecord(m)
+		}
+		return
+	}
 	k, r := kindOf(m.Data)
 	switch k {
+	case kindLast:
+		if t := s.lookup(place); t != nil && t.class != nil {
+			t.receiveLast(r, m)
+		}
 	case kindData, kindChange, kindTail:
 		if t := s.lookup(place); t != nil {
 			t.receive(k, r, m)
@@ -151,13 +161,16 @@ func (s *shard) receivePart(k kind, r reader, m *nats.Msg) {
 }
 
 // topic returns the topic of a place, a new one if nobody has it.
-func (s *shard) topic(place, name string) *Topic {
+func (s *shard) topic(place, name string) *Topic { return s.topicOf(place, name, nil) }
+
+// topicOf is topic for one of a class.
+func (s *shard) topicOf(place, name string, class *Class) *Topic {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if t := s.topics[place].weak.Value(); t != nil {
 		return t
 	}
-	t := &Topic{n: s.n, sh: s, place: place, name: name}
+	t := &Topic{n: s.n, sh: s, place: place, name: name, class: class}
 	t.init()
 	s.topics[place] = held{weak: weak.Make(t)}
 	return t
@@ -402,6 +415,9 @@ func (s *shard) doubt(nodes []string) {
 			s.askLocked(node, t)
 		}
 		s.mu.Unlock()
+		if t.class != nil {
+			t.lookAgain()
+		}
 	}
 	s.wakeUp()
 }

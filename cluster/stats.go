@@ -15,6 +15,7 @@ type counters struct {
 	published, received, delivered               atomic.Uint64
 	skipped, slow, lost, changes, asks           atomic.Uint64
 	posts, malformed, overflows, late            atomic.Uint64
+	recorded, refilled                           atomic.Uint64
 	claims, conflicts, evicted, unsure, noQuorum atomic.Uint64
 	nodesDown, disconnects, downNanos, maxWait   atomic.Uint64
 }
@@ -36,6 +37,9 @@ type Stats struct {
 	Changes   uint64 `metric:"presence_changes_total" help:"Changes of members that this node announced."`
 	Asks      uint64 `metric:"presence_asks_total" help:"Parts of topics that this node asked for."`
 	Malformed uint64 `metric:"malformed_total" help:"Messages that were dropped since they could not be."`
+
+	Recorded uint64 `metric:"recorded_total" help:"Records that this node has published."`
+	Refilled uint64 `metric:"refilled_total" help:"Records that were got from their stream, since they had not come."`
 
 	Sessions  int    `metric:"sessions" help:"Keys that connections of this node have by Claim."`
 	Claims    uint64 `metric:"claims_total" help:"Claims of this node that succeeded."`
@@ -77,6 +81,8 @@ func (n *Node) Stats() Stats {
 		Malformed:    n.count.malformed.Load(),
 		MaxWait:      n.count.maxWait.Load(),
 		Overflows:    n.count.overflows.Load(),
+		Recorded:     n.count.recorded.Load(),
+		Refilled:     n.count.refilled.Load(),
 		Claims:       n.count.claims.Load(),
 		Conflicts:    n.count.conflicts.Load(),
 		Evicted:      n.count.evicted.Load(),

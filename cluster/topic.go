@@ -44,6 +44,7 @@ type Topic struct {
 	subject string
 	err     error // the name cannot be
 	run     uint64
+	class   *Class // nil unless the topic is recorded
 	group   tcpio.Group
 
 	kept atomic.Bool  // the shard holds it
@@ -67,7 +68,8 @@ type Topic struct {
 	others     *others                // members that are written to in another way
 	view       view                   // what the other nodes have told, while subscribed
 	watchers   []*watcher
-	telling    bool // a goroutine calls the watchers
+	telling    bool     // a goroutine calls the watchers
+	rec        recorded // with a class
 }
 
 // A member is what the others see of a connection here.
@@ -110,21 +112,39 @@ func (t *Topic) Join(c *tcpio.Conn, who *Member) error { return t.join(nil, c, n
 
 // join is JoinAs; a nil f is the group.
 func (t *Topic) join(f Format, c *tcpio.Conn, as any, who *Member) error {
-	if t.err != nil {
-		return t.err
+	record, err := t.checkJoin("Join", c, who)
+	if err != nil {
+		return err
 	}
-	if c == nil {
-		return errors.New("cluster: Join: the connection is nil")
-	}
-	record := ""
-	if who != nil {
-		var err error
-		if record, err = packMember(who); err != nil {
+	if t.class != nil {
+		if err := t.subscribe(); err != nil {
 			return err
 		}
+		// Without an answer c gets what comes from when there is one.
+		_ = t.awaitBase(t.n.ctx, callLimit)
 	}
+	return t.enter("Join", f, c, as, who, record)
+}
+
+// checkJoin returns who packed, or why c cannot join.
+func (t *Topic) checkJoin(op string, c *tcpio.Conn, who *Member) (record string, err error) {
+	switch {
+	case t.err != nil:
+		return "", t.err
+	case c == nil:
+		return "", errors.New("cluster: " + op + ": the connection is nil")
+	case who != nil:
+		if record, err = packMember(who); err != nil {
+			return "", err
+		}
+	}
+	return record, t.n.refusal(op)
+}
+
+// enter makes c a member.
+func (t *Topic) enter(op string, f Format, c *tcpio.Conn, as any, who *Member, record string) error {
 	for {
-		if err := t.n.refusal("Join"); err != nil {
+		if err := t.n.refusal(op); err != nil {
 			return err
 		}
 		if err := t.subscribe(); err != nil {
@@ -138,7 +158,7 @@ func (t *Topic) join(f Format, c *tcpio.Conn, as any, who *Member) error {
 	}
 	defer t.mu.Unlock()
 	if !t.enterLocked(f, c, as) {
-		return ended("Join", c)
+		return ended(op, c)
 	}
 	old, seen := t.members[c]
 	switch {
@@ -249,6 +269,7 @@ func (t *Topic) unsubscribeLocked() {
 	t.mu.Lock()
 	sub := t.sub
 	t.sub, t.subscribed, t.view, t.excepts = nil, false, nil, nil
+	t.rec.known, t.rec.last, t.rec.seen, t.rec.excepts = false, 0, 0, nil
 	t.mu.Unlock()
 	if sub != nil {
 		_ = sub.Unsubscribe() // fails if the connection has ended
@@ -258,7 +279,7 @@ func (t *Topic) unsubscribeLocked() {
 
 // inUseLocked reports whether the topic's messages are for anybody here.
 func (t *Topic) inUseLocked() bool {
-	return t.group.Len() > 0 || len(t.watchers) > 0 || t.others != nil && t.others.group.Len() > 0
+	return t.group.Len() > 0 || len(t.watchers) > 0 || t.rec.users > 0 || t.others != nil && t.others.group.Len() > 0
 }
 
 // idleLocked has the topic unsubscribed after Linger if it is in use no longer.
@@ -292,7 +313,8 @@ func (t *Topic) endLinger() {
 // A nil error means that NATS took it, not that there is anybody. Without a connection Publish fails
 // at once with ErrDisconnected, and nobody has it. ErrTooLong: p has more than the server's
 // max_payload (1 MiB by default) less 64 bytes. Publish blocks for as long as NATS takes no bytes,
-// FlusherTimeout at most. p is the caller's again afterwards.
+// FlusherTimeout at most. On a topic of a Class it is [Topic.PublishRecord]. p is the caller's again
+// afterwards.
 func (t *Topic) Publish(p []byte) error { return t.publish("Publish", nil, p) }
 
 // PublishExcept is Publish to every member but c, a connection of this node, from which p came, say.
@@ -302,6 +324,10 @@ func (t *Topic) PublishExcept(c *tcpio.Conn, p []byte) error { return t.publish(
 func (t *Topic) publish(op string, not *tcpio.Conn, p []byte) error {
 	if t.err != nil {
 		return t.err
+	}
+	if t.class != nil {
+		_, err := t.record(t.n.ctx, op, "", not, p)
+		return err
 	}
 	if t.n.closed.Load() {
 		return fmt.Errorf("cluster: %s: %w", op, ErrClosed)
