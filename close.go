@@ -214,7 +214,7 @@ func (c *Conn) releaseLocked(cause error) {
 	if cause != nil && (c.ext == nil || c.ext.err == nil) {
 		c.extLocked().err = cause
 	}
-	if c.entry().anyAddr {
+	if c.entry().anyAddr || c.origin != accepted {
 		c.extLocked().local = c.localLocked()
 	}
 	c.dropOutLocked()

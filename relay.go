@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"reflect"
 	"syscall"
 	"time"
 
@@ -115,6 +117,7 @@ func (s *relaySide) join() error {
 	if c.tls() != nil {
 		s.relay.sealed = true
 	}
+	c.dropExtLocked()
 	c.user.drop(userWantsRoom)
 	c.pending.drop(pendWritable)
 	if c.eofTimed() {
@@ -132,6 +135,28 @@ func (s *relaySide) join() error {
 		c.ext.canSend.Open()
 	}
 	return nil
+}
+
+// dropExtLocked gives up an ext that holds nothing but addresses, which the socket knows too. An
+// idle relay would keep it for the dial and the handler that came before.
+func (c *Conn) dropExtLocked() {
+	x := c.ext
+	if x == nil || !c.peer.IsIP || c.peer.Named() || c.prefaced() {
+		return // who has no lock looks there
+	}
+	if len(x.groups) == 0 {
+		x.groups = nil
+	}
+	local, remote := x.local, x.remote
+	if a, ok := local.(*net.TCPAddr); ok && a.Zone != "" {
+		return
+	}
+	x.local, x.remote = nil, nil
+	if reflect.ValueOf(x).Elem().IsZero() {
+		c.ext = nil
+	} else {
+		x.local, x.remote = local, remote
+	}
 }
 
 // mayRelayLocked says why the connection cannot be in a relay.

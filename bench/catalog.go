@@ -12,6 +12,7 @@ type server struct {
 	ours           bool
 	extra          []string // further arguments
 	http           bool     // has a second port that is polled meanwhile
+	between        bool     // is a proxy before an echo server
 }
 
 // argv is the command line after the program.
@@ -30,7 +31,7 @@ func (s *server) argv(port, loops int, w *workload) []string {
 	if w.short {
 		argv = append(argv, "-short")
 	}
-	if s.ours {
+	if s.ours && !s.between {
 		argv = append(argv, "-route", route)
 		argv = append(argv, w.extra...)
 	}

@@ -10,6 +10,7 @@
 //	go run . -curve                    from 10 to 18,000 connections, and beside idle ones
 //	go run . -neighbour                beside another user of the network in the same process
 //	go run . -misbehave                what a consumer that misbehaves costs the others
+//	go run . -relay                    proxies: relays of tcpio, HAProxy, nginx, the package net
 //	go run . -smoke                    only sees whether every server answers right
 package main
 
@@ -56,6 +57,7 @@ func main() {
 	curve := flag.Bool("curve", false, "measure from 10 to 18,000 connections on one loop, and beside idle ones")
 	neighbour := flag.Bool("neighbour", false, "measure with another user of the network in the process, and without")
 	misbehave := flag.Bool("misbehave", false, "measure what a consumer that misbehaves costs the others")
+	relay := flag.Bool("relay", false, "measure proxies: tcpio, HAProxy, nginx and the package net, those that are installed")
 	smoke := flag.Bool("smoke", false, "only see whether every server answers right")
 	flag.Parse()
 
@@ -86,6 +88,8 @@ func main() {
 			plan.neighbour()
 		case *misbehave:
 			plan.misbehave()
+		case *relay:
+			plan.relay()
 		}
 		if *from != "" {
 			data, err := os.ReadFile(*from)
@@ -253,7 +257,7 @@ func (o *options) build() error {
 	}
 	var packages []string
 	for _, s := range o.servers {
-		if p := "./servers/" + s.bin; s.bin != "cserver" && !slices.Contains(packages, p) {
+		if p := "./servers/" + s.bin; s.bin != "cserver" && !s.external() && !slices.Contains(packages, p) {
 			packages = append(packages, p)
 		}
 	}

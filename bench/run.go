@@ -78,6 +78,7 @@ type process struct {
 	port     int
 	lines    *bufio.Scanner // of its standard output
 	isGo     bool
+	upstream *process // of a proxy; nil for others
 	stopPoll func()
 }
 
@@ -87,7 +88,26 @@ func (o *options) start(mode string, w *workload, s *server, loops int) (p *proc
 	if err != nil {
 		return nil, err
 	}
+	var upstream *process
+	if s.between {
+		if upstream, err = o.startUpstream(); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err != nil {
+				upstream.stop()
+			}
+		}()
+	}
 	argv := append([]string{filepath.Join(o.bin, s.bin)}, s.argv(port, loops, w)...)
+	switch {
+	case s.external():
+		if argv, err = s.config(o.bin, port, upstream.port); err != nil {
+			return nil, err
+		}
+	case s.between:
+		argv = append(argv, "-to", "127.0.0.1:"+strconv.Itoa(upstream.port))
+	}
 	procs := "GOMAXPROCS=2"
 	httpPort := 0
 	if s.http {
@@ -100,7 +120,8 @@ func (o *options) start(mode string, w *workload, s *server, loops int) (p *proc
 		argv = append([]string{"taskset", "-c", "0"}, argv...)
 		procs = "GOMAXPROCS=1"
 	}
-	p = &process{Cmd: exec.Command(argv[0], argv[1:]...), port: port, isGo: s.bin != "cserver", stopPoll: func() {}}
+	p = &process{Cmd: exec.Command(argv[0], argv[1:]...), port: port, upstream: upstream,
+		isGo: s.bin != "cserver" && !s.external(), stopPoll: func() {}}
 	p.Env = append(os.Environ(), procs)
 	errs := new(strings.Builder)
 	p.Stderr = errs
@@ -124,6 +145,9 @@ func (o *options) start(mode string, w *workload, s *server, loops int) (p *proc
 
 func (p *process) stop() {
 	p.stopPoll()
+	if p.upstream != nil {
+		p.upstream.stop()
+	}
 	_ = p.Process.Kill()
 	_ = p.Wait()
 }
@@ -242,9 +266,13 @@ func (o *options) once(mode string, w *workload, s *server, loops int) (r run, e
 		return r, err
 	}
 	allocs := p.allocated()
-	a := sample(p.Process.Pid, c.Process.Pid)
+	clients := []int{c.Process.Pid}
+	if p.upstream != nil {
+		clients = append(clients, p.upstream.Process.Pid)
+	}
+	a := sample(p.Process.Pid, clients...)
 	ok := c.lines.Scan()
-	b := sample(p.Process.Pid, c.Process.Pid)
+	b := sample(p.Process.Pid, clients...)
 	if ok {
 		err = json.Unmarshal(c.lines.Bytes(), &r)
 	}

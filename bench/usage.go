@@ -14,14 +14,16 @@ import (
 
 // usage is what has been used so far.
 type usage struct {
-	server, client int64 // CPU time in ns
+	server, client int64 // CPU time in ns; an upstream is a client too
 	switches       int64
 	busy           int64 // ticks of 10 ms, of all processors
 }
 
-func sample(server, client int) (u usage) {
+func sample(server int, clients ...int) (u usage) {
 	u.server = cpuTime(server)
-	u.client = cpuTime(client)
+	for _, client := range clients {
+		u.client += cpuTime(client)
+	}
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", server))
 	for _, t := range tasks {
 		u.switches += field(t+"/status", "voluntary_ctxt_switches:") + field(t+"/status", "nonvoluntary_ctxt_switches:")
