@@ -23,7 +23,7 @@ import (
 )
 
 // randomFrames is frames that are right, for the most part.
-func randomFrames(rnd *rand.Rand) []byte {
+func randomFrames(rnd *rand.Rand, compress bool) []byte {
 	var all []byte
 	inside := false
 	for range 1 + rnd.IntN(8) {
@@ -39,6 +39,13 @@ func randomFrames(rnd *rand.Rand) []byte {
 			}
 		} else {
 			text = text[:min(len(text), 125)]
+		}
+		if compress && (op == opText || op == opBinary) && !inside && rnd.IntN(2) == 0 {
+			text = pack(text)
+			if rnd.IntN(20) == 0 {
+				text = "\xff" + text // which is no DEFLATE
+			}
+			flags = append(flags, "1")
 		}
 		switch rnd.IntN(60) {
 		case 0:
@@ -61,9 +68,20 @@ func randomFrames(rnd *rand.Rand) []byte {
 // The same bytes lead to the same frames as with coder/websocket's server. It does not check UTF-8,
 // and after a violation it may reset the connection before its Close frame is read.
 func TestBesideCoder(t *testing.T) {
-	ours := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor}, nil)
+	for _, compress := range []bool{false, true} {
+		t.Run(fmt.Sprint("compress ", compress), func(t *testing.T) { besideCoder(t, compress) })
+	}
+}
+
+func besideCoder(t *testing.T, compress bool) {
+	header, mode := "", coder.CompressionDisabled
+	if compress {
+		header, mode = offer, coder.CompressionNoContextTakeover
+	}
+	const never = 1 << 30 // bytes, from which on an answer is compressed: what differs is not compared
+	ours := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor, Compress: compress, CompressMin: never}, nil)
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c, err := coder.Accept(w, r, nil)
+		c, err := coder.Accept(w, r, &coder.AcceptOptions{CompressionMode: mode, CompressionThreshold: never})
 		if err != nil {
 			return
 		}
@@ -98,12 +116,12 @@ func TestBesideCoder(t *testing.T) {
 	})
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for i := range 500 {
-		cases = append(cases, conformance{name: fmt.Sprint("random ", i), send: randomFrames(rnd)})
+		cases = append(cases, conformance{name: fmt.Sprint("random ", i), send: randomFrames(rnd, compress)})
 	}
 	compared, cut := 0, 0
 	for _, c := range cases {
-		a := answers(dialPeer(t, ours, ""), c.send)
-		b := answers(peerAt(t, web.Listener.Addr(), ""), c.send)
+		a := answers(dialPeer(t, ours, header), c.send)
+		b := answers(peerAt(t, web.Listener.Addr(), header), c.send)
 		if len(b) == 0 || !strings.HasPrefix(b[len(b)-1], "close") {
 			cut++
 			if len(b) > len(a) || !slices.Equal(b, a[:len(b)]) {

@@ -41,11 +41,14 @@ type input struct {
 	size    int   // of it, with the frame that is arriving
 	msg     []byte
 	text    textCheck
+
+	unpacks  *unpacker // a whole message that is being decompressed, before rest
+	unpackOp ws.OpCode
 }
 
 // idle reports whether nothing is kept.
 func (in *input) idle() bool {
-	return !in.hello && !in.frame && !in.message && in.nhead == 0 && len(in.rest) == 0
+	return !in.hello && !in.frame && !in.message && in.nhead == 0 && len(in.rest) == 0 && in.unpacks == nil
 }
 
 // late reports whether the message has taken too long to arrive.
@@ -350,15 +353,7 @@ func (t *turn) whole(op ws.OpCode, packed bool, p []byte, checked bool) bool {
 		return true // what comes behind our Close frame is not wanted
 	}
 	if packed {
-		z, code := inflate(p, c.s.opts.MaxMessage)
-		defer z.free()
-		switch code {
-		case MessageTooBig:
-			return t.fail(code, fmt.Sprintf("message over %d bytes", c.s.opts.MaxMessage))
-		case InvalidPayload:
-			return t.fail(code, "compressed data is corrupt")
-		}
-		p, checked = z.b, false
+		return t.inflate(op, unpack(p))
 	}
 	if op == ws.OpText {
 		if !checked && !utf8.Valid(p) {
@@ -369,6 +364,29 @@ func (t *turn) whole(op ws.OpCode, packed bool, p []byte, checked bool) bool {
 		t.deliver(Binary{c, p})
 	}
 	return !t.halted()
+}
+
+// inflate decompresses a part of a message, and delivers it if that was the last. It reports false if
+// the turn has to end: another one follows if there is more.
+func (t *turn) inflate(op ws.OpCode, u *unpacker) bool {
+	c := t.c
+	done, code := u.inflate(c.s.opts.MaxMessage)
+	if !done && code == 0 {
+		u.keep()
+		in := c.need()
+		in.unpacks, in.unpackOp = u, op
+		t.comeAgain()
+		return false
+	}
+	if code != 0 { // the memory is free before the peer can begin again
+		u.free()
+		if code == MessageTooBig {
+			return t.fail(code, fmt.Sprintf("message over %d bytes", c.s.opts.MaxMessage))
+		}
+		return t.fail(code, "compressed data is corrupt")
+	}
+	defer u.free()
+	return t.whole(op, false, u.z.b, false)
 }
 
 // control handles a control frame. It reports false if the turn has to end.

@@ -54,10 +54,11 @@ func deflate(p []byte) *buffer {
 	return z
 }
 
-// An unpacker is what decompresses a message.
+// An unpacker decompresses a message, a part at a time.
 type unpacker struct {
 	src bytes.Reader
 	r   *wsflate.Reader
+	z   *buffer // what there is of the message
 }
 
 var unpackers = sync.Pool{New: func() any {
@@ -75,27 +76,52 @@ func (r resettable) Reset(src io.Reader) {
 	_ = r.ReadCloser.(flate.Resetter).Reset(src, nil) // it has no error
 }
 
-// inflate decompresses a message (RFC 7692, 7.2.2), up to limit bytes of it. The code is 0, or
-// MessageTooBig, or InvalidPayload.
-func inflate(p []byte, limit int) (z *buffer, code Code) {
-	z = newBuffer()
+// unpack begins to decompress p, a message (RFC 7692, 7.2.2).
+func unpack(p []byte) *unpacker {
 	u := unpackers.Get().(*unpacker)
-	defer unpackers.Put(u)
 	u.src.Reset(p)
 	u.r.Reset(&u.src)
-	for {
+	u.z = newBuffer()
+	u.z.b = grown(u.z.b, max(512, min(2*len(p), keepMost)))
+	return u
+}
+
+// inflateTurn is how much a turn decompresses, in bytes: then others have theirs, since a few bytes
+// can become very many.
+const inflateTurn = 256 << 10
+
+// inflate goes on until the message is whole, or has grown by inflateTurn. It fails with
+// MessageTooBig behind limit bytes, and with InvalidPayload.
+func (u *unpacker) inflate(limit int) (done bool, code Code) {
+	z := u.z
+	for end := len(z.b) + inflateTurn; len(z.b) < end; {
 		if len(z.b) == cap(z.b) {
-			z.b = grown(z.b, max(512, min(len(p)*2, keepMost)))
+			z.b = grown(z.b, 512)
 		}
-		n, err := u.r.Read(z.b[len(z.b):cap(z.b)])
+		n, err := u.r.Read(z.b[len(z.b):min(cap(z.b), end)])
 		z.b = z.b[:len(z.b)+n]
 		switch {
 		case len(z.b) > limit:
-			return z, MessageTooBig
+			return false, MessageTooBig
 		case err == io.EOF:
-			return z, 0
+			return true, 0
 		case err != nil:
-			return z, InvalidPayload
+			return false, InvalidPayload
 		}
 	}
+	return false, 0
+}
+
+// keep makes u independent of the memory that unpack was called with.
+func (u *unpacker) keep() {
+	rest := make([]byte, u.src.Len())
+	_, _ = u.src.Read(rest) // it has so many
+	u.src.Reset(rest)
+}
+
+func (u *unpacker) free() {
+	u.src.Reset(nil)
+	u.z.free()
+	u.z = nil
+	unpackers.Put(u)
 }

@@ -41,10 +41,11 @@
 //
 // A Readable of the connection leads to one read of at most 32 KiB into a buffer from a pool, which
 // is decoded at once, in place, on the goroutine that has the event: so many bytes are its budget,
-// and tcpio gives other connections their turns in between. Only what has not arrived whole is
-// kept: the bytes of a header, and a message as far as it has come, in memory that grows with what
-// has arrived and not with what a header promises. A message of which much is missing is read
-// straight into its place.
+// and tcpio gives other connections their turns in between. What a few compressed bytes can become
+// is bounded likewise: a turn decompresses 256 KiB of a message, and another one goes on. Only what
+// has not arrived whole is kept: the bytes of a header, and a message as far as it has come, in
+// memory that grows with what has arrived and not with what a header promises. A message of which
+// much is missing is read straight into its place.
 //
 // # Writing and slow peers
 //
@@ -84,7 +85,7 @@
 //
 // # What an idle peer costs
 //
-// Its Conn of 232 bytes beside the core's, and nothing else: no goroutine, no buffer, no timer. All
+// Its Conn of 200 bytes beside the core's, and nothing else: no goroutine, no buffer, no timer. All
 // deadlines of a server, of handshakes, pings and closing, are in lists behind one timer. With
 // permessage-deflate nothing is added, since no context is kept between messages.
 //

@@ -11,7 +11,7 @@ import (
 )
 
 func TestConnSize(t *testing.T) {
-	if size := unsafe.Sizeof(Conn{}); size > 288 {
+	if size := unsafe.Sizeof(Conn{}); size > 208 {
 		t.Errorf("a Conn has %d bytes", size)
 	} else {
 		t.Logf("a Conn has %d bytes", size)

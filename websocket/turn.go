@@ -190,6 +190,13 @@ func (t *turn) halted() bool {
 	return false
 }
 
+// comeAgain has another turn follow.
+func (t *turn) comeAgain() {
+	t.c.mu.Lock()
+	t.c.again = true
+	t.c.mu.Unlock()
+}
+
 // run reads once, at most a window or what a large message has room for, and decodes it.
 func (t *turn) run() {
 	if !t.enter() {
@@ -205,6 +212,13 @@ func (t *turn) run() {
 	if c.in != nil && c.in.hello {
 		t.hello()
 		if t.halted() {
+			return
+		}
+	}
+	if c.in != nil && c.in.unpacks != nil {
+		u := c.in.unpacks
+		c.in.unpacks = nil
+		if !t.inflate(c.in.unpackOp, u) {
 			return
 		}
 	}

@@ -26,7 +26,7 @@ func attack(args []string) error {
 	begin, ok := map[string]func(){
 		"none": func() {},
 		"loris": func() {
-			a.drip(9000, false, []byte(request), func(sent int) []byte { return []byte("X-Slow: slow\r\n")[sent%14:][:1] })
+			a.drip(10_000, false, []byte(request), func(sent int) []byte { return []byte("X-Slow: slow\r\n")[sent%14:][:1] })
 		},
 		"drip": func() {
 			a.drip(1000, true, frameOf(ws.OpBinary, "x", false), func(int) []byte { return frameOf(ws.OpContinuation, "x", false) })

@@ -109,7 +109,7 @@ var workloads = []workload{
 	{name: "group", what: "a message of 64 B to a group of 10,000; a request is a message", mode: "group", conns: 10000, size: 64},
 	{name: "connect", what: "connect, handshake, an echo of 64 B, close; 64 at a time", mode: "connect", conns: 64, size: 64},
 	{name: "calm", what: "echo of 64 B on 8 connections, nobody else", mode: "echo", conns: 8, size: 64, attack: "none"},
-	{name: "loris", what: "the same beside 9,000 handshakes that send a byte a second", mode: "echo", conns: 8, size: 64, attack: "loris"},
+	{name: "loris", what: "the same beside 10,000 handshakes that send a byte a second", mode: "echo", conns: 8, size: 64, attack: "loris"},
 	{name: "drip", what: "beside 1,000 peers that send a fragment a second for ever", mode: "echo", conns: 8, size: 64, attack: "drip"},
 	{name: "bytes", what: "beside one that sends messages of 16 MiB in fragments of a byte", mode: "echo", conns: 8, size: 64, attack: "bytes"},
 	{name: "bomb", what: "beside 8 that send messages that inflate to 64 MiB, and connect again", mode: "echo", conns: 8, size: 64, attack: "bomb"},

@@ -75,13 +75,13 @@ type process struct {
 	lines *bufio.Scanner
 }
 
-// start starts a part of the program on a processor: GOMAXPROCS is 1.
-func start(cpu int, args ...string) (*process, error) {
+// start starts a part of the program on a processor, with a niceness: GOMAXPROCS is 1.
+func start(cpu, nice int, args ...string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	p := &process{Cmd: exec.Command("taskset", append([]string{"-c", strconv.Itoa(cpu), self}, args...)...)}
+	p := &process{Cmd: exec.Command("taskset", append([]string{"-c", strconv.Itoa(cpu), "nice", "-n", strconv.Itoa(nice), self}, args...)...)}
 	p.Env = append(os.Environ(), "GOMAXPROCS=1")
 	p.Stderr = os.Stderr
 	out, err := p.StdoutPipe()
@@ -100,7 +100,7 @@ func (p *process) stop() {
 // line returns the next line that the process prints.
 func (p *process) line() (string, error) {
 	if !p.lines.Scan() {
-		return "", fmt.Errorf("%s has ended: %v", p.Args[4], p.Wait())
+		return "", fmt.Errorf("%s has ended: %v", p.Args[7], p.Wait())
 	}
 	return p.lines.Text(), nil
 }
@@ -108,7 +108,7 @@ func (p *process) line() (string, error) {
 func (p *process) await(want string) error {
 	line, err := p.line()
 	if err == nil && line != want {
-		err = fmt.Errorf("%s prints %q", p.Args[4], line)
+		err = fmt.Errorf("%s prints %q", p.Args[7], line)
 	}
 	return err
 }
@@ -118,7 +118,7 @@ func (b *bench) once(w workload, s server) (r figures, err error) {
 	if err != nil {
 		return r, err
 	}
-	server, err := start(0, "serve", "-server", s.name, "-addr", addr, "-group="+strconv.FormatBool(w.mode == "group"), "-tls="+strconv.FormatBool(w.tls))
+	server, err := start(0, 0, "serve", "-server", s.name, "-addr", addr, "-group="+strconv.FormatBool(w.mode == "group"), "-tls="+strconv.FormatBool(w.tls))
 	if err != nil {
 		return r, err
 	}
@@ -138,7 +138,8 @@ func (b *bench) once(w workload, s server) (r figures, err error) {
 		"-seconds", fmt.Sprint(seconds)}
 	before := 0
 	if w.attack != "" {
-		a, err := start(1, "attack", "-addr", addr, "-kind", w.attack)
+		// It has what the client leaves of the processor: the client's own waits are not the server's.
+		a, err := start(1, 19, "attack", "-addr", addr, "-kind", w.attack)
 		if err != nil {
 			return r, err
 		}
@@ -148,7 +149,7 @@ func (b *bench) once(w workload, s server) (r figures, err error) {
 		}
 		args = append(args, "-warm", fmt.Sprint(b.warm))
 	}
-	client, err := start(1, args...)
+	client, err := start(1, 0, args...)
 	if err != nil {
 		return r, err
 	}
@@ -192,7 +193,7 @@ func idleMemory(r *figures, server *process, n int, args ...string) error {
 		return err
 	}
 	rss := resident(server)
-	client, err := start(1, args...)
+	client, err := start(1, 0, args...)
 	if err != nil {
 		return err
 	}

@@ -17,8 +17,9 @@
 // lines a client sends have numbers too, so a line that is sent again is said once (session.go).
 // The logs are in memory: after a restart a page says that the room is a new one.
 //
-// A network can lose a connection without a word. The server and the terminal ping a silent peer (-ping), and
-// the page asks every 15 s: who is gone is seen by all, and who was cut off connects again.
+// A network can lose a connection without a word. The server and the terminal ping a silent peer
+// (-ping), and the page asks every 15 s: who is gone is seen by all, and who was cut off connects
+// again.
 //
 // SIGTERM and SIGINT drain: every page gets a Close frame with code 1001 and connects again.
 package main
