@@ -3,13 +3,18 @@
 package websocket
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -186,6 +191,55 @@ func TestEndings(t *testing.T) {
 			r.wait(t, "closed 1006  Neither: ")
 		}
 	})
+}
+
+// A panic is a line in the default logger of the moment, unless the listener has one. An error at
+// Closed is none of the level Info.
+func TestPanicGoesToTheDefaultLogger(t *testing.T) {
+	var byDefault, own lockedBuffer
+	was := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&byDefault, nil)))
+	defer func() {
+		slog.SetDefault(was)
+		log.SetOutput(os.Stderr) // SetDefault takes it along
+	}()
+	for _, logger := range []*slog.Logger{nil, slog.New(slog.NewTextHandler(&own, nil))} {
+		s, r := watched(t, "actor", tcpio.ListenerOptions{Logger: logger}, Options{}, func(ev Event) error {
+			switch ev.(type) {
+			case Text:
+				panic("at last")
+			case Closed:
+				return errors.New("too late")
+			}
+			return nil
+		})
+		p := dialPeer(t, s, "")
+		p.send(join(fr(opText, "x"), bye))
+		p.expect("close 1011", "eof")
+		r.wait(t, "closed")
+	}
+	for name, b := range map[string]*lockedBuffer{"default": &byDefault, "own": &own} {
+		if got := b.String(); strings.Count(got, "panic=\"at last\"") != 1 || strings.Contains(got, "too late") {
+			t.Errorf("the %s logger has %q", name, got)
+		}
+	}
+}
+
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 // Shutdown sends 1001 to every peer, on every route, and its DrainTimeout leaves time before that.

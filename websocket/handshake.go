@@ -131,7 +131,7 @@ func (s *Server) handshake(r *http.Request, header http.Header) (o opened, answe
 func (s *Server) check(r *http.Request) (status int) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.log("websocket: Check panicked", "panic", v)
+			s.logger().Error("websocket: Check panicked", "panic", v)
 			status = http.StatusInternalServerError
 		}
 	}()

@@ -22,8 +22,8 @@ type Server struct {
 	l     *tcpio.Listener // nil: New made it
 	drain time.Duration   // how long a connection has behind Draining
 	tls   bool            // l has a TLSConfig
-	log   func(msg string, args ...any)
-	over  chan struct{} // closed when Serve has returned; nil without a listener
+	log   *slog.Logger    // nil: the default of the moment
+	over  chan struct{}   // closed when Serve has returned; nil without a listener
 
 	timers timers
 	served atomic.Bool // Serve was called
@@ -62,9 +62,7 @@ func Listen(tcp *tcpio.ListenerOptions, opts *Options) (*Server, error) {
 		o.NewActor = func(tc *tcpio.Conn) tcpio.Actor { return (*driver)(s.connOf(tc)) }
 	}
 	s.tls = o.TLSConfig != nil
-	if o.Logger != nil {
-		s.log = o.Logger.Error
-	}
+	s.log = o.Logger
 	s.timers.init(s)
 	if s.l, err = tcpio.Listen(&o); err != nil {
 		return nil, err
@@ -73,10 +71,17 @@ func Listen(tcp *tcpio.ListenerOptions, opts *Options) (*Server, error) {
 	return s, nil
 }
 
+func (s *Server) logger() *slog.Logger {
+	if s.log != nil {
+		return s.log
+	}
+	return slog.Default()
+}
+
 // New returns a Server without a listener, for [Server.Upgrade] in net/http handlers that run on
 // a [tcpio.Listener.NetListener]: their connections stay on its loops.
 func New(opts *Options) (*Server, error) {
-	s := &Server{log: slog.Error} // the default logger of the moment
+	s := new(Server)
 	if opts != nil {
 		s.opts = *opts
 		s.opts.Origins = slices.Clone(opts.Origins)

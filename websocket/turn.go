@@ -98,7 +98,7 @@ func (c *Conn) guard(f func() error) (err error) {
 		if v := recover(); v != nil {
 			stack := debug.Stack()
 			err = &tcpio.PanicError{Value: v, Stack: stack}
-			c.s.log("websocket: handler panicked", "conn", c.String(), "panic", v, "stack", string(stack))
+			c.s.logger().Error("websocket: handler panicked", "conn", c.String(), "panic", v, "stack", string(stack))
 		}
 	}()
 	return f()
@@ -108,7 +108,7 @@ func (c *Conn) guard(f func() error) (err error) {
 func (c *Conn) actorFailed(ev Event, err error) {
 	if _, last := ev.(Closed); last {
 		if _, said := err.(*tcpio.PanicError); !said {
-			c.s.log("websocket: actor failed at Closed", "conn", c.String(), "err", err)
+			c.s.logger().Debug("websocket: actor failed at Closed", "conn", c.String(), "err", err)
 		}
 		return
 	}
