@@ -9,6 +9,7 @@ require (
 	github.com/rabbit-backend/tcpio v0.0.0
 	github.com/rabbit-backend/tcpio/websocket v0.0.0
 	golang.org/x/sys v0.49.0
+	pgregory.net/rapid v1.3.0
 )
 
 require (
