@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -58,12 +60,13 @@ func natsServers(t testing.TB, n int) []*server.Server {
 }
 
 // connect makes a connection to NATS that ends with the test.
-func connect(t testing.TB, s *server.Server, opts ...nats.Option) *nats.Conn {
+func connect(t testing.TB, url string, opts ...nats.Option) *nats.Conn {
 	t.Helper()
 	opts = append(NATSOptions(), append([]nats.Option{
 		nats.ReconnectWait(20 * time.Millisecond), nats.ReconnectJitter(10*time.Millisecond, 0),
+		nats.IgnoreDiscoveredServers(), // a gate would be passed by
 	}, opts...)...)
-	nc, err := nats.Connect(s.ClientURL(), opts...)
+	nc, err := nats.Connect(url, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,15 +104,33 @@ func openSites(t testing.TB, servers []*server.Server, o Options) []*site {
 	t.Helper()
 	var all []*site
 	for _, s := range servers {
-		all = append(all, openSite(t, s, o))
+		all = append(all, openSite(t, s.ClientURL(), o))
 	}
-	for _, s := range all {
-		testnet.WaitFor(t, "the nodes know each other", func() bool { return len(s.Nodes()) == len(all) })
-	}
+	acquainted(t, all)
 	return all
 }
 
-func openSite(t testing.TB, on *server.Server, o Options) *site {
+// openGated is openSites with a gate before each node.
+func openGated(t testing.TB, servers []*server.Server, o Options) (all []*site, gates []*gate) {
+	t.Helper()
+	for _, s := range servers {
+		g := newGate(t, strings.TrimPrefix(s.ClientURL(), "nats://"))
+		gates = append(gates, g)
+		all = append(all, openSite(t, g.url(), o))
+	}
+	acquainted(t, all)
+	return all, gates
+}
+
+// acquainted waits until the nodes know each other.
+func acquainted(t testing.TB, all []*site) {
+	t.Helper()
+	for _, s := range all {
+		testnet.WaitFor(t, "the nodes know each other", func() bool { return len(s.Nodes()) == len(all) })
+	}
+}
+
+func openSite(t testing.TB, url string, o Options) *site {
 	t.Helper()
 	s := &site{got: make(chan tcpio.Message, 1000)}
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", NewActor: func(*tcpio.Conn) tcpio.Actor {
@@ -138,7 +159,7 @@ func openSite(t testing.TB, on *server.Server, o Options) *site {
 	served := make(chan error, 1)
 	go func() { served <- l.Serve(context.Background()) }() // until Close
 	t.Cleanup(func() { l.Close(); <-served })
-	s.l, s.nc = l, connect(t, on)
+	s.l, s.nc = l, connect(t, url)
 	s.Node = openNode(t, s.nc, o)
 	return s
 }
@@ -179,6 +200,86 @@ func (c *client) line(t testing.TB) string {
 		t.Fatalf("the client: %v", err)
 	}
 	return strings.TrimSuffix(s, "\n")
+}
+
+// A recorder is a member that counts what it gets.
+type recorder struct {
+	*client
+	mu  sync.Mutex
+	got []string
+}
+
+// record makes a member of the topic that records lines.
+func (s *site) record(t testing.TB, topic, id string) *recorder {
+	t.Helper()
+	r := &recorder{client: s.client(t)}
+	_ = r.SetDeadline(time.Time{})
+	must(t, s.Topic(topic).Join(r.conn, &Member{ID: id}))
+	done := make(chan struct{})
+	go func() { // until the connection ends
+		defer close(done)
+		for {
+			line, err := r.lines.ReadString('\n')
+			if err != nil {
+				return
+			}
+			r.mu.Lock()
+			r.got = append(r.got, strings.TrimSuffix(line, "\n"))
+			r.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() { r.Close(); <-done })
+	return r
+}
+
+// count returns how many lines with the prefix have come.
+func (r *recorder) count(prefix string) (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, line := range r.got {
+		if strings.HasPrefix(line, prefix) {
+			n++
+		}
+	}
+	return n
+}
+
+// losses sums up Lost, by node, until the test ends.
+type losses struct {
+	mu     sync.Mutex
+	byNode map[string]uint64
+	events []string
+}
+
+func (s *site) losses(t testing.TB) *losses {
+	l := &losses{byNode: make(map[string]uint64)}
+	done := make(chan struct{})
+	go func() { // until the node is closed
+		defer close(done)
+		for ev := range s.Events() {
+			l.mu.Lock()
+			if lost, ok := ev.(Lost); ok {
+				l.byNode[lost.Node] += lost.Count
+			}
+			l.events = append(l.events, ev.String())
+			l.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() { s.Close(); <-done })
+	return l
+}
+
+func (l *losses) of(node string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return int(l.byNode[node])
+}
+
+// saw reports whether an event with the prefix has come.
+func (l *losses) saw(prefix string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.events, func(ev string) bool { return strings.HasPrefix(ev, prefix) })
 }
 
 // must is for what has no reason to fail.
