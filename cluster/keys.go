@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +29,7 @@ type keys struct {
 	byToken map[string]*keyed
 	byConn  map[*tcpio.Conn][]*keyed
 	over    bool
+	asked   map[string]int // handlers that an Ask waits for, by where the reply goes
 }
 
 // A keyed is a key that has connections here.
@@ -47,6 +49,7 @@ func (ks *keys) init(n *Node) {
 	ks.asking = make(chan struct{}, maxAsking)
 	ks.group.Left = ks.left
 	ks.byToken, ks.byConn = make(map[string]*keyed), make(map[*tcpio.Conn][]*keyed)
+	ks.asked = make(map[string]int)
 }
 
 // Register makes c reachable by key, from all nodes: for Post and Ask. Several connections may have
@@ -213,9 +216,20 @@ func (ks *keys) receive(kd kind, r reader, place string, m *nats.Msg) {
 	ks.answer(m, outcome, nil)
 }
 
+// receiveProbe answers a probe if the request before it has not come, or was answered: what is posted
+// is answered at once, so only an Ask can be waiting. It runs on a shard's goroutine.
+func (ks *keys) receiveProbe(m *nats.Msg) {
+	ks.mu.Lock()
+	waiting := ks.asked[strings.TrimSuffix(m.Reply, probeMark)] > 0
+	ks.mu.Unlock()
+	if !waiting && m.Reply != "" {
+		ks.answer(m, outcomeIdle, nil)
+	}
+}
+
 // better returns the better of two outcomes.
 func better(a, b byte) byte {
-	rank := [outcomeEnd]int{outcomeReply: 0, outcomeTaken: 1, outcomeNoReply: 2, outcomeFull: 3, outcomeNobody: 4}
+	rank := [outcomeEnd]int{outcomeReply: 0, outcomeTaken: 1, outcomeNoReply: 2, outcomeFull: 3, outcomeNobody: 4, outcomeIdle: 5}
 	if rank[b] < rank[a] {
 		return b
 	}
@@ -249,16 +263,28 @@ func (ks *keys) ask(m *nats.Msg, p Posted, conns []*tcpio.Conn, wait time.Durati
 			ks.answer(m, best, nil)
 		}
 	}
+	ks.mu.Lock()
+	ks.asked[m.Reply] += len(conns)
+	ks.mu.Unlock()
+	over := func() {
+		ks.mu.Lock()
+		defer ks.mu.Unlock()
+		if ks.asked[m.Reply]--; ks.asked[m.Reply] == 0 {
+			delete(ks.asked, m.Reply)
+		}
+	}
 	for _, c := range conns {
 		select {
 		case ks.asking <- struct{}{}:
 		default:
 			failed(outcomeFull)
+			over()
 			continue
 		}
 		own := Posted{p.Key, slices.Clone(p.Data)}
-		ks.n.over.Go(func() { // until wait is over, or the node is closed
+		started := ks.n.start(func() { // until wait is over, or the node is closed
 			defer func() { <-ks.asking }()
+			defer over()
 			ctx, cancel := context.WithTimeout(ks.n.ctx, wait)
 			defer cancel()
 			v, err := c.Ask(ctx, own)
@@ -272,6 +298,11 @@ func (ks *keys) ask(m *nats.Msg, p Posted, conns []*tcpio.Conn, wait time.Durati
 				ks.answer(m, outcomeReply, reply)
 			}
 		})
+		if !started {
+			<-ks.asking
+			failed(outcomeNobody)
+			over()
+		}
 	}
 }
 

@@ -104,7 +104,7 @@ func openSites(t testing.TB, servers []*server.Server, o Options) []*site {
 	t.Helper()
 	var all []*site
 	for _, s := range servers {
-		all = append(all, openSite(t, s.ClientURL(), o))
+		all = append(all, openSite(t, s, o))
 	}
 	acquainted(t, all)
 	return all
@@ -116,7 +116,7 @@ func openGated(t testing.TB, servers []*server.Server, o Options) (all []*site, 
 	for _, s := range servers {
 		g := newGate(t, strings.TrimPrefix(s.ClientURL(), "nats://"))
 		gates = append(gates, g)
-		all = append(all, openSite(t, g.url(), o))
+		all = append(all, openSiteAt(t, g.url(), o))
 	}
 	acquainted(t, all)
 	return all, gates
@@ -130,7 +130,12 @@ func acquainted(t testing.TB, all []*site) {
 	}
 }
 
-func openSite(t testing.TB, url string, o Options) *site {
+func openSite(t testing.TB, on *server.Server, o Options) *site {
+	t.Helper()
+	return openSiteAt(t, on.ClientURL(), o)
+}
+
+func openSiteAt(t testing.TB, url string, o Options) *site {
 	t.Helper()
 	s := &site{got: make(chan tcpio.Message, 1000)}
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", NewActor: func(*tcpio.Conn) tcpio.Actor {

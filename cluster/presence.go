@@ -12,6 +12,9 @@ import (
 // An origin is what has come of a topic from one node.
 type origin struct {
 	run, seq uint64 // the last number; 0, 0: none has come
+	// based says that a part has come since the subscription: from then on NATS has had the interest
+	// everywhere, and a hole in the numbers is a loss.
+	based bool
 	// whole says that members is the node's part, as of its last message. It becomes so by a part
 	// that was asked for, and ends with every doubt.
 	whole   bool
@@ -33,14 +36,13 @@ func (v view) of(node []byte) *origin {
 }
 
 // heard takes the number of a message that has come. fresh is false for one that comes too late:
-// behind one with a higher number. lost is how many before it have not come. The first number ever
-// shows no loss.
+// behind one with a higher number. lost is how many before it have not come.
 func (v view) heard(s stamp) (lost uint64, fresh bool) {
 	o := v.of(s.node)
 	switch {
 	case s.run < o.run, s.run == o.run && s.seq <= o.seq:
 		return 0, false
-	case o.run == 0: // the first
+	case !o.based:
 	case s.run == o.run:
 		lost = s.seq - o.seq - 1
 	default: // a new run: what was before its end is told by tails, or not known any more
@@ -56,7 +58,7 @@ func (v view) upTo(s stamp) (lost uint64) {
 	switch {
 	case s.run < o.run, s.run == o.run && s.seq <= o.seq:
 		return 0
-	case o.run == 0:
+	case !o.based:
 	case s.run == o.run:
 		lost = s.seq - o.seq
 	default:
@@ -159,7 +161,7 @@ func (o *origin) become(members map[uint64]string) (d diff) {
 			d.join(num, record)
 		}
 	}
-	o.members, o.whole = members, true
+	o.members, o.whole, o.based = members, true, true
 	return d
 }
 

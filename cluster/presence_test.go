@@ -26,8 +26,12 @@ func TestNumbersShowWhatIsLost(t *testing.T) {
 			t.Errorf("the tail %v: %d, want %d", s, lost, want)
 		}
 	}
-	step(at(idA, 5, 10), 0, true) // the first shows nothing
-	step(at(idA, 5, 11), 0, true)
+	step(at(idA, 5, 8), 0, true) // without a part they show nothing
+	step(at(idA, 5, 10), 0, true)
+	tail(at(idA, 5, 11), 0)
+	if _, _, done := v.part(at(idA, 5, 11), piece{last: true}); !done {
+		t.Fatal("a part is not taken")
+	}
 	step(at(idA, 5, 14), 2, true)
 	step(at(idA, 5, 13), 0, false) // too late, and counted
 	step(at(idA, 5, 14), 0, false)

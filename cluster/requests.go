@@ -30,7 +30,7 @@ const (
 	maxAnswers = 64                    // of one request that wait; more are dropped
 	grace      = 50 * time.Millisecond // for better answers behind a refusal
 	patience   = 10 * time.Second      // for an answer, if ctx has no deadline
-	firstProbe = 250 * time.Millisecond
+	firstProbe = 100 * time.Millisecond
 	lastProbe  = 4 * time.Second
 	probeMark  = "-" // ends the token of a probe
 )
@@ -98,8 +98,8 @@ func noResponders(m *nats.Msg) bool {
 // never repeated: without an answer the error matches ErrUnknown, if it was sent.
 //
 // A request may meet a node that is just giving the subject up, or that is killed before it answers:
-// no answer will come. So once in a while a probe looks whether anybody has the subject. An answer
-// that was given before the subject was given up comes before the word that nobody has it.
+// no answer will come. So once in a while a probe looks whether anybody has the subject and works on
+// the request. An answer that was given before comes before that to the probe.
 func (n *Node) request(ctx context.Context, op, subject string, data []byte) (outcome byte, payload []byte, err error) {
 	if n.closed.Load() {
 		return 0, nil, fmt.Errorf("cluster: %s: %w", op, ErrClosed)
@@ -126,17 +126,17 @@ func (n *Node) request(ctx context.Context, op, subject string, data []byte) (ou
 	for {
 		select {
 		case m := <-r.answers:
-			if noResponders(m) {
-				switch {
-				case worse != nil:
-					return worse[0], nil, nil
-				case strings.HasSuffix(m.Subject, probeMark):
-					return 0, nil, fmt.Errorf("cluster: %s: %w: nobody is there any more to answer", op, ErrUnknown)
-				}
+			outcome, payload, err := byte(outcomeNobody), []byte(nil), error(nil)
+			if !noResponders(m) {
+				outcome, payload, err = readAnswer(m.Data)
+			} else if !strings.HasSuffix(m.Subject, probeMark) {
 				return outcomeNobody, nil, nil
 			}
-			outcome, payload, err := readAnswer(m.Data)
 			switch {
+			case err == nil && strings.HasSuffix(m.Subject, probeMark):
+				if worse == nil {
+					return 0, nil, fmt.Errorf("cluster: %s: %w: nobody works on it", op, ErrUnknown)
+				}
 			case err != nil:
 				n.malformed(m, err)
 			case outcome == outcomeTaken || outcome == outcomeReply:

@@ -138,7 +138,8 @@ func (s *shard) receive(m *nats.Msg) {
 		s.n.keys.receive(k, r, place, m)
 	case kindPart, kindNone:
 		s.receivePart(k, r, m)
-	case kindProbe: // that it has come is no answer, and needs none
+	case kindProbe:
+		s.n.keys.receiveProbe(m)
 	default:
 		s.n.malformed(m, &malformed{"kind"})
 	}

@@ -61,6 +61,7 @@ type Topic struct {
 	mu sync.Mutex // taken before a Conn's
 	// Guarded by mu.
 	subscribed bool
+	from       *nats.Subscription     // the one that counts: what an older one has left in the channel does not
 	idle       bool                   // it is in the shard's list of those that may be unsubscribed
 	members    map[*tcpio.Conn]member // those that others see
 	pending    map[uint64]change      // of members, not announced yet
@@ -251,8 +252,8 @@ func (t *Topic) subscribe() error {
 	t.sub = sub
 	t.mu.Lock()
 	// What comes of this node's own messages is known from the first on.
-	t.view = view{t.n.id: {run: t.run, seq: t.seq, whole: true}}
-	t.subscribed = true
+	t.view = view{t.n.id: {run: t.run, seq: t.seq, whole: true, based: true}}
+	t.subscribed, t.from = true, sub
 	t.mu.Unlock()
 	t.sh.keep(t)
 	t.n.count.topics.Add(1)
@@ -268,7 +269,7 @@ func (t *Topic) subscribe() error {
 func (t *Topic) unsubscribeLocked() {
 	t.mu.Lock()
 	sub := t.sub
-	t.sub, t.subscribed, t.view, t.excepts = nil, false, nil, nil
+	t.sub, t.from, t.subscribed, t.view, t.excepts = nil, nil, false, nil, nil
 	t.rec.known, t.rec.last, t.rec.seen, t.rec.excepts = false, 0, 0, nil
 	t.mu.Unlock()
 	if sub != nil {
@@ -394,7 +395,7 @@ func (t *Topic) receive(k kind, r reader, m *nats.Msg) {
 		}
 	}
 	t.mu.Lock()
-	if !t.subscribed {
+	if !t.subscribed || m.Sub != t.from {
 		t.mu.Unlock()
 		return
 	}
@@ -476,19 +477,19 @@ func (t *Topic) receivePart(s stamp, p piece) {
 		return
 	}
 	var lost uint64
-	if asked, newest := t.sh.answered(node, t, p.token, false); !asked || node == t.n.id {
+	switch asked, newest := t.sh.answered(node, t, p.token, false); {
+	case !asked:
 		lost = t.view.upTo(s)
-		t.sh.answered(node, t, p.token, true)
-	} else {
+	case newest: // otherwise it is the answer to an older question, perhaps of an older subscription
+		if node == t.n.id {
+			p.members = nil // they are known; the number is what counts
+		}
 		var d diff
 		var done bool
-		lost, d, done = t.view.part(s, p)
-		t.tellLocked(node, d)
-		if done && newest {
+		if lost, d, done = t.view.part(s, p); done {
 			t.sh.answered(node, t, p.token, true)
-		} else if done {
-			t.view.doubt(node) // the answer to an older question
 		}
+		t.tellLocked(node, d)
 	}
 	t.mu.Unlock()
 	if lost > 0 {
@@ -502,15 +503,12 @@ func (t *Topic) receiveNone(s stamp, token uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	asked, newest := t.sh.answered(node, t, token, !t.subscribed)
-	if !asked || !t.subscribed {
+	if !asked || !newest || !t.subscribed {
 		return
 	}
-	d, done := t.view.none(s.node, s.run)
-	t.tellLocked(node, d)
-	if done && newest {
+	if d, done := t.view.none(s.node, s.run); done {
+		t.tellLocked(node, d)
 		t.sh.answered(node, t, token, true)
-	} else if done {
-		t.view.doubt(node)
 	}
 }
 

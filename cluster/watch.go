@@ -135,9 +135,8 @@ func (t *Topic) tellDownLocked(node string, d diff) {
 }
 
 func (t *Topic) startTellingLocked() {
-	if !t.telling && !t.n.closed.Load() {
-		t.telling = true
-		t.n.over.Go(t.tell) // it ends when everything is told
+	if !t.telling {
+		t.telling = t.n.start(t.tell) // until everything is told, or the node is closed
 	}
 }
 
@@ -146,7 +145,7 @@ func (t *Topic) tell() {
 	ended := false
 	defer func() {
 		if !ended { // a watcher has ended the goroutine
-			t.n.over.Go(t.tell)
+			t.n.start(t.tell)
 		}
 	}()
 	for {

@@ -309,6 +309,7 @@ const (
 	outcomeNobody
 	outcomeReply // the payload is the handler's answer
 	outcomeNoReply
+	outcomeIdle // to a probe: no answer to the request is to be expected here
 	outcomeEnd
 )
 
