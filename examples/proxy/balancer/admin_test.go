@@ -79,20 +79,28 @@ func TestThePageTakesNoOrdersFromElsewhere(t *testing.T) {
 	}
 }
 
-func TestMetrics(t *testing.T) {
-	bs := named(t, "a")
-	s := start(t, onePool(bs, ""))
-	s.dial("main").ask("hello")
+// metrics is what Prometheus gets.
+func (s *served) metrics() string {
+	s.t.Helper()
 	resp, err := http.Get(s.page + "/metrics")
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	defer http.DefaultClient.CloseIdleConnections()
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
+	return string(text)
+}
+
+func TestMetrics(t *testing.T) {
+	bs := named(t, "a")
+	s := start(t, onePool(bs, ""))
+	s.dial("main").ask("hello")
+	s.when("its bytes are counted", func(st *status) bool { return st.find(t, bs[0].addr()).BytesUp == 6 })
+	text := s.metrics()
 	for _, want := range []string{
 		`balancer_upstream_state{pool="main",state="up",upstream="` + bs[0].addr() + `"} 1`,
 		`balancer_upstream_connections_open{pool="main",upstream="` + bs[0].addr() + `"} 1`,
@@ -102,7 +110,7 @@ func TestMetrics(t *testing.T) {
 		`balancer_config_reload_refused 0`,
 		`tcpio_connections_open{listener="main",loop="0"}`,
 	} {
-		if !strings.Contains(string(text), want) {
+		if !strings.Contains(text, want) {
 			t.Errorf("there is no %s", want)
 		}
 	}

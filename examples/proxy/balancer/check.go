@@ -86,6 +86,9 @@ func (c *checker) listener(at place, l *listenerConfig) {
 			}
 		}
 		c.alpn(at.at("alpn"), r.ALPN)
+		if l.TLS != nil && len(r.ALPN) > 0 && !slices.ContainsFunc(r.ALPN, func(p string) bool { return slices.Contains(l.TLS.ALPN, p) }) {
+			c.bad(at.at("alpn"), "tls.alpn has none of these, so that none is agreed on")
+		}
 	}
 	c.positive(at.at("hello_timeout"), l.HelloTimeout)
 	c.notNegative(at.at("idle_timeout"), l.IdleTimeout)

@@ -58,6 +58,9 @@ func TestAMistakeInAFileIsToldWithItsLine(t *testing.T) {
 			`2:39: listeners.a.routes[0].names[0]: "*" is no server name`},
 		{"a certificate", "listeners:\n  a: {listen: ':1', to: b, tls: {certificates: [{cert: x, key: y}]}}\npools: {b: {upstreams: [{addr: 'a:1'}]}}\n",
 			"listeners.a.tls.certificates[0]: open "},
+		{"a protocol that is never agreed on",
+			"listeners:\n  a: {listen: ':1', routes: [{alpn: [h2], to: b}], tls: {certificates: []}}\npools: {b: {upstreams: [{addr: 'a:1'}]}}\n",
+			"2:37: listeners.a.routes[0].alpn: tls.alpn has none of these"},
 		{"a pool's name with a dot", "listeners: {a: {listen: ':1', to: x.y}}\npools:\n  x.y:\n    upstreams: [{addr: a}]\n",
 			`4:24: pools.x.y.upstreams[0].addr: "a" is not of the form host:port`},
 	} {

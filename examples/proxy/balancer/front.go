@@ -65,16 +65,15 @@ func shapeOf(name string, cfg *listenerConfig) shape {
 func (p *proxy) openFront(name string, cfg *listenerConfig, old *front) (*front, error) {
 	f := &front{name: name, spare: p.spare, log: p.log.With("listener", name), shape: shapeOf(name, cfg)}
 	o := &tcpio.ListenerOptions{
-		Addr:              cfg.Listen,
-		MaxConns:          2 * cfg.MaxConns, // those to upstreams count too
-		Admit:             f.admit,
-		MaxConnsPerIP:     cfg.MaxConnsPerClient,
-		HandshakeTimeout:  cfg.HelloTimeout.Duration,
-		EOFTimeout:        maxTime, // an upstream may think for long about what a client has sent
-		DrainTimeout:      maxTime, // end has a limit of its own
-		WriteStallTimeout: 2 * time.Minute,
-		NewActor:          f.newSession,
-		Logger:            f.log,
+		Addr:             cfg.Listen,
+		MaxConns:         2 * cfg.MaxConns, // those to upstreams count too
+		Admit:            f.admit,
+		MaxConnsPerIP:    cfg.MaxConnsPerClient,
+		HandshakeTimeout: cfg.HelloTimeout.Duration,
+		EOFTimeout:       maxTime, // an upstream may think for long about what a client has sent
+		DrainTimeout:     maxTime, // end has a limit of its own
+		NewActor:         f.newSession,
+		Logger:           f.log,
 	}
 	if cfg.TLS != nil {
 		o.TLSConfig = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {

@@ -47,6 +47,7 @@ type poolCounts struct {
 var (
 	errNoUpstream = errors.New("no upstream is usable")
 	errQueueFull  = errors.New("every upstream is full, and so is the queue")
+	errDown       = errors.New("it was found down meanwhile")
 	errQueueLate  = errors.New("every upstream has been full for as long as the queue waits")
 )
 
@@ -129,6 +130,7 @@ type ticket struct {
 	// Guarded by pool.mu.
 	tried []*upstream   // those where an attempt has failed
 	place *upstream     // where it has a place
+	live  bool          // and a connection
 	queue *list.Element // in pool.waiting
 }
 
@@ -199,11 +201,18 @@ func (t *ticket) failed(err error) {
 	t.pool.attemptFailedLocked(u, err, time.Now())
 }
 
-// connected notes that the attempt has succeeded.
-func (t *ticket) connected() {
+// connected notes that the attempt has succeeded. It returns false if the upstream was found down
+// meanwhile, and its connections were reset: this one would be left.
+func (t *ticket) connected() bool {
 	t.pool.mu.Lock()
 	defer t.pool.mu.Unlock()
-	t.place.connectedNow()
+	u := t.place
+	if u.down && t.pool.cfg.WhenDown == resetConns {
+		return false
+	}
+	u.connectedNow()
+	t.live = true
+	return true
 }
 
 func (t *ticket) leaveQueueLocked() {
@@ -218,7 +227,7 @@ func (t *ticket) leavePlaceLocked() {
 	if u == nil {
 		return
 	}
-	t.place = nil
+	t.place, t.live = nil, false
 	delete(u.clients, t)
 	up, down := t.holder.moved()
 	u.counts.BytesUp += up

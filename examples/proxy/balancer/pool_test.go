@@ -234,19 +234,27 @@ func TestChecksBringAnUpstreamDownAndUp(t *testing.T) {
 		c.WhenDown = resetConns
 		c.Health.Fall, c.Health.Rise = 2, 3
 	})
-	have, _ := seats(t, p, 4)
+	have, _ := seats(t, p, 6)
+	for _, k := range have[:4] { // the rest still connect
+		if !k.connected() {
+			t.Error("it is up, and connected says no")
+		}
+	}
 	u, bad := p.ups[0], errors.New("refused")
 	for i, step := range []struct {
 		err  error
 		down bool
 	}{{bad, false}, {nil, false}, {bad, false}, {bad, true}, {nil, true}, {nil, true}, {bad, true}, {nil, true}, {nil, true}, {nil, false}} {
 		p.checkedLocked(u, step.err)
+		if late := have[4]; late.at() == u && u.down && late.connected() {
+			t.Error("one that connects to what is down would be left there")
+		}
 		if u.down != step.down {
 			t.Fatalf("step %d: down is %v", i, u.down)
 		}
 	}
-	for _, k := range have {
-		if want := map[bool]int{true: 1}[k.at() == u]; k.holder.(*fake).cuts != want {
+	for i, k := range have {
+		if want := map[bool]int{true: 1}[k.at() == u && i < 4]; k.holder.(*fake).cuts != want {
 			t.Errorf("one at %s was cut %d times, want %d", k.at().addr, k.holder.(*fake).cuts, want)
 		}
 	}

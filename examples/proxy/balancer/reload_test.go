@@ -56,6 +56,9 @@ func TestAReloadDropsNoConnection(t *testing.T) {
 	if got := s.once("other"); got != "c" {
 		t.Errorf("a new connection goes to %s", got)
 	}
+	if m := s.metrics(); !strings.Contains(m, `tcpio_connections_open{listener="other",loop="0"}`) || strings.Contains(m, `listener="main"`) {
+		t.Errorf("the metrics are not those of the listeners:\n%s", m)
+	}
 	one.Close()
 	two.Close()
 	s.when("nothing of the old is left", func(st *status) bool { return len(st.Listeners) == 1 })
@@ -91,6 +94,8 @@ func TestABadFileChangesNothing(t *testing.T) {
 	}
 	defer taken.Close()
 	for _, c := range []struct{ file, want string }{
+		{strings.Replace(onePool(bs[1:], ""), "to: main}", fmt.Sprintf("to: main, max_conns: 5}\n  other: {listen: '%s', to: main}", taken.Addr()), 1),
+			"address already in use"}, // main's socket may be with two for a moment
 		{"listeners: {}\npols: {}\n", `balancer.yaml:2:1: unknown field "pols"`},
 		{onePool(bs[1:], "    queue: -1\n"), "balancer.yaml:7:12: pools.main.queue: has to be from 0"},
 		{strings.Replace(onePool(bs[1:], ""), "pools:", fmt.Sprintf("  other: {listen: '%s', to: main}\npools:", taken.Addr()), 1),

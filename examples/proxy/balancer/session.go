@@ -3,7 +3,7 @@ package main
 import (
 	"errors"
 	"net"
-	"sync/atomic"
+	"os"
 
 	"github.com/rabbit-backend/tcpio"
 	"github.com/rabbit-backend/tcpio/proxyproto"
@@ -29,8 +29,6 @@ type session struct {
 	back    *tcpio.Conn // while securing or relaying
 	stop    func() bool // ends the timer of waiting, or the dial
 	counted bool        // among the front's ends
-
-	relay atomic.Pointer[tcpio.Relay] // once relaying
 }
 
 type stage int
@@ -48,7 +46,10 @@ const (
 type (
 	seated  struct{} // the ticket has a place
 	late    struct{} // the queue's time is over
-	secured struct{ err error }
+	secured struct { // the handshake with the upstream has ended
+		back *tcpio.Conn
+		err  error
+	}
 )
 
 // Receive returns nil always: behind an error the connection would be closed in order, and a client
@@ -66,7 +67,7 @@ func (s *session) Receive(ev tcpio.Event) error {
 				s.refuse(errQueueLate)
 			}
 		case secured:
-			s.secured(v.err)
+			s.secured(v)
 		}
 	case tcpio.Dialed:
 		s.dialled(ev)
@@ -173,12 +174,13 @@ func (s *session) dialled(ev tcpio.Dialed) {
 // secure begins TLS with the upstream behind the PROXY header.
 func (s *session) secure() {
 	s.stage = securing
-	client := s.client
+	client, back := s.client, s.back
+	s.stop = client.After(s.cfg.ConnectTimeout.Duration, secured{back, os.ErrDeadlineExceeded})
 	tell := func(err error) error {
-		_ = client.Post(secured{err}) // one that has closed needs no answer
+		_ = client.Post(secured{back, err}) // one that has closed needs no answer
 		return nil
 	}
-	err := s.back.Attach(tcpio.ActorFunc(func(ev tcpio.Event) error {
+	err := back.Attach(tcpio.ActorFunc(func(ev tcpio.Event) error {
 		switch ev := ev.(type) {
 		case tcpio.Opened:
 			return ev.Conn.StartTLSClient(s.cfg.TLS.config(s.ticket.at().addr))
@@ -194,11 +196,11 @@ func (s *session) secure() {
 	}
 }
 
-func (s *session) secured(err error) {
+func (s *session) secured(v secured) {
 	switch {
-	case s.stage != securing:
-	case err != nil:
-		s.failed(err)
+	case s.stage != securing || v.back != s.back: // of an attempt before this one
+	case v.err != nil:
+		s.failed(v.err)
 	default:
 		s.join()
 	}
@@ -206,6 +208,7 @@ func (s *session) secured(err error) {
 
 // failed tries elsewhere.
 func (s *session) failed(err error) {
+	s.halt()
 	if s.back != nil {
 		s.back.Abort()
 		s.back = nil
@@ -219,15 +222,16 @@ func (s *session) failed(err error) {
 
 // join has the two connections relayed.
 func (s *session) join() {
-	s.stage = relaying
-	s.ticket.connected()
-	r, err := s.client.Relay(s.back, &tcpio.RelayOptions{IdleTimeout: s.front.shape.idle})
-	if err != nil {
-		s.back.Abort()
-		s.client.Abort() // if it has not closed
+	s.halt()
+	if !s.ticket.connected() {
+		s.failed(errDown)
 		return
 	}
-	s.relay.Store(r)
+	s.stage = relaying
+	if _, err := s.client.Relay(s.back, &tcpio.RelayOptions{IdleTimeout: s.front.shape.idle}); err != nil {
+		s.back.Abort()
+		s.client.Abort() // if it has not closed
+	}
 }
 
 // refuse ends a session without an upstream.
@@ -284,7 +288,7 @@ func (s *session) granted() bool { return s.client.Post(seated{}) == nil }
 func (s *session) cut() { s.client.Abort() }
 
 func (s *session) moved() (up, down uint64) {
-	if r := s.relay.Load(); r != nil {
+	if r := s.client.Relayed(); r != nil {
 		return r.Passed()
 	}
 	return 0, 0

@@ -262,3 +262,38 @@ func TestAClientIsHashedByItsOwnAddress(t *testing.T) {
 		t.Errorf("40 clients are at %v alone", seen)
 	}
 }
+
+// An upstream that connects and then says nothing is given up within connect_timeout, with a PROXY
+// header before the handshake or without.
+func TestAHandshakeThatHangsIsTriedElsewhere(t *testing.T) {
+	folder := t.TempDir()
+	writePair(t, folder, "back.example")
+	pair, err := tls.LoadX509KeyPair(folder+"/cert.pem", folder+"/key.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, header := range []bool{false, true} {
+		silent := newBackend(t, "silent", "", func(_ *backend, c net.Conn) { _, _ = io.Copy(io.Discard, c) })
+		refusing := newBackend(t, "refusing", "", func(_ *backend, c net.Conn) { _, _ = io.WriteString(c, "no TLS here\n") })
+		good := newBackend(t, "good", "", func(b *backend, c net.Conn) {
+			in := bufio.NewReader(c)
+			if header {
+				if _, err := pp.Read(in); err != nil {
+					return
+				}
+			}
+			answer(b, tls.Server(&peeked{c, in}, &tls.Config{Certificates: []tls.Certificate{pair}}))
+		})
+		s := start(t, onePool([]*backend{silent, refusing, good}, fmt.Sprintf(
+			"    connect_timeout: 300ms\n    health: {interval: -1s}\n    send_proxy: %v\n    tls: {server_name: back.example, ca: %s/cert.pem}\n", header, folder)))
+		for range 3 {
+			if got := s.once("main"); got != "good" {
+				t.Errorf("header %v: the answer is of %s", header, got)
+			}
+		}
+		if st := s.status(); st.find(t, silent.addr()).Failures == 0 || st.find(t, refusing.addr()).Failures == 0 {
+			t.Errorf("header %v: %+v", header, st.Pools[0])
+		}
+		s.stop()
+	}
+}

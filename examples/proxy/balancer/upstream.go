@@ -102,6 +102,7 @@ func (p *pool) checkedLocked(u *upstream, err error) {
 	if err != nil {
 		u.because = err.Error()
 	}
+	defer p.serveQueueLocked() // an ejection may be over, too
 	if good := err == nil; good != u.down {
 		u.streak = 0 // as it was
 		return
@@ -112,15 +113,16 @@ func (p *pool) checkedLocked(u *upstream, err error) {
 		u.down, u.streak = false, 0
 		u.connectedNow()
 		p.log.Info("upstream up", "upstream", u.addr)
-		p.serveQueueLocked()
 	case !u.down && u.streak >= p.cfg.Health.Fall:
 		u.down, u.streak = true, 0
 		u.counts.Downs++
 		p.log.Warn("upstream down", "upstream", u.addr, "err", err)
 		if p.cfg.WhenDown == resetConns {
 			for t := range u.clients {
-				u.counts.Resets++
-				t.holder.cut()
+				if t.live { // others go elsewhere when their attempt ends
+					u.counts.Resets++
+					t.holder.cut()
+				}
 			}
 		}
 	}
