@@ -83,7 +83,8 @@ func TestShutdownDoesNotWaitForASilentPeerOfTLS(t *testing.T) {
 	testnet.ExpectEOF(t, peer) // by close_notify
 }
 
-// A peer that has not acknowledged everything, or that still says something, is waited for.
+// A peer that has not acknowledged everything, or that still says something, is waited for. To see it
+// fail: leave Delivered, or heard, out of closeDueLocked.
 func TestShutdownWaitsForAPeerThatIsAtWork(t *testing.T) {
 	t.Parallel()
 	// More than five looks at the connections, by each of which one could have ended.
@@ -101,18 +102,18 @@ func TestShutdownWaitsForAPeerThatIsAtWork(t *testing.T) {
 		t.Parallel()
 		l, events := harness.Manual(t, tcpio.ListenerOptions{CloseTimeout: drainNever})
 		c, peer := harness.Open(t, l, events)
-		// All that two sockets take, so that nothing is queued here, but not acknowledged either.
-		sent := 0
-		for chunk := make([]byte, 64<<10); ; {
-			n, err := c.TryWrite(chunk)
-			if sent += n; err != nil || c.Buffered() > 0 {
-				break
-			}
+		// The socket takes it, so that nothing is queued here, but the peer's has no room for all of it.
+		if err := peer.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+			t.Fatal(err)
+		}
+		const sent = 256 << 10
+		if _, err := c.TryWrite(make([]byte, sent)); err != nil || c.Buffered() > 0 {
+			t.Fatalf("TryWrite: %v, and %d bytes are queued", err, c.Buffered())
 		}
 		c.Close()
 		done := shut(t, l)
 		wait(t, done, func() {})
-		if n, err := io.Copy(io.Discard, peer); n != int64(sent) || err != nil {
+		if n, err := io.Copy(io.Discard, peer); n != sent || err != nil {
 			t.Errorf("the peer read %d bytes to %v, want %d", n, err, sent)
 		}
 		if err := testnet.Receive(t, "the end of Shutdown", done); err != nil {
