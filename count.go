@@ -5,6 +5,9 @@ package tcpio
 func (l *Listener) Stats() Stats {
 	s := Stats{
 		Buffered: l.budget.Used(),
+
+		MaxBuffered: l.budget.Most,
+
 		Blocked:  int(l.blocked.Load()),
 		Refusing: int(l.refusing.Load()),
 		Panics:   l.panics.Load(),

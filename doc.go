@@ -66,7 +66,7 @@
 //
 // Output that the socket does not take is queued, up to WriteBuffer bytes for a connection. Beyond
 // that [Conn.TryWrite] takes nothing and returns [ErrWouldBlock]; a Writable follows when the queue
-// has fallen to half. MaxBuffered bounds all queues together.
+// has fallen to half. MaxBuffered bounds all queues together: by default at a quarter of memory.
 //
 // A [Group] waits for no member. One without room for a Write is closed with [ErrSlow]
 // ([CloseSlow]), or misses that Write as a whole ([SkipSlow]): then [Group.Skipped] and [Stats]

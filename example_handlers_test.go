@@ -22,6 +22,23 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
+// A server that anybody may reach begins with bounds on what peers can take.
+func ExamplePublicDefaults() {
+	opts := tcpio.PublicDefaults()
+	opts.Addr = "127.0.0.1:0"
+	opts.MaxConnsPerIP = 50
+	l, err := tcpio.Listen(&opts)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+	fmt.Println(opts.ReadStallTimeout, opts.WriteStallTimeout, opts.IdleTimeout)
+	fmt.Println("output is bounded:", l.Stats().MaxBuffered > 0)
+	// Output:
+	// 10s 30s 5m0s
+	// output is bounded: true
+}
+
 // A proxy sends a line with its client's address before the client's bytes. The module proxyproto
 // has the protocol that HAProxy and others speak.
 func ExampleConn_SetRemoteAddr() {

@@ -50,11 +50,14 @@ type ListenerOptions struct {
 	// WriteBuffer bounds the queued output of one connection, in bytes; 0 means 1 MiB, and 1 GiB is
 	// the most. See Conn.TryWrite.
 	WriteBuffer int
-	// MaxBuffered bounds the queued output of all connections together, in bytes. 0 means no bound,
-	// and 1 TiB is the most, on a 32-bit system 1 GiB. While more than half of it is used, a write
-	// that would exceed it is refused, as by WriteBuffer; a Writable follows when half is free. A
-	// connection that has nothing queued may still write up to 4 KiB, so that peers that read are
-	// served; WriteStallTimeout ends the connections of those that do not.
+	// MaxBuffered bounds the queued output of all connections together, in bytes. 0 means a quarter
+	// of the memory that the process may use when Listen is called, and at least 1 MiB: of the least
+	// of Go's own limit (GOMEMLIMIT, debug.SetMemoryLimit), its control groups', and the machine's
+	// memory. Stats has the number. 1 TiB is the most, on a 32-bit system 1 GiB, and as good as no
+	// bound. While more than half of it is used, a write that would exceed it is refused, as by
+	// WriteBuffer; a Writable follows when half is free. A connection that has nothing queued may
+	// still write up to 4 KiB, so that peers that read are served; WriteStallTimeout ends the
+	// connections of those that do not.
 	MaxBuffered int
 	// MaxFrame bounds a frame of Conn.Frames, in bytes of the stream: its header or the end of its
 	// line counts. 0 means 64 KiB, and 1 GiB is the most.

@@ -18,7 +18,7 @@ import (
 // fileOrder is the package's files from the bottom to the top. A file uses what is defined in
 // itself and in the files before it.
 var fileOrder = strings.Fields(`
-	errors.go events.go actor.go options.go splitters.go stats.go
+	errors.go events.go actor.go options.go defaults.go splitters.go stats.go
 	guard.go hello.go
 	epoll_linux.go dials.go shard.go states.go conn.go relayside.go log.go
 	ends.go route.go limits.go mailbox.go budget.go socket.go tlslink.go tls.go read.go write.go

@@ -58,10 +58,10 @@ type RelayOptions struct {
 // closed: an actor's behind the Receive of Draining, any other's 250 ms later.
 //
 // It fails on a nil connection or one that has a relay already (ErrRelayed), if c and to are the
-// same, after CloseWrite (syscall.EPIPE), while a split function of Frames runs, and after the end
-// of one with net.ErrClosed. Then both are as they were. It may be called within a loop over
-// Frames, whose body must leave the loop then, and from any goroutine. nil options are the zero
-// RelayOptions.
+// same, before Preface is done, after CloseWrite (syscall.EPIPE), while a split function of Frames
+// runs, and after the end of one with net.ErrClosed. Then both are as they were. It may be called
+// within a loop over Frames, whose body must leave the loop then, and from any goroutine. nil
+// options are the zero RelayOptions.
 func (c *Conn) Relay(to *Conn, o *RelayOptions) (*Relay, error) {
 	if o == nil {
 		o = new(RelayOptions)
@@ -168,6 +168,8 @@ func (c *Conn) mayRelayLocked() error {
 		return c.relayedLocked("relay")
 	case c.sendEnd != sendOpen:
 		return c.opErrorLocked("relay", syscall.EPIPE)
+	case c.ext != nil && c.ext.preface != nil:
+		return c.opErrorLocked("relay", errors.New("tcpio: Preface is not done"))
 	case c.ext != nil && c.ext.frames.split:
 		return c.opErrorLocked("relay", errors.New("tcpio: a split function of Frames is looking at the input"))
 	}

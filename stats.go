@@ -7,9 +7,10 @@ type Stats struct {
 	LoopStats
 	Loops []LoopStats // each loop's own part
 
-	Buffered int64 // bytes of output that wait for room in sockets
-	Blocked  int   // goroutines in actors' handlers that have blocked and lost their loop
-	Refusing int   // refused connections whose peer has not read the reply yet
+	Buffered    int64 // bytes of output that wait for room in sockets
+	MaxBuffered int64 // their bound, also where ListenerOptions has none
+	Blocked     int   // goroutines in actors' handlers that have blocked and lost their loop
+	Refusing    int   // refused connections whose peer has not read the reply yet
 
 	// Panics counts the panics of your code that tcpio has stopped, and its calls of runtime.Goexit: in
 	// handlers, hooks, callbacks, Groups.Changed, and functions of a TLS config in a handshake.

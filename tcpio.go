@@ -90,6 +90,9 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 	}
 	l.errs.onErr = l.opts.OnErrorEvent
 	l.handshakes = quota.NewHandshakes(l.opts.MaxHandshakes, max(1, runtime.GOMAXPROCS(0)/2))
+	if l.opts.MaxBuffered == 0 {
+		l.opts.MaxBuffered = defaultBuffered(processMemory())
+	}
 	l.budget.Most = int64(l.opts.MaxBuffered)
 	l.timed.Store(l.opts.hasTimeLimit())
 	if err := l.socket.open(l.opts.endpoints(), &l.opts); err != nil {

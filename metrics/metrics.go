@@ -112,6 +112,8 @@ func newCollector(stats func() tcpio.Stats, labels prometheus.Labels) *collector
 		func(s *tcpio.Stats) float64 { return float64(s.Panics) })
 	gauge("queued_bytes", "Bytes of output that wait for room in sockets.",
 		func(s *tcpio.Stats) float64 { return float64(s.Buffered) })
+	gauge("queued_bytes_limit", "Bound of queued_bytes: MaxBuffered, or its default.",
+		func(s *tcpio.Stats) float64 { return float64(s.MaxBuffered) })
 	gauge("blocked_handlers", "Goroutines in actors' handlers that have blocked and lost their loop.",
 		func(s *tcpio.Stats) float64 { return float64(s.Blocked) })
 	gauge("connections_refusing", "Refused connections whose peer has not read the reply yet.",

@@ -129,6 +129,7 @@ func writeMetrics(w io.Writer, s tcpio.Stats) {
 		func(s *tcpio.LoopStats) uint64 { return s.Posted })
 	together("counter", "panics_total", "Panics of the program's handlers, hooks and callbacks.", int64(s.Panics))
 	gauge("queued_bytes", "Bytes of output that wait for room in sockets.", s.Buffered)
+	gauge("queued_bytes_limit", "Bound of queued_bytes: MaxBuffered, or its default.", s.MaxBuffered)
 	gauge("blocked_handlers", "Goroutines in actors' handlers that have blocked and lost their loop.", int64(s.Blocked))
 	gauge("connections_refusing", "Refused connections whose peer has not read the reply yet.", int64(s.Refusing))
 }

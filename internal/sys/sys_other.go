@@ -6,6 +6,7 @@ package sys
 
 import (
 	"errors"
+	"math"
 	"net"
 	"os"
 	"syscall"
@@ -85,3 +86,6 @@ func (Pipe) Read([]byte) (int, error)                   { return 0, errors.ErrUn
 func (Pipe) SpliceFrom(int32, int) (int, syscall.Errno) { return 0, syscall.ENOTSUP }
 func (Pipe) SpliceTo(int32, int) (int, syscall.Errno)   { return 0, syscall.ENOTSUP }
 func Unspliceable(syscall.Errno) bool                   { return false }
+
+func MemoryLimit(string) int64 { return math.MaxInt64 }
+func MaxDescriptors() int      { return math.MaxInt }

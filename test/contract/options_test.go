@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -334,4 +335,42 @@ func TestBadLimitsAreErrorsThatNameTheField(t *testing.T) {
 			t.Errorf("%s: the error is %q", name, err)
 		}
 	}
+}
+
+// MaxBuffered has a bound where nobody has set one, by the memory that the process may use.
+func TestMaxBufferedIsAQuarterOfMemoryByDefault(t *testing.T) {
+	bound := func(o tcpio.ListenerOptions) int64 {
+		o.Addr = "127.0.0.1:0"
+		l, err := tcpio.Listen(&o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		return l.Stats().MaxBuffered
+	}
+	if n := bound(tcpio.ListenerOptions{}); n < 1<<20 || n > 1<<40 {
+		t.Errorf("the bound is %d bytes", n)
+	}
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(256 << 20))
+	for _, tc := range []struct{ limit, most, want int64 }{{256 << 20, 0, 64 << 20}, {256 << 20, 5000, 5000}, {1 << 20, 0, 1 << 20}} {
+		debug.SetMemoryLimit(tc.limit)
+		if n := bound(tcpio.ListenerOptions{MaxBuffered: int(tc.most)}); n != tc.want {
+			t.Errorf("with %d bytes of memory and MaxBuffered %d the bound is %d, want %d", tc.limit, tc.most, n, tc.want)
+		}
+	}
+}
+
+// They are taken as they are, bound what peers may take, and serve.
+func TestPublicDefaultsServe(t *testing.T) {
+	o := tcpio.PublicDefaults()
+	if o.MaxConns < 1 || o.MaxConns > 100_000 || o.MaxConnsPerIP != 1000 || o.WriteBuffer != 256<<10 || o.MaxBuffered < 1<<20 ||
+		o.IdleTimeout == 0 || o.ReadStallTimeout == 0 || o.FrameTimeout == 0 || o.WriteStallTimeout == 0 || o.TCPUserTimeout == 0 {
+		t.Errorf("%+v", o)
+	}
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(64 << 20))
+	if o := tcpio.PublicDefaults(); o.MaxConns != 1024 || o.MaxBuffered != 16<<20 {
+		t.Errorf("with 64 MiB of memory: %d connections, %d bytes", o.MaxConns, o.MaxBuffered)
+	}
+	l := harness.Stream(t, o, harness.Echo(t))
+	testnet.Ping(t, testnet.Dial(t, l), "hello")
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -591,6 +592,9 @@ func TestNothingIsReadOrWrittenBeforePreface(t *testing.T) {
 	if hijacked == nil || c.StartTLS(testnet.ServerTLS()) == nil || c.CloseWrite() == nil {
 		t.Error("Hijack, StartTLS or CloseWrite worked")
 	}
+	if _, err := c.Relay(new(tcpio.Conn), nil); err == nil {
+		t.Error("Relay worked")
+	}
 	if err := c.SetRemoteAddr(netip.AddrPort{}, 1); err == nil {
 		t.Error("SetRemoteAddr outside of Preface worked")
 	}
@@ -728,5 +732,106 @@ func TestWaitingForPrefaceCostsNoGoroutine(t *testing.T) {
 	for _, p := range peers {
 		testnet.Send(t, p, header[5:])
 		harness.Expect[tcpio.Opened](t, events)
+	}
+}
+
+// Peers that do anything at any moment, before and behind the header: every connection ends, each
+// Opened has its Closed, and no place of an address is left taken.
+func TestPrefaceOutlivesAnyPeer(t *testing.T) {
+	t.Parallel()
+	for _, secure := range []bool{false, true} {
+		t.Run(fmt.Sprint("TLS ", secure), func(t *testing.T) {
+			const most, peers, together = 20, 400, 20
+			var opened, closed atomic.Int64
+			var wild atomic.Bool
+			wild.Store(true)
+			o := tcpio.ListenerOptions{Loops: 2, Proxies: localhost, MaxConnsPerIP: most, PrefaceTimeout: 100 * time.Millisecond,
+				HandshakeTimeout: 100 * time.Millisecond, CloseTimeout: 100 * time.Millisecond, ReadStallTimeout: 300 * time.Millisecond, IdleTimeout: 300 * time.Millisecond,
+				EOFTimeout: 50 * time.Millisecond,
+				Preface: func(c *tcpio.Conn, head []byte) (int, error) {
+					n, err := readHeader(c, head)
+					if !wild.Load() {
+						return n, err
+					}
+					switch rand.IntN(20) {
+					case 0:
+						panic("at random")
+					case 1:
+						c.Abort()
+					case 2:
+						time.Sleep(2 * time.Millisecond) // it loses its loop
+					}
+					return n, err
+				}}
+			if secure {
+				o.TLSConfig = testnet.ServerTLS()
+			}
+			o.NewActor = func(*tcpio.Conn) tcpio.Actor {
+				return tcpio.ActorFunc(func(ev tcpio.Event) error {
+					switch ev := ev.(type) {
+					case tcpio.Opened:
+						opened.Add(1)
+						checkProxied(t, ev.Conn)
+					case tcpio.Closed:
+						closed.Add(1)
+					case tcpio.Readable:
+						return harness.EchoConn(ev.Conn)
+					}
+					return nil
+				})
+			}
+			l := harness.Serve(t, o)
+			said := header + string(testnet.ClientHello())
+			one := func() {
+				for range peers / together {
+					c, err := net.Dial("tcp", l.Addr().String())
+					if err != nil {
+						continue // reset already
+					}
+					for rest := said[:rand.IntN(len(said)+1)]; len(rest) > 0 && err == nil; {
+						n := 1 + rand.IntN(len(rest))
+						_, err = io.WriteString(c, rest[:n])
+						rest = rest[n:]
+					}
+					switch rand.IntN(4) {
+					case 0:
+						_ = c.(*net.TCPConn).SetLinger(0)
+					case 1:
+						_ = c.(*net.TCPConn).CloseWrite()
+						fallthrough
+					case 2:
+						_ = c.SetReadDeadline(time.Now().Add(testnet.Limit))
+						_, _ = io.Copy(io.Discard, c) // until the server has had enough
+					}
+					c.Close()
+				}
+			}
+			all := make([]func(), together)
+			for i := range all {
+				all[i] = one
+			}
+			testnet.Together(all...)
+			testnet.WaitFor(t, "all are gone", func() bool { return l.Len() == 0 && opened.Load() == closed.Load() })
+			if s := l.Stats(); s.Accepted != s.Closed || s.Blocked != 0 || s.Refused.Preface == 0 {
+				t.Errorf("%d accepted, %d closed, %d blocked, refused %+v", s.Accepted, s.Closed, s.Blocked, s.Refused)
+			}
+			t.Logf("%d opened of %d, refused %+v", opened.Load(), l.Stats().Accepted, l.Stats().Refused)
+			// Were a place lost, it would be one of the client's.
+			wild.Store(false)
+			before, at := l.Stats().Refused.PerIP, opened.Load()
+			for i := range int64(most) {
+				peer := testnet.DialTCP(t, l)
+				if secure {
+					client := tls.Client(&behindHeader{peer, []byte(header), 1 << 20}, testnet.ClientTLS())
+					_ = client.Handshake()
+				} else {
+					testnet.Send(t, peer, header)
+				}
+				testnet.WaitFor(t, "Opened", func() bool { return opened.Load() == at+i+1 || l.Stats().Refused.PerIP > before })
+			}
+			if n := l.Stats().Refused.PerIP; n != before {
+				t.Errorf("%d places of the client's are lost", n-before)
+			}
+		})
 	}
 }
