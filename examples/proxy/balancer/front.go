@@ -103,7 +103,7 @@ func (p *proxy) openFront(name string, cfg *listenerConfig, old *front) (*front,
 	return f, nil
 }
 
-// admit holds max_conns.
+// admit holds max_conns. A session counts from Opened on: a client may fail before that.
 func (f *front) admit(netip.AddrPort) error {
 	if most := f.shape.most; most > 0 && f.clients.Load() >= int64(most) {
 		return errFull
@@ -111,11 +111,7 @@ func (f *front) admit(netip.AddrPort) error {
 	return nil
 }
 
-func (f *front) newSession(c *tcpio.Conn) tcpio.Actor {
-	f.clients.Add(1)
-	f.accepted.Add(1)
-	return &session{front: f, client: c}
-}
+func (f *front) newSession(c *tcpio.Conn) tcpio.Actor { return &session{front: f, client: c} }
 
 // route has connections that come from now on go where cfg says.
 func (f *front) route(cfg *listenerConfig, pools map[string]*pool) {

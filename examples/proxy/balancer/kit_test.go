@@ -284,6 +284,28 @@ func (c *client) expectReset() {
 	}
 }
 
+// short is a connection with one question. Each second one ends by a reset.
+func short(from *net.Dialer, to string, i int64) error {
+	c, err := from.Dial("tcp", to)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	word := fmt.Sprintf("%d\n", i)
+	if _, err := io.WriteString(c, word); err != nil {
+		return err
+	}
+	got := make([]byte, len(word)+2) // "a " comes before it
+	if _, err := io.ReadFull(c, got); err != nil || string(got[2:]) != word {
+		return fmt.Errorf("%q, %w", got, err)
+	}
+	if i%2 == 0 {
+		_ = c.(*net.TCPConn).SetLinger(0)
+	}
+	return nil
+}
+
 // A backend is an upstream in this process: it answers each line with its name and the line.
 type backend struct {
 	t    testing.TB

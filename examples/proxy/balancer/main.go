@@ -105,6 +105,7 @@ func run(ctx context.Context, cfg *config, path string, log *slog.Logger, hup <-
 		defer page.Close()
 	}
 	if err := p.apply(cfg); err != nil {
+		_ = p.spare.Close()
 		return fmt.Errorf("balancer: %w", err)
 	}
 	var g errgroup.Group

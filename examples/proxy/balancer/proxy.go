@@ -154,6 +154,7 @@ func (p *proxy) serve(f *front) {
 	p.registry.MustRegister(f.metrics())
 	p.serving.Go(func() error {
 		if err := f.l.Serve(context.Background()); err != nil {
+			f.log.Error("the listener has failed", "err", err)
 			return fmt.Errorf("listener %s: %w", f.name, err)
 		}
 		return nil

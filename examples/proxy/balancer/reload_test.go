@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -80,6 +82,52 @@ func TestAReloadDropsNoneThatWaits(t *testing.T) {
 	c.Close()
 	if got := next.ask("hello"); got != "a hello" {
 		t.Error(got)
+	}
+}
+
+// While clients come and go, the listener changes its settings, so that its socket moves, and the
+// upstreams change.
+func TestManyReloadsUnderLoadFailNoConnection(t *testing.T) {
+	bs := named(t, "a", "b", "c")
+	file := func(i int) string {
+		return strings.Replace(onePool(bs[i%2:i%2+2], "    balance: least_conns\n"), "to: main}", fmt.Sprintf("to: main, max_conns: %d}", 10000+i), 1)
+	}
+	s := start(t, file(0))
+	long := s.dial("main")
+	name := first(long.ask("hello"))
+	at := s.addrs["main"]
+	var load sync.WaitGroup
+	var stop atomic.Bool
+	var asked atomic.Int64
+	for range 4 {
+		load.Go(func() {
+			for i := int64(1); !stop.Load(); i++ {
+				asked.Add(1)
+				if err := short(new(net.Dialer), at, i); err != nil {
+					t.Errorf("a connection fails: %v", err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 20 {
+		was := asked.Load()
+		if s.reload(file(i + 1)); s.addrs["main"] != at {
+			t.Errorf("it listens at %s, and before at %s", s.addrs["main"], at)
+		}
+		for end := time.Now().Add(patience); asked.Load() < was+50 && !t.Failed(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the clients do not get on")
+			}
+		}
+	}
+	stop.Store(true)
+	load.Wait()
+	if got := first(long.ask("still here")); got != name {
+		t.Errorf("the first connection is at %s, and was at %s", got, name)
+	}
+	if e := s.status().ends(); e["refused"]+e["cut"]+e["upstream_failed"] != 0 {
+		t.Errorf("%v", e)
 	}
 }
 

@@ -12,13 +12,14 @@ import (
 // A session is the actor of a client's connection. It finds an upstream, joins the two by a Relay,
 // and counts how that ended. One event of it is handled at a time, so its fields need no lock.
 //
-//	            ┌──────────────── another attempt ◄──────────────┐
-//	            ▼                                                │ failed
-//	Opened ► choosing ──► waiting ──► dialling ──► securing ──► (…) ──► relaying ──► over
-//	            │           for a       for an      its TLS,                           ▲
-//	            │           place       answer      if a header                        │
-//	            │                                   comes first                        │
-//	            └────────── nothing is usable; the client has gone ────────────────────┘
+//	Opened ─► choosing ─► waiting ─► dialling ─► securing ─► relaying ─► over
+//	                      for a      for the     its TLS, if
+//	                      place      upstream    a PROXY header
+//	                         ▲          │        comes first
+//	                         │          │           │
+//	                         └──────────┴───────────┘ failed: another attempt, elsewhere
+//
+// From each of them it is over when the client has gone, or nothing is usable.
 type session struct {
 	front  *front
 	client *tcpio.Conn
@@ -57,6 +58,8 @@ type (
 func (s *session) Receive(ev tcpio.Event) error {
 	switch ev := ev.(type) {
 	case tcpio.Opened:
+		s.front.clients.Add(1)
+		s.front.accepted.Add(1)
 		s.choose()
 	case tcpio.Message:
 		switch v := ev.Value.(type) {
@@ -151,9 +154,6 @@ func (s *session) dialled(ev tcpio.Dialed) {
 	case ev.Err != nil:
 		s.failed(ev.Err)
 		return
-	case s.stage != dialling:
-		ev.Conn.Abort()
-		return
 	}
 	s.back = ev.Conn
 	if !s.cfg.SendProxy {
@@ -174,7 +174,7 @@ func (s *session) dialled(ev tcpio.Dialed) {
 // secure begins TLS with the upstream behind the PROXY header.
 func (s *session) secure() {
 	s.stage = securing
-	client, back := s.client, s.back
+	client, back, config := s.client, s.back, s.cfg.TLS.config(s.ticket.at().addr)
 	s.stop = client.After(s.cfg.ConnectTimeout.Duration, secured{back, os.ErrDeadlineExceeded})
 	tell := func(err error) error {
 		_ = client.Post(secured{back, err}) // one that has closed needs no answer
@@ -183,7 +183,7 @@ func (s *session) secure() {
 	err := back.Attach(tcpio.ActorFunc(func(ev tcpio.Event) error {
 		switch ev := ev.(type) {
 		case tcpio.Opened:
-			return ev.Conn.StartTLSClient(s.cfg.TLS.config(s.ticket.at().addr))
+			return ev.Conn.StartTLSClient(config)
 		case tcpio.Readable:
 			return tell(nil) // the handshake is done
 		case tcpio.Closed:
@@ -212,9 +212,6 @@ func (s *session) failed(err error) {
 	if s.back != nil {
 		s.back.Abort()
 		s.back = nil
-	}
-	if s.stage != dialling && s.stage != securing {
-		return
 	}
 	s.ticket.failed(err)
 	s.ask()

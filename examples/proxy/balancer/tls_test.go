@@ -55,6 +55,15 @@ pools:
 		}
 		c.Close()
 	}
+	// One that fails its handshake is no connection, and holds no place.
+	for _, say := range []string{"GET / HTTP/1.0\r\n\r\n", ""} {
+		c := s.dial("main")
+		_, _ = io.WriteString(c, say)
+		_ = c.CloseWrite()
+		_, _ = io.Copy(io.Discard, c)
+		c.Close()
+	}
+	s.when("no connection is left", func(st *status) bool { return st.Listeners[0].Open == 0 && st.Listeners[0].Accepted == 2 })
 	s.when("the check of the sealed one", func(st *status) bool { u := st.find(t, sealed.addr()); return u.Checked && u.State == "up" })
 	// A reload takes in another certificate of the same name, without another socket.
 	trust = writePair(t, folder, "front.example")
