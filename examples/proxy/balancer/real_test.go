@@ -399,12 +399,3 @@ func TestManyShortConnections(t *testing.T) {
 	}
 	t.Logf("%d connections in %v, %v", n, took.Round(time.Millisecond), st.ends())
 }
-
-func descriptors(t *testing.T) int {
-	t.Helper()
-	names, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(names)
-}
