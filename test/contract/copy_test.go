@@ -191,7 +191,7 @@ func TestCopyMovesEveryByte(t *testing.T) {
 // A copy that is blocked shows where: the ordinary way would be in Read or Write.
 func TestBulkBetweenConnectionsStaysInTheKernel(t *testing.T) {
 	src, feed := blockingPair(t, tcpio.ListenerOptions{})
-	dst, _ := blockingPair(t, tcpio.ListenerOptions{}) // its peer does not read
+	dst, peer := blockingPair(t, tcpio.ListenerOptions{})
 	go func() {
 		for p := make([]byte, 64<<10); ; {
 			if _, err := feed.Write(p); err != nil {
@@ -204,7 +204,12 @@ func TestBulkBetweenConnectionsStaysInTheKernel(t *testing.T) {
 		defer close(done)
 		_, _ = io.Copy(dst, src)
 	}()
-	waitBlocked(t, 1, "(*Conn).spliceOutLocked")
+	testnet.WaitFor(t, "the copy to wait for room within splice", func() bool {
+		if blockedIn("(*Conn).writeAllLocked") > 0 { // behind a short read, which goes the ordinary way
+			_, _ = io.CopyN(io.Discard, peer, 64<<10)
+		}
+		return blockedIn("(*Conn).spliceOutLocked") > 0
+	})
 	dst.Abort()
 	testnet.Await(t, "the end of Copy", done)
 	src.Abort()
@@ -358,7 +363,9 @@ func TestBlockedCopyIsEnded(t *testing.T) {
 						}
 					}
 				}()
-				waitBlocked(t, 1, "(*Conn).spliceOutLocked")
+				testnet.WaitFor(t, "the copy to wait for room", func() bool { // behind a short read it is within a write
+					return blockedIn("(*Conn).spliceOutLocked")+blockedIn("(*Conn).writeAllLocked") > 0
+				})
 			} else {
 				testnet.Send(t, feed, "x")
 				waitBlocked(t, 1, "(*Conn).copyTo")

@@ -99,17 +99,19 @@ func acceptPair(t testing.TB, l *tcpio.Listener, ln net.Listener) (*tcpio.Conn, 
 // waitBlocked waits until n goroutines are blocked inside method, such as "(*Conn).Read".
 func waitBlocked(t testing.TB, n int, method string) {
 	t.Helper()
+	testnet.WaitFor(t, fmt.Sprintf("%d goroutines blocked in %s", n, method), func() bool { return blockedIn(method) >= n })
+}
+
+// blockedIn returns how many goroutines wait in a method.
+func blockedIn(method string) (n int) {
 	buf := make([]byte, 1<<20)
-	testnet.WaitFor(t, fmt.Sprintf("%d goroutines blocked in %s", n, method), func() bool {
-		found := 0
-		for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-			head, _, _ := strings.Cut(g, "\n")
-			if strings.Contains(head, "[select") && strings.Contains(g, "tcpio."+method+"(") {
-				found++
-			}
+	for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		head, _, _ := strings.Cut(g, "\n")
+		if strings.Contains(head, "[select") && strings.Contains(g, "tcpio."+method+"(") {
+			n++
 		}
-		return found >= n
-	})
+	}
+	return n
 }
 
 // outcome is what a Read or Write returned.
