@@ -255,10 +255,7 @@ func (c *Conn) dropResourcesLocked() {
 	if !c.dropSomeLocked() {
 		c.todo.add(todoDrop)
 	}
-	x.readLimit.Stop()
-	x.sendLimit.Stop()
-	x.canRead.Open()
-	x.canSend.Open()
+	x.waits.end()
 }
 
 // dropMost is how many timers, and how many groups, one hold of mu lets go of.

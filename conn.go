@@ -19,7 +19,6 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sched"
 	"github.com/rabbit-backend/tcpio/internal/sys"
 	"github.com/rabbit-backend/tcpio/internal/tlsio"
-	"github.com/rabbit-backend/tcpio/internal/wait"
 )
 
 // A Conn is one connection. It costs no goroutine and, while idle, no buffer.
@@ -68,41 +67,41 @@ type connExt struct {
 	client atomic.Pointer[proxied]
 
 	// Guarded by the Conn's mu.
-	err     error             // why the connection ended
-	readErr error             // why reading failed; the peer's end of stream is peerEnd. See ends.go
-	sendErr error             // why writing failed
-	local   net.Addr          // the local address, kept at release
-	timer   *timer            // of a close that is under way
-	closeBy int64             // when CloseTimeout is over
-	heard   bool              // the close has thrown input away since the timer was set
-	timers  *timer            // of After, linked
-	mailbox sched.Queue[mail] // values not yet delivered
-	posted  int               // of them, those that count against MailboxSize
-	copies  int32             // that are under way to the connection
-	fdUsers int32             // functions of SyscallConn that run; the last one to return releases fd
-	raw     bool              // SyscallConn was called: others may have received how the connection ended
-	given   bool              // the socket is somebody else's, who has a duplicate: its options are left alone
-	late    int32             // calls of a callback that wait for their turn, or run after that; see callback.lateCall
-	groups  []membership      // of Groups
-	tls     *tlsState
-	preface *preface // until Preface is done with the connection
-	counted bool     // with a Preface: MaxConnsPerIP counts the connection for addrPort
-	frames  frameBuffer
-	context connContext
-
-	// Of a connection of DialAsync.
-	dial       dialler // until the dial is answered
-	connecting bool    // the socket is not connected; stays when that fails
-	dialed     *Dialed // the answer, until it is delivered
-
+	err          error             // why the connection ended
+	readErr      error             // why reading failed; the peer's end of stream is peerEnd. See ends.go
+	sendErr      error             // why writing failed
+	local        net.Addr          // the local address, kept at release
+	timer        *timer            // of a close that is under way
+	closeBy      int64             // when CloseTimeout is over
+	timers       *timer            // of After, linked
+	mailbox      sched.Queue[mail] // values not yet delivered
+	posted       int32             // of them, those that count against MailboxSize
+	copies       int32             // that are under way to the connection
+	fdUsers      int32             // functions of SyscallConn that run; the last one to return releases fd
+	late         int32             // calls of a callback that wait for their turn, or run after that; see callback.lateCall
+	heard        bool              // the close has thrown input away since the timer was set
+	raw          bool              // SyscallConn was called: others may have received how the connection ended
+	given        bool              // the socket is somebody else's, who has a duplicate: its options are left alone
+	counted      bool              // with a Preface: MaxConnsPerIP counts the connection for addrPort
+	connecting   bool              // of DialAsync: the socket is not connected; stays when that fails
+	ownInput     bool              // inputTimeout is set
+	groups       []membership      // of Groups
+	tls          *tlsState
+	preface      *preface // until Preface is done with the connection
+	frames       frameBuffer
+	context      connContext
+	dial         dialler       // of DialAsync, until the dial is answered
+	dialed       *Dialed       // the answer, until it is delivered
 	inputTimeout time.Duration // of SetInputTimeout, if ownInput is set
-	ownInput     bool
+	waits        *waits        // nil until a call blocks
+}
 
-	canRead wait.Gate // goroutines blocked until there is something to read
-	canSend wait.Gate // goroutines blocked until there is room to write
-	gone    wait.Gate // goroutines blocked until the connection is gone
-
-	readLimit, sendLimit wait.Deadline // deadlines of Read and Write
+// waiting returns the waits, for a call that may block.
+func (x *connExt) waiting() *waits {
+	if x.waits == nil {
+		x.waits = new(waits)
+	}
+	return x.waits
 }
 
 // A connContext is what Conn.Context returns, and how to end it; nil until it is asked for.

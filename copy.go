@@ -184,7 +184,7 @@ func (c *Conn) spliceInLocked(pipe sys.Pipe) int {
 	if c.ended() || c.relayed() || c.tls() != nil || c.handshaking() || c.atEOF() {
 		return 0
 	}
-	if x := c.ext; x != nil && (x.frames.Held() || x.readLimit.Passed() || x.readErr != nil) {
+	if x := c.ext; x != nil && (x.frames.Held() || x.waits.readLate() || x.readErr != nil) {
 		return 0
 	}
 	n, errno := pipe.SpliceFrom(c.fd, copyChunk)

@@ -128,13 +128,13 @@ func (c *Conn) awaitHandshake(ctx context.Context) error {
 			c.unlock()
 			return nil
 		}
-		done := c.ext.canSend.Enter()
+		done := c.ext.waiting().canSend.Enter()
 		c.unlock()
 		select {
 		case <-done:
 		case <-ctx.Done():
 			c.mu.Lock()
-			c.ext.canSend.Leave(done)
+			c.ext.waiting().canSend.Leave(done)
 			if c.handshaking() {
 				c.abortLocked(context.Cause(ctx))
 			}

@@ -36,7 +36,7 @@ func (d *dialAnswer) expect(m membership) error {
 		return c.endedLocked("dial")
 	case !c.isClaimed():
 		return errors.New("the connection To has no route")
-	case c.ext != nil && c.ext.posted >= c.sh.opts.MailboxSize:
+	case c.ext != nil && int(c.ext.posted) >= c.sh.opts.MailboxSize:
 		return ErrMailboxFull
 	}
 	x := c.extLocked()

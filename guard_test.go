@@ -30,8 +30,8 @@ func nothingLeft(t *testing.T, c *Conn) {
 	if c.fdUsedLocked() || c.writing != writeFree {
 		t.Errorf("the descriptor is in use: %v, writing: %v", c.fdUsedLocked(), c.writing != writeFree)
 	}
-	if x := c.ext; x != nil && (x.canRead.Waiting() != 0 || x.canSend.Waiting() != 0 || x.frames.busy || x.frames.split) {
-		t.Errorf("%d readers and %d writers at the gates, frames busy: %v, split: %v", x.canRead.Waiting(), x.canSend.Waiting(), x.frames.busy, x.frames.split)
+	if x := c.ext; x != nil && (x.waiting().canRead.Waiting() != 0 || x.waits.canSend.Waiting() != 0 || x.frames.busy || x.frames.split) {
+		t.Errorf("%d readers and %d writers at the gates, frames busy: %v, split: %v", x.waits.canRead.Waiting(), x.waits.canSend.Waiting(), x.frames.busy, x.frames.split)
 	}
 }
 

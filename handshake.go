@@ -19,7 +19,7 @@ var plainTextAlert = []byte{21, 3, 1, 0, 2, 2, 10}
 func (c *Conn) handshakeReadyLocked(bits uint32) {
 	st := c.ext.tls
 	if st.conn != nil {
-		c.ext.canRead.Open()
+		c.ext.waits.openRead()
 		return
 	}
 	if bits&(pollIn|pollHup|pollErr|pollRdHup) == 0 {
@@ -121,7 +121,7 @@ func (c *Conn) handshakeDoneLocked() {
 	st.timer, st.config = nil, nil
 	st.link.silent = 0
 	st.done = true
-	c.ext.canSend.Open()
+	c.ext.waits.openSend()
 	if c.sock.has(sockTimed) {
 		c.limit.lastIn = c.sh.coarse() // the other limits begin here
 		c.armLimitLocked()
@@ -183,7 +183,7 @@ func (t *tlsLink) Read(p []byte) (int, error) {
 			return n, t.cause(err)
 		}
 		t.restLocked()
-		opened := c.ext.canRead.Enter()
+		opened := c.ext.waiting().canRead.Enter()
 		c.unlock()
 		if !t.turn.Wait(opened) { // opened: bytes, the end, or HandshakeTimeout
 			c.mu.Lock()

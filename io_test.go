@@ -301,12 +301,12 @@ func TestBytesThatWokeAReaderAreAnnouncedWhenItsDeadlineHasPassed(t *testing.T) 
 			read <- err
 		}()
 		testnet.WaitFor(t, "the reader to block", func() bool {
-			return locked(c, func() bool { return c.ext != nil && c.ext.canRead.Waiting() > 0 })
+			return locked(c, func() bool { return c.ext != nil && c.ext.waiting().canRead.Waiting() > 0 })
 		})
 		// Both at once, as far as the reader can tell: it cannot look before mu is released.
 		c.mu.Lock()
 		c.announceReadableLocked()
-		c.ext.readLimit.Set(&c.mu.bare, time.Unix(1, 0))
+		c.ext.waiting().readLimit.Set(&c.mu.bare, time.Unix(1, 0))
 		c.unlock()
 		if err := testnet.Receive(t, "the end of Read", read); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal(err)

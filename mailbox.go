@@ -20,7 +20,7 @@ func (c *Conn) post(m mail) error {
 	if c.ended() {
 		return c.endedLocked("post")
 	}
-	if c.ext != nil && c.ext.posted >= c.sh.opts.MailboxSize {
+	if c.ext != nil && int(c.ext.posted) >= c.sh.opts.MailboxSize {
 		return ErrMailboxFull
 	}
 	c.deliverLocked(m)
@@ -57,11 +57,11 @@ func (c *Conn) deliverLocked(m mail) {
 func (c *Conn) Ask(ctx context.Context, v any) (any, error) {
 	q := &ask{reply: make(chan any, 1)}
 	c.mu.Lock()
-	gone := c.extLocked().gone.Enter()
+	gone := c.extLocked().waiting().gone.Enter()
 	c.unlock()
 	defer func() {
 		c.mu.Lock()
-		c.ext.gone.Leave(gone)
+		c.ext.waiting().gone.Leave(gone)
 		c.unlock()
 	}()
 	if err := c.post(mail{value: v, ask: q}); err != nil {

@@ -27,7 +27,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 	for woken := false; ; {
 		c.mu.Lock()
-		if c.ext != nil && c.ext.readLimit.Passed() {
+		if c.ext != nil && c.ext.waits.readLate() {
 			err := c.opErrorLocked("read", os.ErrDeadlineExceeded)
 			if woken {
 				c.reannounceLocked() // the wake-up was ours, the bytes are for the next reader
@@ -45,7 +45,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 			return n, err
 		}
 		x := c.extLocked()
-		opened, late := x.canRead.Enter(), x.readLimit.Channel()
+		opened, late := x.waiting().canRead.Enter(), x.waits.readLimit.Channel()
 		c.askHelpLocked()
 		c.unlock()
 		c.sh.willBlock(c)
@@ -54,7 +54,7 @@ func (c *Conn) awaitRead(read func() (int, error)) (int, error) {
 			woken = true
 		case <-late:
 			c.mu.Lock()
-			woken = x.canRead.Leave(opened)
+			woken = x.waits.canRead.Leave(opened)
 			c.unlock()
 		}
 	}
@@ -128,7 +128,7 @@ func (c *Conn) writeAllLocked(p []byte) (n int, err error) {
 // beginWriteLocked makes the caller the only one who writes until endWriteLocked.
 func (c *Conn) beginWriteLocked() error {
 	for {
-		if c.ext != nil && c.ext.sendLimit.Passed() {
+		if c.ext != nil && c.ext.waits.sendLate() {
 			return c.opErrorLocked("write", os.ErrDeadlineExceeded)
 		}
 		if err := c.checkWritableLocked(); err != nil {
@@ -156,7 +156,7 @@ func (c *Conn) endWriteLocked() {
 // deadline has passed.
 func (c *Conn) waitRoomLocked() error {
 	x := c.extLocked()
-	opened, late := x.canSend.Enter(), x.sendLimit.Channel()
+	opened, late := x.waiting().canSend.Enter(), x.waits.sendLimit.Channel()
 	c.unlock()
 	c.sh.willBlock(c)
 	select {
@@ -164,8 +164,8 @@ func (c *Conn) waitRoomLocked() error {
 	case <-late:
 	}
 	c.mu.Lock()
-	x.canSend.Leave(opened)
-	if x.sendLimit.Passed() {
+	x.waits.canSend.Leave(opened)
+	if x.waits.sendLate() {
 		return c.opErrorLocked("write", os.ErrDeadlineExceeded)
 	}
 	return c.checkWritableLocked()
@@ -209,10 +209,10 @@ func (c *Conn) setLimits(t time.Time, read, send bool) error {
 	}
 	x := c.extLocked()
 	if read {
-		x.readLimit.Set(&c.mu.bare, t)
+		x.waiting().readLimit.Set(&c.mu.bare, t)
 	}
 	if send {
-		x.sendLimit.Set(&c.mu.bare, t)
+		x.waiting().sendLimit.Set(&c.mu.bare, t)
 	}
 	return nil
 }

@@ -202,7 +202,7 @@ func (c *Conn) prefaceDoneLocked() bool {
 		c.handshakeReadyLocked(bits)
 		return true
 	}
-	c.ext.canSend.Open()
+	c.ext.waits.openSend()
 	ready, _ := c.peekLocked()
 	if ready || !c.isUnheard() {
 		c.emitLocked(pendOpened)

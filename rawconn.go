@@ -61,7 +61,7 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 			c.moreLocked()
 		}
 	}()
-	err := c.retryFD("raw-read", &x.canRead, &x.readLimit, c.readErrLocked,
+	err := c.retryFD("raw-read", &x.waiting().canRead, &x.waits.readLimit, c.readErrLocked,
 		func(fd uintptr) bool { tries++; return f(fd) })
 	read = err == nil
 	return err
@@ -69,7 +69,7 @@ func (r rawConn) Read(f func(fd uintptr) bool) error {
 
 func (r rawConn) Write(f func(fd uintptr) bool) error {
 	c, x := r.c, r.ext()
-	err := c.retryFD("raw-write", &x.canSend, &x.sendLimit, c.checkWritableLocked, f)
+	err := c.retryFD("raw-write", &x.waiting().canSend, &x.waits.sendLimit, c.checkWritableLocked, f)
 	if err == nil {
 		c.mu.Lock()
 		c.sentLocked(0)

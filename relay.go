@@ -131,8 +131,8 @@ func (s *relaySide) join() error {
 		c.beginNotesLocked()
 	}
 	if c.ext != nil {
-		c.ext.canRead.Open() // whoever is blocked there learns of the relay
-		c.ext.canSend.Open()
+		c.ext.waits.openRead() // whoever is blocked there learns of the relay
+		c.ext.waits.openSend()
 	}
 	return nil
 }

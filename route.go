@@ -423,7 +423,7 @@ type answerTo Dialed
 
 // announceReadableLocked announces input, once until somebody reads.
 func (c *Conn) announceReadableLocked() {
-	if c.ext != nil && c.ext.canRead.Open() {
+	if c.ext != nil && c.ext.waits.openRead() {
 		return // the goroutine that was blocked reads it
 	}
 	if c.announced() {
@@ -471,7 +471,7 @@ func (c *Conn) inChannelLocked() bool {
 func (c *Conn) moreLocked() {
 	if c.inChannelLocked() || c.stream != nil && c.pending.has(pendReadable) {
 		if c.ext != nil {
-			c.ext.canRead.Open()
+			c.ext.waits.openRead()
 		}
 		return // the consumer has yet to receive one
 	}

@@ -137,7 +137,7 @@ func (c *Conn) readyLocked(bits uint32) {
 	c.noteEdgeLocked(bits)
 	if bits&(pollOut|pollErr|pollHup) != 0 {
 		if c.ext != nil {
-			c.ext.canSend.Open()
+			c.ext.waits.openSend()
 		}
 		if c.sock.has(sockWaiting) && c.relayed() {
 			c.todo.add(todoProgress)
@@ -335,7 +335,7 @@ func (c *Conn) finish(fd int32, given, reset bool) {
 	}
 	c.emitLocked(pendClosed)
 	if c.ext != nil {
-		c.ext.gone.Open()
+		c.ext.waits.openGone()
 	}
 	c.unlock()
 	c.sh.unadmit(c)

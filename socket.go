@@ -245,7 +245,7 @@ func (c *Conn) roomLocked() {
 		return
 	}
 	if c.ext != nil {
-		c.ext.canSend.Open()
+		c.ext.waits.openSend()
 	}
 	if c.user.has(userWantsRoom) && c.outputFree() && c.announces() && !c.ended() {
 		c.user.drop(userWantsRoom)
