@@ -1,7 +1,7 @@
 package cluster
 
 import (
-	"maps"
+	"cmp"
 	"slices"
 	"time"
 )
@@ -18,9 +18,47 @@ type origin struct {
 	// whole says that members is the node's part, as of its last message. It becomes so by a part
 	// that was asked for, and ends with every doubt.
 	whole   bool
-	members map[uint64]string // records, by the member's number
+	members roster
 	pieces  []change          // of a part that has not come whole
 	next    uint64            // the piece to come
+}
+
+// A roster is the members of a node: those that have joined, by number. It takes half of a map's
+// memory.
+type roster []seat
+
+type seat struct {
+	num    uint64
+	record string // "" while it is being taken out
+}
+
+func (r roster) find(num uint64) (i int, found bool) {
+	return slices.BinarySearchFunc(r, num, func(s seat, num uint64) int { return cmp.Compare(s.num, num) })
+}
+
+// record returns num's, "" if it is not there.
+func (r roster) record(num uint64) string {
+	if i, found := r.find(num); found {
+		return r[i].record
+	}
+	return ""
+}
+
+// set puts a member in, or another record in its place. Numbers grow, so it is mostly the last.
+func (r *roster) set(num uint64, record string) {
+	i, found := r.find(num)
+	if !found {
+		*r = slices.Insert(*r, i, seat{num: num})
+	}
+	(*r)[i].record = record
+}
+
+// compact takes out those that have no record any more.
+func (r *roster) compact() {
+	*r = slices.DeleteFunc(*r, func(s seat) bool { return s.record == "" })
+	if len(*r) < cap(*r)/4 {
+		*r = slices.Clone(*r)
+	}
 }
 
 // A view is what has come of a topic, by node.
@@ -94,21 +132,25 @@ func (v view) change(node []byte, changes []change) (d diff) {
 	if !o.whole {
 		return d
 	}
+	gone := false
 	for _, c := range changes {
-		old, there := o.members[c.num]
-		if there && (!c.joined || old != c.record) {
+		old := o.members.record(c.num)
+		if old == c.record {
+			continue // known, or not here anyway
+		}
+		if old != "" {
 			d.leave(c.num, old)
 		}
-		switch {
-		case !c.joined:
-			delete(o.members, c.num)
-		case !there || old != c.record:
+		if c.joined {
 			d.join(c.num, c.record)
-			if o.members == nil {
-				o.members = make(map[uint64]string)
-			}
-			o.members[c.num] = c.record
+			o.members.set(c.num, c.record)
+		} else {
+			o.members.set(c.num, "")
+			gone = true
 		}
+	}
+	if gone {
+		o.members.compact()
 	}
 	return d
 }
@@ -131,10 +173,11 @@ func (v view) part(s stamp, p piece) (lost uint64, d diff, done bool) {
 	if !p.last {
 		return lost, d, false
 	}
-	members := make(map[uint64]string, len(o.pieces))
+	members := make(roster, 0, len(o.pieces))
 	for _, m := range o.pieces {
-		members[m.num] = m.record
+		members = append(members, seat{m.num, m.record})
 	}
+	slices.SortFunc(members, func(a, b seat) int { return cmp.Compare(a.num, b.num) })
 	o.pieces, o.next = nil, 0
 	return lost, o.become(members), true
 }
@@ -150,15 +193,15 @@ func (v view) none(node []byte, run uint64) (d diff, done bool) {
 	return o.become(nil), true
 }
 
-func (o *origin) become(members map[uint64]string) (d diff) {
-	for num, record := range o.members {
-		if members[num] != record {
-			d.leave(num, record)
+func (o *origin) become(members roster) (d diff) {
+	for _, m := range o.members {
+		if members.record(m.num) != m.record {
+			d.leave(m.num, m.record)
 		}
 	}
-	for num, record := range members {
-		if old, there := o.members[num]; !there || old != record {
-			d.join(num, record)
+	for _, m := range members {
+		if o.members.record(m.num) != m.record {
+			d.join(m.num, m.record)
 		}
 	}
 	o.members, o.whole, o.based = members, true, true
@@ -178,7 +221,9 @@ func (v view) drop(node string) (d diff) {
 	if o == nil {
 		return d
 	}
-	d.left = maps.Clone(o.members)
+	for _, m := range o.members {
+		d.leave(m.num, m.record)
+	}
 	o.whole, o.members, o.pieces, o.next = false, nil, nil, 0
 	return d
 }

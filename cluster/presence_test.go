@@ -156,7 +156,11 @@ func TestAViewFollowsItsNode(t *testing.T) {
 			},
 		})
 		ask()
-		if !maps.Equal(v[idA].members, members) {
+		has := make(map[uint64]string)
+		for _, m := range v[idA].members {
+			has[m.num] = m.record
+		}
+		if !maps.Equal(has, members) {
 			t.Fatalf("the view has %v, the node %v", v[idA].members, members)
 		}
 		if came+lost != seq {

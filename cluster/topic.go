@@ -565,8 +565,8 @@ func (t *Topic) membersLocked() []Member {
 	}
 	for node, o := range t.view {
 		if node != t.n.id {
-			for _, record := range o.members {
-				all = append(all, unpackMember(node, record))
+			for _, m := range o.members {
+				all = append(all, unpackMember(node, m.record))
 			}
 		}
 	}

@@ -64,7 +64,11 @@ func (t *Topic) watchLocked(w *watcher) {
 	}
 	for node, o := range t.view {
 		if node != t.n.id {
-			w.note(node, diff{joined: o.members})
+			var d diff
+			for _, m := range o.members {
+				d.join(m.num, m.record)
+			}
+			w.note(node, d)
 		}
 	}
 	t.watchers = append(slices.Clone(t.watchers), w)

@@ -1,0 +1,62 @@
+//go:build linux
+
+package cluster
+
+import (
+	"fmt"
+	"net"
+	"runtime"
+	"testing"
+
+	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+)
+
+func heap() uint64 {
+	var m runtime.MemStats
+	for range 3 {
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// A member costs less than 700 bytes, of which a third is for the group that it is in, when all three
+// nodes know all members.
+func TestMemoryOfAMember(t *testing.T) {
+	if testnet.Race {
+		t.Skip("the race detector's memory is not the program's")
+	}
+	const each = 1000
+	sites := openSites(t, natsServers(t, 3), Options{})
+	conns := make([][]*tcpio.Conn, len(sites))
+	for i, s := range sites {
+		for range each {
+			c, err := net.Dial("tcp", s.l.Addr().String())
+			must(t, err)
+			t.Cleanup(func() { c.Close() })
+		}
+		testnet.WaitFor(t, "the connections are there", func() bool { return s.l.Len() == each })
+		for c := range s.l.Conns() {
+			conns[i] = append(conns[i], c)
+		}
+	}
+	before := heap()
+	for i, s := range sites {
+		for j, c := range conns[i] {
+			must(t, s.Topic("room").Join(c, &Member{ID: fmt.Sprintf("user-%d-%d", i, j)}))
+		}
+	}
+	for _, s := range sites {
+		testnet.WaitFor(t, "the node knows all", func() bool {
+			all, whole := s.Topic("room").Members()
+			return whole && len(all) == each*len(sites)
+		})
+	}
+	per := int64(heap()-before) / int64(each*len(sites))
+	t.Logf("%d bytes a member", per)
+	if per > 700 {
+		t.Errorf("a member costs %d bytes", per)
+	}
+	runtime.KeepAlive(conns)
+}
