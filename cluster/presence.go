@@ -19,8 +19,8 @@ type origin struct {
 	// that was asked for, and ends with every doubt.
 	whole   bool
 	members roster
-	pieces  []change          // of a part that has not come whole
-	next    uint64            // the piece to come
+	pieces  []change // of a part that has not come whole
+	next    uint64   // the piece to come
 }
 
 // A roster is the members of a node: those that have joined, by number. It takes half of a map's
