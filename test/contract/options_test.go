@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -92,6 +93,9 @@ func TestBadOptionIsAnErrorThatNamesTheField(t *testing.T) {
 		{"MaxFrame", ok(tcpio.ListenerOptions{MaxFrame: -1})},
 		{"MaxBlocked", ok(tcpio.ListenerOptions{MaxBlocked: -1})},
 		{"CloseTimeout", ok(tcpio.ListenerOptions{CloseTimeout: -1})},
+		{"Proxies", ok(tcpio.ListenerOptions{Proxies: localhost})}, // without a Preface
+		{"Proxies", ok(tcpio.ListenerOptions{Preface: readHeader, Proxies: make([]netip.Prefix, 1)})},
+		{"Proxies", ok(tcpio.ListenerOptions{Preface: readHeader, Proxies: []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/104")}})},
 		{"KeepAlive", ok(tcpio.ListenerOptions{KeepAlive: net.KeepAliveConfig{Idle: time.Second}})},
 	} {
 		l, err := tcpio.Listen(&tc.opts)
@@ -186,6 +190,7 @@ var bounds = []struct {
 	{"MaxBlocked", 1 << 20, func(o *tcpio.ListenerOptions, v int64) { o.MaxBlocked = int(v) }},
 	{"MaxConns", 1 << 30, func(o *tcpio.ListenerOptions, v int64) { o.MaxConns = int(v) }},
 	{"MaxConnsPerIP", 1 << 30, func(o *tcpio.ListenerOptions, v int64) { o.MaxConnsPerIP = int(v) }},
+	{"MaxPreface", 64 << 10, func(o *tcpio.ListenerOptions, v int64) { o.MaxPreface = int(v) }},
 	{"MaxHandshakes", 1 << 20, func(o *tcpio.ListenerOptions, v int64) { o.MaxHandshakes = int(v) }},
 	{"CloseTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.CloseTimeout = time.Duration(v) }},
 	{"DrainTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.DrainTimeout = time.Duration(v) }},
@@ -196,6 +201,7 @@ var bounds = []struct {
 	{"WriteStallTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.WriteStallTimeout = time.Duration(v) }},
 	{"TCPUserTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.TCPUserTimeout = time.Duration(v) }},
 	{"HandshakeTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.HandshakeTimeout = time.Duration(v) }},
+	{"PrefaceTimeout", int64(days20), func(o *tcpio.ListenerOptions, v int64) { o.PrefaceTimeout = time.Duration(v) }},
 	{"KeepAlive", int64(32767 * time.Second), func(o *tcpio.ListenerOptions, v int64) {
 		o.KeepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Duration(v)}
 	}},

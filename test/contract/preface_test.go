@@ -233,6 +233,31 @@ func TestPrefaceIsAskedBeforeTheFirstByte(t *testing.T) {
 	}
 }
 
+// The kernel holds all that Preface may ask for, also when it comes in small pieces.
+func TestPrefaceOfTheLargestSize(t *testing.T) {
+	const most = 64 << 10
+	for _, size := range []int{most, 1000} {
+		var calls atomic.Int64
+		l, events := harness.Manual(t, tcpio.ListenerOptions{MaxPreface: most, Preface: func(_ *tcpio.Conn, head []byte) (int, error) {
+			calls.Add(1)
+			if len(head) < most {
+				return 0, tcpio.ErrShortPreface
+			}
+			return len(head), nil
+		}})
+		peer := testnet.DialTCP(t, l)
+		sent := testnet.Pattern(most + 5)
+		for piece := range slices.Chunk(sent, size) {
+			testnet.Send(t, peer, piece)
+		}
+		c := harness.Expect[tcpio.Opened](t, events).Conn
+		if got, err := harness.ReadStream(t, events, c, 5, 100); !bytes.Equal(got, sent[most:]) || err != nil {
+			t.Errorf("read %q, %v", got, err)
+		}
+		t.Logf("%d calls", calls.Load())
+	}
+}
+
 // What Preface has only looked at is read by who comes behind it.
 func TestPrefaceMayOnlyLook(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{Preface: func(c *tcpio.Conn, head []byte) (int, error) {
@@ -834,4 +859,29 @@ func TestPrefaceOutlivesAnyPeer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// With DeferAccept it is the first bytes behind the header that count.
+func TestDeferAcceptWaitsBehindPreface(t *testing.T) {
+	l := harness.Listen(t, tcpio.ListenerOptions{Preface: readHeader, Proxies: localhost, DeferAccept: true})
+	ln := l.NetListener()
+	harness.Start(t, l)
+	got := make(chan net.Conn, 1)
+	go func() {
+		if c, err := ln.Accept(); err == nil {
+			got <- c
+		}
+	}()
+	peer := testnet.DialTCP(t, l)
+	testnet.Send(t, peer, header)
+	testnet.WaitFor(t, "the header is taken", func() bool { return l.Stats().BytesIn == uint64(len(header)) })
+	select {
+	case c := <-got:
+		t.Errorf("%v was handed out before its first bytes", c)
+	case <-time.After(50 * time.Millisecond):
+	}
+	testnet.Send(t, peer, "x")
+	c := testnet.Receive(t, "the connection", got)
+	defer c.Close()
+	testnet.ExpectBytes(t, c, "x")
 }
