@@ -62,6 +62,9 @@ func main() {
 	flag.Parse()
 
 	err := func() (err error) {
+		if *relay {
+			servers, workloads = relays(), relayWorkloads
+		}
 		if o.servers, err = pick(servers, *ss, func(s server) string { return s.name }); err != nil {
 			return err
 		}

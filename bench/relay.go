@@ -123,18 +123,17 @@ const bulkSize = 1 << 20
 
 // relay plans what proxies cost. The echo makes every byte pass twice, once in each direction.
 func (p *plan) relay() {
-	o := p.o
-	o.modes = pinnedOne
-	o.servers = relays()
-	o.workloads = []workload{
-		{name: "R1", what: "64 connections × 64 B", load: []string{"-c", "64"}},
-		{name: "R2", what: "1,000 connections × 64 B", load: []string{"-c", "1000"}, conns: 1000},
-		{name: "R3", what: "4 connections × 1 MiB", load: []string{"-c", "4", "-s", strconv.Itoa(bulkSize)}},
-		{name: "R4", what: "64 connections × 16 KiB", load: []string{"-c", "64", "-s", "16384"}},
-		{name: "R5", what: "connect, one round trip, close", load: []string{"-c", "64", "-m", "connect"}, short: true},
-		{name: "R6", what: "memory for 9,000 idle pairs", idle: 9000, conns: 9000},
-	}
+	p.o.modes = pinnedOne
 	p.print, p.check, p.chart = (*results).relayTable, (*results).checkRelay, nil
+}
+
+var relayWorkloads = []workload{
+	{name: "R1", what: "64 connections × 64 B", load: []string{"-c", "64"}},
+	{name: "R2", what: "1,000 connections × 64 B", load: []string{"-c", "1000"}, conns: 1000},
+	{name: "R3", what: "4 connections × 1 MiB", load: []string{"-c", "4", "-s", strconv.Itoa(bulkSize)}},
+	{name: "R4", what: "64 connections × 16 KiB", load: []string{"-c", "64", "-s", "16384"}},
+	{name: "R5", what: "connect, one round trip, close", load: []string{"-c", "64", "-m", "connect"}, short: true},
+	{name: "R6", what: "memory for 9,000 idle pairs", idle: 9000, conns: 9000},
 }
 
 // perGiB is the CPU time in seconds for a GiB that passes.
