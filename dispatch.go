@@ -133,11 +133,24 @@ func (lp *loop) dispatch(own bool) bool {
 		}
 		lp.batch[i] = nil
 		c.mu.Lock()
-		turn := own && c.actor != nil && !c.inActor() && !c.released()
+		turn := own && c.actor != nil && !c.inActor() && !c.released() && !c.relayed()
 		if turn {
 			c.route.add(routeRunning)
 		}
+		direct := own && c.relayed() && c.wants.empty()
+		if direct {
+			c.wants.add(wantRelay) // not by way of the queue
+		}
 		c.readyLocked(lp.events[i].bits())
+		if direct {
+			side, todo := c.relayTurnLocked()
+			if c.wants.drop(wantRelay); !c.wants.empty() {
+				lp.schedule(c)
+			}
+			c.unlock()
+			side.run(todo)
+			continue
+		}
 		c.unlock()
 		if turn && !lp.runActor(c) {
 			return false
@@ -166,8 +179,9 @@ func (lp *loop) runQueue() bool {
 			c.flushLocked()
 		}
 		var side *relaySide
+		var todo relayTodo
 		if wants.has(wantRelay) && c.relayed() {
-			side = c.side()
+			side, todo = c.relayTurnLocked()
 		}
 		if wants.has(wantDiscard) {
 			c.todo.add(todoProgress)
@@ -178,7 +192,7 @@ func (lp *loop) runQueue() bool {
 		}
 		c.unlock()
 		if side != nil {
-			side.run()
+			side.run(todo)
 		}
 		if turn && !lp.runActor(c) || wants.has(wantPreface) && !lp.runPreface(c) {
 			return false

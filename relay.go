@@ -99,7 +99,7 @@ func (c *Conn) Relay(to *Conn, o *RelayOptions) (*Relay, error) {
 	if r.timer != nil {
 		r.armIdle(r.idle)
 	}
-	a.run()
+	a.run(relayAll)
 	return r, nil
 }
 
@@ -212,7 +212,7 @@ func (s *relaySide) begin() error {
 }
 
 // run passes on what can be, or acts on the end of the relay. The caller holds no lock.
-func (s *relaySide) run() {
+func (s *relaySide) run(todo relayTodo) {
 	r := s.relay
 	if !r.joined.Load() {
 		return // Relay goes on
@@ -220,8 +220,10 @@ func (s *relaySide) run() {
 	if r.due.Load() && r.due.Swap(false) {
 		r.checkIdle()
 	}
-	if r.end.Load() == nil {
+	if todo&relayIn != 0 && r.end.Load() == nil {
 		s.pass()
+	}
+	if todo&relayOut != 0 && r.end.Load() == nil {
 		s.other().pass()
 	}
 	if r.end.Load() != nil {

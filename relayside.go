@@ -54,6 +54,7 @@ type relaySide struct {
 	data   any  // of SetData: Conn.data has the side
 	failed bool // epoll has reported an error, which may be behind unread input
 	told   bool // RelayEnded was sent
+	room   bool // the other direction may go on
 
 	// Atomic. full is true while the other connection cannot be written to; it changes under that
 	// one's mu.
@@ -122,12 +123,35 @@ func (r *Relay) decide(end RelayEnd) {
 	}
 }
 
+// A relayTodo says which directions may go on.
+type relayTodo uint8
+
+const (
+	relayIn  relayTodo = 1 << iota // from the connection
+	relayOut                       // to it
+	relayAll = relayIn | relayOut
+)
+
+// relayTurnLocked returns the side, and takes what it has to do.
+func (c *Conn) relayTurnLocked() (s *relaySide, todo relayTodo) {
+	s = c.side()
+	if c.announced() {
+		todo = relayIn
+	}
+	if s.room {
+		s.room = false
+		todo |= relayOut
+	}
+	return s, todo
+}
+
 // relayRoomLocked has the relay go on if the connection can be written to. No other output may be
 // queued: so a direction never holds more than one buffer.
 func (c *Conn) relayRoomLocked() {
 	s := c.side()
 	if c.out == nil && c.outputFree() && !c.handshaking() && !c.ended() {
 		s.other().full.Store(false)
+		s.room = true
 		c.wantLocked(wantRelay)
 	}
 }

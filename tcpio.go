@@ -404,7 +404,7 @@ func (l *Listener) errorsTo() *callback {
 // connClosed is called when a connection's descriptor is closed and Closed emitted.
 func (l *Listener) connClosed(c *Conn) {
 	if side := c.relaySide(); side != nil {
-		side.run() // the loop may have ended
+		side.run(relayAll) // the loop may have ended
 	}
 	n := int64(0)
 	if c.origin == refused {

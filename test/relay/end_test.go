@@ -274,15 +274,16 @@ func TestIdleTimeoutOfThePair(t *testing.T) {
 	const limit = 300 * time.Millisecond
 	x := join(t, s, s, &tcpio.RelayOptions{IdleTimeout: limit})
 	begin := time.Now()
+	last := begin                     // before the last byte
 	for time.Since(begin) < 3*limit { // one way is enough
+		last = time.Now()
 		testnet.Send(t, x.p, "x")
 		testnet.ExpectBytes(t, x.q, "x")
 		time.Sleep(limit / 10)
 	}
-	last := time.Now()
 	expectReset(t, x.p)
 	expectReset(t, x.q)
-	if d := time.Since(last); d < limit-limit/5 {
+	if d := time.Since(last); d < limit-limit/20 { // the clock is coarse
 		t.Errorf("ended after %v of silence", d)
 	}
 	testnet.AwaitClosed(t, "the end", x.relay.Done())

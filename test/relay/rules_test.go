@@ -397,12 +397,18 @@ func TestAFINWithoutCloseNotifyIsNoEnd(t *testing.T) {
 
 func TestMaxBufferedHoldsForRelays(t *testing.T) {
 	const most = 256 << 10
+	front := serve(t, "stream", tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS()}) // no splice
 	s := serve(t, "stream", tcpio.ListenerOptions{MaxBuffered: most})
 	for range 20 {
-		x := join(t, s, s, nil)
-		testnet.ShrinkSendBuffer(t, x.to)
-		_ = x.q.SetReadBuffer(4 << 10)
-		go func() { _, _ = io.Copy(x.p, &zeros{}) }()
+		p := testnet.DialTLS(t, front.l, testnet.ClientTLS())
+		c := testnet.Receive(t, "a connection", front.opened)
+		q, to := s.open(t)
+		testnet.ShrinkSendBuffer(t, to)
+		_ = q.SetReadBuffer(4 << 10)
+		if _, err := c.Relay(to, nil); err != nil {
+			t.Fatal(err)
+		}
+		go func() { _, _ = io.Copy(p, &zeros{}) }()
 	}
 	testnet.WaitFor(t, "much output that waits", func() bool { return s.l.Stats().Buffered > most/2 })
 	for range 100 {
