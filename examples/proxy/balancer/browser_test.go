@@ -96,13 +96,13 @@ listeners:
 pools:
   web:
     balance: least_conns
-    health: {interval: 50ms}
+    health: {interval: 50ms, timeout: 5s}
     upstreams:
       - {addr: '%s', max_conns: 8}
       - {addr: '%s', max_conns: 8}
       - {addr: '%s', drain: true}
   database:
-    health: {interval: 50ms}
+    health: {interval: 50ms, timeout: 5s}
     upstreams: [{addr: '%s'}]
 `, bs[0].addr(), bs[1].addr(), bs[2].addr(), bs[3].addr()))
 	b := browse(t, path, s.page+"/")

@@ -282,7 +282,7 @@ func TestAnIdlePairIsEnded(t *testing.T) {
 
 func TestADownedUpstreamMovesItsTraffic(t *testing.T) {
 	bs := named(t, "a", "b")
-	s := start(t, onePool(bs, "    when_down: reset\n    health: {interval: 50ms, fall: 2, rise: 1, send: \"ping\\n\", expect: \"a ping\"}\n"))
+	s := start(t, onePool(bs, "    when_down: reset\n    health: {interval: 50ms, timeout: 5s, fall: 2, rise: 1, send: \"ping\\n\", expect: \"a ping\"}\n"))
 	s.when("b is down: its answer is not what is expected", func(st *status) bool {
 		u := st.find(t, bs[1].addr())
 		return u.State == "down" && strings.Contains(u.Why, "the answer begins with")

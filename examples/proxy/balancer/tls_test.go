@@ -39,7 +39,7 @@ listeners:
       - {names: ["back.example"], to: sealed}
 pools:
   plain: {upstreams: [{addr: '%[2]s'}]}
-  sealed: {upstreams: [{addr: '%[3]s'}], tls: {server_name: back.example, ca: %[1]s/cert.pem}, health: {send: "x\n", expect: "sealed x", interval: 50ms}}
+  sealed: {upstreams: [{addr: '%[3]s'}], tls: {server_name: back.example, ca: %[1]s/cert.pem}, health: {send: "x\n", expect: "sealed x", interval: 50ms, timeout: 5s}}
 `, folder, plain.addr(), sealed.addr()))
 	for name, want := range map[string]string{"front.example": "plain hello", "back.example": "sealed hello"} {
 		c, err := tls.Dial("tcp", s.addrs["main"], &tls.Config{RootCAs: trust, ServerName: name, NextProtos: []string{"two"}})
@@ -211,7 +211,7 @@ listeners:
   clients: {listen: '127.0.0.1:0', to: plain}
   nobody: {listen: '127.0.0.1:0', to: plain, accept_proxy_from: [10.0.0.0/8]}
 pools:
-  plain: {upstreams: [{addr: '%[1]s'}], send_proxy: true, health: {interval: 50ms, send: "x\n", expect: "nobody x"}}
+  plain: {upstreams: [{addr: '%[1]s'}], send_proxy: true, health: {interval: 50ms, timeout: 5s, send: "x\n", expect: "nobody x"}}
   sealed: {upstreams: [{addr: '%[2]s'}], send_proxy: true, tls: {server_name: back.example, ca: %[3]s/cert.pem}, health: {interval: -1s}}
 `, plain.addr(), sealed.addr(), folder))
 	c := s.dial("clients")
