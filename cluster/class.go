@@ -16,7 +16,10 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// History says what is kept of the topics of a class. It needs JetStream of NATS 2.11 or newer.
+// History says what is kept of the topics of a class. It needs JetStream of NATS 2.11 or newer. It is
+// kept on the servers' disks, and survives that any of their processes are killed. When most of the
+// servers lose power at once, the last two minutes may be lost, unless their jetstream has
+// sync_interval: always.
 type History struct {
 	// PerTopic is how many records of each topic are kept, the newest; 0 is 1,000, and 1,000,000 is
 	// the most.
@@ -25,8 +28,6 @@ type History struct {
 	Age time.Duration
 	// Replicas is how many servers keep them: 1, 3 or 5; 0 is 3 in a NATS cluster and 1 without.
 	Replicas int
-	// Disk has them kept on disk. In memory they survive the loss of a minority of the servers.
-	Disk bool
 	// Encode returns the bytes that members get for a record, with its position in them say, from
 	// which a client can resume; nil is Record.Data. It is called once for each record and node, under
 	// no lock; it must not block. Nodes may have different ones.
@@ -159,7 +160,7 @@ func (c *Class) ensure(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	want := newStreamConfig(c.stream, c.n.replicasOr(c.h.Replicas), c.h.Disk)
+	want := newStreamConfig(c.stream, c.n.replicasOr(c.h.Replicas))
 	want.Subjects = []string{c.n.subj.prefix + "h." + c.token + ".*"}
 	want.MaxMsgsPer, want.MaxAge = int64(c.h.PerTopic), c.h.Age
 	want.Duplicates = duplicates
@@ -180,7 +181,7 @@ func (c *Class) ensure(ctx context.Context) error {
 	}
 	is := info.Config
 	if !made && is.Storage != want.Storage {
-		return fmt.Errorf("History.Disk: the stream %s has storage %q already", c.stream, is.Storage)
+		return fmt.Errorf("the stream %s has storage %q, and must have %q", c.stream, is.Storage, want.Storage)
 	}
 	if !made && (is.MaxMsgsPer != want.MaxMsgsPer || is.MaxAge != want.MaxAge ||
 		c.h.Replicas != 0 && is.Replicas != want.Replicas) {

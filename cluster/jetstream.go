@@ -188,14 +188,12 @@ type republish struct {
 	Dest string `json:"dest"`
 }
 
-// newStreamConfig is what our streams have in common.
-func newStreamConfig(name string, replicas int, disk bool) streamConfig {
-	c := streamConfig{Name: name, Retention: "limits", Discard: "old", Storage: "memory",
+// newStreamConfig is what our streams have in common. They are on disk: a stream in memory begins
+// with its first sequence again when all its servers have restarted, under the same name and with
+// the same description, and fences and positions would come twice.
+func newStreamConfig(name string, replicas int) streamConfig {
+	return streamConfig{Name: name, Retention: "limits", Discard: "old", Storage: "file",
 		Replicas: replicas, MaxMsgs: -1, MaxBytes: -1, AllowDirect: true}
-	if disk {
-		c.Storage = "file"
-	}
-	return c
 }
 
 // replicasOr returns how many replicas a stream has for which the user has said 0: three in a

@@ -256,6 +256,7 @@ func TestResumeSaysWhatIsNotWhole(t *testing.T) {
 		{at[3], false, 20, true},
 		{Pos{}, true, 20, false},
 		{Pos{"another", at[25].Seq}, false, 20, true},
+		{Pos{at[0].Epoch, at[29].Seq + 1000}, false, 20, true}, // which a client has made up
 		{at[29], true, 30, false},
 	} {
 		c := s.client(t)
@@ -341,7 +342,7 @@ func TestPublishRecord(t *testing.T) {
 	if err != nil || same != topic.class {
 		t.Errorf("a second Class: %v", err)
 	}
-	for want, h := range map[string]History{"PerTopic": {PerTopic: -1}, "Age": {Age: 1}, "Replicas": {Replicas: 4}, "Disk": {Disk: true}} {
+	for want, h := range map[string]History{"PerTopic": {PerTopic: -1}, "Age": {Age: 1}, "Replicas": {Replicas: 4}} {
 		if _, err := s.Class(ctx, "log", h); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
 		}

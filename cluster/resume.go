@@ -137,7 +137,8 @@ func (u *upward) begin(ctx context.Context, since Pos) error {
 		return nil
 	}
 	u.at = since.Seq
-	for begun := time.Now(); ; {
+	begun := time.Now()
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		batch, _, err := u.t.n.batchOf(ctx, u.t.class.stream, u.t.streamSubject(), since.Seq)
 		if err != nil {
 			return err
@@ -150,18 +151,48 @@ func (u *upward) begin(ctx context.Context, since Pos) error {
 		if err != nil {
 			return err
 		}
-		if last.seq < since.Seq && time.Since(begun) > callLimit/2 {
-			u.whole = false // there is nothing any more, and never was that record
+		if last.seq < since.Seq && time.Since(begun) > behindLimit {
+			u.whole, u.at = false, 0 // it is not there any more, or never was
 			break
 		}
-		select {
-		case <-time.After(10 * time.Millisecond): // a replica is behind
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := u.pause(ctx, wait); err != nil { // a replica is behind
+			return err
 		}
 	}
 	u.gap = !u.whole
 	return nil
+}
+
+func (u *upward) pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-u.t.n.done:
+		return ErrClosed
+	}
+}
+
+// upTo writes what the stream has, as far as a record that it is known to have.
+func (u *upward) upTo(ctx context.Context, seq uint64) error {
+	begun := time.Now()
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		before := u.at
+		if err := u.fromStream(ctx); err != nil || u.at >= seq {
+			return err
+		}
+		if u.at > before {
+			begun, wait = time.Now(), 5*time.Millisecond
+		}
+		if time.Since(begun) > behindLimit {
+			u.at, u.gap = seq, true // it has gone
+			return nil
+		}
+		if err := u.pause(ctx, wait); err != nil { // a replica is behind
+			return err
+		}
+	}
 }
 
 // fromStream writes what the stream has behind at.
@@ -187,42 +218,37 @@ func (u *upward) fromStream(ctx context.Context) error {
 func (u *upward) splice(ctx context.Context, enter func() error) (joined bool, err error) {
 	t := u.t
 	g := &resuming{}
-	// From here on records come to g.
+	ahead := false // this connection has got more than the members here
+	start := uint64(0)
 	if err := u.withRole(ctx, func(last uint64) error {
-		if last == u.at || last < u.at {
-			// Nothing is between. What the members here have not got yet, this one has: it waits.
-			if last == u.at {
-				joined = true
-				return enter()
-			}
-			return nil
+		switch {
+		case last == u.at:
+			joined = true
+			return enter()
+		case last < u.at:
+			ahead = true
+		default: // from here on records come to g
+			start = last
+			t.mu.Lock()
+			t.rec.resumes = append(t.rec.resumes, g)
+			t.mu.Unlock()
 		}
-		t.mu.Lock()
-		t.rec.resumes = append(t.rec.resumes, g)
-		t.mu.Unlock()
 		return nil
 	}); err != nil || joined {
 		return joined, err
+	}
+	if ahead {
+		return false, u.awaitLast(ctx)
 	}
 	defer func() {
 		t.mu.Lock()
 		t.rec.resumes = slices.DeleteFunc(t.rec.resumes, func(x *resuming) bool { return x == g })
 		t.mu.Unlock()
 	}()
-	t.mu.Lock()
-	behind := t.rec.last < u.at
-	if behind {
-		t.rec.seen = max(t.rec.seen, u.at)
-		t.fillLocked()
-	}
-	t.mu.Unlock()
-	if behind {
-		return false, u.awaitLast(ctx)
-	}
-	if err := u.fromStream(ctx); err != nil {
+	if err := u.upTo(ctx, start); err != nil {
 		return false, err
 	}
-	for {
+	for ctx.Err() == nil {
 		t.mu.Lock()
 		records, over := g.records, g.over
 		g.records = nil
@@ -240,28 +266,25 @@ func (u *upward) splice(ctx context.Context, enter func() error) (joined bool, e
 		if len(records) > 0 {
 			continue
 		}
-		more := false
-		err := u.withRole(ctx, func(last uint64) error {
+		if err := u.withRole(ctx, func(last uint64) error {
 			t.mu.Lock()
-			more = len(g.records) > 0 || g.over || last != u.at
+			more := len(g.records) > 0 || g.over
 			t.mu.Unlock()
-			if more {
+			if ahead = last < u.at; more || ahead {
 				return nil
 			}
+			joined = true
 			return enter()
-		})
-		if err != nil || !more {
+		}); err != nil || joined {
 			return err == nil, err
 		}
-		t.mu.Lock()
-		ahead := t.rec.last < u.at // the stream has given more than the members here have
-		t.mu.Unlock()
 		if ahead {
 			if err := u.awaitLast(ctx); err != nil {
 				return false, err
 			}
 		}
 	}
+	return false, ctx.Err()
 }
 
 // withRole calls f, which has the role, with the last record that was delivered.

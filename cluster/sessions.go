@@ -15,15 +15,15 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// Sessions says how Claim works. It needs JetStream of NATS 2.11 or newer, with a majority.
+// Sessions says how Claim works. It needs JetStream of NATS 2.11 or newer, with a majority. Who has
+// which key is kept on the servers' disks. What is kept survives that any of their processes are
+// killed. When the stream is lost with all disks, sessions go on, and fences grow, as long as the
+// clocks of the nodes do not go back. When most of the servers lose power at once, fences may come
+// again that were given in the last two minutes, unless their jetstream has sync_interval: always.
 type Sessions struct {
 	// Replicas is how many servers keep the sessions: 1, 3 or 5; 0 is 3 in a NATS cluster and 1
 	// without. The node that makes the stream decides.
 	Replicas int
-	// Disk has them kept on disk. With one replica they always are. In memory they survive the loss
-	// of a minority of the servers, not that of all: then sessions go on, and fences grow, as long
-	// as the clock of the machines does not go back.
-	Disk bool
 	// Lease is how long a node that JetStream's majority does not hear keeps its sessions: 5 s if 0;
 	// from 1 s to an hour.
 	Lease time.Duration
@@ -238,8 +238,7 @@ func (s *sessions) start(ctx context.Context) error {
 
 // open makes the stream.
 func (s *sessions) open(ctx context.Context) error {
-	replicas := s.n.replicasOr(s.opts.Replicas)
-	c := newStreamConfig(s.stream, replicas, s.opts.Disk || replicas == 1)
+	c := newStreamConfig(s.stream, s.n.replicasOr(s.opts.Replicas))
 	c.Subjects = []string{s.n.subj.prefix + "s.>"}
 	c.MaxMsgsPer, c.MaxAge, c.AllowMsgTTL = 1, recordAge, true
 	c.RePublish = &republish{Src: s.n.subj.prefix + "s.k.*", Dest: s.n.subj.prefix + "sr.{{wildcard(1)}}"}

@@ -36,9 +36,10 @@ func Main(roles map[string]func(in *bufio.Scanner) error) (child bool) {
 
 // A Child is a process of this test program.
 type Child struct {
-	t   testing.TB
-	cmd *exec.Cmd
-	in  io.WriteCloser
+	t    testing.TB
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	over chan struct{} // closed when its output has ended
 
 	// Guarded by mu.
 	mu    sync.Mutex
@@ -73,10 +74,9 @@ func StartCommand(t testing.TB, cmd *exec.Cmd, env ...string) *Child {
 		t.Fatal(err)
 	}
 	w.Close()
-	c := &Child{t: t, cmd: cmd, in: in, more: make(chan struct{})}
-	read := make(chan struct{})
+	c := &Child{t: t, cmd: cmd, in: in, more: make(chan struct{}), over: make(chan struct{})}
 	go func() {
-		defer close(read)
+		defer close(c.over)
 		defer out.Close()
 		s := bufio.NewScanner(out)
 		for s.Scan() {
@@ -86,7 +86,7 @@ func StartCommand(t testing.TB, cmd *exec.Cmd, env ...string) *Child {
 	}()
 	t.Cleanup(func() {
 		c.Kill()
-		<-read
+		<-c.over
 	})
 	return c
 }
@@ -132,7 +132,9 @@ func (c *Child) Line(prefix string) string {
 		select {
 		case <-more:
 		case <-limit.C:
-			c.t.Fatalf("after %v no %q from the child: %q", testnet.Limit, prefix, c.Lines())
+			_ = c.cmd.Process.Signal(syscall.SIGQUIT) // it says what every goroutine does
+			<-c.over
+			c.t.Fatalf("after %v no %q from the child:\n%s", testnet.Limit, prefix, strings.Join(c.Lines(), "\n"))
 		}
 	}
 }
