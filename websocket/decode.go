@@ -114,6 +114,10 @@ func (t *turn) decode(w *window, b []byte) bool {
 			}
 			continue
 		}
+		if t.work++; t.work > turnWork && !t.stream {
+			t.comeAgain()
+			return t.keep(b)
+		}
 		h, n, err := c.header(w, b)
 		if n == 0 && err == nil {
 			return true // kept: the rest of it has not arrived
@@ -352,6 +356,7 @@ func (t *turn) whole(op ws.OpCode, packed bool, p []byte, checked bool) bool {
 	if !c.inPhase(open) {
 		return true // what comes behind our Close frame is not wanted
 	}
+	t.work += frameCost
 	if packed {
 		return t.inflate(op, unpack(p))
 	}
@@ -393,6 +398,7 @@ func (t *turn) inflate(op ws.OpCode, u *unpacker) bool {
 func (t *turn) control(op ws.OpCode, p []byte) bool {
 	switch op {
 	case opPing:
+		t.work += frameCost
 		t.c.pong(p)
 	case opClose:
 		return t.peerCloses(p)

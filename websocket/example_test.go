@@ -4,6 +4,8 @@ package websocket_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log"
 	"net/http"
@@ -308,9 +310,9 @@ func ExampleServer_Dial() {
 		log.Fatal(err)
 	}
 	url, stop := serve(s)
-	var c *websocket.Conn
-	for c == nil { // Serve has to run first
-		c, _ = s.Dial(context.Background(), url, nil)
+	c, err := s.Dial(context.Background(), url, nil)
+	if err != nil {
+		log.Fatal(err)
 	}
 	c.WriteText([]byte("hello"))
 	for ev := range c.Events() {
@@ -322,5 +324,59 @@ func ExampleServer_Dial() {
 	stop()
 	// Output:
 	// echo of hello
+	// end: <nil>
+}
+
+// A client by wss, with a listener that has no port. The name that the certificate is checked for is
+// the URL's; a server that only some roots know is named in RootCAs.
+func ExampleServer_Dial_tls() {
+	cert := httptest.NewUnstartedServer(nil)
+	cert.StartTLS() // it has a certificate for 127.0.0.1
+	defer cert.Close()
+	s, err := websocket.Listen(
+		&tcpio.ListenerOptions{Addr: "127.0.0.1:0", TLSConfig: &tls.Config{Certificates: cert.TLS.Certificates}},
+		&websocket.Options{NewActor: func(*websocket.Conn) websocket.Actor {
+			return websocket.ActorFunc(func(ev websocket.Event) error {
+				if ev, ok := ev.(websocket.Text); ok {
+					return ev.Conn.WriteText(append([]byte("secret "), ev.Data...))
+				}
+				return nil
+			})
+		}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, stop := serve(s)
+
+	roots := x509.NewCertPool()
+	roots.AddCert(cert.Certificate())
+	clients, err := websocket.Listen(&tcpio.ListenerOptions{Network: "none"},
+		&websocket.Options{ClientTLS: &tls.Config{RootCAs: roots}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		c, err := clients.Dial(context.Background(), "wss://"+s.Listener().Addr().String(), nil)
+		if err != nil {
+			log.Fatal(err)
+		}
+		c.WriteText([]byte("hello"))
+	}()
+	events := clients.Events()
+	go clients.Serve(context.Background())
+	for ev := range events {
+		switch ev := ev.(type) {
+		case websocket.Text:
+			fmt.Println(string(ev.Data))
+			ev.Conn.Close(websocket.Normal, "")
+		case websocket.Closed:
+			fmt.Println(ev.Code)
+			clients.Listener().Close()
+		}
+	}
+	stop()
+	// Output:
+	// secret hello
+	// 1000 normal
 	// end: <nil>
 }

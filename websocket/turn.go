@@ -27,7 +27,13 @@ type turn struct {
 	yield  func(Event) bool // that iteration's body; nil for an actor
 	broken bool             // the body has ended by a break
 	shakes bool             // the handshake is not done
+	work   int              // done so far; see turnWork
 }
+
+// turnWork is how much an actor's turn does before others have theirs: so many frames. A message or a
+// ping counts as frameCost, since it costs a call of the handler, or a write. On the stream a turn
+// goes on to the end of what it has read: there it is reading that has the loop look for others.
+const turnWork, frameCost = 1024, 16
 
 func (t *turn) receive(ev tcpio.Event) {
 	switch ev := ev.(type) {
@@ -215,19 +221,8 @@ func (t *turn) run() {
 			return
 		}
 	}
-	if c.in != nil && c.in.unpacks != nil {
-		u := c.in.unpacks
-		c.in.unpacks = nil
-		if !t.inflate(c.in.unpackOp, u) {
-			return
-		}
-	}
-	if c.in != nil && len(c.in.rest) > 0 {
-		rest := c.in.rest
-		c.in.rest = nil
-		if !t.decode(w, rest) {
-			return
-		}
+	if !t.goOn(w) {
+		return
 	}
 	if c.late() {
 		t.fail(PolicyViolation, "a message took longer than MessageTimeout")
@@ -247,6 +242,24 @@ func (t *turn) run() {
 		t.decode(w, w.buf[:n])
 	}
 	t.readFailed(err)
+}
+
+// goOn handles what an earlier turn has left. It reports false if the turn has to end.
+func (t *turn) goOn(w *window) bool {
+	c := t.c
+	if c.in != nil && c.in.unpacks != nil {
+		u := c.in.unpacks
+		c.in.unpacks = nil
+		if !t.inflate(c.in.unpackOp, u) {
+			return false
+		}
+	}
+	if c.in == nil || len(c.in.rest) == 0 {
+		return true
+	}
+	rest := c.in.rest
+	c.in.rest = nil
+	return t.decode(w, rest)
 }
 
 func (c *Conn) inPhase(p phase) bool {

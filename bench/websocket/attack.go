@@ -159,17 +159,17 @@ func (a *attacker) pings() {
 	}()
 }
 
-// deaf joins 100 members that never read, and has one write to the group of all 1,000 times a
-// second. The server makes a member of who asks for it by a text.
+// deaf joins 100 members that never read, and has one write 10 KB to the group of all 100
+// times a second. The server makes a member of who asks for it by a text.
 func (a *attacker) deaf() {
 	for range 100 {
 		_, err := a.dial(true).Write(frameOf(ws.OpText, "join", true))
 		must(err)
 	}
 	nc := a.dial(true)
-	message := frameOf(ws.OpText, strings.Repeat("x", 1000), true)
+	message := frameOf(ws.OpText, strings.Repeat("x", 10_000), true)
 	go func() {
-		for range time.Tick(time.Millisecond) {
+		for range time.Tick(10 * time.Millisecond) {
 			_, err := nc.Write(message)
 			must(err)
 		}

@@ -4,6 +4,7 @@
 //	go run .                                     everything; about 25 minutes
 //	go run . -workloads echo64x64,group -servers core,tcpio,gws -rounds 1
 //	go run . -json out.json -md out.md
+//	go run . -first -workloads calm,loris,drip,bytes,bomb,pings,deaf    latencies on a machine that others use
 package main
 
 import (
@@ -26,8 +27,12 @@ func main() {
 	ss := flag.String("servers", "", "some of the servers, by comma; all if empty")
 	jsonFile := flag.String("json", "", "write every figure to this `file`")
 	mdFile := flag.String("md", "", "write the tables to this `file` too")
+	first := flag.Bool("first", false, "servers and clients come before all other programs, for latencies on a machine that others use; needs root")
 	flag.Parse()
 	b := &bench{rounds: *rounds, seconds: *seconds, warm: 3, out: os.Stdout}
+	if *first {
+		b.nice = -20
+	}
 	if *mdFile != "" {
 		f, err := os.Create(*mdFile)
 		must(err)
@@ -114,5 +119,5 @@ var workloads = []workload{
 	{name: "bytes", what: "beside one that sends messages of 16 MiB in fragments of a byte", mode: "echo", conns: 8, size: 64, attack: "bytes"},
 	{name: "bomb", what: "beside 8 that send messages that inflate to 64 MiB, and connect again", mode: "echo", conns: 8, size: 64, attack: "bomb"},
 	{name: "pings", what: "beside one that sends 100,000 pings a second", mode: "echo", conns: 8, size: 64, attack: "pings"},
-	{name: "deaf", what: "beside 100 members that never read of a group that is written to 1,000 times a second", mode: "echo", conns: 8, size: 64, attack: "deaf"},
+	{name: "deaf", what: "beside 100 members that never read of a group that is sent 10 KB 100 times a second", mode: "echo", conns: 8, size: 64, attack: "deaf"},
 }

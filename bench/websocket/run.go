@@ -34,6 +34,7 @@ type bench struct {
 	workloads []workload
 	servers   []server
 	out       io.Writer
+	nice      int // of servers and clients
 	results   []figures
 }
 
@@ -72,16 +73,18 @@ func (w workload) has(s server) bool {
 // A process is this program in another part.
 type process struct {
 	*exec.Cmd
+	name  string
 	lines *bufio.Scanner
 }
 
-// start starts a part of the program on a processor, with a niceness: GOMAXPROCS is 1.
+// start starts a part of the program on a processor, with GOMAXPROCS 1. With a niceness it has a
+// session of its own, whose processes Linux schedules as one that has this niceness towards others.
 func start(cpu, nice int, args ...string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	p := &process{Cmd: exec.Command("taskset", append([]string{"-c", strconv.Itoa(cpu), "nice", "-n", strconv.Itoa(nice), self}, args...)...)}
+	p := &process{Cmd: exec.Command("taskset", append([]string{"-c", strconv.Itoa(cpu), self}, args...)...), name: args[0]}
 	p.Env = append(os.Environ(), "GOMAXPROCS=1")
 	p.Stderr = os.Stderr
 	out, err := p.StdoutPipe()
@@ -89,7 +92,16 @@ func start(cpu, nice int, args ...string) (*process, error) {
 		return nil, err
 	}
 	p.lines = bufio.NewScanner(out)
-	return p, p.Start()
+	p.SysProcAttr = &syscall.SysProcAttr{Setsid: nice != 0}
+	if err := p.Start(); err != nil || nice == 0 {
+		return p, err
+	}
+	err = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", p.Process.Pid), []byte(strconv.Itoa(nice)), 0)
+	if err != nil && nice < 0 {
+		p.stop()
+		return nil, err
+	}
+	return p, nil
 }
 
 func (p *process) stop() {
@@ -100,7 +112,7 @@ func (p *process) stop() {
 // line returns the next line that the process prints.
 func (p *process) line() (string, error) {
 	if !p.lines.Scan() {
-		return "", fmt.Errorf("%s has ended: %v", p.Args[7], p.Wait())
+		return "", fmt.Errorf("%s has ended: %v", p.name, p.Wait())
 	}
 	return p.lines.Text(), nil
 }
@@ -108,7 +120,7 @@ func (p *process) line() (string, error) {
 func (p *process) await(want string) error {
 	line, err := p.line()
 	if err == nil && line != want {
-		err = fmt.Errorf("%s prints %q", p.Args[7], line)
+		err = fmt.Errorf("%s prints %q", p.name, line)
 	}
 	return err
 }
@@ -118,7 +130,7 @@ func (b *bench) once(w workload, s server) (r figures, err error) {
 	if err != nil {
 		return r, err
 	}
-	server, err := start(0, 0, "serve", "-server", s.name, "-addr", addr, "-group="+strconv.FormatBool(w.mode == "group"), "-tls="+strconv.FormatBool(w.tls))
+	server, err := start(0, b.nice, "serve", "-server", s.name, "-addr", addr, "-group="+strconv.FormatBool(w.mode == "group"), "-tls="+strconv.FormatBool(w.tls))
 	if err != nil {
 		return r, err
 	}
@@ -149,7 +161,7 @@ func (b *bench) once(w workload, s server) (r figures, err error) {
 		}
 		args = append(args, "-warm", fmt.Sprint(b.warm))
 	}
-	client, err := start(1, 0, args...)
+	client, err := start(1, b.nice, args...)
 	if err != nil {
 		return r, err
 	}

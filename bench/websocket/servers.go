@@ -91,7 +91,7 @@ func selfSigned() (*tls.Certificate, error) {
 }
 
 func listenerOptions(addr string, cert *tls.Certificate) *tcpio.ListenerOptions {
-	o := &tcpio.ListenerOptions{Addr: addr, Loops: 1, WriteBuffer: 64 << 20}
+	o := &tcpio.ListenerOptions{Addr: addr, Loops: 1}
 	if cert != nil {
 		o.TLSConfig = &tls.Config{Certificates: []tls.Certificate{*cert}}
 	}
