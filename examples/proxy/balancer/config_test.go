@@ -146,6 +146,8 @@ func TestCheckAndBadArguments(t *testing.T) {
 		{"-check -config " + bad + ".none", "", "no such file"},
 		{"", "", "is needed"},
 		{"-config " + good + " -to a:1", "", "exclude each other"},
+		{"-config " + good + " -listen :1", "", "-config and -listen exclude each other"},
+		{"-check -to a:1", "", "-check is for -config"},
 		{"-to a", "", "not of the form host:port"},
 		{"-to a:1 -listen 7010", "", "not of the form host:port"},
 		{"-to a:1 more", "", `what is "more"?`},

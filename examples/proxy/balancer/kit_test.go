@@ -25,7 +25,14 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain runs the tests, or the program itself, for a test that starts it.
+func TestMain(m *testing.M) {
+	if os.Getenv("BALANCER_PROGRAM") != "" {
+		main()
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience bounds each wait.
 const patience = 30 * time.Second

@@ -59,7 +59,10 @@ func command(ctx context.Context, args []string, out, log io.Writer, hup <-chan 
 	if *admin != "" {
 		cfg.Admin = *admin
 	}
-	if *check {
+	switch {
+	case *check && *path == "":
+		return errors.New("balancer: -check is for -config")
+	case *check:
 		fmt.Fprintf(out, "%s: %d listeners, %d pools: no mistake found\n", *path, len(cfg.Listeners), len(cfg.Pools))
 		return nil
 	}
@@ -75,9 +78,16 @@ func configOf(flags *flag.FlagSet, path, listen, to string, drain time.Duration)
 	switch {
 	case flags.NArg() > 0:
 		return nil, fmt.Errorf("balancer: what is %q?", flags.Arg(0))
-	case path != "" && to != "":
-		return nil, errors.New("balancer: -config and -to exclude each other")
 	case path != "":
+		var err error
+		flags.Visit(func(f *flag.Flag) {
+			if f.Name == "to" || f.Name == "listen" || f.Name == "drain" {
+				err = fmt.Errorf("balancer: -config and -%s exclude each other", f.Name)
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
 		return load(path)
 	case to == "":
 		return nil, errors.New("balancer: -config FILE or -to ADDRESSES is needed; -h tells more")
