@@ -100,7 +100,7 @@ func TestNginxWithWrkAndCurl(t *testing.T) {
 // Upstreams are killed, stopped and started under load: no answer has a wrong byte, errors are
 // clean, and within the time of the checks everything goes elsewhere.
 func TestUpstreamsFailUnderLoad(t *testing.T) {
-	need(t, "nginx")
+	need(t, "nginx", "wrk", "curl")
 	folder := t.TempDir()
 	if err := os.Chmod(folder, 0o755); err != nil {
 		t.Fatal(err)
@@ -108,6 +108,10 @@ func TestUpstreamsFailUnderLoad(t *testing.T) {
 	body := make([]byte, 300<<10)
 	rand.NewChaCha8([32]byte{}).Read(body)
 	if err := os.WriteFile(filepath.Join(folder, "f"), body, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	large := filepath.Join(folder, "large") // more than the buffers on the way take
+	if err := errors.Join(os.WriteFile(large, nil, 0o644), os.Truncate(large, 1<<30)); err != nil {
 		t.Fatal(err)
 	}
 	up := []*process{nginx(t, folder), nginx(t, folder), nginx(t, folder)}
@@ -184,6 +188,24 @@ func TestUpstreamsFailUnderLoad(t *testing.T) {
 	// A check that is under way, the checks that fall, and the slowness of a machine with other work.
 	const most = interval*11/10*(fall+1) + interval*fall + 3*time.Second
 	calm()
+	// wrk connects anew where it has been cut off; what it gets is never another answer.
+	load.Go(func() {
+		out, err := output(t, "wrk", "-t1", "-c8", "-d2", "http://"+s.addrs["main"]+"/f")
+		if err != nil || strings.Contains(out, "Non-2xx") || !strings.Contains(out, "Requests/sec") {
+			t.Errorf("wrk: %v\n%s", err, out)
+		}
+	})
+	// A download that is cut off does not look whole.
+	for _, p := range up {
+		cmd := exec.Command("curl", "-sS", "--fail", "--limit-rate", "10M", "-o", os.DevNull, "http://"+s.addrs["main"]+"/large")
+		load.Go(func() {
+			if err := cmd.Run(); err == nil {
+				t.Error("curl takes a part of the file for all of it")
+			}
+		})
+		was := s.status().find(t, p.addr).Attempts
+		s.when("traffic", func(st *status) bool { return st.find(t, p.addr).Attempts > was })
+	}
 	up[0].kill()
 	if d := state(up[0], "down"); d > most {
 		t.Errorf("it is down %v after it was killed", d)
