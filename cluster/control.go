@@ -179,7 +179,7 @@ func (n *Node) answerSync(q syncRequest) {
 			t.answer(to, q.token)
 			continue
 		}
-		p := appendStamp(nil, kindNone, n.id, n.runs.Load(), 0)
+		p := appendStamp(nil, kindNone, n.id, n.runs.Load(), 0, 0)
 		_ = n.nc.Publish(to, piece{token: q.token, place: place, last: true}.appendHead(p))
 	}
 }

@@ -294,18 +294,3 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
-
-// whole returns the ids of t's members as n sees them, when the list is whole.
-func whole(t testing.TB, topic *Topic) []string {
-	t.Helper()
-	var ids []string
-	testnet.WaitFor(t, "the list is whole", func() bool {
-		all, ok := topic.Members()
-		ids = nil
-		for _, m := range all {
-			ids = append(ids, m.ID)
-		}
-		return ok
-	})
-	return ids
-}

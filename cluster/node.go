@@ -144,6 +144,9 @@ func Open(ctx context.Context, nc *nats.Conn, opts *Options) (*Node, error) {
 		case <-time.After(time.Millisecond):
 		case <-ctx.Done():
 			err := fmt.Errorf("cluster: Open: %w: %w", n.Ready(), ctx.Err())
+			if last := nc.LastError(); last != nil { // permissions that are missing, say
+				err = fmt.Errorf("%w (NATS: %w)", err, last)
+			}
 			n.Close()
 			return nil, err
 		}
@@ -214,7 +217,8 @@ func (n *Node) Nodes() []string { return append([]string{n.id}, *n.others.Load()
 
 // Topic returns the topic of that name, the same for as long as it is in use or anybody holds it. It
 // costs a few hundred bytes and nothing in NATS before the first Join, Watch or Members. A name may
-// be any string; one that is too long fails at the first use, with ErrName.
+// be any string; one that is too long fails at the first use, with ErrName. A topic that is only
+// published to is remembered for 10 minutes.
 func (n *Node) Topic(name string) *Topic {
 	tok, err := token("Topic", name)
 	if err != nil {
@@ -244,6 +248,7 @@ func (n *Node) Close() error {
 	}
 	n.tails.send()
 	n.tails.send()
+	n.keys.close() // while the shards still answer what is under way
 	if n.sessions != nil {
 		n.sessions.close()
 	}
@@ -261,7 +266,6 @@ func (n *Node) Close() error {
 	if n.sessions != nil {
 		n.sessions.unsubscribe()
 	}
-	n.keys.close()
 	for _, s := range n.shards {
 		s.close()
 	}

@@ -11,7 +11,7 @@ import (
 
 // An origin is what has come of a topic from one node.
 type origin struct {
-	run, seq uint64 // the last number; 0, 0: none has come
+	last stamp // of the last message, without the node; 0: none has come
 	// based says that a part has come since the subscription: from then on NATS has had the interest
 	// everywhere, and a hole in the numbers is a loss.
 	based bool
@@ -73,38 +73,56 @@ func (v view) of(node []byte) *origin {
 	return o
 }
 
-// heard takes the number of a message that has come. fresh is false for one that comes too late:
-// behind one with a higher number. lost is how many before it have not come.
-func (v view) heard(s stamp) (lost uint64, fresh bool) {
+// A gap is what has not come before a message.
+type gap struct {
+	hole bool   // something has not: the node's members may be others
+	lost uint64 // published messages that have not
+}
+
+// heard takes the number of a message that has come, which was published or is a change of members.
+// fresh is false for one that comes too late: behind one with a higher number.
+func (v view) heard(s stamp, published bool) (g gap, fresh bool) {
 	o := v.of(s.node)
-	switch {
-	case s.run < o.run, s.run == o.run && s.seq <= o.seq:
-		return 0, false
-	case !o.based:
-	case s.run == o.run:
-		lost = s.seq - o.seq - 1
-	default: // a new run: what was before its end is told by tails, or not known any more
-		lost = s.seq - 1
+	if !o.last.before(s) {
+		return g, false
 	}
-	o.run, o.seq = s.run, s.seq
-	return lost, true
+	before := s
+	before.seq--
+	if published {
+		before.data = less(s.data, 1)
+	}
+	g = o.gap(before)
+	o.last = stamp{run: s.run, seq: s.seq, data: s.data}
+	return g, true
 }
 
 // upTo takes the number of a node's last message, which comes behind that one.
-func (v view) upTo(s stamp) (lost uint64) {
+func (v view) upTo(s stamp) (g gap) {
 	o := v.of(s.node)
-	switch {
-	case s.run < o.run, s.run == o.run && s.seq <= o.seq:
-		return 0
-	case !o.based:
-	case s.run == o.run:
-		lost = s.seq - o.seq
-	default:
-		lost = s.seq
+	if o.last.before(s) {
+		g = o.gap(s)
+		o.last = stamp{run: s.run, seq: s.seq, data: s.data}
 	}
-	o.run, o.seq = s.run, s.seq
-	return lost
+	return g
 }
+
+// gap returns what is between the last message and s, if it should have come.
+func (o *origin) gap(s stamp) gap {
+	switch {
+	case !o.based:
+		return gap{}
+	case s.run == o.last.run:
+		return gap{s.seq != o.last.seq, less(s.data, o.last.data)}
+	}
+	// A new run: what was before the end of the old one is told by tails, or not known any more.
+	return gap{s.seq > 0, s.data}
+}
+
+// before reports whether s comes before t, of the same node.
+func (s stamp) before(t stamp) bool { return s.run < t.run || s.run == t.run && s.seq < t.seq }
+
+// less returns a - b, or 0.
+func less(a, b uint64) uint64 { return a - min(a, b) }
 
 // A diff is how a node's members have changed: records by number; a member that is another than
 // before has left and joined.
@@ -156,22 +174,22 @@ func (v view) change(node []byte, changes []change) (d diff) {
 }
 
 // part takes a piece of a part that was asked for. done says that the part is whole.
-func (v view) part(s stamp, p piece) (lost uint64, d diff, done bool) {
-	lost = v.upTo(s)
+func (v view) part(s stamp, p piece) (g gap, d diff, done bool) {
+	g = v.upTo(s)
 	o := v.of(s.node)
-	if o.run != s.run || o.seq != s.seq { // it is older than what has come
-		return lost, d, false
+	if o.last.run != s.run || o.last.seq != s.seq { // it is older than what has come
+		return g, d, false
 	}
 	if p.index == 0 {
 		o.pieces, o.next = nil, 0
 	}
 	if p.index != o.next {
-		return lost, d, false
+		return g, d, false
 	}
 	o.next++
 	o.pieces = append(o.pieces, p.members...)
 	if !p.last {
-		return lost, d, false
+		return g, d, false
 	}
 	members := make(roster, 0, len(o.pieces))
 	for _, m := range o.pieces {
@@ -179,17 +197,17 @@ func (v view) part(s stamp, p piece) (lost uint64, d diff, done bool) {
 	}
 	slices.SortFunc(members, func(a, b seat) int { return cmp.Compare(a.num, b.num) })
 	o.pieces, o.next = nil, 0
-	return lost, o.become(members), true
+	return g, o.become(members), true
 }
 
 // none takes the word of a node that it has nothing of the topic, and that its newest run of
 // numbers, in any topic, is run. It means nothing if a younger one has come.
 func (v view) none(node []byte, run uint64) (d diff, done bool) {
 	o := v.of(node)
-	if o.run > run {
+	if o.last.run > run {
 		return d, false
 	}
-	o.run, o.seq = run, 0 // the topic's next run is a younger one
+	o.last = stamp{run: run} // the topic's next run is a younger one
 	return o.become(nil), true
 }
 

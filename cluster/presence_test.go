@@ -10,20 +10,20 @@ import (
 	"pgregory.net/rapid"
 )
 
-func at(node string, run, seq uint64) stamp { return stamp{[]byte(node), run, seq} }
+func at(node string, run, seq uint64) stamp { return stamp{[]byte(node), run, seq, seq} }
 
 func TestNumbersShowWhatIsLost(t *testing.T) {
 	v := make(view)
 	step := func(s stamp, wantLost uint64, wantFresh bool) {
 		t.Helper()
-		if lost, fresh := v.heard(s); lost != wantLost || fresh != wantFresh {
-			t.Errorf("%v: %d, %v, want %d, %v", s, lost, fresh, wantLost, wantFresh)
+		if g, fresh := v.heard(s, true); g != (gap{wantLost > 0, wantLost}) || fresh != wantFresh {
+			t.Errorf("%v: %+v, %v, want %d, %v", s, g, fresh, wantLost, wantFresh)
 		}
 	}
 	tail := func(s stamp, want uint64) {
 		t.Helper()
-		if lost := v.upTo(s); lost != want {
-			t.Errorf("the tail %v: %d, want %d", s, lost, want)
+		if g := v.upTo(s); g != (gap{want > 0, want}) {
+			t.Errorf("the tail %v: %+v, want %d", s, g, want)
 		}
 	}
 	step(at(idA, 5, 8), 0, true) // without a part they show nothing
@@ -43,6 +43,14 @@ func TestNumbersShowWhatIsLost(t *testing.T) {
 	step(at(idA, 5, 18), 0, false)
 	tail(at(idA, 12, 4), 4)
 	step(at(idB, 1, 1), 0, true) // another node
+
+	// Changes of members have numbers too, and are no messages that anybody misses.
+	if g, fresh := v.heard(stamp{[]byte(idA), 12, 8, 5}, false); g != (gap{true, 1}) || !fresh {
+		t.Errorf("a change behind two changes and a message: %+v", g)
+	}
+	if g, _ := v.heard(stamp{[]byte(idA), 12, 10, 6}, true); g != (gap{true, 0}) {
+		t.Errorf("a message behind a change: %+v", g)
+	}
 }
 
 func TestAPartIsWholeOrNothing(t *testing.T) {
@@ -71,10 +79,10 @@ func TestAPartIsWholeOrNothing(t *testing.T) {
 	if v[idA].whole {
 		t.Error("a part in doubt is whole")
 	}
-	if lost, d, done := v.part(at(idA, 1, 7), piece{last: true, members: []change{{3, true, "\x01w"}}}); lost != 2 || !done || fmt.Sprint(d) != "{map[2:\x01z] map[]}" {
+	if lost, d, done := v.part(at(idA, 1, 7), piece{last: true, members: []change{{3, true, "\x01w"}}}); lost.lost != 2 || !done || fmt.Sprint(d) != "{map[2:\x01z] map[]}" {
 		t.Error("the part after the doubt:", lost, d, done)
 	}
-	if d := v.drop(idA); len(d.left) != 1 || v[idA].whole || v[idA].seq != 7 {
+	if d := v.drop(idA); len(d.left) != 1 || v[idA].whole || v[idA].last.seq != 7 {
 		t.Error("a node that is down:", d, v[idA])
 	}
 	if _, done := v.none([]byte(idA), 0); done {
@@ -83,7 +91,7 @@ func TestAPartIsWholeOrNothing(t *testing.T) {
 	if _, done := v.none([]byte(idA), 4); !done || !v[idA].whole {
 		t.Error("nothing is not taken")
 	}
-	if lost, fresh := v.heard(at(idA, 5, 3)); lost != 2 || !fresh {
+	if lost, fresh := v.heard(at(idA, 5, 3), true); lost.lost != 2 || !fresh {
 		t.Error("the next run shows a loss of", lost)
 	}
 }
@@ -106,7 +114,7 @@ func TestAViewFollowsItsNode(t *testing.T) {
 		inDoubt := false
 		ask := func() {
 			l, _, done := v.part(at(idA, 1, seq), piece{last: true, members: all()})
-			lost += l
+			lost += l.lost
 			if !done {
 				t.Fatal("the part is not taken")
 			}
@@ -126,11 +134,11 @@ func TestAViewFollowsItsNode(t *testing.T) {
 					return // lost
 				}
 				came++
-				l, fresh := v.heard(at(idA, 1, seq))
-				if lost += l; !fresh {
+				l, fresh := v.heard(at(idA, 1, seq), true)
+				if lost += l.lost; !fresh {
 					t.Fatal("it is not fresh")
 				}
-				if l > 0 {
+				if l.hole {
 					v.doubt(idA)
 					inDoubt = true
 				} else {
@@ -138,8 +146,8 @@ func TestAViewFollowsItsNode(t *testing.T) {
 				}
 			},
 			"tail": func(t *rapid.T) {
-				if l := v.upTo(at(idA, 1, seq)); l > 0 {
-					lost += l
+				if l := v.upTo(at(idA, 1, seq)); l.hole {
+					lost += l.lost
 					v.doubt(idA)
 					inDoubt = true
 				}

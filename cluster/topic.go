@@ -53,6 +53,7 @@ type Topic struct {
 	pub sync.Mutex // held while a number is given and NATS is called, which may block; taken before mu
 	// Guarded by pub.
 	seq    uint64 // the last number in run
+	data   uint64 // how many of these were published, and not changes of members
 	seen   uint64 // what it was when the tail was looked at last
 	listed bool   // the tail is to be told
 	sub    *nats.Subscription
@@ -252,7 +253,7 @@ func (t *Topic) subscribe() error {
 	t.sub = sub
 	t.mu.Lock()
 	// What comes of this node's own messages is known from the first on.
-	t.view = view{t.n.id: {run: t.run, seq: t.seq, whole: true, based: true}}
+	t.view = view{t.n.id: {last: stamp{run: t.run, seq: t.seq, data: t.data}, whole: true, based: true}}
 	t.subscribed, t.from = true, sub
 	t.mu.Unlock()
 	t.sh.keep(t)
@@ -361,7 +362,11 @@ func (t *Topic) publish(op string, not *tcpio.Conn, p []byte) error {
 // sendLocked gives a message its number and sends it. What NATS has not taken has used none. The
 // caller holds pub.
 func (t *Topic) sendLocked(k kind, body []byte) error {
-	b := append(appendStamp(t.frame[:0], k, t.n.id, t.run, t.seq+1), body...)
+	data := t.data
+	if k == kindData {
+		data++
+	}
+	b := append(appendStamp(t.frame[:0], k, t.n.id, t.run, t.seq+1, data), body...)
 	err := t.n.nc.Publish(t.subject, b)
 	if cap(b) <= 4<<10 {
 		t.frame = b[:0]
@@ -370,7 +375,7 @@ func (t *Topic) sendLocked(k kind, body []byte) error {
 		return err
 	}
 	t.used.Store(int64(time.Since(t.n.opened)))
-	t.seq++
+	t.seq, t.data = t.seq+1, data
 	if !t.listed {
 		t.listed = true
 		t.n.tails.add(t)
@@ -399,28 +404,30 @@ func (t *Topic) receive(k kind, r reader, m *nats.Msg) {
 		t.mu.Unlock()
 		return
 	}
-	var lost uint64
+	var g gap
 	fresh := false
 	if k == kindTail {
-		lost = t.view.upTo(s)
+		g = t.view.upTo(s)
 	} else {
-		lost, fresh = t.view.heard(s)
+		g, fresh = t.view.heard(s, k == kindData)
 	}
 	var not *tcpio.Conn
 	if own {
 		not = t.exceptLocked(s)
 	}
-	if lost > 0 {
+	if g.hole {
 		t.view.doubt(string(s.node))
 	}
-	if fresh && k == kindChange && !own && lost == 0 {
+	if fresh && k == kindChange && !own && !g.hole {
 		t.tellLocked(string(s.node), t.view.change(s.node, changes))
 	}
 	outlets := t.outletsLocked()
 	t.mu.Unlock()
-	if lost > 0 {
+	if g.hole {
 		t.sh.ask(string(s.node), t)
-		t.n.lost(t, string(s.node), lost)
+	}
+	if g.lost > 0 {
+		t.n.lost(t, string(s.node), g.lost)
 	}
 	if fresh && k == kindData {
 		t.deliver(r.p, not, outlets)
@@ -476,24 +483,24 @@ func (t *Topic) receivePart(s stamp, p piece) {
 		t.mu.Unlock()
 		return
 	}
-	var lost uint64
+	var g gap
 	switch asked, newest := t.sh.answered(node, t, p.token, false); {
 	case !asked:
-		lost = t.view.upTo(s)
+		g = t.view.upTo(s)
 	case newest: // otherwise it is the answer to an older question, perhaps of an older subscription
 		if node == t.n.id {
 			p.members = nil // they are known; the number is what counts
 		}
 		var d diff
 		var done bool
-		if lost, d, done = t.view.part(s, p); done {
+		if g, d, done = t.view.part(s, p); done {
 			t.sh.answered(node, t, p.token, true)
 		}
 		t.tellLocked(node, d)
 	}
 	t.mu.Unlock()
-	if lost > 0 {
-		t.n.lost(t, node, lost)
+	if g.lost > 0 {
+		t.n.lost(t, node, g.lost)
 	}
 }
 
@@ -535,7 +542,7 @@ func (t *Topic) answer(to string, token uint64) {
 			end++
 		}
 		p := piece{token: token, place: t.place, index: index, last: end == len(members), members: members[:end]}
-		if t.n.nc.Publish(to, p.append(appendStamp(nil, kindPart, t.n.id, t.run, t.seq))) != nil {
+		if t.n.nc.Publish(to, p.append(appendStamp(nil, kindPart, t.n.id, t.run, t.seq, t.data))) != nil {
 			return // it will be asked for again
 		}
 		if members = members[end:]; p.last {

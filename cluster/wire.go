@@ -10,11 +10,11 @@ import (
 //
 //	beat    node number every(ms) flags                  to all
 //	sync    node shard token count place…                to a node: send me your part of these
-//	data    node run seq | payload                       to a topic
-//	change  node run seq | count (num op record)…        to a topic: members have come and gone
-//	tail    node run seq                                 to a topic: the last number was this
-//	part    node run seq | token place piece last (num record)…   to a shard of a node
-//	none    node run 0   | token place                   likewise: I have nothing of this
+//	data    node run seq data | payload                  to a topic
+//	change  node run seq data | count (num op record)…   to a topic: members have come and gone
+//	tail    node run seq data                            to a topic: the last number was this
+//	part    node run seq data | token place piece last (num record)…   to a shard of a node
+//	none    node run 0 0 | token place                   likewise: I have nothing of this
 //	post    node                     | payload           to a key, with a reply
 //	ask     node patience(ms)        | payload           likewise
 //	answer  outcome                  | payload           to a reply
@@ -129,7 +129,7 @@ func (b beat) append(dst []byte) []byte {
 func readBeat(r reader) (b beat, err error) {
 	b.node = string(r.take(idLen))
 	b.number, b.every, b.flags = r.uint(), r.uint(), r.byte()
-	if r.bad || len(r.p) > 0 || b.every == 0 || b.every > uint64(maxBeat.Milliseconds()) {
+	if r.bad || len(r.p) > 0 || !validID(b.node) || b.number == 0 || b.every == 0 || b.every > uint64(maxBeat.Milliseconds()) {
 		return beat{}, &malformed{"heartbeat"}
 	}
 	return b, nil
@@ -178,19 +178,21 @@ func validID(id string) bool {
 }
 
 // A stamp is the number of a message: of which node, in which of its runs of numbers for the topic,
-// and the how manyth there, from 1.
+// and the how manyth there, from 1; data says how many of these were published, the others being
+// changes of members.
 type stamp struct {
-	node     []byte // part of the message
-	run, seq uint64
+	node           []byte // part of the message
+	run, seq, data uint64
 }
 
-func appendStamp(dst []byte, k kind, node string, run, seq uint64) []byte {
+func appendStamp(dst []byte, k kind, node string, run, seq, data uint64) []byte {
 	dst = append(append(dst, byte(k)), node...)
 	dst = binary.AppendUvarint(dst, run)
-	return binary.AppendUvarint(dst, seq)
+	dst = binary.AppendUvarint(dst, seq)
+	return binary.AppendUvarint(dst, data)
 }
 
-func (r *reader) stamp() stamp { return stamp{r.take(idLen), r.uint(), r.uint()} }
+func (r *reader) stamp() stamp { return stamp{r.take(idLen), r.uint(), r.uint(), r.uint()} }
 
 // A change is that a member has come, or is another than before, or has gone.
 type change struct {

@@ -23,11 +23,11 @@ func samples(t testing.TB) map[kind][]byte {
 	return map[kind][]byte{
 		kindBeat:   beat{idA, 1 << 40, 1000, flagHello}.append(nil),
 		kindSync:   syncRequest{idA, 3, 77, []string{"t.a", "t.=2E"}}.append(nil),
-		kindData:   append(appendStamp(nil, kindData, idA, 2, 1000), "payload"...),
-		kindChange: append(appendStamp(nil, kindChange, idA, 2, 3), appendChanges(nil, changes)...),
-		kindTail:   appendStamp(nil, kindTail, idA, 2, 3),
-		kindPart:   piece{5, "t.a", 1, true, changes[:1]}.append(appendStamp(nil, kindPart, idA, 2, 3)),
-		kindNone:   piece{token: 5, place: "t.a", last: true}.append(appendStamp(nil, kindNone, idA, 2, 0)),
+		kindData:   append(appendStamp(nil, kindData, idA, 2, 1000, 900), "payload"...),
+		kindChange: append(appendStamp(nil, kindChange, idA, 2, 3, 2), appendChanges(nil, changes)...),
+		kindTail:   appendStamp(nil, kindTail, idA, 2, 3, 2),
+		kindPart:   piece{5, "t.a", 1, true, changes[:1]}.append(appendStamp(nil, kindPart, idA, 2, 3, 2)),
+		kindNone:   piece{token: 5, place: "t.a", last: true}.append(appendStamp(nil, kindNone, idA, 2, 0, 0)),
 		kindAnswer: appendAnswer(nil, outcomeReply, []byte("reply")),
 	}
 }
@@ -47,15 +47,15 @@ func encodedAgain(p []byte) ([]byte, error) {
 		if r.bad {
 			return nil, &malformed{"stamp"}
 		}
-		return append(appendStamp(nil, k, string(s.node), s.run, s.seq), r.p...), nil
+		return append(appendStamp(nil, k, string(s.node), s.run, s.seq, s.data), r.p...), nil
 	case kindChange:
 		s := r.stamp()
 		changes, err := readChanges(r)
-		return append(appendStamp(nil, k, string(s.node), s.run, s.seq), appendChanges(nil, changes)...), err
+		return append(appendStamp(nil, k, string(s.node), s.run, s.seq, s.data), appendChanges(nil, changes)...), err
 	case kindPart, kindNone:
 		s := r.stamp()
 		q, err := readPiece(r)
-		return q.append(appendStamp(nil, k, string(s.node), s.run, s.seq)), err
+		return q.append(appendStamp(nil, k, string(s.node), s.run, s.seq, s.data)), err
 	case kindAnswer:
 		outcome, payload, err := readAnswer(p)
 		return appendAnswer(nil, outcome, payload), err
