@@ -150,8 +150,12 @@ func (b *bench) once(w workload, s server) (r figures, err error) {
 		"-seconds", fmt.Sprint(seconds)}
 	before := 0
 	if w.attack != "" {
-		// It has what the client leaves of the processor: the client's own waits are not the server's.
-		a, err := start(1, 19, "attack", "-addr", addr, "-kind", w.attack)
+		// It comes behind the client on their processor: the client's own waits are not the server's.
+		nice := 19
+		if b.nice < 0 {
+			nice = b.nice / 2 // before everybody else
+		}
+		a, err := start(1, nice, "attack", "-addr", addr, "-kind", w.attack)
 		if err != nil {
 			return r, err
 		}
