@@ -217,7 +217,7 @@ func (c *conn) expect(want string, args ...string) {
 // blocking commands, and the other version of the protocol.
 func TestEveryReplyIsTheOneToItsRequest(t *testing.T) {
 	redis := startRedis(t)
-	addr, _ := start(t, config{to: redis.addr()})
+	addr, _ := start(t, config{to: redis.addr(), private: 4000})
 	clients, rounds := 2000, 5
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur < 5000 {
@@ -615,13 +615,19 @@ func TestRedisThatDoesNotReadHoldsClientsBack(t *testing.T) {
 }
 
 func TestWithoutRedisClientsGetErrors(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	to := ln.Addr().String()
-	ln.Close()
-	addr, _ := start(t, config{to: to})
+	defer syscall.Close(fd)
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := syscall.Getsockname(fd) // nobody listens there, and nobody else gets the port
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, _ := start(t, config{to: fmt.Sprint("127.0.0.1:", sa.(*syscall.SockaddrInet4).Port)})
 	c := connect(t, addr)
 	for range 3 {
 		for _, args := range [][]string{{"GET", "a"}, {"MULTI"}, {"HELLO", "3"}, {"SUBSCRIBE", "x"}} {

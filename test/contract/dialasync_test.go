@@ -37,12 +37,19 @@ func dialAsync(t testing.TB, l *tcpio.Listener, r tcpio.DialRequest) (stop func(
 // nobodyListens is an address where connections are refused.
 func nobodyListens(t testing.TB) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	t.Cleanup(func() { unix.Close(fd) }) // until then nobody else gets the port
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint("127.0.0.1:", sa.(*unix.SockaddrInet4).Port)
 }
 
 // isDialFailure checks that ev is the answer to a dial that failed for want.
@@ -537,10 +544,12 @@ func TestAsyncDialHasTheDialersSourceAndControl(t *testing.T) {
 // it. Here the range has that one port.
 func TestDialDoesNotConnectToItself(t *testing.T) {
 	const ipLocalPortRange = 51 // IP_LOCAL_PORT_RANGE, ip(7)
-	addr := nobodyListens(t)
-	_, port, _ := net.SplitHostPort(addr)
-	var p uint32
-	fmt.Sscan(port, &p)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, p := ln.Addr().String(), uint32(ln.Addr().(*net.TCPAddr).Port)
+	ln.Close() // the port is free, for the socket that connects
 	l, events := client(t)
 	dialAsync(t, l, tcpio.DialRequest{Address: addr, Dialer: &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 		ctlErr := raw.Control(func(fd uintptr) {
