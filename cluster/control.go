@@ -11,10 +11,11 @@ import (
 // runControl sends and takes heartbeats, answers requests for parts, and watches the connection. It
 // alone knows the peers.
 func (n *Node) runControl() {
-	tick := time.NewTicker(n.opts.Heartbeat)
+	tick := time.NewTicker(n.opts.Heartbeat / ticks)
 	defer tick.Stop()
 	status := n.status
 	n.tick()
+	passed := 0
 	for {
 		select {
 		case m := <-n.control:
@@ -25,7 +26,11 @@ func (n *Node) runControl() {
 			}
 			n.checkConnection()
 		case <-tick.C:
-			n.tick()
+			if passed++; passed%ticks == 0 {
+				n.tick()
+			} else {
+				n.look()
+			}
 		case sent := <-n.poke:
 			n.number++
 			_ = n.beat(0)
@@ -36,9 +41,18 @@ func (n *Node) runControl() {
 	}
 }
 
-func (n *Node) tick() {
+// ticks is how often in a heartbeat the node looks who has not been heard of.
+const ticks = 4
+
+// look looks who has not been heard of, and whether NATS is there.
+func (n *Node) look() {
 	n.checkConnection()
-	n.follow(n.peers.tick(time.Now(), n.opts.Heartbeat))
+	n.follow(n.peers.tick(time.Now(), n.opts.Heartbeat/ticks, n.opts.Heartbeat))
+}
+
+// tick does what there is to do once in a heartbeat.
+func (n *Node) tick() {
+	n.look()
 	n.number++
 	_ = n.beat(0) // a number that was not sent is a hole, which tells the others
 	n.classes.tell(n)

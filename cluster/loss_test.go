@@ -19,7 +19,7 @@ import (
 // A lost request for a part is repeated until it is answered.
 // To see it fail: have sendAsks send only what is fresh.
 func TestMistake1OneLostRequestIsAskedAgain(t *testing.T) {
-	sites := openSites(t, natsServers(t, 2), Options{})
+	sites := openSites(t, natsServers(t, 2), Options{Heartbeat: time.Second}) // nobody is held up for that long
 	c := sites[1].client(t)
 	must(t, sites[1].Topic("x").Join(c.conn, &Member{ID: "b"}))
 	settled(t, sites[1:], "x", "b")
@@ -215,7 +215,7 @@ func TestMistake7ALiveNodeIsNotTakenForDead(t *testing.T) {
 	for range 5 {
 		c.now = c.now.Add(3900 * time.Millisecond)
 		c.ps.last = c.now.Add(-time.Second) // this node has run
-		if r := c.ps.tick(c.now, time.Second); r.down != nil {
+		if r := c.ps.tick(c.now, time.Second, time.Second); r.down != nil {
 			t.Fatalf("%+v", r)
 		}
 		c.beat(idB, 0, 0)

@@ -518,3 +518,84 @@ func TestStatsAreRendered(t *testing.T) {
 		t.Errorf("%d metrics:\n%s", strings.Count(b.String(), "# HELP"), b.String())
 	}
 }
+
+// A node that is killed is in no list any more within 4.5 heartbeats.
+// To see it fail: set ticks to 1.
+func TestAKilledNodeIsGoneInTime(t *testing.T) {
+	const beat = 400 * time.Millisecond
+	sites := openSites(t, natsServers(t, 2), Options{Heartbeat: beat})
+	a, b := sites[0], sites[1]
+	must(t, b.Topic("x").Join(b.client(t).conn, &Member{ID: "b"}))
+	settled(t, sites, "x", "b")
+	last := b.heardAt.Load()
+	testnet.WaitFor(t, "it has just sent a heartbeat", func() bool { return b.heardAt.Load() != last })
+	killed := time.Now()
+	b.nc.Close()
+	testnet.WaitFor(t, "its member is gone", func() bool { all, whole := a.Topic("x").Members(); return whole && len(all) == 0 })
+	if took := time.Since(killed); took < 3*beat || took > 4*beat+beat/2 {
+		if a.Stats().HeldUp == 0 && took < 20*beat { // on a machine that does not run it takes longer
+			t.Errorf("that took %v", took)
+		}
+	}
+}
+
+// What an Outlet or a Watch does costs the node nothing but a line in the log.
+// To see it fail: call Write without guard, or have run not start again.
+func TestAnOutletMayPanicAndExit(t *testing.T) {
+	log := new(testnet.Log)
+	s := openSites(t, natsServers(t, 1), Options{Logger: slog.New(log)})[0]
+	c, plain := s.client(t), s.client(t)
+	topic := s.Topic("x")
+	must(t, topic.JoinAs(unruly{}, c.conn, nil, nil))
+	must(t, topic.Join(plain.conn, nil))
+	for _, p := range []string{"panic\n", "exit\n", "well\n"} {
+		must(t, topic.Publish([]byte(p)))
+		if got := plain.line(t); got+"\n" != p {
+			t.Errorf("got %q", got)
+		}
+	}
+	testnet.WaitFor(t, "the panic is logged", func() bool { return log.Count("Outlet.Write panicked") == 1 })
+	if err := topic.JoinAs(nil, c.conn, nil, nil); err == nil {
+		t.Error("a format that is nil is taken")
+	}
+	must(t, topic.Join(c.conn, nil)) // plain from now on
+	must(t, topic.Publish([]byte("plain\n")))
+	if got := c.line(t); got != "plain" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// unruly is a format whose outlet panics and exits.
+type unruly struct{}
+
+func (u unruly) NewOutlet(*Topic) Outlet    { return u }
+func (u unruly) Join(*tcpio.Conn, any) bool { return true }
+func (u unruly) Leave(*tcpio.Conn)          {}
+func (u unruly) Write(p []byte, _ *tcpio.Conn) int {
+	switch string(p) {
+	case "panic\n":
+		panic("in Write")
+	case "exit\n":
+		runtime.Goexit()
+	}
+	return 0
+}
+
+// A member that does not keep up is dealt with as Options.Slow says, and counted.
+func TestASlowMemberIsCounted(t *testing.T) {
+	servers := natsServers(t, 1)
+	for _, policy := range []tcpio.SlowPolicy{tcpio.SkipSlow, tcpio.CloseSlow} {
+		s := openSites(t, servers, Options{Name: policy.String(), Slow: policy})[0]
+		c := s.client(t) // it does not read
+		must(t, s.Topic("x").Join(c.conn, &Member{ID: "slow"}))
+		p := make([]byte, 256<<10)
+		testnet.WaitFor(t, "it is counted", func() bool {
+			must(t, s.Topic("x").Publish(p))
+			st := s.Stats()
+			return policy == tcpio.SkipSlow && st.Skipped > 0 || policy == tcpio.CloseSlow && st.Slow == 1 && st.Members == 0
+		})
+		if st := s.Stats(); st.Lost != 0 {
+			t.Errorf("what a slow member misses is no loss of the topic: %+v", st)
+		}
+	}
+}

@@ -319,13 +319,13 @@ func (ps *peers) hear(b beat, now time.Time) (r report) {
 	return r
 }
 
-// tick looks who has not been heard of. every is how often it is called.
-func (ps *peers) tick(now time.Time, every time.Duration) (r report) {
-	if late := now.Sub(ps.last) - every; !ps.last.IsZero() && late > every/2 {
+// tick looks who has not been heard of. every is how often it is called, beat this node's heartbeat.
+func (ps *peers) tick(now time.Time, every, beat time.Duration) (r report) {
+	if late := now.Sub(ps.last) - every; !ps.last.IsZero() && late > beat/2 {
 		for _, p := range ps.all { // what they have said meanwhile is not heard yet
 			p.heard = p.heard.Add(late)
 		}
-		r.late = late > (missed-1)*every
+		r.late = late > (missed-1)*beat
 	}
 	ps.last = now
 	for id, p := range ps.all {

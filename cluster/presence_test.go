@@ -195,7 +195,7 @@ func (c *clock) beat(id string, skip uint64, flags byte) report {
 
 func (c *clock) tick(after time.Duration) report {
 	c.now = c.now.Add(after)
-	return c.ps.tick(c.now, time.Second)
+	return c.ps.tick(c.now, time.Second, time.Second)
 }
 
 func TestANodeIsDownAfter4HeartbeatsAndUpWhenItIsHeardAgain(t *testing.T) {

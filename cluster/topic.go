@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -199,7 +200,7 @@ func (t *Topic) Leave(c *tcpio.Conn) {
 
 // left drops what there is of c if it is no member any more. It is Left of the groups too.
 func (t *Topic) left(c *tcpio.Conn) {
-	if errors.Is(c.Err(), tcpio.ErrSlow) {
+	if t.group.Slow == tcpio.CloseSlow && errors.Is(context.Cause(c.Context()), tcpio.ErrSlow) {
 		t.n.count.slow.Add(1)
 	}
 	t.mu.Lock()
