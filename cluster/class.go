@@ -202,7 +202,8 @@ func (c *Class) Name() string { return c.name }
 
 // Topic returns the topic of that name in the class. It is another one than Node.Topic's. Its Publish
 // waits until the stream has the message: see [Topic.PublishRecord]. Join gives what comes after it,
-// Resume what came before, too.
+// Resume what came before, too. The first Join on a node asks how far the stream is; without an
+// answer it returns after 2 s, and c gets what comes from when there is one.
 func (c *Class) Topic(name string) *Topic {
 	tok, err := token("Topic", name)
 	if err != nil {

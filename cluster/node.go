@@ -84,7 +84,15 @@ const (
 // Open makes this process a node of the cluster that opts.Name names. nc stays the caller's: its
 // addresses, TLS, NKeys and credentials are options of nats.Connect, beside [NATSOptions]; close it
 // after the node. Open refuses an nc with a reconnect buffer. A node needs the permission to publish
-// and to subscribe to tcpio.NAME.> and nothing else.
+// and to subscribe to tcpio.NAME.>, and without sessions and classes nothing else: answers come there
+// too, so it needs no inbox. For a stream, which is tcpio+NAME+=sessions or tcpio+NAME+CLASS with the
+// names encoded, it needs to publish to these subjects, in an account with JetStream:
+//
+//	$JS.API.STREAM.CREATE.STREAM  $JS.API.STREAM.UPDATE.STREAM  $JS.API.STREAM.INFO.STREAM
+//	$JS.API.DIRECT.GET.STREAM  $JS.API.DIRECT.GET.STREAM.>
+//
+// In an encoded name letters, digits, - and _ stay, any other byte is = and two hex digits, and the
+// empty name is =.
 //
 // Open blocks until the node has heard its own heartbeat through NATS, or ctx ends.
 func Open(ctx context.Context, nc *nats.Conn, opts *Options) (*Node, error) {

@@ -306,6 +306,40 @@ func TestResumeSaysWhatIsNotWhole(t *testing.T) {
 	}
 }
 
+// A replica may be behind what the members here have got already: who resumes waits for it.
+func TestResumeWaitsForAReplicaThatIsBehind(t *testing.T) {
+	s := openSite(t, storeServers(t, 1)[0], Options{})
+	topic := s.class(t, History{}).Topic("room")
+	c := s.client(t)
+	must(t, topic.Join(c.conn, nil))
+	pos, err := topic.PublishRecord(testnet.Context(t), "", []byte("0"))
+	must(t, err)
+	c.entry(t)
+	topic.mu.Lock()
+	topic.rec.last, topic.rec.seen = pos.Seq+5, pos.Seq+5 // as if
+	topic.mu.Unlock()
+	d := s.client(t)
+	done := make(chan bool)
+	go func() { // until it has all
+		done <- d.resume(t, topic, Pos{})
+	}()
+	if _, text := d.entry(t); text != "0" {
+		t.Errorf("got %q", text)
+	}
+	for i := 1; i <= 5; i++ {
+		must(t, topic.Publish([]byte(strconv.Itoa(i))))
+	}
+	if !testnet.Receive(t, "Resume returns", done) {
+		t.Error("not whole")
+	}
+	must(t, topic.Publish([]byte("6")))
+	for i := 1; i <= 6; i++ {
+		if _, text := d.entry(t); text != strconv.Itoa(i) {
+			t.Errorf("got %q, want %d", text, i)
+		}
+	}
+}
+
 func TestPublishRecord(t *testing.T) {
 	servers := storeServers(t, 1)
 	s := openSite(t, servers[0], Options{})

@@ -271,6 +271,9 @@ func TestWithoutAMajority(t *testing.T) {
 	s := openSite(t, servers[0], withSessions(Sessions{}))
 	a := s.client(t)
 	se := s.claim(t, "a", a)
+	keeps := openSite(t, servers[0], withSessions(Sessions{KeepUnsure: true}))
+	b := keeps.client(t)
+	kept := keeps.claim(t, "kept", b)
 	stop(servers[1])
 	stop(servers[2])
 	lost := time.Now()
@@ -301,6 +304,12 @@ func TestWithoutAMajority(t *testing.T) {
 	}
 	if _, err := a.lines.ReadByte(); err == nil {
 		t.Error("the connection was not closed")
+	}
+	if u, ok := keeps.told(t, b).(Unsure); !ok || u.Key != "kept" || kept.Held() {
+		t.Errorf("got %+v, want Unsure", u)
+	}
+	if _, err := b.conn.TryWrite([]byte("still here\n")); err != nil || b.line(t) != "still here" {
+		t.Errorf("with KeepUnsure: %v", err)
 	}
 	if got := s.Stats(); got.Unsure != 1 || got.NoQuorum < 2 || got.Sessions != 0 {
 		t.Errorf("%+v", got)

@@ -1,7 +1,12 @@
 package embedded
 
 import (
+	"context"
+	"errors"
+	"net"
+	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,6 +26,39 @@ func putter(t *testing.T, nc *nats.Conn) jetstream.KeyValue {
 		t.Fatal(err)
 	}
 	return kv
+}
+
+// Nobody takes over from a process that hangs, as it has the store; who waits gives up with ctx.
+// Behind a program that has taken the port of a server that is gone, one starts anew.
+func TestStoreWhoseServerHangs(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	owner := startMember(t, dir, "owner", "STORE=1")
+	owner.Signal(syscall.SIGSTOP)
+	ctx, cancel := context.WithTimeout(testnet.Context(t), 500*time.Millisecond)
+	defer cancel()
+	if s, err := Open(ctx, &Options{Dir: dir, Store: true}); !errors.Is(err, context.DeadlineExceeded) {
+		if err == nil {
+			s.Close()
+		}
+		t.Errorf("Open beside a server that hangs: %v", err)
+	}
+	owner.Kill()
+	addr, err := os.ReadFile(filepath.Join(dir, storeAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", string(addr))
+	if err != nil {
+		t.Skipf("SKIPPED: the port was taken meanwhile: %v", err)
+	}
+	defer ln.Close()
+	me := open(t, &Options{Dir: dir, Store: true})
+	putter(t, me.Conn())
+	other := startMember(t, dir, "other", "STORE=1")
+	if got := answers(t, me.Conn(), 1); got != "other" {
+		t.Errorf("answers of %q", got)
+	}
+	other.End()
 }
 
 // The process with the server is killed: another takes over, with all that was acknowledged.

@@ -62,6 +62,13 @@ func connect(ctx context.Context) (nc *nats.Conn, end func(), err error) {
 		}
 		return nc, nc.Close, nil
 	}
+	if dir := os.Getenv("DIR"); dir != "" {
+		s, err := embedded.Open(ctx, &embedded.Options{Dir: dir, Store: true})
+		if err != nil {
+			return nil, nil, err
+		}
+		return s.Conn(), func() { s.Close() }, nil
+	}
 	m := &embedded.Machine{Name: os.Getenv("NAME"), Secret: os.Getenv("SECRET"), Store: os.Getenv("STORE"),
 		Peers: make(map[string]string)}
 	for _, peer := range strings.Fields(os.Getenv("PEERS")) {

@@ -20,7 +20,7 @@ type network struct {
 	nodes []*node
 }
 
-func startNetwork(t testing.TB) *network {
+func startNetwork(t testing.TB, strict string) *network {
 	t.Helper()
 	testnet.Program(t, "ip")
 	w := &network{t: t, hub: testnet.NewNetns(t)}
@@ -43,7 +43,7 @@ func startNetwork(t testing.TB) *network {
 		n := &node{t: t, name: name}
 		ns.Do(t, func() error {
 			n.Child = proc.Start(t, "node", "NAME="+name, "PEERS="+strings.Join(peers, " "), "PEM="+pem,
-				"SECRET="+strings.Repeat("x", 32), "STORE="+t.TempDir())
+				"SECRET="+strings.Repeat("x", 32), "STORE="+t.TempDir(), "STRICT="+strict)
 			return nil
 		})
 		w.nodes = append(w.nodes, n)
@@ -82,18 +82,20 @@ func TestPartition(t *testing.T) {
 		leader  bool // it is on the side that is cut off
 		outlast bool // the partition outlasts Lease
 		long    bool // only at full length
+		strict  string
 	}{
-		{"leader cut off, beyond Lease", true, true, false},
-		{"leader cut off, less than Lease", true, false, true},
-		{"leader stays, beyond Lease", false, true, true},
-		{"leader stays, less than Lease", false, false, true},
+		{"leader cut off, beyond Lease", true, true, false, ""},
+		{"leader cut off, less than Lease", true, false, true, ""},
+		{"leader stays, beyond Lease", false, true, true, ""},
+		{"leader stays, less than Lease", false, false, true, ""},
+		{"strict, beyond Lease", false, true, true, "yes"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if test.long && !testnet.Long {
 				t.Skip("SKIPPED without -tags long")
 			}
 			t.Parallel()
-			w := startNetwork(t)
+			w := startNetwork(t, test.strict)
 			awaitMembers(t, w.nodes...)
 			fence := w.nodes[0].awaitClaim("ann", 0)
 			cut := w.leader()
@@ -118,6 +120,12 @@ func TestPartition(t *testing.T) {
 				t.Logf("each side has the list of its own after %v", time.Since(since))
 				// The majority claims, the other does not, and gives its sessions up.
 				fence = others[0].awaitClaim("ann", fence)
+				if test.strict != "" {
+					// Nobody has it on the other side any more.
+					if r := alone.report(); r.Unsure == 0 || r.Stats.Sessions != 0 {
+						t.Errorf("two have a key: the side that is cut off has %d sessions, %d were unsure", r.Stats.Sessions, r.Unsure)
+					}
+				}
 				t.Logf("the majority claims after %v", time.Since(since))
 				if f, took, why := alone.claim("ann"); f != 0 || !strings.Contains(why, "no quorum") {
 					t.Errorf("the minority claims: fence %d, %s, after %v", f, why, took)

@@ -3,6 +3,7 @@
 package test
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +67,28 @@ func TestProcesses(t *testing.T) {
 	d.End() // it was not there from the beginning
 	settle(t, a, b)
 	check(t, a, b, c, d)
+}
+
+// Three processes find each other by a directory. The one that runs the server is killed, and another
+// takes over with all that is stored: sessions, and every record.
+func TestEmbeddedStoreIsTakenOver(t *testing.T) {
+	t.Parallel()
+	dir := "DIR=" + filepath.Join(t.TempDir(), "cluster")
+	owner := startNode(t, "a", dir)
+	b, c := startNode(t, "b", dir), startNode(t, "c", dir)
+	awaitMembers(t, owner, b, c)
+	load(owner, b, c)
+	fence := owner.awaitClaim("ann", 0)
+	testnet.WaitFor(t, "something is recorded", func() bool { return b.report().Recorded > 100 })
+	owner.Kill()
+	killed := time.Now()
+	fence = b.awaitClaim("ann", fence)
+	t.Logf("the other claims %v after the owner was killed", time.Since(killed))
+	recorded := b.report().Recorded
+	testnet.WaitFor(t, "recording goes on", func() bool { return b.report().Recorded > recorded+50 })
+	c.awaitClaim("ann", fence)
+	settle(t, b, c)
+	check(t, owner, b, c)
 }
 
 // Nodes are replaced one after the other, a hundred times, under load: fences grow all the time, and

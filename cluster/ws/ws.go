@@ -16,6 +16,7 @@ package ws
 
 import (
 	"bytes"
+	"context"
 	"sync"
 	"unicode/utf8"
 
@@ -29,7 +30,8 @@ import (
 type Format struct {
 	// Binary sends binary messages instead of text.
 	Binary bool
-	// Render makes what these members get of what was published; nil leaves it as it is, and a nil
+	// Render makes what these members get of what was published, or of what the class's Encode has
+	// made of that; nil leaves it as it is, and a nil
 	// result sends nothing. It is called once for each message and node, on a goroutine that all
 	// messages of the topic need, so it must not block.
 	Render func(published []byte) []byte
@@ -44,6 +46,13 @@ var _ cluster.Format = (*Format)(nil)
 // in its closing handshake.
 func (f *Format) Join(t *cluster.Topic, c *websocket.Conn, who *cluster.Member) error {
 	return t.JoinAs(f, c.Underlying(), c, who)
+}
+
+// Resume makes c a member of a topic of a Class, and has write called with every record behind since
+// before, as t.Resume does. write is the place to send what Encode and Render make of live ones.
+func (f *Format) Resume(ctx context.Context, t *cluster.Topic, c *websocket.Conn, who *cluster.Member,
+	since cluster.Pos, write func(cluster.Record) error) (whole bool, err error) {
+	return t.ResumeAs(ctx, f, c.Underlying(), c, who, since, write)
 }
 
 // NewOutlet is for the package cluster.
