@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
@@ -230,6 +231,25 @@ func TestFencesStrictlyGrow(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// A claimer may die before it has told anybody. The record that it leaves is heard of.
+func TestAClaimIsHeardOfWithoutItsClaimer(t *testing.T) {
+	s := openSite(t, storeServers(t, 1)[0], withSessions(Sessions{}))
+	a := s.client(t)
+	se := s.claim(t, "a", a)
+	m := &nats.Msg{Subject: s.sessions.keySubject("a"), Header: nats.Header{},
+		Data: record{strings.Repeat("d", idLen), 1}.append(nil)}
+	stale := se.Fence() - 1
+	if _, err := s.put(testnet.Context(t), m, &stale, callLimit); !errors.Is(err, errConflict) {
+		t.Errorf("a record over one that was not read: %v", err)
+	}
+	expect := se.Fence()
+	fence, err := s.put(testnet.Context(t), m, &expect, callLimit)
+	must(t, err)
+	if r, ok := s.told(t, a).(Replaced); !ok || r.Fence != fence || se.Held() {
+		t.Errorf("got %+v", r)
 	}
 }
 
