@@ -306,6 +306,7 @@ func TestWhatGoesWrongAtClosedIsOnlyLogged(t *testing.T) {
 			if err := conn.Err(); err != nil {
 				t.Errorf("Err: %v, want nil: it was an orderly close", err)
 			}
+			testnet.WaitFor(t, "the line", func() bool { return log.Count("") > 0 }) // the logger has a goroutine of its own
 			if got := log.Count(want); got != 1 || log.Count("") != 1 {
 				t.Errorf("%d lines with %q of %d, want 1 of 1", got, want, log.Count(""))
 			}

@@ -399,7 +399,8 @@ func TestMaxBufferedHoldsForRelays(t *testing.T) {
 	const most = 256 << 10
 	front := serve(t, "stream", tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS()}) // no splice
 	s := serve(t, "stream", tcpio.ListenerOptions{MaxBuffered: most})
-	for range 20 {
+	const pairs = 64 // what waits of each is a part of a record
+	for range pairs {
 		p := testnet.DialTLS(t, front.l, testnet.ClientTLS())
 		c := testnet.Receive(t, "a connection", front.opened)
 		q, to := s.open(t)
@@ -413,7 +414,7 @@ func TestMaxBufferedHoldsForRelays(t *testing.T) {
 	testnet.WaitFor(t, "much output that waits", func() bool { return s.l.Stats().Buffered > most/2 })
 	for range 100 {
 		// A connection with nothing queued may queue a little in any case.
-		if n := s.l.Stats().Buffered; n > most+20*4<<10 {
+		if n := s.l.Stats().Buffered; n > most+pairs*4<<10 {
 			t.Fatalf("%d bytes wait", n)
 		}
 		time.Sleep(time.Millisecond)

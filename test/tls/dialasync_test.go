@@ -87,7 +87,11 @@ func TestAsyncDialTellsWhyTheHandshakeFailed(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, events := clientOnly(t, tcpio.ListenerOptions{HandshakeTimeout: 500 * time.Millisecond})
+			o := tcpio.ListenerOptions{HandshakeTimeout: testnet.Limit, CloseTimeout: 50 * time.Millisecond}
+			if name == "handshake" {
+				o.HandshakeTimeout = 50 * time.Millisecond
+			}
+			l, events := clientOnly(t, o)
 			if _, err := l.DialAsync(tcpio.DialRequest{Address: tc.addr, TLS: tc.config, Dialer: tc.dialer}); err != nil {
 				t.Fatal(err)
 			}
