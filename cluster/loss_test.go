@@ -19,7 +19,7 @@ import (
 // A lost request for a part is repeated until it is answered.
 // To see it fail: have sendAsks send only what is fresh.
 func TestMistake1OneLostRequestIsAskedAgain(t *testing.T) {
-	sites := openSites(t, natsServers(t, 2), Options{Heartbeat: time.Second}) // nobody is held up for that long
+	sites := openSites(t, natsServers(t, 2), Options{Heartbeat: time.Second, Linger: time.Hour}) // nothing else makes it ask
 	c := sites[1].client(t)
 	must(t, sites[1].Topic("x").Join(c.conn, &Member{ID: "b"}))
 	settled(t, sites[1:], "x", "b")

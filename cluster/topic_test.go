@@ -3,9 +3,11 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"testing"
 
@@ -136,5 +138,31 @@ func TestPostReachesEveryDeviceAndSaysWhenNobodyIsThere(t *testing.T) {
 	must(t, b.conn.Abort())
 	if err := sites[1].Register("ann", b.conn); !errors.Is(err, errConnClosed) {
 		t.Errorf("Register of a connection that has ended: %v", err)
+	}
+}
+
+// A part that is too long for one message comes in pieces, and so do changes.
+// To see it fail: let readPiece or part take the last piece alone.
+func TestALongPartComesInPieces(t *testing.T) {
+	sites := openSites(t, natsServers(t, 2), Options{})
+	const n = maxPiece/MaxInfo + 20
+	for range n {
+		c, err := net.Dial("tcp", sites[0].l.Addr().String())
+		must(t, err)
+		t.Cleanup(func() { c.Close() })
+	}
+	testnet.WaitFor(t, "the connections are there", func() bool { return sites[0].l.Len() == n })
+	var ids []string
+	for c := range sites[0].l.Conns() {
+		id := fmt.Sprint(len(ids))
+		ids = append(ids, id)
+		must(t, sites[0].Topic("x").Join(c, &Member{ID: id, Info: bytes.Repeat([]byte{byte(len(ids))}, MaxInfo)}))
+	}
+	settled(t, sites, "x", ids...) // the second node has asked for the whole part
+	all, _ := sites[1].Topic("x").Members()
+	for _, m := range all {
+		if len(m.Info) != MaxInfo {
+			t.Fatalf("%s has %d bytes of info", m.ID, len(m.Info))
+		}
 	}
 }
