@@ -166,9 +166,9 @@ func (l *Listener) endDial(ctx context.Context, cancel context.CancelCauseFunc) 
 	}
 }
 
-// Dialled reports whether Dial, DialWith or DialTLS made the connection: this end is the client. It
+// Dialed reports whether Dial, DialWith or DialTLS made the connection: this end is the client. It
 // does not block, and any goroutine may call it. It holds after Close too.
-func (c *Conn) Dialled() bool { return c.origin == dialled }
+func (c *Conn) Dialed() bool { return c.origin == dialled }
 
 // tuned returns a copy of d that sets l's options behind d's own Control.
 func (l *Listener) tuned(d *net.Dialer) *net.Dialer {

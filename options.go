@@ -167,7 +167,7 @@ type ListenerOptions struct {
 	// Close of the Conn; reads and writes would block. A call that panics, or calls runtime.Goexit,
 	// refuses the connection and is logged.
 	//
-	// The bytes stay in the socket meanwhile, so that a connection that waits costs no buffer. Dialled
+	// The bytes stay in the socket meanwhile, so that a connection that waits costs no buffer. Dialed
 	// and adopted connections have no preface: their first bytes may have been read. It costs a
 	// connection some 450 bytes for as long as it lives. AcceptRate, Admit and MaxConns count it when
 	// it is accepted.

@@ -32,7 +32,7 @@ type LoopStats struct {
 	// HandlerErrors counts the errors other than io.EOF that Receive and OnConnEvent have returned.
 	HandlerErrors uint64
 
-	Dialling    int    // requests of DialAsync that have no answer yet
+	Dialing     int    // requests of DialAsync that have no answer yet
 	DialsFailed uint64 // requests of DialAsync whose answer was an error
 
 	HandshakesFailed uint64 // TLS handshakes, those that took too long too
@@ -92,7 +92,7 @@ func (s *LoopStats) add(o *LoopStats) {
 	s.Posted += o.Posted
 	s.GroupSkips += o.GroupSkips
 	s.HandlerErrors += o.HandlerErrors
-	s.Dialling += o.Dialling
+	s.Dialing += o.Dialing
 	s.DialsFailed += o.DialsFailed
 	s.HandshakesFailed += o.HandshakesFailed
 	s.Refused.Conns += o.Refused.Conns

@@ -89,7 +89,7 @@ func newCollector(stats func() tcpio.Stats, labels prometheus.Labels) *collector
 	perLoop(prometheus.CounterValue, "connections_refused_total", "Connections closed instead of served, by reason.", "reason", refused)
 	perLoop(prometheus.CounterValue, "connections_timed_out_total", "Connections that a time limit ended, by kind.", "kind", timeouts)
 	perLoop(prometheus.GaugeValue, "dials_under_way", "Requests of DialAsync that have no answer yet.", "", func(s *tcpio.LoopStats) []sample {
-		return []sample{{value: float64(s.Dialling)}}
+		return []sample{{value: float64(s.Dialing)}}
 	})
 	counter("dials_failed_total", "Requests of DialAsync whose answer was an error.",
 		func(s *tcpio.LoopStats) uint64 { return s.DialsFailed })

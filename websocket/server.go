@@ -197,7 +197,7 @@ func (s *Server) connOf(tc *tcpio.Conn) *Conn {
 // newConn makes the Conn of a connection of the server's own listener. It is called with naming
 // held. One that Dial makes is busy until Dial hands it over: its handshake is Dial's to read.
 func (s *Server) newConn(tc *tcpio.Conn) *Conn {
-	client, actors := tc.Dialled(), s.opts.NewActor != nil
+	client, actors := tc.Dialed(), s.opts.NewActor != nil
 	c := &Conn{tc: tc, s: s, client: client, busy: client, streamed: !actors, driven: actors && !client}
 	tc.SetData(c)
 	return c

@@ -109,7 +109,7 @@ func writeMetrics(w io.Writer, s tcpio.Stats) {
 		return []by{{"idle", t.Idle}, {"read", t.Read}, {"input", t.Input}, {"frame", t.Frame}, {"write", t.Write}, {"preface", t.Preface}, {"handshake", t.Handshake}, {"close", t.Close}, {"drain", t.Drain}, {"eof", t.EOF}}
 	})
 	perLoop("gauge", "dials_under_way", "Requests of DialAsync that have no answer yet.", func(name string, i int, s *tcpio.LoopStats) {
-		fmt.Fprintf(w, "%s{loop=\"%d\"} %d\n", name, i, s.Dialling)
+		fmt.Fprintf(w, "%s{loop=\"%d\"} %d\n", name, i, s.Dialing)
 	})
 	counter("dials_failed_total", "Requests of DialAsync whose answer was an error.",
 		func(s *tcpio.LoopStats) uint64 { return s.DialsFailed })

@@ -105,7 +105,7 @@ func TestAMetricsAddressInUseIsAnError(t *testing.T) {
 func TestEveryNumberHasItsName(t *testing.T) {
 	var b strings.Builder
 	writeMetrics(&b, tcpio.Stats{Panics: 24, Buffered: 18, MaxBuffered: 30, Blocked: 19, Refusing: 20, Loops: []tcpio.LoopStats{{
-		Open: 1, Accepted: 2, Closed: 3, BytesIn: 4, BytesOut: 5, Events: 6, Posted: 7, Dialling: 28, DialsFailed: 29, HandshakesFailed: 8, HandlerErrors: 25, GroupSkips: 22,
+		Open: 1, Accepted: 2, Closed: 3, BytesIn: 4, BytesOut: 5, Events: 6, Posted: 7, Dialing: 28, DialsFailed: 29, HandshakesFailed: 8, HandlerErrors: 25, GroupSkips: 22,
 		Refused:  tcpio.RefusedStats{Conns: 9, PerIP: 10, Rate: 11, Admit: 12, Preface: 26},
 		Timeouts: tcpio.TimeoutStats{Idle: 13, Read: 14, Input: 23, Frame: 22, Write: 15, Preface: 27, Handshake: 16, Close: 17, Drain: 28, EOF: 21},
 	}}})

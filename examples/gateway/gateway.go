@@ -130,7 +130,7 @@ func (g *gateway) handle(ev tcpio.Event) {
 		return
 	}
 	c := tcpio.ConnOf(ev)
-	if _, ok := ev.(tcpio.Opened); ok && !c.Dialled() {
+	if _, ok := ev.(tcpio.Opened); ok && !c.Dialed() {
 		g.clients++
 		c.SetData(&client{g: g, conn: c, proto: 2, splitter: splitter{max: g.cfg.maxRequest}})
 		return
@@ -287,7 +287,7 @@ func (g *gateway) mayStop() {
 		return
 	}
 	for c := range g.l.Conns() {
-		if c.Dialled() {
+		if c.Dialed() {
 			c.Close()
 		}
 	}

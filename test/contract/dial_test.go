@@ -74,7 +74,7 @@ func TestDialledConnectionIsOnTheStreamLikeAcceptedOnes(t *testing.T) {
 			if got := harness.Expect[tcpio.Opened](t, events).Conn; got != c {
 				t.Fatalf("Opened of connection %d, want %d", got.ID(), c.ID())
 			}
-			if !c.Dialled() {
+			if !c.Dialed() {
 				t.Error("it is not known as dialled")
 			}
 			peer := testnet.Await(t, "the dialled connection", accepted)

@@ -69,7 +69,7 @@ func client(t testing.TB) (*tcpio.Listener, <-chan tcpio.Event) {
 // noDials waits until nothing is left of any dial.
 func noDials(t testing.TB, l *tcpio.Listener) {
 	t.Helper()
-	testnet.WaitFor(t, "the end of the dials", func() bool { return l.Len() == 0 && l.Stats().Dialling == 0 })
+	testnet.WaitFor(t, "the end of the dials", func() bool { return l.Len() == 0 && l.Stats().Dialing == 0 })
 }
 
 func TestAnswerOfADialComesBeforeTheConnectionsEvents(t *testing.T) {
@@ -89,7 +89,7 @@ func TestAnswerOfADialComesBeforeTheConnectionsEvents(t *testing.T) {
 				testnet.Send(t, peer, "first bytes")
 				ev := harness.Expect[tcpio.Dialed](t, events)
 				c := ev.Conn
-				if c == nil || ev.Err != nil || ev.Value != "mine" || ev.To != nil || tcpio.ConnOf(ev) != c || !c.Dialled() {
+				if c == nil || ev.Err != nil || ev.Value != "mine" || ev.To != nil || tcpio.ConnOf(ev) != c || !c.Dialed() {
 					t.Fatalf("%+v", ev)
 				}
 				if stop() {
@@ -120,7 +120,7 @@ func TestAnswerOfADialComesBeforeTheConnectionsEvents(t *testing.T) {
 				if e := harness.Expect[tcpio.Closed](t, events); e.Conn.Err() != nil {
 					t.Error(e.Conn.Err())
 				}
-				if s := l.Stats(); s.Accepted != 1 || s.Closed != 1 || s.Dialling != 0 || s.DialsFailed != 0 {
+				if s := l.Stats(); s.Accepted != 1 || s.Closed != 1 || s.Dialing != 0 || s.DialsFailed != 0 {
 					t.Errorf("%+v", s.LoopStats)
 				}
 			})
@@ -340,7 +340,7 @@ func TestPlaceForTheAnswerIsTakenAtTheRequest(t *testing.T) {
 	if _, err := l.DialAsync(tcpio.DialRequest{Address: addr, To: c}); err != tcpio.ErrMailboxFull {
 		t.Errorf("a request without a place: %v", err)
 	}
-	testnet.WaitFor(t, "the answer is on its way", func() bool { return l.Stats().Dialling == 0 })
+	testnet.WaitFor(t, "the answer is on its way", func() bool { return l.Stats().Dialing == 0 })
 	if err := c.Post(3); err != tcpio.ErrMailboxFull {
 		t.Errorf("a post while the answer waits: %v", err)
 	}

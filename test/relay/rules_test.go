@@ -153,7 +153,7 @@ func TestAWriteThatIsUnderWayComesFirst(t *testing.T) {
 	p, c := s.open(t)
 	q, to := s.open(t)
 	testnet.ShrinkSendBuffer(t, to)
-	const size = 20 << 20
+	const size = 4 << 20
 	wrote := make(chan error, 1)
 	go func() {
 		_, err := to.Write(testnet.Pattern(size))

@@ -99,7 +99,7 @@ func TestAsyncDialTellsWhyTheHandshakeFailed(t *testing.T) {
 			if _, ok := ev.Err.(*net.OpError); !ok || ev.Conn != nil || !tc.is(ev.Err) {
 				t.Errorf("%v, %v", ev.Conn, ev.Err)
 			}
-			testnet.WaitFor(t, "nothing is left", func() bool { return l.Len() == 0 && l.Stats().Dialling == 0 })
+			testnet.WaitFor(t, "nothing is left", func() bool { return l.Len() == 0 && l.Stats().Dialing == 0 })
 			harness.ExpectSilence(t, events, 20*time.Millisecond)
 		})
 	}
@@ -120,6 +120,6 @@ func TestStopEndsAHandshake(t *testing.T) {
 	if !stop() {
 		t.Error("stop says that it is answered")
 	}
-	testnet.WaitFor(t, "nothing is left", func() bool { return l.Len() == 0 && l.Stats().Dialling == 0 })
+	testnet.WaitFor(t, "nothing is left", func() bool { return l.Len() == 0 && l.Stats().Dialing == 0 })
 	harness.ExpectSilence(t, events, 20*time.Millisecond)
 }
