@@ -185,7 +185,9 @@ func (s *session) secure() {
 		case tcpio.Opened:
 			return ev.Conn.StartTLSClient(config)
 		case tcpio.Readable:
-			return tell(nil) // the handshake is done
+			if ev.Conn.TLS() != nil { // the handshake is done; otherwise Closed says more
+				return tell(nil)
+			}
 		case tcpio.Closed:
 			return tell(ev.Conn.Err())
 		}
@@ -206,12 +208,16 @@ func (s *session) secured(v secured) {
 	}
 }
 
-// failed tries elsewhere.
+// failed tries elsewhere, unless the client has gone.
 func (s *session) failed(err error) {
 	s.halt()
 	if s.back != nil {
 		s.back.Abort()
 		s.back = nil
+	}
+	if _, gone := s.client.TryWrite(nil); gone != nil {
+		s.stage = over // Closed comes
+		return
 	}
 	s.ticket.failed(err)
 	s.ask()
@@ -224,11 +230,11 @@ func (s *session) join() {
 		s.failed(errDown)
 		return
 	}
-	s.stage = relaying
 	if _, err := s.client.Relay(s.back, &tcpio.RelayOptions{IdleTimeout: s.front.shape.idle}); err != nil {
-		s.back.Abort()
-		s.client.Abort() // if it has not closed
+		s.failed(err) // the upstream has closed meanwhile, and has had nothing of the client's
+		return
 	}
+	s.stage = relaying
 }
 
 // refuse ends a session without an upstream.
