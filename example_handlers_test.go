@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +18,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rabbit-backend/tcpio"
-	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // A server that anybody may reach begins with bounds on what peers can take.
@@ -90,69 +88,6 @@ func ExampleConn_SetRemoteAddr() {
 	// Output:
 	// opened for 192.0.2.7:49152
 	// read "hello"
-	// end: <nil>
-}
-
-// Two names on one port. TLS for app.example ends here; everything else goes on to an upstream as it
-// is, still encrypted.
-func ExampleParseClientHello() {
-	config, trusting := testnet.ServerTLS(), testnet.ClientTLS()
-	trusting.ServerName = "localhost"
-	passedOn := make(chan string, 1)
-	route := func(c *tcpio.Conn, head []byte) (int, error) {
-		hello, err := tcpio.ParseClientHello(head)
-		if err != nil {
-			return 0, err // more is needed, or it is no TLS
-		}
-		c.SetData(hello.ServerName)
-		return 0, nil // only looked at
-	}
-	l, err := tcpio.Listen(&tcpio.ListenerOptions{
-		Addr:       "127.0.0.1:0",
-		Preface:    route,
-		MaxPreface: 8 << 10,
-		NewActor: func(c *tcpio.Conn) tcpio.Actor {
-			return tcpio.ActorFunc(func(ev tcpio.Event) error {
-				switch ev.(type) {
-				case tcpio.Opened:
-					if c.Data() != "localhost" {
-						passedOn <- c.Data().(string) // dial the upstream, and Relay
-						return c.Close()
-					}
-					return c.StartTLS(config)
-				case tcpio.Readable:
-					for line, err := range c.Frames(bufio.ScanLines) {
-						if err != nil {
-							return err
-						}
-						fmt.Fprintf(c, "%s over TLS\n", line)
-					}
-				}
-				return nil
-			})
-		},
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
-	var g errgroup.Group
-	g.Go(func() error { return l.Serve(context.Background()) })
-
-	client, err := tls.Dial("tcp", l.Addr().String(), trusting)
-	if err != nil {
-		log.Fatal(err)
-	}
-	fmt.Fprintln(client, "hello")
-	answer, _ := bufio.NewReader(client).ReadString('\n')
-	fmt.Print(answer)
-	trusting.ServerName = "elsewhere.example"
-	_, err = tls.Dial("tcp", l.Addr().String(), trusting)
-	fmt.Println("for", <-passedOn+":", err != nil)
-	l.Close()
-	fmt.Println("end:", g.Wait())
-	// Output:
-	// hello over TLS
-	// for elsewhere.example: true
 	// end: <nil>
 }
 

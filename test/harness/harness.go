@@ -7,8 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"slices"
+	"strconv"
+	"syscall"
 	"testing"
 
 	"github.com/rabbit-backend/tcpio"
@@ -23,6 +26,18 @@ func Listen(t testing.TB, opts tcpio.ListenerOptions) *tcpio.Listener {
 		opts.Addr = "127.0.0.1:0"
 	}
 	l, err := tcpio.Listen(&opts)
+	if host, port, _ := net.SplitHostPort(opts.Addr); port == "0" {
+		// A wildcard address needs a port that is free on every address. The clients of a minute
+		// of tests, in TIME_WAIT, may have taken all that the kernel gives out; below these there
+		// are more.
+		for range 100 {
+			if !errors.Is(err, syscall.EADDRINUSE) {
+				break
+			}
+			opts.Addr = net.JoinHostPort(host, strconv.Itoa(20000+rand.IntN(12000)))
+			l, err = tcpio.Listen(&opts)
+		}
+	}
 	if err != nil {
 		t.Fatalf("Listen: %v", err)
 	}

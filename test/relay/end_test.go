@@ -245,40 +245,61 @@ func TestATimeLimitOfOneResetsBoth(t *testing.T) {
 }
 
 func TestASideThatTakesNothingEndsByWriteStallTimeout(t *testing.T) {
-	front := serve(t, "stream", tcpio.ListenerOptions{InputTimeout: 20 * time.Millisecond, WriteStallTimeout: 500 * time.Millisecond})
+	front := serve(t, "stream", tcpio.ListenerOptions{WriteStallTimeout: 500 * time.Millisecond})
 	p, c := front.open(t)
 	q, to := front.open(t)
-	for _, conn := range []*tcpio.Conn{c, to} {
-		if err := conn.SetInputTimeout(0); err != nil {
-			t.Fatal(err)
-		}
-	}
 	_ = q.SetReadBuffer(4 << 10)
 	r, err := c.Relay(to, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fill(t, p, 100*time.Millisecond)
+	block := testnet.Pattern(128 << 10)
+	_ = p.SetWriteDeadline(time.Now().Add(testnet.Limit))
+	for err == nil { // the limit runs while p is held back: nobody waits for a standstill
+		_, err = p.Write(block)
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("the peer wrote until %v, want a reset", err)
+	}
 	testnet.AwaitClosed(t, "the end of the relay", r.Done())
 	end, _ := r.End()
 	var limit *tcpio.TimeoutError
 	if !errors.As(end.Err, &limit) || limit.Kind != tcpio.TimeoutWriteStall || end.By != to {
 		t.Fatalf("the end is %+v", end)
 	}
-	expectReset(t, p)
 	expectReset(t, q)
 }
 
 func TestIdleTimeoutOfThePair(t *testing.T) {
+	for limit := 300 * time.Millisecond; limit < testnet.Limit; limit *= 2 {
+		if idlePair(t, limit) {
+			return
+		}
+	}
+	t.Fatal("this machine stood still for longer than every limit")
+}
+
+// idlePair has bytes go one way for several times the limit, and then none. It reports false if the
+// test itself was held up for as long as the limit, which proves nothing.
+func idlePair(t *testing.T, limit time.Duration) (proven bool) {
 	s := serve(t, "stream", tcpio.ListenerOptions{})
-	const limit = 300 * time.Millisecond
-	x := join(t, s, s, &tcpio.RelayOptions{IdleTimeout: limit})
 	begin := time.Now()
-	last := begin                     // before the last byte
+	last := begin // before the last byte
+	x := join(t, s, s, &tcpio.RelayOptions{IdleTimeout: limit})
 	for time.Since(begin) < 3*limit { // one way is enough
+		before := last
 		last = time.Now()
-		testnet.Send(t, x.p, "x")
-		testnet.ExpectBytes(t, x.q, "x")
+		_ = x.q.SetReadDeadline(last.Add(testnet.Limit))
+		_, err := x.p.Write([]byte("x"))
+		if err == nil {
+			_, err = io.ReadFull(x.q, make([]byte, 1))
+		}
+		if time.Since(before) > limit-limit/10 {
+			return false
+		}
+		if err != nil {
+			t.Fatalf("%v after the relay began: %v", time.Since(begin), err)
+		}
 		time.Sleep(limit / 10)
 	}
 	expectReset(t, x.p)
@@ -300,6 +321,7 @@ func TestIdleTimeoutOfThePair(t *testing.T) {
 	if n := s.l.Stats().Timeouts.Idle; n != 2 {
 		t.Errorf("%d idle limits counted", n)
 	}
+	return true
 }
 
 func TestAnActorsErrorResetsBoth(t *testing.T) {
