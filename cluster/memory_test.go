@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/rabbit-backend/tcpio"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
@@ -59,4 +61,30 @@ func TestMemoryOfAMember(t *testing.T) {
 		t.Errorf("a member costs %d bytes", per)
 	}
 	runtime.KeepAlive(conns)
+}
+
+// A message costs no allocation of this package's: NATS' client makes one for its bytes.
+func TestAMessageAllocatesNothing(t *testing.T) {
+	if testnet.Race {
+		t.Skip("the race detector allocates")
+	}
+	s := openSites(t, natsServers(t, 1), Options{})[0]
+	topic := s.Topic("x")
+	must(t, topic.Join(s.client(t).conn, nil))
+	topic.mu.Lock()
+	sub := topic.from
+	topic.mu.Unlock()
+	seq := uint64(0)
+	p := make([]byte, 0, 100)
+	in := testing.AllocsPerRun(1000, func() {
+		seq++
+		p = appendStamp(p[:0], kindData, idA, 1, seq, seq) // an empty message: nothing is written
+		m := nats.Msg{Subject: topic.subject, Sub: sub, Data: p}
+		topic.sh.receive(&m)
+	})
+	out := testing.AllocsPerRun(1000, func() { must(t, topic.Publish([]byte("\n"))) })
+	if in > 1 || out > 4 { // the test's own message; the node's own messages that come back meanwhile
+		t.Errorf("%v allocations for a message that comes, %v for one that goes out and comes back", in, out)
+	}
+	t.Log(in, out)
 }
