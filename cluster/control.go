@@ -8,8 +8,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// runControl sends and takes heartbeats, answers requests for parts, and watches the connection. It
-// alone knows the peers.
+// runControl sends and takes heartbeats, and watches the connection. It alone knows the peers.
 func (n *Node) runControl() {
 	tick := time.NewTicker(n.opts.Heartbeat / ticks)
 	defer tick.Stop()
@@ -84,11 +83,6 @@ func (n *Node) receiveControl(m *nats.Msg) {
 		var b beat
 		if b, err = readBeat(r); err == nil {
 			n.hear(b)
-		}
-	case kindSync:
-		var q syncRequest
-		if q, err = readSync(r); err == nil {
-			n.answerSync(q)
 		}
 	case kindProbe: // that it has come is no answer, and needs none
 	default:
@@ -184,10 +178,31 @@ func (n *Node) checkConnection() {
 	}
 }
 
+// runSync answers requests for parts: of many topics that takes a while, which heartbeats do not have.
+func (n *Node) runSync() {
+	for {
+		select {
+		case m := <-n.syncs:
+			k, r := kindOf(m.Data)
+			q, err := readSync(r)
+			if k != kindSync || err != nil {
+				n.malformed(m, &malformed{"request for parts"})
+				continue
+			}
+			n.answerSync(q)
+		case <-n.done:
+			return
+		}
+	}
+}
+
 // answerSync sends this node's parts of topics to who asks.
 func (n *Node) answerSync(q syncRequest) {
 	to := n.subj.node(q.node, inboxOf(int(q.shard)))
 	for _, place := range q.places {
+		if n.closed.Load() {
+			return
+		}
 		t := n.shardOf(place).lookup(place)
 		if t != nil {
 			t.answer(to, q.token)

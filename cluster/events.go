@@ -31,7 +31,8 @@ type Connected struct{ Down time.Duration }
 // Isolated says that all other nodes are down at once: this one may be cut off from them.
 type Isolated struct{}
 
-// Lost says that members here have missed messages.
+// Lost says that members here have missed messages. Of a node that was down for more than 10 minutes
+// nothing is known any more: its NodeUp has no Lost.
 type Lost struct {
 	Topic string // its name; "" when Several topics are meant
 	Node  string // that published them; "" when several are meant

@@ -36,7 +36,7 @@ func TestMistake1OneLostRequestIsAskedAgain(t *testing.T) {
 		}
 		return sites[0].Stats().Asks >= asked+3
 	})
-	again, err := sites[1].nc.ChanSubscribe(sub.Subject, sites[1].control)
+	again, err := sites[1].nc.ChanSubscribe(sub.Subject, sites[1].syncs)
 	must(t, err)
 	defer func() { _ = again.Unsubscribe() }()
 	settled(t, sites, "x", "b")

@@ -20,8 +20,8 @@ import (
 // A Node is this process in the cluster. Its methods may be called from any goroutine.
 //
 // It has a few goroutines, whatever the numbers of topics, members and keys: one for each shard of
-// the topics (GOMAXPROCS of them, 8 at most), one for control, one for answers, one that announces
-// members. NATS delivers to the channels of these; nothing that blocks runs in its callbacks.
+// the topics (GOMAXPROCS of them, 8 at most), one for control, one that tells others who is here when
+// they ask, one for answers, one that announces members. NATS delivers to the channels of these; nothing that blocks runs in its callbacks.
 type Node struct {
 	// Immutable.
 	nc      *nats.Conn
@@ -31,6 +31,7 @@ type Node struct {
 	shards  []*shard
 	seed    maphash.Seed
 	control chan *nats.Msg
+	syncs   chan *nats.Msg
 	answers chan *nats.Msg
 	status  chan nats.Status
 	subs    []*nats.Subscription // the node's own
@@ -110,6 +111,7 @@ func Open(ctx context.Context, nc *nats.Conn, opts *Options) (*Node, error) {
 		subj:      newSubjects(o.Name),
 		seed:      maphash.MakeSeed(),
 		control:   make(chan *nats.Msg, controlRoom),
+		syncs:     make(chan *nats.Msg, controlRoom),
 		answers:   make(chan *nats.Msg, controlRoom),
 		out:       newOutbox(),
 		opened:    time.Now(),
@@ -145,6 +147,7 @@ func Open(ctx context.Context, nc *nats.Conn, opts *Options) (*Node, error) {
 		n.over.Go(s.run) // until done is closed, as are all of them
 	}
 	n.over.Go(n.runControl)
+	n.over.Go(n.runSync)
 	n.over.Go(n.runAnswers)
 	n.over.Go(n.runAnnouncer)
 	for n.Ready() != nil {
@@ -173,7 +176,7 @@ func (n *Node) subscribe() error {
 	}
 	err := errors.Join(
 		sub(n.subj.heartbeat(), n.control),
-		sub(n.subj.node(n.id, "sync"), n.control),
+		sub(n.subj.node(n.id, "sync"), n.syncs),
 		sub(n.subj.node(n.id, "re.*"), n.answers),
 	)
 	for _, s := range n.shards {
