@@ -108,9 +108,6 @@ func TestMistake3ALostTailIsTold(t *testing.T) {
 	var err error
 	topic.sub, err = b.nc.ChanSubscribe(topic.subject, topic.sh.ch)
 	must(t, err)
-	topic.mu.Lock()
-	topic.from = topic.sub
-	topic.mu.Unlock()
 	topic.pub.Unlock()
 	testnet.WaitFor(t, "the loss is told", func() bool { return r.count("a")+lost.of(a.id) == 10 })
 	if lost.of(a.id) == 0 {

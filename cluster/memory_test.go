@@ -71,15 +71,12 @@ func TestAMessageAllocatesNothing(t *testing.T) {
 	s := openSites(t, natsServers(t, 1), Options{})[0]
 	topic := s.Topic("x")
 	must(t, topic.Join(s.client(t).conn, nil))
-	topic.mu.Lock()
-	sub := topic.from
-	topic.mu.Unlock()
 	seq := uint64(0)
 	p := make([]byte, 0, 100)
 	in := testing.AllocsPerRun(1000, func() {
 		seq++
 		p = appendStamp(p[:0], kindData, idA, 1, seq, seq) // an empty message: nothing is written
-		m := nats.Msg{Subject: topic.subject, Sub: sub, Data: p}
+		m := nats.Msg{Subject: topic.subject, Data: p}
 		topic.sh.receive(&m)
 	})
 	out := testing.AllocsPerRun(1000, func() { must(t, topic.Publish([]byte("\n"))) })

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
 	"github.com/rabbit-backend/tcpio"
@@ -47,6 +48,17 @@ func TestOpenChecksWhatItIsGiven(t *testing.T) {
 	defer buffered.Close()
 	if _, err := Open(ctx, buffered, &Options{}); err == nil || !strings.Contains(err.Error(), "ReconnectBufSize(-1)") {
 		t.Errorf("a connection with a reconnect buffer: %v", err)
+	}
+	if _, err := Open(ctx, connect(t, url, nats.NoEcho()), &Options{}); err == nil || !strings.Contains(err.Error(), "NoEcho") {
+		t.Errorf("a connection that does not hear itself: %v", err)
+	}
+	old, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, NoHeaderSupport: true})
+	must(t, err)
+	old.Start()
+	defer old.WaitForShutdown()
+	defer old.Shutdown()
+	if _, err := Open(ctx, connect(t, old.ClientURL()), &Options{}); err == nil || !strings.Contains(err.Error(), "headers") {
+		t.Errorf("a server without headers: %v", err)
 	}
 	closed := connect(t, url)
 	closed.Close()

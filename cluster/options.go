@@ -113,6 +113,10 @@ func checkConn(nc *nats.Conn) error {
 		return fmt.Errorf("cluster: Open: the NATS connection has a reconnect buffer of %d bytes: it would "+
 			"report success for messages that nobody gets, or deliver them late; connect with nats.ReconnectBufSize(-1)",
 			nc.Opts.ReconnectBufSize)
+	case nc.Opts.NoEcho:
+		return errors.New("cluster: Open: the NATS connection has NoEcho: members here would not get what this node publishes")
+	case nc.IsConnected() && !nc.HeadersSupported():
+		return errors.New("cluster: Open: the NATS server has no headers, without which nobody learns that nobody has a key: it must be 2.2 or later")
 	}
 	return nil
 }

@@ -63,7 +63,6 @@ type Topic struct {
 	mu sync.Mutex // taken before a Conn's
 	// Guarded by mu.
 	subscribed bool
-	from       *nats.Subscription     // the one that counts: what an older one has left in the channel does not
 	idle       bool                   // it is in the shard's list of those that may be unsubscribed
 	members    map[*tcpio.Conn]member // those that others see
 	pending    map[uint64]change      // of members, not announced yet
@@ -255,7 +254,7 @@ func (t *Topic) subscribe() error {
 	t.mu.Lock()
 	// What comes of this node's own messages is known from the first on.
 	t.view = view{t.n.id: {last: stamp{run: t.run, seq: t.seq, data: t.data}, whole: true, based: true}}
-	t.subscribed, t.from = true, sub
+	t.subscribed = true
 	t.mu.Unlock()
 	t.sh.keep(t)
 	t.n.count.topics.Add(1)
@@ -271,7 +270,7 @@ func (t *Topic) subscribe() error {
 func (t *Topic) unsubscribeLocked() {
 	t.mu.Lock()
 	sub := t.sub
-	t.sub, t.from, t.subscribed, t.view, t.excepts = nil, nil, false, nil, nil
+	t.sub, t.subscribed, t.view, t.excepts = nil, false, nil, nil
 	t.rec.known, t.rec.last, t.rec.seen, t.rec.excepts = false, 0, 0, nil
 	t.mu.Unlock()
 	if sub != nil {
@@ -401,7 +400,7 @@ func (t *Topic) receive(k kind, r reader, m *nats.Msg) {
 		}
 	}
 	t.mu.Lock()
-	if !t.subscribed || m.Sub != t.from {
+	if !t.subscribed {
 		t.mu.Unlock()
 		return
 	}
