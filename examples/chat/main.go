@@ -14,6 +14,9 @@
 // /help shows the other commands. -history, -idle-warn and -idle-close change how much a newcomer is shown of what was
 // said before, and how long one may be silent.
 //
+// The same chat on many nodes is examples/chat/cluster, with -cluster DIR or -nats URL: a module of its own, since this
+// one depends on no NATS.
+//
 // Every connection is an actor, so a silent one costs no goroutine. What belongs to one connection is in its user and is
 // touched by that actor only (user.go); what connections share, names and rooms, is in the hub (hub.go), with a comment
 // about who locks what. Nothing that a peer sends reaches another terminal as a control sequence (package chatline).

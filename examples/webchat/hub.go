@@ -128,8 +128,11 @@ func (h *hub) list() []roomInfo {
 		all = append(all, roomInfo{r.name, r.users})
 	}
 	h.mu.Unlock()
-	slices.SortFunc(all, func(a, b roomInfo) int {
-		return cmp.Or(cmp.Compare(b.Users, a.Users), cmp.Compare(a.Name, b.Name))
-	})
+	slices.SortFunc(all, fullest)
 	return all[:min(len(all), maxList)]
+}
+
+// fullest orders rooms for a list.
+func fullest(a, b roomInfo) int {
+	return cmp.Or(cmp.Compare(b.Users, a.Users), cmp.Compare(a.Name, b.Name))
 }

@@ -95,10 +95,12 @@ func start(t testing.TB, cfg config) *served {
 
 // A peer is a page's connection as a test has it.
 type peer struct {
-	t   testing.TB
-	ctx context.Context
-	c   *websocket.Conn
-	got []line // that lines has not returned
+	t    testing.TB
+	ctx  context.Context
+	c    *websocket.Conn
+	got  []line // that lines has not returned
+	here int    // how many are there, by the last message that says so
+	last uint64 // number of the line that nextLine returned
 }
 
 func (s *served) dial() *peer { return dialTo(s.t, s.addr(), nil) }
@@ -147,6 +149,9 @@ func (p *peer) next() answer {
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	if a.T == "here" {
+		p.here = a.Count
+	}
 	return a
 }
 
@@ -170,6 +175,14 @@ func (p *peer) until(kind string) answer {
 	}
 }
 
+// people waits until the page was told that so many are there.
+func (p *peer) people(n int) {
+	p.t.Helper()
+	for p.here != n {
+		p.got = append(p.got, p.next().Lines...)
+	}
+}
+
 // line returns the next line of the room as kind, name and text.
 func (p *peer) line() string {
 	p.t.Helper()
@@ -184,6 +197,7 @@ func (p *peer) nextLine() line {
 	}
 	l := p.got[0]
 	p.got = p.got[1:]
+	p.last = l.Seq
 	return l
 }
 
@@ -268,9 +282,9 @@ func (n *ncPeer) expect(want ...string) {
 // A cutter is a TCP proxy whose connections can be cut, or lost without a word to either end.
 type cutter struct {
 	ln net.Listener
-	to string
 
 	mu    sync.Mutex
+	to    string
 	conns map[net.Conn]bool
 	down  bool
 	lost  chan bool // closed to lose the connections of now
@@ -297,6 +311,13 @@ func newCutter(t testing.TB, to string) *cutter {
 }
 
 func (p *cutter) addr() string { return p.ln.Addr().String() }
+
+// move has new connections go to another address.
+func (p *cutter) move(to string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.to = to
+}
 
 // set cuts all connections and refuses new ones, or lets them pass again.
 func (p *cutter) set(down bool) {
@@ -361,7 +382,10 @@ func (p *cutter) add(c net.Conn) bool {
 
 func (p *cutter) carry(c net.Conn) {
 	defer c.Close()
-	d, err := net.Dial("tcp", p.to)
+	p.mu.Lock()
+	to := p.to
+	p.mu.Unlock()
+	d, err := net.Dial("tcp", to)
 	if err != nil {
 		return
 	}
@@ -385,4 +409,11 @@ func (p *cutter) carry(c net.Conn) {
 	delete(p.conns, c)
 	delete(p.conns, d)
 	p.mu.Unlock()
+}
+
+// until reads to a line with that end.
+func (n *ncPeer) until(end string) {
+	n.t.Helper()
+	for !strings.HasSuffix(n.line(), end) {
+	}
 }

@@ -21,6 +21,17 @@
 // (-ping), and the page asks every 15 s: who is gone is seen by all, and who was cut off connects
 // again.
 //
+// With -cluster DIR, or -nats URL, the same chat is on many nodes (member.go, and the package rooms of
+// examples/chat/cluster):
+//
+//	go run . -cluster /tmp/webchat -addr 127.0.0.1:7030
+//	go run . -cluster /tmp/webchat -addr 127.0.0.1:7040
+//	go run . -connect http://127.0.0.1:7030/,http://127.0.0.1:7040/ -name ann
+//
+// The logs are then in a stream of NATS' JetStream, and outlive the processes. A page or terminal
+// that loses its node goes on at another, without a line lost or doubled. A page knows one address:
+// put a load balancer before the nodes, examples/proxy/balancer say.
+//
 // SIGTERM and SIGINT drain: every page gets a Close frame with code 1001 and connects again.
 package main
 
@@ -40,6 +51,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/examples/chat/cluster/rooms"
 	"github.com/rabbit-backend/tcpio/websocket"
 )
 
@@ -50,6 +62,8 @@ type config struct {
 	ping        time.Duration // silence behind which a peer is asked whether it is there
 	rate        int           // messages a second that a page may send; 0 is no bound
 	writeBuffer int           // bytes that may wait for one member; 0 is tcpio's default
+	cluster     string        // a directory, and nats a URL: one of them for a chat on many nodes
+	nats        string
 	log         *slog.Logger
 }
 
@@ -61,7 +75,9 @@ func main() {
 	flag.DurationVar(&cfg.grace, "grace", 10*time.Second, "how long a lost member may be away before it is said to have left")
 	flag.IntVar(&cfg.rate, "rate", 200, "`messages` a second that a page may send; our own page sends half as many")
 	flag.DurationVar(&cfg.ping, "ping", 25*time.Second, "silence behind which the other end is asked whether it is there, at least 1ms")
-	connect := flag.String("connect", "", "be a client in the terminal: the `URL` of a page")
+	flag.StringVar(&cfg.cluster, "cluster", "", "`directory` by which the processes of this machine find each other: one chat on all of them")
+	flag.StringVar(&cfg.nats, "nats", "", "`URL` of a NATS server with JetStream: one chat on all nodes there")
+	connect := flag.String("connect", "", "be a client in the terminal: the `URLs` of pages, with commas between: the next one when one cannot be reached")
 	name := flag.String("name", "", "with -connect: your `name`")
 	room := flag.String("room", "lobby", "with -connect: the `room`")
 	flag.Parse()
@@ -80,15 +96,52 @@ func main() {
 	}
 }
 
+// actors are what handles connections: of one process alone, or of a node.
+type actors struct {
+	page  func(*websocket.Conn) websocket.Actor
+	nc    func(*tcpio.Conn) tcpio.Actor
+	drain func(context.Context)
+	stop  func()
+}
+
+func (cfg *config) open(ctx context.Context) (*actors, error) {
+	if cfg.cluster == "" && cfg.nats == "" {
+		h := newHub(cfg.history, cfg.grace)
+		return &actors{
+			page:  func(c *websocket.Conn) websocket.Actor { return &visitor{h: h, c: c} },
+			nc:    func(c *tcpio.Conn) tcpio.Actor { return newUser(h, c) },
+			drain: func(context.Context) {},
+			stop:  h.stop,
+		}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	chat, err := rooms.Open(ctx, rooms.Config{
+		Dir: cfg.cluster, URL: cfg.nats, History: cfg.history, Grace: cfg.grace, Log: cfg.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &actors{
+		page:  func(c *websocket.Conn) websocket.Actor { return &member{chat: chat, c: c} },
+		nc:    chat.User,
+		drain: func(ctx context.Context) { chat.Drain(ctx, time.Second) },
+		stop:  chat.Close,
+	}, nil
+}
+
 // run serves until ctx ends, and returns when every connection is drained.
 func run(ctx context.Context, out io.Writer, cfg config) error {
 	if cfg.history < 1 || cfg.grace < 0 || cfg.ping < time.Millisecond {
 		return errors.New("-history is less than 1, -grace negative, or -ping less than 1ms")
 	}
-	h := newHub(cfg.history, cfg.grace)
-	defer h.stop()
+	serve, err := cfg.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer serve.stop()
 	ws, err := websocket.New(&websocket.Options{
-		NewActor:     func(c *websocket.Conn) websocket.Actor { return &visitor{h: h, c: c} },
+		NewActor:     serve.page,
 		MaxMessage:   8 << 10, // a line of chatline.MaxLine bytes, all of them escaped
 		MaxRate:      cfg.rate,
 		NoBinary:     true,
@@ -110,7 +163,7 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 		o := tcp
 		o.Addr = cfg.nc
 		o.RefuseReply = []byte("* the server is full\n")
-		o.NewActor = func(c *tcpio.Conn) tcpio.Actor { return newUser(h, c) }
+		o.NewActor = serve.nc
 		if lines, err = tcpio.Listen(&o); err != nil {
 			return err
 		}
@@ -150,6 +203,7 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 	<-failed.Done()
 	drain, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
+	serve.drain(drain)
 	if srv.Shutdown(drain) != nil { // it knows nothing of upgraded connections
 		srv.Close()
 	}

@@ -42,6 +42,7 @@ type line struct {
 	Text string `json:"text,omitempty"` // what was said, why somebody left, the new name
 	By   string `json:"by,omitempty"`   // public id of the session that said it
 	N    uint64 `json:"n,omitempty"`    // the session's number of it
+	Gap  bool   `json:"gap,omitempty"`  // on many nodes: lines before it are missing
 
 	whole []byte // the message that carries this line alone
 }

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/rabbit-backend/tcpio/examples/internal/chatline"
@@ -41,13 +40,8 @@ type refusal struct{ field, why string }
 // hello seats the session of u's page in the room that it names, or says why not. u's connection
 // takes the place of the one that the session had.
 func (h *hub) hello(u *visitor, q *request) *refusal {
-	switch {
-	case !chatline.ValidName(q.Name):
-		return &refusal{"name", "A name is up to 20 letters, digits, - and _."}
-	case strings.HasPrefix(chatline.FoldName(q.Name), guest):
-		return &refusal{"name", "Names with " + guest + " are for guests."}
-	case !chatline.ValidName(q.Room):
-		return &refusal{"room", "A room's name is up to 20 letters, digits, - and _."}
+	if no := q.check(); no != nil {
+		return no
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -34,6 +34,7 @@ type client struct {
 
 	conn   *websocket.Conn
 	joined bool // the welcome has come over conn
+	told   bool // who is there, since then
 }
 
 // inFlight bounds the lines that wait to be said. With as many nothing more is read from the
@@ -50,16 +51,11 @@ func (e errRefused) Error() string { return string(e) }
 
 // terminal takes part in a room from a terminal: lines of in are said, and what is said is written
 // to out. It connects again when the connection is lost, and ends with in.
-func terminal(ctx context.Context, in io.Reader, out io.Writer, page, name, room string, ping time.Duration) error {
-	at, err := url.Parse(page)
+func terminal(ctx context.Context, in io.Reader, out io.Writer, pages, name, room string, ping time.Duration) error {
+	to, err := sockets(pages)
 	if err != nil {
 		return err
 	}
-	scheme := map[string]string{"http": "ws", "ws": "ws", "https": "wss", "wss": "wss"}[at.Scheme]
-	if scheme == "" {
-		return errors.New("the URL's scheme is not http or https: " + page)
-	}
-	at.Scheme, at.Path = scheme, "/ws"
 	if name == "" {
 		name = "user-" + strings.ToLower(rand.Text()[:6])
 	}
@@ -86,17 +82,34 @@ func terminal(ctx context.Context, in io.Reader, out io.Writer, page, name, room
 	var g errgroup.Group
 	g.Go(func() error { return s.Serve(ctx) })
 	c := &client{out: out, token: rand.Text(), name: name, room: room}
-	err = c.run(ctx, s, at.String(), typed)
+	err = c.run(ctx, s, to, typed)
 	stop()
 	return errors.Join(err, g.Wait())
 }
 
+// sockets returns the URLs of the WebSockets of pages, which have commas between them.
+func sockets(pages string) (to []string, err error) {
+	for page := range strings.SplitSeq(pages, ",") {
+		at, err := url.Parse(page)
+		if err != nil {
+			return nil, err
+		}
+		scheme := map[string]string{"http": "ws", "ws": "ws", "https": "wss", "wss": "wss"}[at.Scheme]
+		if scheme == "" {
+			return nil, errors.New("the URL's scheme is not http or https: " + page)
+		}
+		at.Scheme, at.Path = scheme, "/ws"
+		to = append(to, at.String())
+	}
+	return to, nil
+}
+
 // run keeps c connected until typed is closed and all of it said, or ctx ends.
-func (c *client) run(ctx context.Context, s *websocket.Server, to string, typed <-chan string) error {
+func (c *client) run(ctx context.Context, s *websocket.Server, to []string, typed <-chan string) error {
 	const least, most = 250 * time.Millisecond, 8 * time.Second
 	wait := least
-	for ctx.Err() == nil {
-		conn, err := s.Dial(ctx, to, nil)
+	for next := 0; ctx.Err() == nil; next++ {
+		conn, err := s.Dial(ctx, to[next%len(to)], nil)
 		if err == nil {
 			done, err := c.talk(ctx, conn, &typed)
 			if done || err != nil {
@@ -208,16 +221,30 @@ func (c *client) take(p []byte) error {
 		} else if a.Missed > 0 {
 			fmt.Fprintf(c.out, "* %d lines are missing here\n", a.Missed)
 		}
-		fmt.Fprintf(c.out, "* %d in %s: %s\n", a.Count, a.Room, strings.Join(a.Here, " "))
+		if c.told = a.Count > 0; c.told { // otherwise a here follows
+			fmt.Fprintf(c.out, "* %d in %s: %s\n", a.Count, a.Room, strings.Join(a.Here, " "))
+		}
 		c.epoch, c.joined = a.Epoch, true
 		c.said(a.N)
 		c.flush()
 	case "gap":
-		fmt.Fprintf(c.out, "* %d lines are missing here\n", a.Missed)
+		if a.Missed < 0 {
+			fmt.Fprintln(c.out, "* lines may be missing here")
+		} else {
+			fmt.Fprintf(c.out, "* %d lines are missing here\n", a.Missed)
+		}
+	case "here":
+		if !c.told {
+			c.told = true
+			fmt.Fprintf(c.out, "* %d in %s: %s\n", a.Count, c.room, strings.Join(a.Here, " "))
+		}
 	case "lines":
 		for _, l := range a.Lines {
 			if l.Seq > c.last {
 				c.last = l.Seq
+				if l.Gap {
+					fmt.Fprintln(c.out, "* lines are missing here")
+				}
 				c.show(&l)
 			}
 		}

@@ -11,6 +11,7 @@ package main
 //	from the server
 //	welcome room, epoch, name, me, n, last, missed, here, count
 //	lines   lines
+//	here    here, count: who is there now; on many nodes this and not lines tells it
 //	gap     missed, last, here, count: that many lines are no longer in the log
 //	no      why, and n for a line that was refused, or field of the hello
 //	ack     n: that line, and those before, were said before

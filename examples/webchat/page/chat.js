@@ -45,7 +45,7 @@ const link = new Link((location.protocol === "https:" ? "wss://" : "ws://") + lo
     showPeople();
   },
   missing(n) {
-    note("gap", n < 0 ? "This room is a new one: lines may be missing here" : n === 1 ? "1 line is missing here" : `${n} lines are missing here`);
+    note("gap", n < -1 ? "Lines are missing here" : n < 0 ? "This room is a new one: lines may be missing here" : n === 1 ? "1 line is missing here" : `${n} lines are missing here`);
   },
   line(line, mine, fresh) {
     const stick = atBottom();

@@ -172,14 +172,18 @@ export class Link {
         for (const line of msg.lines) {
           if (line.seq <= this.last) continue;
           this.last = line.seq;
+          if (line.gap) this.on.missing(-2);
           const mine = line.by !== undefined && line.by === this.me;
           this.on.line(line, mine, line.seq > this.here);
-          if (mine) this.said(line.n);
+          if (mine) this.said(line.n ?? 0);
         }
         break;
       case "gap":
         this.here = msg.last ?? 0;
         this.on.missing(msg.missed);
+        this.on.here(msg);
+        break;
+      case "here":
         this.on.here(msg);
         break;
       case "ack":
