@@ -119,15 +119,16 @@ func (s *sessions) write(ctx context.Context, key, tok string, c *tcpio.Conn) (*
 	}
 	se.fence, se.rev = fence, fence
 	older, err := s.establish(se, p)
-	if older != nil && older.conn != c {
-		s.n.count.evicted.Add(1)
-		s.replaced(older, fence, nil)
-	}
 	if err == nil {
+		// Before the older one loses it, so that somebody has it all the time.
 		err = s.n.keys.add("Claim", key, c)
 		if err != nil {
 			s.end(se)
 		}
+	}
+	if older != nil && older.conn != c {
+		s.n.count.evicted.Add(1)
+		s.replaced(older, fence, nil)
 	}
 	if err != nil {
 		se.over.Store(true)
