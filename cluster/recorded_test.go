@@ -68,6 +68,7 @@ func (c *client) resume(t testing.TB, topic *Topic, since Pos) (whole bool) {
 }
 
 func TestAllMembersSeeOneOrder(t *testing.T) {
+	t.Parallel()
 	sites := openSites(t, storeServers(t, 3), Options{})
 	var clients []*client
 	for _, s := range sites {
@@ -116,6 +117,7 @@ func TestAllMembersSeeOneOrder(t *testing.T) {
 // What the stream's publishing has lost is got from the stream, in order: in the middle, and at the
 // end, behind which nothing comes.
 func TestHolesAreFilled(t *testing.T) {
+	t.Parallel()
 	servers := storeServers(t, 1)
 	here, there := openSite(t, servers[0], Options{}), openSite(t, servers[0], Options{})
 	topic := here.class(t, History{}).Topic("room")
@@ -169,6 +171,7 @@ func TestHolesAreFilled(t *testing.T) {
 
 // Clients come and go under load, and each sees every record once, in order, on whichever node.
 func TestResumeLosesAndDoublesNothing(t *testing.T) {
+	t.Parallel()
 	sites := openSites(t, storeServers(t, 3), Options{})
 	var topics []*Topic
 	for _, s := range sites {
@@ -243,6 +246,7 @@ func TestResumeLosesAndDoublesNothing(t *testing.T) {
 
 // When the stream no longer has everything, Resume says so, and marks the place.
 func TestResumeSaysWhatIsNotWhole(t *testing.T) {
+	t.Parallel()
 	servers := storeServers(t, 1)
 	s := openSite(t, servers[0], Options{})
 	topic := s.class(t, History{PerTopic: 10}).Topic("room")
@@ -317,6 +321,7 @@ func TestResumeSaysWhatIsNotWhole(t *testing.T) {
 
 // A replica may be behind what the members here have got already: who resumes waits for it.
 func TestResumeWaitsForAReplicaThatIsBehind(t *testing.T) {
+	t.Parallel()
 	s := openSite(t, storeServers(t, 1)[0], Options{})
 	topic := s.class(t, History{}).Topic("room")
 	c := s.client(t)
@@ -350,6 +355,7 @@ func TestResumeWaitsForAReplicaThatIsBehind(t *testing.T) {
 }
 
 func TestPublishRecord(t *testing.T) {
+	t.Parallel()
 	servers := storeServers(t, 1)
 	s := openSite(t, servers[0], Options{})
 	topic := s.class(t, History{}).Topic("a room. with * odd > name")
@@ -410,6 +416,7 @@ func TestPublishRecord(t *testing.T) {
 
 // Without an answer it may be there or not. The same id makes sure.
 func TestPublishRecordUnknown(t *testing.T) {
+	t.Parallel()
 	servers := storeServers(t, 3)
 	s := openSite(t, servers[0], Options{})
 	topic := s.class(t, History{}).Topic("room")
@@ -429,6 +436,7 @@ func TestPublishRecordUnknown(t *testing.T) {
 }
 
 func TestPositions(t *testing.T) {
+	t.Parallel()
 	for _, p := range []Pos{{}, {"epoch", 1}, {"epoch", 1 << 63}, {"E_", 0}} {
 		if got, err := ParsePos(p.String()); err != nil || got != p {
 			t.Errorf("%v: %v, %v", p, got, err)

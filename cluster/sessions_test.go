@@ -111,6 +111,7 @@ func (s *site) told(t testing.TB, c *client) any {
 }
 
 func TestNewestLoginWinsOnWhicheverNode(t *testing.T) {
+	t.Parallel()
 	sites := openSites(t, storeServers(t, 3), withSessions(Sessions{}))
 	a, b, c := sites[0].client(t), sites[1].client(t), sites[1].client(t)
 	first := sites[0].claim(t, "ann", a)
@@ -169,6 +170,7 @@ func TestNewestLoginWinsOnWhicheverNode(t *testing.T) {
 // Many claim few keys on all nodes at once: fences grow with every claim of a key, and in the end
 // one connection has each.
 func TestFencesStrictlyGrow(t *testing.T) {
+	t.Parallel()
 	for _, strict := range []bool{false, true} {
 		t.Run(fmt.Sprint("strict=", strict), func(t *testing.T) {
 			sites := openSites(t, storeServers(t, 3), withSessions(Sessions{Strict: strict}))
@@ -236,6 +238,7 @@ func TestFencesStrictlyGrow(t *testing.T) {
 
 // A claimer may die before it has told anybody. The record that it leaves is heard of.
 func TestAClaimIsHeardOfWithoutItsClaimer(t *testing.T) {
+	t.Parallel()
 	s := openSite(t, storeServers(t, 1)[0], withSessions(Sessions{}))
 	a := s.client(t)
 	se := s.claim(t, "a", a)
@@ -255,6 +258,7 @@ func TestAClaimIsHeardOfWithoutItsClaimer(t *testing.T) {
 
 // A connection that closes gives its key back, and a node that closes all of its keys.
 func TestKeysAreGivenBack(t *testing.T) {
+	t.Parallel()
 	sites := openSites(t, storeServers(t, 1)[:1], withSessions(Sessions{Strict: true}))
 	s := sites[0]
 	a := s.client(t)
@@ -287,6 +291,7 @@ func TestKeysAreGivenBack(t *testing.T) {
 // Without a majority Claim fails, at once from the second one on; sessions become unsure within
 // Lease; behind it everything works again.
 func TestWithoutAMajority(t *testing.T) {
+	t.Parallel()
 	servers := storeServers(t, 3)
 	s := openSite(t, servers[0], withSessions(Sessions{}))
 	a := s.client(t)
@@ -338,6 +343,7 @@ func TestWithoutAMajority(t *testing.T) {
 
 // A node that was killed has its keys overwritten: at once, or with Strict when its lease is over.
 func TestKeysOfADeadNodeAreOverwritten(t *testing.T) {
+	t.Parallel()
 	for _, strict := range []bool{false, true} {
 		t.Run(fmt.Sprint("strict=", strict), func(t *testing.T) {
 			servers := storeServers(t, 1)
@@ -373,6 +379,7 @@ func TestKeysOfADeadNodeAreOverwritten(t *testing.T) {
 
 // All that JetStream has is lost: sessions go on, and fences grow.
 func TestSessionsOutliveTheirStore(t *testing.T) {
+	t.Parallel()
 	servers := storeServers(t, 1)
 	s := openSite(t, servers[0], withSessions(Sessions{}))
 	a := s.client(t)
@@ -393,6 +400,7 @@ func TestSessionsOutliveTheirStore(t *testing.T) {
 }
 
 func TestClaimIsChecked(t *testing.T) {
+	t.Parallel()
 	servers := storeServers(t, 1)
 	without := openSite(t, servers[0], Options{})
 	c := without.client(t)

@@ -43,6 +43,7 @@ func mutual() *tls.Config {
 
 // Three servers with fixed names, TLS and JetStream: what is stored survives one of them.
 func TestMachines(t *testing.T) {
+	t.Parallel()
 	ctx := testnet.Context(t)
 	peers := freePorts(t, "a", "b", "c")
 	stores := map[string]string{"a": t.TempDir(), "b": t.TempDir(), "c": t.TempDir()}
@@ -97,6 +98,7 @@ func TestMachines(t *testing.T) {
 // A configuration that would let others in, or never have a majority, is an error that names the
 // field.
 func TestMachineIsChecked(t *testing.T) {
+	t.Parallel()
 	loop := map[string]string{"a": "127.0.0.1:6222", "b": "[::1]:6222"}
 	far := map[string]string{"a": "127.0.0.1:6222", "b": "10.0.0.2:6222"}
 	open := mutual()
@@ -124,6 +126,7 @@ func TestMachineIsChecked(t *testing.T) {
 
 // A port that is taken is an error of Start, and ends no process.
 func TestPortIsTaken(t *testing.T) {
+	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

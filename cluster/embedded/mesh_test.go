@@ -20,6 +20,7 @@ import (
 
 // What one publishes reaches the others as soon as Open has returned on both sides.
 func TestProcessesFindEachOther(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "new")
 	a, b, c := open(t, &Options{Dir: dir}), open(t, &Options{Dir: dir}), open(t, &Options{Dir: dir})
 	for _, from := range []*Server{a, b, c} {
@@ -64,6 +65,7 @@ func TestProcessesFindEachOther(t *testing.T) {
 // A process that was killed leaves its file. The next removes it, whatever process has its port or
 // its id meanwhile, and what was half written too.
 func TestKilledProcessIsForgotten(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -95,6 +97,7 @@ func TestKilledProcessIsForgotten(t *testing.T) {
 // The port of a process that has ended may belong to a program of anybody. It gets neither the
 // secret nor a route.
 func TestImpostorLearnsNothing(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -165,6 +168,7 @@ func TestImpostorLearnsNothing(t *testing.T) {
 
 // Processes start while others end, a hundred times: those that are left are all connected.
 func TestStartWhileAnotherEnds(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "d")
 	rounds := 4
 	if testnet.Long {
@@ -204,6 +208,7 @@ func TestStartWhileAnotherEnds(t *testing.T) {
 
 // A process that hangs holds others up for a moment, and is connected with all when it goes on.
 func TestHungProcess(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "d")
 	hangs := startMember(t, dir, "hangs")
 	hangs.Signal(syscall.SIGSTOP)
@@ -219,6 +224,7 @@ func TestHungProcess(t *testing.T) {
 }
 
 func TestDirectoryIsChecked(t *testing.T) {
+	t.Parallel()
 	ctx := testnet.Context(t)
 	wide := t.TempDir()
 	if err := os.Chmod(wide, 0o755); err != nil {

@@ -31,6 +31,7 @@ func putter(t *testing.T, nc *nats.Conn) jetstream.KeyValue {
 // Nobody takes over from a process that hangs, as it has the store; who waits gives up with ctx.
 // Behind a program that has taken the port of a server that is gone, one starts anew.
 func TestStoreWhoseServerHangs(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "d")
 	owner := startMember(t, dir, "owner", "STORE=1")
 	owner.Signal(syscall.SIGSTOP)
@@ -63,6 +64,7 @@ func TestStoreWhoseServerHangs(t *testing.T) {
 
 // The process with the server is killed: another takes over, with all that was acknowledged.
 func TestStoreOutlivesItsProcess(t *testing.T) {
+	t.Parallel()
 	ctx := testnet.Context(t)
 	dir := filepath.Join(t.TempDir(), "d")
 	owner := startMember(t, dir, "owner", "STORE=1")
@@ -75,6 +77,12 @@ func TestStoreOutlivesItsProcess(t *testing.T) {
 	if _, err := kv.PutString(ctx, "k", "before"); err != nil {
 		t.Fatal(err)
 	}
+	// A request that meets the end of the server gets no answer, so each has a limit of its own.
+	short := func() context.Context {
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		t.Cleanup(cancel)
+		return short
+	}
 	owner.Kill()
 	killed := time.Now()
 	if got := answers(t, me.Conn(), 1); got != "other" {
@@ -84,7 +92,7 @@ func TestStoreOutlivesItsProcess(t *testing.T) {
 	var e jetstream.KeyValueEntry
 	testnet.WaitFor(t, "what was put before", func() bool {
 		var err error
-		e, err = kv.Get(ctx, "k")
+		e, err = kv.Get(short(), "k")
 		return err == nil
 	})
 	if string(e.Value()) != "before" {
@@ -93,7 +101,7 @@ func TestStoreOutlivesItsProcess(t *testing.T) {
 	// Now whoever has the server ends in order.
 	other.End()
 	testnet.WaitFor(t, "what was put before", func() bool {
-		e, err := kv.Get(ctx, "k")
+		e, err := kv.Get(short(), "k")
 		return err == nil && string(e.Value()) == "before"
 	})
 	// And all of them.
