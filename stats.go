@@ -20,7 +20,7 @@ type Stats struct {
 // LoopStats is one loop's part of Stats.
 type LoopStats struct {
 	Open     int    // connections that have a descriptor
-	Accepted uint64 // connections served, adopted ones too
+	Accepted uint64 // connections served: accepted, adopted and dialed ones
 	Closed   uint64 // of those, the ones whose descriptor is gone
 	BytesIn  uint64 // read from sockets, what a close has discarded included
 	BytesOut uint64 // taken by sockets
