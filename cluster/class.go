@@ -268,7 +268,7 @@ func (t *Topic) record(ctx context.Context, op, id string, not *tcpio.Conn, p []
 	defer cancel()
 	seq, err := t.put(ctx, id, p)
 	if err != nil {
-		if not != nil && !errors.Is(err, ErrUnknown) {
+		if not != nil {
 			t.mu.Lock()
 			delete(t.rec.excepts, id)
 			t.mu.Unlock()

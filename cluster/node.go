@@ -248,9 +248,10 @@ func (n *Node) shardOf(place string) *shard {
 }
 
 // Close takes the node out of the cluster: others drop its members at once. It unsubscribes all that
-// the node has subscribed; connections stay open and in their groups. Close blocks until the node's
-// goroutines have ended, for as long as NATS takes nothing (FlusherTimeout) and Watch's functions
-// take. It must not be called from those. A second Close waits for the first and returns nil.
+// the node has subscribed; connections stay open and in their groups, and lose their keys and
+// sessions. Close blocks until the node's goroutines have ended, for as long as NATS takes nothing
+// (FlusherTimeout) and Watch's functions take. It must not be called from those. A second Close waits
+// for the first and returns nil.
 func (n *Node) Close() error {
 	n.closing.Lock()
 	defer n.closing.Unlock()

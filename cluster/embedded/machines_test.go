@@ -3,10 +3,14 @@ package embedded
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -121,6 +125,24 @@ func TestMachineIsChecked(t *testing.T) {
 		} else if !strings.Contains(err.Error(), want) {
 			t.Errorf("got %q, want it to name %q", err, want)
 		}
+	}
+}
+
+// A directory that cannot be is an error of Start too.
+func TestStoreCannotBe(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Start(testnet.Context(t), &Machine{Name: "a", Peers: freePorts(t, "a", "b", "c"), Secret: secret,
+		Store: filepath.Join(file, "store")})
+	if err == nil {
+		s.Close()
+		t.Fatal("Start succeeded")
+	}
+	if !errors.Is(err, syscall.ENOTDIR) && !strings.Contains(err.Error(), "not a directory") {
+		t.Errorf("got %v, want the system's error", err)
 	}
 }
 
