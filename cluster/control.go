@@ -59,6 +59,7 @@ func (n *Node) tick() {
 	for _, s := range n.shards {
 		s.sweep(time.Now())
 	}
+	n.keys.sweep(time.Now())
 	n.delay.forget()
 	n.out.flush()
 }

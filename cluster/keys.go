@@ -28,6 +28,7 @@ type keys struct {
 	// Guarded by mu.
 	byToken map[string]*keyed
 	byConn  map[*tcpio.Conn][]*keyed
+	idle    []idleKey // that have no connection any more, or had none for a while, in this order
 	over    bool
 	asked   map[string]int // handlers that an Ask waits for, by where the reply goes
 }
@@ -39,6 +40,13 @@ type keyed struct {
 	sub        *nats.Subscription
 	// Guarded by keys.mu.
 	conns []*tcpio.Conn // not changed in place
+}
+
+// An idleKey is a key that its last connection has left. It stays subscribed for a heartbeat, so that
+// what is under way to it is answered: otherwise the poster would not know whether it has arrived.
+type idleKey struct {
+	k     *keyed
+	until time.Time
 }
 
 // maxAsking is how many Asks may wait for handlers on a node at once.
@@ -73,7 +81,7 @@ func (n *Node) Unregister(key string, c *tcpio.Conn) {
 func (n *Node) Registered(key string) []*tcpio.Conn {
 	n.keys.mu.Lock()
 	defer n.keys.mu.Unlock()
-	if k := n.keys.byToken[encodeName(key)]; k != nil {
+	if k := n.keys.byToken[encodeName(key)]; k != nil && len(k.conns) > 0 {
 		return slices.Clone(k.conns)
 	}
 	return nil
@@ -156,6 +164,23 @@ func (ks *keys) remove(tok string, c *tcpio.Conn) {
 	}
 	for _, k := range gone {
 		k.conns = slices.DeleteFunc(slices.Clone(k.conns), func(x *tcpio.Conn) bool { return x == c })
+		if len(k.conns) == 0 {
+			ks.idle = append(ks.idle, idleKey{k, time.Now().Add(ks.n.opts.Heartbeat)})
+		}
+	}
+}
+
+// sweep unsubscribes keys that have had no connection for long enough.
+func (ks *keys) sweep(now time.Time) {
+	ks.sub.Lock()
+	defer ks.sub.Unlock()
+	ks.mu.Lock()
+	defer ks.mu.Unlock()
+	for len(ks.idle) > 0 && !ks.idle[0].until.After(now) {
+		k := ks.idle[0].k
+		if ks.idle = ks.idle[1:]; len(ks.idle) == 0 {
+			ks.idle = nil
+		}
 		ks.dropLocked(k)
 	}
 }
@@ -177,7 +202,7 @@ func (ks *keys) close() {
 	ks.mu.Lock()
 	ks.over = true
 	all := ks.byToken
-	ks.byToken, ks.byConn = make(map[string]*keyed), make(map[*tcpio.Conn][]*keyed)
+	ks.byToken, ks.byConn, ks.idle = make(map[string]*keyed), make(map[*tcpio.Conn][]*keyed), nil
 	ks.mu.Unlock()
 	for _, k := range all {
 		_ = k.sub.Unsubscribe() // fails if the connection to NATS has ended
@@ -311,8 +336,8 @@ func (ks *keys) ask(m *nats.Msg, p Posted, conns []*tcpio.Conn, wait time.Durati
 // posts to a connection arrives in that order.
 //
 // nil means that it is in a mailbox; whether the peer gets anything is the handler's affair.
-// ErrNobody: no connection has key, which is known at once. tcpio.ErrMailboxFull: the mailboxes
-// refused it. ErrDisconnected: it was not sent. ErrUnknown, with ctx's error, or ErrDisconnected if
+// ErrNobody: no connection has key, so it has not arrived; that is known at once, or after 50 ms if
+// one had it until a heartbeat ago. tcpio.ErrMailboxFull: the mailboxes refused it. ErrDisconnected: it was not sent. ErrUnknown, with ctx's error, or ErrDisconnected if
 // the connection to NATS was lost meanwhile: it may have arrived or not. Without a deadline of ctx
 // that is so after 10 s. p is the caller's again afterwards.
 func (n *Node) Post(ctx context.Context, key string, p []byte) error {

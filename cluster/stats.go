@@ -63,7 +63,7 @@ type Stats struct {
 	Sampled uint64        `metric:"fan_out_seconds_count" help:"Messages of which that was measured."`
 }
 
-// Stats returns what the node has counted. It looks at every topic, so call it every few seconds at
+// Stats returns what the node has counted. It looks at every topic and key, so call it every few seconds at
 // most. It works after Close.
 func (n *Node) Stats() Stats {
 	s := Stats{
@@ -105,7 +105,11 @@ func (n *Node) Stats() Stats {
 		n.sessions.mu.Unlock()
 	}
 	n.keys.mu.Lock()
-	s.Keys = len(n.keys.byToken)
+	for _, k := range n.keys.byToken {
+		if len(k.conns) > 0 {
+			s.Keys++
+		}
+	}
 	n.keys.mu.Unlock()
 	s.FanOut, s.Sampled = n.delay.sum()
 	return s

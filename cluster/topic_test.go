@@ -60,6 +60,7 @@ func TestAMessageReachesEveryMemberOnEveryNodeOnceInOrder(t *testing.T) {
 		}
 	}
 	for _, s := range sites {
+		testnet.WaitFor(t, "the last write is counted", func() bool { return s.Stats().Delivered >= 2*count })
 		if got := s.Stats(); got.Lost != 0 || got.Delivered != 2*count || got.Members != 2 || got.Nodes != 3 {
 			t.Errorf("%+v", got)
 		}

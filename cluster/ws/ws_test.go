@@ -160,6 +160,7 @@ func TestATopicHasMembersOfBothKinds(t *testing.T) {
 	if got := testnet.Receive(t, "a message", b.got); got != "b binary OTHERS" {
 		t.Errorf("got %q", got)
 	}
+	testnet.WaitFor(t, "the last write is counted", func() bool { return a.node.Stats().Delivered >= 3 })
 	if s := a.node.Stats(); s.Members != 2 || s.Delivered != 3 {
 		t.Errorf("%+v", s)
 	}
