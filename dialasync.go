@@ -60,9 +60,10 @@ type DialRequest struct {
 // Before Serve runs DialAsync waits for it, and so does the answer; the time limit counts. Shutdown
 // and Close answer what is under way at once, around net.ErrClosed, so a proxy that is to finish its
 // clients' dials in a drain dials on a second listener, of Network "none", and stops that one last.
-// Any goroutine may call it, also a handler. On a listener without an address (Network "none") it
-// may be the first call, if Actor is set; otherwise it comes behind Events or EventsPerLoop, which
-// say where events go.
+// If Serve has never run, an Actor gets no answer, since nothing runs it. Any goroutine may call
+// DialAsync, also a handler. On a listener without an address (Network "none") it may be the first
+// call, if Actor is set; otherwise it comes behind Events or EventsPerLoop, which say where events
+// go.
 func (l *Listener) DialAsync(r DialRequest) (stop func() bool, err error) {
 	d, err := l.newDialling(&r)
 	if err == nil {

@@ -80,11 +80,7 @@ func (c *Conn) Relay(to *Conn, o *RelayOptions) (*Relay, error) {
 	b.relay, b.c = r, to
 	a.full.Store(true) // until both are in it
 	b.full.Store(true)
-	if err := a.join(); err != nil {
-		return nil, err
-	}
-	if err := b.join(); err != nil {
-		a.leave()
+	if err := r.join(); err != nil {
 		return nil, err
 	}
 	if r.idle > 0 {
@@ -103,6 +99,33 @@ func (c *Conn) Relay(to *Conn, o *RelayOptions) (*Relay, error) {
 	return r, nil
 }
 
+// join makes both connections the relay's, or neither. The older one is the first: of calls at the
+// same time that want each other's connections one succeeds.
+func (r *Relay) join() error {
+	one, two := &r.sides[0], &r.sides[1]
+	if two.c.id < one.c.id {
+		one, two = two, one
+	}
+	if err := two.mayJoin(); err != nil { // before a blocked Read of the other learns of a relay
+		return err
+	}
+	if err := one.join(); err != nil {
+		return err
+	}
+	if err := two.join(); err != nil {
+		one.leave()
+		return err
+	}
+	return nil
+}
+
+// mayJoin says why join would fail now.
+func (s *relaySide) mayJoin() error {
+	s.c.mu.Lock()
+	defer s.c.unlock()
+	return s.c.mayRelayLocked()
+}
+
 // join makes the connection the relay's.
 func (s *relaySide) join() error {
 	c := s.c
@@ -111,6 +134,8 @@ func (s *relaySide) join() error {
 	if err := c.mayRelayLocked(); err != nil {
 		return err
 	}
+	s.readable = c.announced()
+	s.writable = c.user.has(userWantsRoom) || c.pending.has(pendWritable)
 	c.withdrawReadableLocked()
 	c.route.add(routeRelayed)
 	s.data, c.data = c.data, s
@@ -181,13 +206,20 @@ func (s *relaySide) leave() {
 	c := s.c
 	c.mu.Lock()
 	defer c.unlock()
-	if c.ended() {
-		return
-	}
+	readable := s.readable || c.announced()
 	c.withdrawReadableLocked()
 	c.route.drop(routeRelayed)
 	c.data = s.data
-	c.announceReadableLocked() // it may be in vain
+	if c.ended() {
+		return
+	}
+	if readable {
+		c.announceReadableLocked()
+	}
+	if s.writable {
+		c.user.add(userWantsRoom)
+		c.todo.add(todoProgress)
+	}
 	c.todo.add(todoIdle)
 }
 

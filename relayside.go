@@ -51,10 +51,12 @@ type relaySide struct {
 	c     *Conn
 
 	// Guarded by c.mu.
-	data   any  // of SetData: Conn.data has the side
-	failed bool // epoll has reported an error, which may be behind unread input
-	told   bool // RelayEnded was sent
-	room   bool // the other direction may go on
+	data     any  // of SetData: Conn.data has the side
+	readable bool // a Readable was out before, which leave owes
+	writable bool // likewise a Writable
+	failed   bool // epoll has reported an error, which may be behind unread input
+	told     bool // RelayEnded was sent
+	room     bool // the other direction may go on
 
 	// Atomic. full is true while the other connection cannot be written to; it changes under that
 	// one's mu.

@@ -59,7 +59,8 @@ var (
 // by which proxies check a server's health, keep the proxy's own address.
 //
 // A header of version 2 may have 4 KiB beyond its first 16 bytes, unless MaxV2HeaderSize of
-// go-proxyproto says otherwise; MaxPreface must not be less. The function may be used by any number of listeners. It panics on an unknown Others.
+// go-proxyproto says otherwise; MaxPreface must not be less. The function may be used by any number
+// of listeners. It panics on an unknown Others.
 func Accept(opts Options) func(*tcpio.Conn, []byte) (int, error) {
 	if opts.Others > OpenOthers {
 		panic(fmt.Sprintf("proxyproto: Options.Others is unknown: %d", opts.Others))

@@ -3,6 +3,8 @@
 package relay
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"testing"
 
@@ -59,5 +61,27 @@ func TestSmallMessagesGoBothWays(t *testing.T) {
 				testnet.ExpectBytes(t, x.p, "answer")
 			}
 		})
+	}
+}
+
+func TestOfTwoRelaysOfTheSameConnectionsOneSucceeds(t *testing.T) {
+	s := serve(t, "none", tcpio.ListenerOptions{})
+	for range 50 {
+		_, a := s.open(t)
+		_, b := s.open(t)
+		other := make(chan error, 1)
+		go func() {
+			_, err := b.Relay(a, nil)
+			other <- err
+		}()
+		_, err := a.Relay(b, nil)
+		errs := []error{err, testnet.Receive(t, "Relay", other)}
+		if (errs[0] == nil) == (errs[1] == nil) {
+			t.Fatalf("of two calls: %v", errs)
+		}
+		if err := cmp.Or(errs...); !errors.Is(err, tcpio.ErrRelayed) {
+			t.Fatal(err)
+		}
+		a.Abort()
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -69,21 +70,28 @@ func TestRelayRefusesWhatItCannotJoin(t *testing.T) {
 	testnet.ExpectBytes(t, x.q, "and the relay goes on")
 }
 
-// Input that came before a Relay that fails is announced again.
+// Whatever a Relay that fails has met: input is announced, and can be read.
 func TestAFailedRelayLosesNoReadable(t *testing.T) {
-	l, events := harness.Manual(t, tcpio.ListenerOptions{})
-	c, peer := harness.Open(t, l, events)
-	over, _ := harness.Open(t, l, events)
-	over.Abort()
-	harness.Expect[tcpio.Closed](t, events)
-	testnet.Send(t, peer, "x")
-	harness.Expect[tcpio.Readable](t, events)
-	if _, err := c.Relay(over, nil); !errors.Is(err, net.ErrClosed) {
-		t.Fatal(err)
-	}
-	harness.Expect[tcpio.Readable](t, events)
-	if n, err := c.TryRead(make([]byte, 10)); n != 1 || err != nil {
-		t.Fatal(n, err)
+	for range 50 {
+		l, events := harness.Manual(t, tcpio.ListenerOptions{})
+		c, peer := harness.Open(t, l, events)
+		over, _ := harness.Open(t, l, events)
+		go over.Abort() // before the call, within it or behind it
+		testnet.Send(t, peer, "x")
+		if _, err := c.Relay(over, nil); err == nil {
+			continue
+		} else if !errors.Is(err, net.ErrClosed) {
+			t.Fatal(err)
+		}
+		for {
+			ev := testnet.Receive(t, "Readable", events)
+			if r, ok := ev.(tcpio.Readable); ok && r.Conn == c {
+				break
+			}
+		}
+		if n, err := c.TryRead(make([]byte, 10)); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
 	}
 }
 
@@ -424,3 +432,50 @@ func TestMaxBufferedHoldsForRelays(t *testing.T) {
 type zeros struct{}
 
 func (*zeros) Read(p []byte) (int, error) { return len(p), nil }
+
+// A Writable that is owed when Relay is called, and fails, comes all the same.
+func TestAFailedRelayLosesNoWritable(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{WriteBuffer: 64 << 10})
+	c, peer := harness.Open(t, l, events)
+	over, _ := harness.Open(t, l, events)
+	over.Abort()
+	harness.Expect[tcpio.Closed](t, events)
+	block := make([]byte, 32<<10)
+	for {
+		if _, err := c.TryWrite(block); err == tcpio.ErrWouldBlock {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Relay(over, nil); !errors.Is(err, net.ErrClosed) {
+		t.Fatal(err)
+	}
+	go io.Copy(io.Discard, peer)
+	harness.Expect[tcpio.Writable](t, events)
+}
+
+// A Read that is blocked goes on behind a Relay that fails.
+func TestAFailedRelayLeavesABlockedReadAlone(t *testing.T) {
+	s := serve(t, "none", tcpio.ListenerOptions{})
+	for range 20 {
+		p, c := s.open(t)
+		_, over := s.open(t)
+		over.Abort()
+		read := make(chan error, 1)
+		go func() {
+			_, err := io.ReadFull(c, make([]byte, 1))
+			read <- err
+		}()
+		for range 20 {
+			if _, err := c.Relay(over, nil); !errors.Is(err, net.ErrClosed) {
+				t.Fatal(err)
+			}
+			runtime.Gosched()
+		}
+		testnet.Send(t, p, "x")
+		if err := testnet.Receive(t, "the end of Read", read); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
