@@ -1,0 +1,145 @@
+//go:build linux
+
+package test
+
+import (
+	"context"
+	"encoding/pem"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/cluster"
+	"github.com/rabbit-backend/tcpio/cluster/internal/proc"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
+)
+
+// The files of docs/cluster make three servers that a node works with: with TLS, with the permissions
+// that they list and no more, and while a server is killed and started again.
+func TestDeploymentFiles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cert, ca := writePEM(t), filepath.Join(dir, "ca.pem")
+	must(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+		Bytes: testnet.ServerTLS().Certificates[0].Certificate[0]}), 0o600))
+	env, err := os.ReadFile("../../docs/cluster/nats.env")
+	must(t, err)
+	ports := freePorts(t, 9)
+	program := natsServer(t)
+	var urls []string
+	start := func(i int) *proc.Child {
+		// The file's variables, each with this machine's value.
+		values := map[string]string{
+			"NATS_NAME": "nats-" + string(rune('1'+i)), "NATS_LISTEN": "127.0.0.1:" + ports[i],
+			"NATS_CLUSTER_LISTEN": "127.0.0.1:" + ports[3+i],
+			"NATS_ROUTE_1":        "nats://localhost:" + ports[3], "NATS_ROUTE_2": "nats://localhost:" + ports[4],
+			"NATS_ROUTE_3": "nats://localhost:" + ports[5],
+			"NATS_MONITOR": "127.0.0.1:" + ports[6+i],
+			"NATS_CERT":    cert, "NATS_KEY": cert, "NATS_CA": ca,
+			"NATS_STORE": filepath.Join(dir, "store-"+string(rune('1'+i))),
+		}
+		var all []string
+		for line := range strings.Lines(string(env)) {
+			name, value, ok := strings.Cut(strings.TrimSpace(line), "=")
+			if !ok || strings.HasPrefix(name, "#") {
+				continue
+			}
+			if v := values[name]; v != "" {
+				value = v
+			}
+			delete(values, name)
+			all = append(all, name+"="+strings.Trim(value, `"`))
+		}
+		if len(values) > 0 {
+			t.Fatalf("nats.env lacks %v", values)
+		}
+		s := proc.StartCommand(t, exec.Command(program, "-c", "../../docs/cluster/nats.conf"), all...)
+		testnet.WaitFor(t, "the NATS server is ready", func() bool {
+			return strings.Contains(strings.Join(s.Lines(), "\n"), "Server is ready")
+		})
+		return s
+	}
+	var all []*proc.Child
+	for i := range 3 {
+		all = append(all, start(i))
+		urls = append(urls, "tls://localhost:"+ports[i])
+	}
+	nc, err := nats.Connect(strings.Join(urls, ","), append(cluster.NATSOptions(), nats.RootCAs(ca),
+		nats.UserInfo("node", "change-me"), nats.ReconnectWait(50*time.Millisecond))...)
+	must(t, err)
+	t.Cleanup(nc.Close)
+	var refused atomic.Pointer[error]
+	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused.Store(&err) })
+	ctx := testnet.Context(t)
+	n, err := cluster.Open(ctx, nc, &cluster.Options{Name: "chat", Sessions: &cluster.Sessions{Lease: 30 * time.Second}})
+	must(t, err)
+	t.Cleanup(func() { n.Close() })
+
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0"})
+	must(t, err)
+	served := make(chan error, 1)
+	serving, stop := context.WithCancel(context.Background())
+	go func() { served <- l.Serve(serving) }() // until stop
+	t.Cleanup(func() { stop(); <-served })
+	testnet.Dial(t, l)
+	conn := (<-l.Events()).(tcpio.Opened).Conn
+
+	var class *cluster.Class
+	try := func(what string, f func() error) {
+		t.Helper()
+		var err error
+		testnet.WaitFor(t, what, func() bool {
+			err = f()
+			return err == nil
+		})
+	}
+	try("a class", func() (err error) { class, err = n.Class(ctx, "rooms", cluster.History{}); return err })
+	var fence uint64
+	work := func(what string) {
+		t.Helper()
+		try("a record "+what, func() error { return class.Topic("lobby").Publish([]byte(what)) })
+		try("a claim "+what, func() error {
+			s, err := n.Claim(ctx, "ann", conn)
+			if err == nil && s.Fence() <= fence {
+				t.Errorf("the fence is %d after %d", s.Fence(), fence)
+			} else if err == nil {
+				fence = s.Fence()
+			}
+			return err
+		})
+	}
+	work("at first")
+	one := 2
+	all[one].Kill()
+	work("with one server down")
+	start(one)
+	// As the page says: the next one not before this one is whole.
+	testnet.WaitFor(t, "the server is healthy", func() bool {
+		r, err := http.Get("http://127.0.0.1:" + ports[6+one] + "/healthz")
+		if err != nil {
+			return false
+		}
+		defer r.Body.Close()
+		return r.StatusCode == http.StatusOK
+	})
+	work("with three again")
+	count := 0
+	whole, err := class.Topic("lobby").Resume(ctx, conn, nil, cluster.Pos{}, func(cluster.Record) error { count++; return nil })
+	if err != nil || !whole || count != 3 {
+		t.Errorf("of 3 records %d are there: whole %v, %v", count, whole, err)
+	}
+	if err := refused.Load(); err != nil {
+		t.Errorf("a node needs more than the file permits: %v", *err)
+	}
+	if _, err := n.Class(ctx, "another", cluster.History{}); err == nil {
+		t.Error("a class whose stream is not permitted")
+	}
+}
