@@ -1,4 +1,4 @@
-// Package tcpio is a TCP server library for Linux. A few epoll loops serve all connections, and
+// Package tcpio is a TCP library for Linux. A few epoll loops serve all connections, and
 // deliver what happens on them as typed events: on Go channels, or to a handler for each
 // connection. An idle connection costs neither a goroutine nor a buffer.
 //
@@ -30,8 +30,8 @@
 //     loop, [Listener.EventsPerLoop]. Take it when one goroutine can own all the state and does not
 //     block, alone or in a select with other channels.
 //   - A mailbox: [Conn.Events] is a channel with the events of one connection, and claims the
-//     connection for the goroutine that receives from it. Take it when a session needs a goroutine and a
-//     select of its own.
+//     connection for the goroutine that receives from it. Take it when a session needs a goroutine
+//     and a select of its own.
 //   - An actor: a loop calls its Receive with the connection's events, one at a time; see [Actor].
 //     [ListenerOptions].NewActor returns the actor of each new connection, [Conn.Attach] sets that
 //     of one. Take it when state belongs to a connection, or when a handler blocks. An actor has no
@@ -45,14 +45,16 @@
 // # Events
 //
 // The events of one connection on one route have an order: [Opened] first, exactly once; then any
-// of [Readable], [Writable], [Message], [Draining] and [RelayEnded]; [Closed] last, exactly once.
-// No event of a connection follows its Closed, also when the system gives its descriptor number to
-// another connection. Events of different connections have no order. When a connection changes its
-// route, events that are already in the old channel are received there, and those behind them on
-// the new route.
+// of [Readable], [Writable], [Message], [Dialed], [Draining] and [RelayEnded]; [Closed] last,
+// exactly once. No event of a connection follows its Closed, also when the system gives its
+// descriptor number to another connection. Events of different connections have no order. When a
+// connection changes its route, events that are already in the old channel are received there, and
+// those behind them on the new route.
 //
-// [Listener.DialAsync] connects to others, and nothing waits for it: the answer is a [Dialed]. It
-// comes before the Opened of the new connection, or among the Messages of the connection that asked.
+// [Listener.DialAsync] connects to others, and nothing waits for it: the answer is a Dialed. It
+// comes among the Messages of the connection that asked, or else before the Opened of the new one.
+// RelayEnded comes to the connection whose method Relay was called. [Failed] is of the listener
+// itself, on the stream.
 //
 // Readable is level-triggered, although tcpio uses epoll edge-triggered: after a read that filled
 // its buffer another Readable follows, unless one is still in the channel; after a shorter read the
@@ -66,7 +68,7 @@
 //
 // Output that the socket does not take is queued, up to WriteBuffer bytes for a connection. Beyond
 // that [Conn.TryWrite] takes nothing and returns [ErrWouldBlock]; a Writable follows when the queue
-// has fallen to half. MaxBuffered bounds all queues together: by default at a quarter of memory.
+// has fallen to half. MaxBuffered bounds all queues together: 0 means a quarter of the memory.
 //
 // A [Group] waits for no member. One without room for a Write is closed with [ErrSlow]
 // ([CloseSlow]), or misses that Write as a whole ([SkipSlow]): then [Group.Skipped] and [Stats]
@@ -169,9 +171,9 @@
 // One read takes in at most 64 records; a Readable announces the rest. When a peer sends more than
 // 18 KiB of records in a row that bring no data, its connection is closed.
 //
-// [Listener.DialTLS], the TLS of a [DialRequest] and [Conn.StartTLSClient] are the client's side. They share MaxHandshakes and
-// the processors' half with the server's handshakes, and leave an idle connection without a
-// goroutine too.
+// [Listener.DialTLS], the TLS of a [DialRequest] and [Conn.StartTLSClient] are the client's side.
+// They share MaxHandshakes and the processors' half with the server's handshakes, and leave an idle
+// connection without a goroutine too.
 //
 // Memory: crypto/tls keeps a buffer for the largest record that a connection has received, also
 // while it is idle: under 1 KiB for small messages, and 18 to 34 KiB once a record of 16 KiB has
@@ -194,17 +196,24 @@
 //
 // # Limits
 //
-// Options limit times (idle, read, write, handshake, close) and which connections are served
-// (MaxConns, MaxConnsPerIP, AcceptRate, Admit, Preface). [Listener.Stats] counts the connections that they
-// ended or refused. A time limit ends a connection with a *[TimeoutError].
+// Options limit three things; [PublicDefaults] has values for the open internet:
+//
+//   - Times: IdleTimeout, InputTimeout, ReadStallTimeout, FrameTimeout, WriteStallTimeout,
+//     PrefaceTimeout and HandshakeTimeout end a connection with a *[TimeoutError]. How CloseTimeout,
+//     DrainTimeout and EOFTimeout end one is in the table above. TCPUserTimeout is the kernel's.
+//   - Who is served: MaxConns, MaxConnsPerIP, AcceptRate, Admit, Preface.
+//   - What is kept: WriteBuffer and MaxFrame for a connection, MaxBuffered for the queued output of
+//     all (a quarter of the memory by default), MailboxSize, MaxPreface, MaxHandshakes, MaxBlocked.
+//
+// [Listener.Stats] counts the connections that they ended or refused.
 //
 // # Words
 //
 //	route          how a connection's events reach your code: stream, mailbox or actor
 //	stream         the channel with the events of all connections, or of one loop's; never their bytes
 //	mailbox        what waits for one connection: its events, and the values posted to it, in order
-//	claimed        of a connection: a goroutine receives its mailbox itself, by Conn.Events
-//	actor          a value of yours: a loop receives the mailbox, and calls its Receive
+//	claimed        of a connection: a goroutine receives from its mailbox itself, by Conn.Events
+//	actor          a value of yours: a loop takes events out of the mailbox, and calls its Receive
 //	end of stream  the peer's FIN, read as io.EOF; a half-close if the peer goes on reading
 //	flush          to send what is queued
 //	discard        to read input and throw it away, behind the FIN of Close

@@ -10,9 +10,9 @@ import (
 // does not know: later versions may have more.
 //
 // The events of one connection on one route come in this order: Opened, then any of Readable,
-// Writable, Message and Draining, then Closed. Events of different connections have no order. Every
-// event but Message, Dialed and Failed is one pointer, so that sending it through a channel
-// allocates nothing.
+// Writable, Message, Dialed, Draining and RelayEnded, then Closed. Events of different connections
+// have no order. Every event but Message, Dialed and Failed is one pointer, so that sending it
+// through a channel allocates nothing.
 //
 // Dialed answers a request. It comes before the Opened of the new connection, or, if the request
 // came from a connection (DialRequest.To), among the Messages of that one.
