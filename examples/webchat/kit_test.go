@@ -312,13 +312,6 @@ func newCutter(t testing.TB, to string) *cutter {
 
 func (p *cutter) addr() string { return p.ln.Addr().String() }
 
-// move has new connections go to another address.
-func (p *cutter) move(to string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.to = to
-}
-
 // set cuts all connections and refuses new ones, or lets them pass again.
 func (p *cutter) set(down bool) {
 	p.mu.Lock()

@@ -167,3 +167,10 @@ func TestTerminalsOnNodes(t *testing.T) {
 		t.Errorf("the orders differ:\n%q\n%q", said[0], said[1])
 	}
 }
+
+// move has new connections go to another address.
+func (p *cutter) move(to string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.to = to
+}
