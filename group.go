@@ -382,7 +382,7 @@ func (g *Group) tell() {
 			return
 		}
 		guard("Group.Left", func() { g.Left(c) }, func(p *PanicError, exiting bool) {
-			c.sh.shared.log("tcpio: Group.Left panicked", "panic", p.Value, "stack", string(p.Stack))
+			c.sh.logPanic("Group.Left", p)
 			if exiting {
 				go g.tell() // this goroutine does not return from Left
 			}

@@ -13,7 +13,8 @@ type Stats struct {
 	Refusing    int   // refused connections whose peer has not read the reply yet
 
 	// Panics counts the panics of your code that tcpio has stopped, and its calls of runtime.Goexit: in
-	// handlers, hooks, callbacks, Groups.Changed, and functions of a TLS config in a handshake.
+	// handlers, hooks, callbacks, Group.Left, Groups.Changed, and functions of a TLS config in a
+	// handshake, or of a Dialer in DialAsync.
 	Panics uint64
 }
 

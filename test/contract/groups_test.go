@@ -378,4 +378,7 @@ func TestLeftIsToldOfEachThatLeaves(t *testing.T) {
 	default:
 	}
 	testnet.WaitFor(t, "a panic and an exit are logged", func() bool { return h.Count("Group.Left panicked") == 2 })
+	if n := l.Stats().Panics; n != 2 {
+		t.Errorf("Stats has %d panics, want 2", n)
+	}
 }

@@ -204,6 +204,7 @@ func TestPanicsAreCountedWhereverTheyHappen(t *testing.T) {
 	for name, opts := range map[string]tcpio.ListenerOptions{
 		"NewActor":    {NewActor: func(*tcpio.Conn) tcpio.Actor { panic(name0) }},
 		"Admit":       {NewActor: actorOf(harness.EchoActor), Admit: func(netip.AddrPort) error { panic(name0) }},
+		"Preface":     {NewActor: actorOf(harness.EchoActor), Preface: func(*tcpio.Conn, []byte) (int, error) { panic(name0) }},
 		"OnConnEvent": {OnConnEvent: func(net.Conn) error { panic(name0) }},
 		"OnErrorEvent": {OnConnEvent: func(net.Conn) error { return errOfTheUser },
 			OnErrorEvent: func(error) { panic(name0) }},
