@@ -1,6 +1,6 @@
 // Gateway passes the requests of thousands of Redis clients on to one Redis, by a few connections.
 //
-//	go run ./examples/gateway -listen :7030 -to 127.0.0.1:6379 -conns 8
+//	go run ./examples/gateway -listen :7050 -to 127.0.0.1:6379 -conns 8
 //
 // Replies come to the client that has asked, in its order. Commands that block, transactions, and what changes the
 // connection itself, SUBSCRIBE or AUTH say, have a connection of their own. One goroutine receives all events, those of
@@ -29,7 +29,7 @@ import (
 
 func main() {
 	cfg := config{user: "default", password: os.Getenv("REDISCLI_AUTH")}
-	flag.StringVar(&cfg.listen, "listen", "127.0.0.1:7030", "`address` to listen on")
+	flag.StringVar(&cfg.listen, "listen", "127.0.0.1:7050", "`address` to listen on")
 	flag.StringVar(&cfg.to, "to", "127.0.0.1:6379", "`address` of Redis; a path is that of a unix socket")
 	flag.IntVar(&cfg.conns, "conns", 8, "connections to Redis for each version of the protocol that clients speak")
 	flag.IntVar(&cfg.private, "private", 1000, "connections to Redis for one client each, for commands that block, transactions and the like")
