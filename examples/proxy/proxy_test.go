@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
@@ -437,7 +438,7 @@ func TestTheEndWaitsForPairsAndTakesNoMore(t *testing.T) {
 		if err != nil {
 			break
 		}
-		c.Close()
+		testnet.RST(t, c) // it may have been accepted, and its upstream here would never end the pair
 	}
 	sendAll(t, client, []byte("question"))
 	expectAll(t, server, []byte("question"))
