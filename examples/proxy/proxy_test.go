@@ -18,9 +18,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/rabbit-backend/tcpio/internal/testnet"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
