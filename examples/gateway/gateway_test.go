@@ -27,19 +27,22 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // patience bounds every wait: nothing takes as long on a machine that works.
 const patience = 30 * time.Second
 
-// A redisServer is a real Redis, on a port of its own.
+// A redisServer is a real Redis, on an address of its own: a connection that other tests begin from
+// 127.0.0.1 cannot have taken the port before Redis has it, nor while it is down.
 type redisServer struct {
 	t    testing.TB
 	port string
 	cmd  *exec.Cmd
 }
 
+const redisHost = "127.0.0.2"
+
 func startRedis(t testing.TB) *redisServer {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Skip("SKIPPED: redis-server is not installed")
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := net.Listen("tcp", redisHost+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,11 +54,11 @@ func startRedis(t testing.TB) *redisServer {
 	return r
 }
 
-func (r *redisServer) addr() string { return "127.0.0.1:" + r.port }
+func (r *redisServer) addr() string { return redisHost + ":" + r.port }
 
 func (r *redisServer) start() {
 	r.t.Helper()
-	r.cmd = exec.Command("redis-server", "--port", r.port, "--save", "", "--appendonly", "no", "--maxclients", "9000", "--dir", r.t.TempDir())
+	r.cmd = exec.Command("redis-server", "--bind", redisHost, "--port", r.port, "--save", "", "--appendonly", "no", "--maxclients", "9000", "--dir", r.t.TempDir())
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
