@@ -93,12 +93,12 @@ func (c *Conn) endTurnLocked() {
 	}
 }
 
-// isDialling is dialling for who does not hold mu.
-func (c *Conn) isDialling() bool {
-	if c.origin != dialled {
+// isDialing is dialing for who does not hold mu.
+func (c *Conn) isDialing() bool {
+	if c.origin != dialed {
 		return false
 	}
 	c.mu.Lock()
 	defer c.unlock()
-	return c.dialling()
+	return c.dialing()
 }

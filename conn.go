@@ -308,8 +308,8 @@ func (c *Conn) handshaking() bool {
 	return x != nil && (x.preface != nil || x.tls != nil && !x.tls.done)
 }
 
-// dialling reports whether the connection is one that a dial is making: nobody knows of it.
-func (c *Conn) dialling() bool { return c.ext != nil && (c.ext.dial != nil || c.ext.connecting) }
+// dialing reports whether the connection is one that a dial is making: nobody knows of it.
+func (c *Conn) dialing() bool { return c.ext != nil && (c.ext.dial != nil || c.ext.connecting) }
 
 // isEarly reports whether nothing can be announced yet: Preface, a TLS handshake and the rest of
 // a dial come before Opened.

@@ -385,7 +385,7 @@ func TestBytesThatCameWithTheConnectAreAnnounced(t *testing.T) {
 	events := r.Events()
 	r.serve()
 	testnet.WaitFor(t, "Serve", func() bool { return r.mayAdd() == nil })
-	d, err := r.newDialling(&DialRequest{Address: ln.Addr().String()})
+	d, err := r.newDialing(&DialRequest{Address: ln.Addr().String()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -400,7 +400,7 @@ func TestBytesThatCameWithTheConnectAreAnnounced(t *testing.T) {
 	defer peer.Close()
 	testnet.Send(t, peer, "hello")
 	testnet.WaitFor(t, "the bytes", func() bool { return sys.Unread(fd) == 5 })
-	d.sh.count.dialling.Add(1)
+	d.sh.count.dialing.Add(1)
 	r.dials.add(d)
 	d.lanes[0].begun, d.lanes[0].next = true, 1
 	d.steps.Store(1) // as inside a step

@@ -53,7 +53,7 @@ func (c *Conn) Data() any {
 }
 
 // Endpoint returns the Name of the [Endpoint] that the connection came by. It is empty for one that
-// came by the listener's own Addr, was adopted or dialled. Any goroutine may call it; it works after
+// came by the listener's own Addr, was adopted or dialed. Any goroutine may call it; it works after
 // Close.
 func (c *Conn) Endpoint() string { return c.entry().name }
 

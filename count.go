@@ -26,7 +26,7 @@ func (l *Listener) Stats() Stats {
 			Events:           n.events.Load(),
 			Posted:           n.posted.Load(),
 			GroupSkips:       n.skipped.Load(),
-			Dialing:          int(n.dialling.Load()),
+			Dialing:          int(n.dialing.Load()),
 			DialsFailed:      n.dialsFailed.Load(),
 			HandlerErrors:    n.handlerErrors.Load(),
 			HandshakesFailed: n.handshakesFailed.Load(),

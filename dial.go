@@ -38,7 +38,7 @@ func (l *Listener) Dial(ctx context.Context, network, address string) (*Conn, er
 //
 // The options for accepted connections have no effect on it: NewActor, OnConnEvent, the bounds on
 // which connections are served (but it counts for MaxConns), and TLSConfig, which is a server's: a
-// dialled connection is plain. DialTLS and Conn.StartTLSClient are for TLS.
+// dialed connection is plain. DialTLS and Conn.StartTLSClient are for TLS.
 //
 // Before Serve runs DialWith waits for it, as long as ctx allows. Errors are *net.OpError: around
 // net.ErrClosed once l is stopping, around ctx's error if Serve did not run in time, and otherwise
@@ -95,7 +95,7 @@ func (l *Listener) dial(ctx context.Context, d *net.Dialer, network, address str
 		}
 		return fail(err)
 	}
-	c, err := l.serveOther(nc, dialled, config)
+	c, err := l.serveOther(nc, dialed, config)
 	if err != nil {
 		nc.Close()
 		return fail(err)
@@ -168,7 +168,7 @@ func (l *Listener) endDial(ctx context.Context, cancel context.CancelCauseFunc) 
 
 // Dialed reports whether Dial, DialWith or DialTLS made the connection: this end is the client. It
 // does not block, and any goroutine may call it. It holds after Close too.
-func (c *Conn) Dialed() bool { return c.origin == dialled }
+func (c *Conn) Dialed() bool { return c.origin == dialed }
 
 // tuned returns a copy of d that sets l's options behind d's own Control.
 func (l *Listener) tuned(d *net.Dialer) *net.Dialer {
@@ -197,7 +197,7 @@ func (l *Listener) tuned(d *net.Dialer) *net.Dialer {
 			return nil
 		}
 		ctlErr := raw.Control(func(fd uintptr) {
-			err = sys.TuneDialled(int32(fd), ours, multipath, l.opts.KeepAlive, l.opts.TCPUserTimeout)
+			err = sys.TuneDialed(int32(fd), ours, multipath, l.opts.KeepAlive, l.opts.TCPUserTimeout)
 		})
 		return errors.Join(ctlErr, err)
 	}
@@ -240,7 +240,7 @@ func (l *Listener) serveOther(nc net.Conn, from origin, config *tls.Config) (*Co
 	if _, ok := nc.(*net.TCPConn); ok && sys.Multipath(fd) {
 		c.sock.add(sockUnsure) // a short read of it proves nothing
 	}
-	if from == dialled && (c.stream == nil || l.netListener != nil) {
+	if from == dialed && (c.stream == nil || l.netListener != nil) {
 		c.stream, c.actor = nil, nil
 		c.claim = unclaimed
 		c.route.add(routeOpened) // moveLocked emits Opened

@@ -77,7 +77,7 @@ func (d *dialAnswer) take() bool {
 	return !was
 }
 
-// beginLocked begins the route of the connection that was dialled. To's handler is to give it one.
+// beginLocked begins the route of the connection that was dialed. To's handler is to give it one.
 func (d *dialAnswer) beginLocked(c *Conn) *Dialed {
 	answer := &Dialed{Conn: c, Value: d.value, To: d.to}
 	c.ext.dial = nil
@@ -104,7 +104,7 @@ func (d *dialAnswer) failed(err error) *Dialed {
 	if d.to != nil {
 		return answer
 	}
-	c := &Conn{sh: d.sh, id: lastID.Add(1), origin: dialled,
+	c := &Conn{sh: d.sh, id: lastID.Add(1), origin: dialed,
 		fd: -1, phase: phaseGone, stream: d.stream, actor: d.actor}
 	c.ext = &connExt{dialed: answer}
 	c.mu.Lock()

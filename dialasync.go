@@ -65,7 +65,7 @@ type DialRequest struct {
 // call, if Actor is set; otherwise it comes behind Events or EventsPerLoop, which say where events
 // go.
 func (l *Listener) DialAsync(r DialRequest) (stop func() bool, err error) {
-	d, err := l.newDialling(&r)
+	d, err := l.newDialing(&r)
 	if err == nil {
 		err = d.start()
 	}
@@ -81,12 +81,12 @@ func (l *Listener) DialAsync(r DialRequest) (stop func() bool, err error) {
 	return d.stop, nil
 }
 
-// newDialling checks r.
-func (l *Listener) newDialling(r *DialRequest) (*dialling, error) {
+// newDialing checks r.
+func (l *Listener) newDialing(r *DialRequest) (*dialing, error) {
 	if r.Network == "" {
 		r.Network = "tcp"
 	}
-	d := &dialling{l: l, dialAnswer: dialAnswer{value: r.Value, to: r.To, actor: r.Actor}}
+	d := &dialing{l: l, dialAnswer: dialAnswer{value: r.Value, to: r.To, actor: r.Actor}}
 	d.network = r.Network
 	if r.Dialer != nil {
 		d.dialer = *r.Dialer
@@ -139,7 +139,7 @@ func (l *Listener) newDialling(r *DialRequest) (*dialling, error) {
 }
 
 // routeOf finds d's loop and where its answer goes.
-func (l *Listener) routeOf(d *dialling) error {
+func (l *Listener) routeOf(d *dialing) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.stopping.Load() {
@@ -154,7 +154,7 @@ func (l *Listener) routeOf(d *dialling) error {
 	var best *loop
 	least := int64(0)
 	for _, lp := range l.loops {
-		busy := lp.live.Load() + lp.count.dialling.Load()
+		busy := lp.live.Load() + lp.count.dialing.Load()
 		if d.to != nil && d.to.sh == &lp.shard {
 			best = lp // where what the two send each other crosses no loop
 			break

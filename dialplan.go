@@ -172,7 +172,7 @@ func (d *dialPlan) tune(fd int32, multipath bool) error {
 		own = net.KeepAliveConfig{Enable: true, Idle: d.dialer.KeepAlive}
 	}
 	ours := !own.Enable && d.dialer.KeepAlive == 0
-	if err := sys.TuneDialled(fd, ours, multipath, d.keep, d.userTimeout); err != nil {
+	if err := sys.TuneDialed(fd, ours, multipath, d.keep, d.userTimeout); err != nil {
 		return err
 	}
 	if own.Enable {

@@ -83,7 +83,7 @@
 //
 // Reading returns io.EOF at the peer's end of stream. That closes nothing: a peer that has closed
 // its own direction only (a half-close) still gets its answer. Your code closes the connection.
-// These rules hold on every route, and for connections that were accepted, adopted or dialled:
+// These rules hold on every route, and for connections that were accepted, adopted or dialed:
 //
 //	what happens                    what the connection does                          Err
 //	Close                           flush, FIN, discard, within CloseTimeout          nil, or why output did not go out

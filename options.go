@@ -114,7 +114,7 @@ type ListenerOptions struct {
 	// InputTimeout closes a connection from which nothing has arrived for this time, whatever goes out
 	// to it: what a keep-alive wants of MQTT or WebSocket, whose peers send something from time to
 	// time. Bytes count as for IdleTimeout. Time in which received bytes wait for your code does not
-	// count, nor does what follows the peer's end of stream. It holds for dialled connections too. 0
+	// count, nor does what follows the peer's end of stream. It holds for dialed connections too. 0
 	// means no bound; see Conn.SetInputTimeout.
 	InputTimeout time.Duration
 	// ReadStallTimeout closes a connection that sends no byte within it after opening, or that for
@@ -136,7 +136,7 @@ type ListenerOptions struct {
 	// acknowledgement, and without limit for a peer that only pauses.
 	TCPUserTimeout time.Duration
 	// TLSConfig makes every accepted or adopted connection a TLS server, on the standard crypto/tls;
-	// dialled ones stay plain, see Listener.DialTLS. Opened comes when the handshake is done. A
+	// dialed ones stay plain, see Listener.DialTLS. Opened comes when the handshake is done. A
 	// handshake that fails has no Opened: Stats counts it, and Failed reports it, once a second at
 	// most. Everything else works as without TLS, on plain text; an end of stream without close_notify
 	// is io.ErrUnexpectedEOF. The config must have a certificate or a function that finds one, and
@@ -184,7 +184,7 @@ type ListenerOptions struct {
 	// unix socket are a proxy's if there is a Preface. Listen keeps a copy.
 	Proxies []netip.Prefix
 
-	// KeepAlive sets TCP keep-alive for accepted connections, and for dialled ones unless their
+	// KeepAlive sets TCP keep-alive for accepted connections, and for dialed ones unless their
 	// net.Dialer says otherwise. The zero value is the default of the package net: on, with 15 s
 	// idle, 15 s interval and 9 probes. A zero field of an enabled config has its default too.
 	// Enable false with a negative Idle switches keep-alive off. Idle and Interval are 32,767 s at

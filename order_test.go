@@ -24,7 +24,7 @@ var fileOrder = strings.Fields(`
 	ends.go route.go limits.go mailbox.go budget.go socket.go tlslink.go tls.go read.go write.go
 	close.go handshake.go preface.go settle.go
 	attach.go group.go groups.go frames.go starttls.go netconn.go rawconn.go copy.go relaybulk.go relay.go
-	callback.go backlog.go tcpio.go count.go context.go loop.go receive.go register.go dialanswer.go dialplan.go dialling.go accept.go dispatch.go serve.go
+	callback.go backlog.go tcpio.go count.go context.go loop.go receive.go register.go dialanswer.go dialplan.go dialing.go accept.go dispatch.go serve.go
 	dial.go dialasync.go netlistener.go
 `)
 

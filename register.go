@@ -32,7 +32,7 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr, from origin) *Conn
 	return c
 }
 
-// register gives c to its loop. It emits Opened for adopted and dialled connections, which may have
+// register gives c to its loop. It emits Opened for adopted and dialed connections, which may have
 // no edge until the peer sends. For an accepted one the loop emits it at the first edge: there is
 // one, since the socket is writable, and that saves a wake-up of the loop. On an error the
 // descriptor is closed. A connection that gets its actor from the user's hook has no turn before
@@ -72,15 +72,15 @@ func (l *Listener) register(c *Conn) error {
 	if served {
 		c.mu.Lock()
 		switch st := c.tls(); {
-		case c.dialling(): // the rest comes when it is connected
+		case c.dialing(): // the rest comes when it is connected
 		case c.prefaced():
 			c.beginPrefaceLocked() // TLS comes behind it
 		case st != nil: // of DialTLS
 			c.beginTLSLocked(st.config, true)
-		case c.entry().tls != nil && c.origin != dialled:
+		case c.entry().tls != nil && c.origin != dialed:
 			c.beginTLSLocked(c.entry().tls, false)
 		}
-		if !c.dialling() {
+		if !c.dialing() {
 			c.beginLimitsLocked() // before anybody can set others
 		}
 		c.unlock()
@@ -90,7 +90,7 @@ func (l *Listener) register(c *Conn) error {
 	c.mu.Lock()
 	defer c.unlock()
 	c.sock.drop(sockNew)
-	if served && !c.dialling() {
+	if served && !c.dialing() {
 		sh.count.accepted.Add(1)
 	}
 	if !arrived && err == nil && !c.released() && !c.opened() && !c.isEarly() {

@@ -378,7 +378,7 @@ func TestUnansweredReadablesAreWrittenOff(t *testing.T) {
 	}
 }
 
-// net.Listen's sockets speak multipath TCP since Go 1.24, and so may adopted and dialled ones.
+// net.Listen's sockets speak multipath TCP since Go 1.24, and so may adopted and dialed ones.
 // To see it fail: take every IP socket for one of plain TCP.
 func TestShortReadOfMultipathTCPProvesNothing(t *testing.T) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
@@ -422,7 +422,7 @@ func TestShortReadOfMultipathTCPProvesNothing(t *testing.T) {
 	}
 	receiveAs[Opened](t, events)
 	if !markedSock(c, sockUnsure) {
-		t.Error("a dialled one is trusted")
+		t.Error("a dialed one is trusted")
 	}
 	nc, err := up.Accept()
 	if err != nil {

@@ -21,7 +21,7 @@ const (
 	accepted origin = iota
 	refused         // accepted, and kept only until its peer has the reply; it has no ID
 	adopted         // by Listener.Adopt
-	dialled         // by Listener.Dial or DialAsync
+	dialed          // by Listener.Dial or DialAsync
 )
 
 // A peerEnd is how far the peer's end of stream has come.

@@ -76,7 +76,7 @@ type counters struct {
 	events, posted    atomic.Uint64
 	handshakesFailed  atomic.Uint64
 	handlerErrors     atomic.Uint64
-	dialling          atomic.Int64
+	dialing           atomic.Int64
 	dialsFailed       atomic.Uint64
 	skipped           atomic.Uint64 // see GroupSkips
 	refused           [refusals]atomic.Uint64

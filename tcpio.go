@@ -242,7 +242,7 @@ func (l *Listener) streamFor(lp *loop) *stream {
 func (l *Listener) Conns() iter.Seq[*Conn] {
 	return func(yield func(*Conn) bool) {
 		for c := range l.everyConn() {
-			if c.origin != refused && !c.isDialling() && !yield(c) {
+			if c.origin != refused && !c.isDialing() && !yield(c) {
 				return
 			}
 		}

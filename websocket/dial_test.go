@@ -29,7 +29,7 @@ func dialler(t *testing.T, route string, tcp tcpio.ListenerOptions, opts Options
 		s := start(t, tcp, opts, func(ev Event) { _ = answer(ev) })
 		return func(url string) (*Conn, error) { return s.Dial(t.Context(), url, nil) }, r
 	}
-	opts.NewActor = func(*Conn) Actor { t.Error("a dialled connection asks for an actor"); return nil }
+	opts.NewActor = func(*Conn) Actor { t.Error("a dialed connection asks for an actor"); return nil }
 	s := start(t, tcp, opts, nil)
 	return func(url string) (*Conn, error) {
 		c, err := s.Dial(t.Context(), url, nil)
@@ -234,10 +234,10 @@ func TestDialWaitsForServe(t *testing.T) {
 		if _, err := s.Dial(ctx, "ws://"+to.Listener().Addr().String(), nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("without Serve: %v", err)
 		}
-		dialled := make(chan error)
+		dialed := make(chan error)
 		go func() {
 			_, err := s.Dial(t.Context(), "ws://"+to.Listener().Addr().String(), nil)
-			dialled <- err
+			dialed <- err
 		}()
 		served := make(chan error)
 		events := func(func(Event) bool) {}
@@ -245,7 +245,7 @@ func TestDialWaitsForServe(t *testing.T) {
 			events = s.Events()
 		}
 		go func() { served <- s.Serve(context.Background()) }()
-		if err := <-dialled; err != nil {
+		if err := <-dialed; err != nil {
 			t.Error(err)
 		}
 		s.Listener().Close()
@@ -289,7 +289,7 @@ func TestDialOfBadServers(t *testing.T) {
 				}()
 				dial, r := dialler(t, route, tcpio.ListenerOptions{Network: "none"}, Options{})
 				if c, err := dial("ws://" + ln.Addr().String()); err == nil {
-					t.Errorf("dialled %v", c)
+					t.Errorf("dialed %v", c)
 				}
 				r.mu.Lock()
 				defer r.mu.Unlock()
@@ -317,11 +317,11 @@ func TestDialEndsWithTheListener(t *testing.T) {
 		if opts.NewActor == nil {
 			events = s.Events()
 		}
-		served, dialled := make(chan error), make(chan error)
+		served, dialed := make(chan error), make(chan error)
 		go func() { served <- s.Serve(context.Background()) }()
 		go func() {
 			_, err := s.Dial(t.Context(), "ws://"+silent.Addr().String(), nil)
-			dialled <- err
+			dialed <- err
 		}()
 		nc, err := silent.Accept()
 		if err != nil {
@@ -329,7 +329,7 @@ func TestDialEndsWithTheListener(t *testing.T) {
 		}
 		defer nc.Close()
 		s.Listener().Close()
-		if err := <-dialled; !errors.Is(err, net.ErrClosed) {
+		if err := <-dialed; !errors.Is(err, net.ErrClosed) {
 			t.Error(err)
 		}
 		if err := <-served; err != nil {

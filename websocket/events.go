@@ -19,7 +19,7 @@ type Event interface{ event() }
 type Opened struct {
 	Conn *Conn
 	// Request is the peer's request, with its path, query and header. The connection does not
-	// keep it: copy what is needed later. It is nil for a dialled connection.
+	// keep it: copy what is needed later. It is nil for a dialed connection.
 	Request *http.Request
 }
 

@@ -48,7 +48,7 @@ type gateway struct {
 	now      time.Time              // of the batch
 	draining bool
 
-	retries  chan *upstream // are to be dialled again
+	retries  chan *upstream // are to be dialed again
 	over     chan struct{}  // closed at the end
 	watchdog *time.Timer    // runs while a reply is to come
 	watching bool
@@ -123,7 +123,7 @@ func (g *gateway) loop(events <-chan tcpio.Event) {
 func (g *gateway) handle(ev tcpio.Event) {
 	switch ev := ev.(type) {
 	case tcpio.Dialed:
-		ev.Value.(*upstream).dialled(ev)
+		ev.Value.(*upstream).dialed(ev)
 		return
 	case tcpio.Failed:
 		g.logf("%v", ev.Err)
@@ -243,7 +243,7 @@ func (u *upstream) abandon() {
 	}
 }
 
-// after has u dialled again.
+// after has u dialed again.
 func (g *gateway) after(pause time.Duration, u *upstream) {
 	time.AfterFunc(pause, func() {
 		select {

@@ -21,7 +21,7 @@ type upstream struct {
 	owner *client // of one that is no pool's; nil while it is idle
 
 	state    upstreamState
-	conn     *tcpio.Conn // once it is dialled
+	conn     *tcpio.Conn // once it is dialed
 	out      []byte      // requests for the end of the batch
 	dirty    bool        // it is in g.dirty
 	stalled  bool        // Redis does not read: what is in out waits for a Writable
@@ -40,7 +40,7 @@ type upstreamState int
 
 const (
 	unused     upstreamState = iota // nobody has asked for it yet
-	connecting                      // dialled, or HELLO is not answered yet
+	connecting                      // dialed, or HELLO is not answered yet
 	ready                           //
 	backOff                         // it failed, and is tried again later
 	gone                            // for ever; only one that is no pool's
@@ -93,8 +93,8 @@ func (u *upstream) dial() {
 	}
 }
 
-// dialled takes the connection, and greets.
-func (u *upstream) dialled(ev tcpio.Dialed) {
+// dialed takes the connection, and greets.
+func (u *upstream) dialed(ev tcpio.Dialed) {
 	switch {
 	case u.state == gone && ev.Conn != nil:
 		ev.Conn.Abort() // its client has gone meanwhile

@@ -185,12 +185,12 @@ func TestOptionsAreSetAndLeftAlone(t *testing.T) {
 		{"negative", func(fd int32) error {
 			return TuneListener(fd, net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1}, 0)
 		}, [6]int{1, 1, fresh[2], fresh[3], fresh[4], 0}},
-		{"dialled", func(fd int32) error { return TuneDialled(fd, true, false, on, time.Second) },
+		{"dialed", func(fd int32) error { return TuneDialed(fd, true, false, on, time.Second) },
 			[6]int{1, 1, 15, 15, 9, 1000}},
-		{"dialled with its own", func(fd int32) error {
+		{"dialed with its own", func(fd int32) error {
 			return errors.Join(unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 7),
 				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 77),
-				TuneDialled(fd, false, false, on, time.Second))
+				TuneDialed(fd, false, false, on, time.Second))
 		}, [6]int{1, 0, 77, fresh[3], fresh[4], 7}},
 	} {
 		fd := socket()
@@ -204,7 +204,7 @@ func TestOptionsAreSetAndLeftAlone(t *testing.T) {
 	if err := TuneListener(a, on, 0); !errors.Is(err, unix.EOPNOTSUPP) {
 		t.Errorf("a unix socket has no TCP_NODELAY: %v", err)
 	}
-	if err := TuneDialled(a, false, true, on, 0); err != nil {
+	if err := TuneDialed(a, false, true, on, 0); err != nil {
 		t.Errorf("a socket that may lack options: %v", err)
 	}
 }

@@ -54,10 +54,10 @@ func TuneListener(fd int32, ka net.KeepAliveConfig, userTimeout time.Duration) e
 	return tune(fd, ka, userTimeout, false)
 }
 
-// TuneDialled is TuneListener for a socket that is about to connect, after its user's own settings:
+// TuneDialed is TuneListener for a socket that is about to connect, after its user's own settings:
 // keepAlive false leaves the keep-alive options as they are, and a TCP_USER_TIMEOUT that is set
 // already stays. A multipath socket goes without the options that it lacks.
-func TuneDialled(fd int32, keepAlive, multipath bool, ka net.KeepAliveConfig,
+func TuneDialed(fd int32, keepAlive, multipath bool, ka net.KeepAliveConfig,
 	userTimeout time.Duration) error {
 	if !keepAlive {
 		on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE)

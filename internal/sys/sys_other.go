@@ -41,7 +41,7 @@ func SetNoDelay(int32, bool) error { return errors.ErrUnsupported }
 func Multipath(int32) bool         { return false }
 
 func TuneListener(int32, net.KeepAliveConfig, time.Duration) error { return errors.ErrUnsupported }
-func TuneDialled(int32, bool, bool, net.KeepAliveConfig, time.Duration) error {
+func TuneDialed(int32, bool, bool, net.KeepAliveConfig, time.Duration) error {
 	return errors.ErrUnsupported
 }
 

@@ -240,7 +240,7 @@ func TestServeReturnsAtOnceThoughConnectionsAreAdoptedDuringClose(t *testing.T) 
 	}
 }
 
-func TestAdoptMovesADialledConnection(t *testing.T) {
+func TestAdoptMovesADialedConnection(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
 			var nc, peer net.Conn

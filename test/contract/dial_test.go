@@ -61,7 +61,7 @@ func serving(t testing.TB, l *tcpio.Listener) {
 	testnet.WaitFor(t, "the end of the trial", func() bool { return l.Len() == 0 })
 }
 
-func TestDialledConnectionIsOnTheStreamLikeAcceptedOnes(t *testing.T) {
+func TestDialedConnectionIsOnTheStreamLikeAcceptedOnes(t *testing.T) {
 	for network, addr := range map[string]string{"tcp": "127.0.0.1:0", "unix": filepath.Join(t.TempDir(), "s")} {
 		t.Run(network, func(t *testing.T) {
 			address, accepted := upstream(t, network, addr)
@@ -75,9 +75,9 @@ func TestDialledConnectionIsOnTheStreamLikeAcceptedOnes(t *testing.T) {
 				t.Fatalf("Opened of connection %d, want %d", got.ID(), c.ID())
 			}
 			if !c.Dialed() {
-				t.Error("it is not known as dialled")
+				t.Error("it is not known as dialed")
 			}
-			peer := testnet.Await(t, "the dialled connection", accepted)
+			peer := testnet.Await(t, "the dialed connection", accepted)
 			if network == "tcp" && (c.LocalAddr().String() != peer.RemoteAddr().String() || c.RemoteAddr().String() != address) {
 				t.Errorf("addresses %v, %v", c.LocalAddr(), c.RemoteAddr())
 			}
@@ -108,7 +108,7 @@ func TestDialledConnectionIsOnTheStreamLikeAcceptedOnes(t *testing.T) {
 
 // The listener's own route is for accepted connections. The caller's begins with Opened, whatever
 // has happened before.
-func TestWithoutAStreamADialledConnectionIsTheCallersUntilItHasARoute(t *testing.T) {
+func TestWithoutAStreamADialedConnectionIsTheCallersUntilItHasARoute(t *testing.T) {
 	never := func(t *testing.T) func(*tcpio.Conn) tcpio.Actor {
 		return func(c *tcpio.Conn) tcpio.Actor {
 			t.Error("ListenerOptions.NewActor was asked")
@@ -148,7 +148,7 @@ func TestWithoutAStreamADialledConnectionIsTheCallersUntilItHasARoute(t *testing
 				if err != nil {
 					t.Fatal(err)
 				}
-				peer := testnet.Await(t, "the dialled connection", accepted)
+				peer := testnet.Await(t, "the dialed connection", accepted)
 				// Blocking, as a net.Conn.
 				testnet.Send(t, peer, "hello")
 				testnet.ExpectBytes(t, c, "hello")
@@ -210,7 +210,7 @@ func TestWithoutAStreamADialledConnectionIsTheCallersUntilItHasARoute(t *testing
 	}
 }
 
-func TestDialledConnectionThatEndsBeforeItHasARouteIsOver(t *testing.T) {
+func TestDialedConnectionThatEndsBeforeItHasARouteIsOver(t *testing.T) {
 	l := harness.Listen(t, tcpio.ListenerOptions{NewActor: func(*tcpio.Conn) tcpio.Actor { return nil }})
 	harness.Go(t.Context(), l)
 	serving(t, l)
@@ -219,7 +219,7 @@ func TestDialledConnectionThatEndsBeforeItHasARouteIsOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	testnet.Await(t, "the dialled connection", accepted)
+	testnet.Await(t, "the dialed connection", accepted)
 	c.Abort()
 	testnet.WaitFor(t, "the end of it", func() bool { return l.Len() == 0 })
 	if err := c.Attach(tcpio.ActorFunc(func(tcpio.Event) error { return nil })); !errors.Is(err, net.ErrClosed) {
@@ -228,7 +228,7 @@ func TestDialledConnectionThatEndsBeforeItHasARouteIsOver(t *testing.T) {
 	testnet.AwaitClosed(t, "the stream", c.Events())
 }
 
-func TestDialledConnectionIsPlainAlsoBesideTLS(t *testing.T) {
+func TestDialedConnectionIsPlainAlsoBesideTLS(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS()})
 	addr, accepted := tcpUpstream(t)
 	var c *tcpio.Conn
@@ -238,7 +238,7 @@ func TestDialledConnectionIsPlainAlsoBesideTLS(t *testing.T) {
 		return err == nil
 	})
 	harness.Expect[tcpio.Opened](t, events)
-	peer := testnet.Await(t, "the dialled connection", accepted)
+	peer := testnet.Await(t, "the dialed connection", accepted)
 	testnet.Send(t, peer, "plain")
 	if got, err := harness.ReadStream(t, events, c, 5, 16); string(got) != "plain" || err != nil {
 		t.Fatalf("read %q, %v", got, err)
@@ -248,7 +248,7 @@ func TestDialledConnectionIsPlainAlsoBesideTLS(t *testing.T) {
 	}
 }
 
-func TestDialledConnectionHasTheOptionsOfAcceptedOnes(t *testing.T) {
+func TestDialedConnectionHasTheOptionsOfAcceptedOnes(t *testing.T) {
 	for name, ka := range map[string]net.KeepAliveConfig{
 		"default": {},
 		"set":     {Enable: true, Idle: 33 * time.Second, Interval: 7 * time.Second, Count: 4},
@@ -267,11 +267,11 @@ func TestDialledConnectionHasTheOptionsOfAcceptedOnes(t *testing.T) {
 			l, events := harness.Manual(t, tcpio.ListenerOptions{KeepAlive: ka, TCPUserTimeout: 9 * time.Second})
 			accepted, _ := harness.Open(t, l, events)
 			addr, _ := tcpUpstream(t)
-			dialled, err := l.Dial(t.Context(), "tcp", addr)
+			dialed, err := l.Dial(t.Context(), "tcp", addr)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, want := read(dialled), read(accepted); !slices.Equal(got, want) {
+			if got, want := read(dialed), read(accepted); !slices.Equal(got, want) {
 				t.Errorf("options %v, those of an accepted connection are %v", got, want)
 			}
 		})
@@ -356,12 +356,12 @@ func TestDialTellsWhyItFails(t *testing.T) {
 		failed <- err
 	}
 	go dialHole(ctx)
-	waitDialling(t)
+	waitDialing(t)
 	cancel()
 	isDialError(t, nil, testnet.Await(t, "the end of Dial", failed), context.Canceled)
 
 	go dialHole(context.Background())
-	waitDialling(t)
+	waitDialing(t)
 	go l.Close()
 	isDialError(t, nil, testnet.Await(t, "the end of Dial", failed), net.ErrClosed)
 	for range events {
@@ -371,8 +371,8 @@ func TestDialTellsWhyItFails(t *testing.T) {
 	isDialError(t, c, err, net.ErrClosed)
 }
 
-// waitDialling waits until a goroutine that Dial has started waits for its end.
-func waitDialling(t *testing.T) {
+// waitDialing waits until a goroutine that Dial has started waits for its end.
+func waitDialing(t *testing.T) {
 	t.Helper()
 	waitBlocked(t, 1, "(*Listener).endDial")
 }

@@ -237,7 +237,7 @@ func TestAnswerComesToTheConnectionThatAsked(t *testing.T) {
 				case tcpio.Message:
 					order = append(order, fmt.Sprint(ev.Value))
 				case tcpio.Dialed:
-					order = append(order, "dialled")
+					order = append(order, "dialed")
 					answers <- ev
 				}
 				return nil
@@ -250,7 +250,7 @@ func TestAnswerComesToTheConnectionThatAsked(t *testing.T) {
 			if ev.Conn == nil || ev.Value != 7 || ev.To != c || tcpio.ConnOf(ev) != c {
 				t.Fatalf("%+v", ev)
 			}
-			if fmt.Sprint(order) != "[before dialled]" {
+			if fmt.Sprint(order) != "[before dialed]" {
 				t.Errorf("in the order %v", order)
 			}
 			peer := testnet.Await(t, "the upstream's side", accepted)
@@ -656,7 +656,7 @@ func TestDialByNameTakesTheFamilyThatAnswers(t *testing.T) {
 	}
 }
 
-// 10,000 connections are dialled at once, and no goroutine is there for any of them. Their peers wait
+// 10,000 connections are dialed at once, and no goroutine is there for any of them. Their peers wait
 // in the backlogs of sockets that nobody accepts from.
 func TestManyDialsAtOnceHaveNoGoroutine(t *testing.T) {
 	n := 500

@@ -20,8 +20,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// dialling starts a listener to dial from.
-func dialling(t *testing.T, opts tcpio.ListenerOptions) *tcpio.Listener {
+// dialing starts a listener to dial from.
+func dialing(t *testing.T, opts tcpio.ListenerOptions) *tcpio.Listener {
 	t.Helper()
 	l, events := harness.Manual(t, opts)
 	harness.Open(t, l, events) // Serve is there
@@ -38,7 +38,7 @@ func dialWith(t *testing.T, l *tcpio.Listener, d *net.Dialer, network, addr stri
 }
 
 func TestDialWithConnectsFromTheDialersAddress(t *testing.T) {
-	l := dialling(t, tcpio.ListenerOptions{})
+	l := dialing(t, tcpio.ListenerOptions{})
 	addr, accepted := tcpUpstream(t)
 	c := dialWith(t, l, &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 77)}}, "tcp", addr)
 	peer := testnet.Await(t, "the connection", accepted)
@@ -59,7 +59,7 @@ func TestDialWithConnectsFromTheDialersAddress(t *testing.T) {
 
 // To see it fail: run Control behind the listener's options, or drop one of the two kinds.
 func TestDialWithRunsTheDialersControl(t *testing.T) {
-	l := dialling(t, tcpio.ListenerOptions{TCPUserTimeout: 9 * time.Second, KeepAlive: net.KeepAliveConfig{Enable: true, Idle: 33 * time.Second}})
+	l := dialing(t, tcpio.ListenerOptions{TCPUserTimeout: 9 * time.Second, KeepAlive: net.KeepAliveConfig{Enable: true, Idle: 33 * time.Second}})
 	addr, _ := tcpUpstream(t)
 	type key struct{}
 	var before [3]int // what Control finds, set by nobody yet
@@ -146,7 +146,7 @@ func TestDialersKeepAliveComesBeforeTheListeners(t *testing.T) {
 			testnet.Sockopt(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL), testnet.Sockopt(t, c, unix.IPPROTO_TCP, unix.TCP_KEEPCNT),
 		}
 	}
-	l := dialling(t, tcpio.ListenerOptions{KeepAlive: net.KeepAliveConfig{
+	l := dialing(t, tcpio.ListenerOptions{KeepAlive: net.KeepAliveConfig{
 		Enable: true, Idle: 33 * time.Second, Interval: 7 * time.Second, Count: 4,
 	}})
 	addr, _ := tcpUpstream(t)
@@ -199,13 +199,13 @@ func TestDialersKeepAliveComesBeforeTheListeners(t *testing.T) {
 			}
 		})
 	}
-	if got := of(t, dialWith(t, dialling(t, tcpio.ListenerOptions{KeepAlive: net.KeepAliveConfig{Idle: -1}}), &net.Dialer{}, "tcp", addr)); got[0] != 0 {
+	if got := of(t, dialWith(t, dialing(t, tcpio.ListenerOptions{KeepAlive: net.KeepAliveConfig{Idle: -1}}), &net.Dialer{}, "tcp", addr)); got[0] != 0 {
 		t.Errorf("keep-alive %v though the listener has it off", got)
 	}
 }
 
 func TestTCPUserTimeoutThatControlHasSetStays(t *testing.T) {
-	l := dialling(t, tcpio.ListenerOptions{TCPUserTimeout: 9 * time.Second})
+	l := dialing(t, tcpio.ListenerOptions{TCPUserTimeout: 9 * time.Second})
 	addr, _ := tcpUpstream(t)
 	c := dialWith(t, l, &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 		ctlErr := raw.Control(func(fd uintptr) {
@@ -220,7 +220,7 @@ func TestTCPUserTimeoutThatControlHasSetStays(t *testing.T) {
 
 func TestDialersTimeLimitsHold(t *testing.T) {
 	hole := blackHole(t)
-	l := dialling(t, tcpio.ListenerOptions{})
+	l := dialing(t, tcpio.ListenerOptions{})
 	cancelled := make(chan struct{})
 	close(cancelled)
 	for name, d := range map[string]*net.Dialer{
@@ -242,7 +242,7 @@ func TestDialersTimeLimitsHold(t *testing.T) {
 }
 
 func TestDialWithUsesTheDialersResolver(t *testing.T) {
-	l := dialling(t, tcpio.ListenerOptions{})
+	l := dialing(t, tcpio.ListenerOptions{})
 	asked := errors.New("the resolver was asked")
 	var n atomic.Int32
 	d := &net.Dialer{Resolver: &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
@@ -256,7 +256,7 @@ func TestDialWithUsesTheDialersResolver(t *testing.T) {
 
 // Run it with -race: a write to the Dialer shows.
 func TestDialerMayBeShared(t *testing.T) {
-	l := dialling(t, tcpio.ListenerOptions{})
+	l := dialing(t, tcpio.ListenerOptions{})
 	addr, _ := tcpUpstream(t)
 	var controls atomic.Int32
 	d := &net.Dialer{Control: func(string, string, syscall.RawConn) error { controls.Add(1); return nil }}
@@ -295,7 +295,7 @@ func TestMultipathTCPIsUsedWhenTheDialerSaysSo(t *testing.T) {
 		t.Skip("no multipath TCP here:", err)
 	}
 	unix.Close(fd)
-	l := dialling(t, tcpio.ListenerOptions{TCPUserTimeout: 9 * time.Second})
+	l := dialing(t, tcpio.ListenerOptions{TCPUserTimeout: 9 * time.Second})
 	addr, accepted := tcpUpstream(t)
 	for _, on := range []bool{false, true} {
 		d := new(net.Dialer)

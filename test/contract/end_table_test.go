@@ -203,12 +203,12 @@ func TestConnectionEndsAsTheTableSays(t *testing.T) {
 }
 
 func endsAs(t *testing.T, route string, row endRow) {
-	dialled := make(chan struct{}) // Dial fails if a limit resets the connection before it returns
+	dialed := make(chan struct{}) // Dial fails if a limit resets the connection before it returns
 	l, opened, closed := serveRoute(t, route, row.opts, func(ev tcpio.Event) error {
 		switch ev := ev.(type) {
 		case tcpio.Opened:
 			if row.opened != nil {
-				<-dialled
+				<-dialed
 				return row.opened(ev.Conn)
 			}
 		case tcpio.Readable:
@@ -223,7 +223,7 @@ func endsAs(t *testing.T, route string, row endRow) {
 		return nil
 	})
 	peer := testnet.Dial(t, l)
-	close(dialled)
+	close(dialed)
 	c := testnet.Await(t, "Opened", opened)
 	switch {
 	case row.peer != nil:

@@ -82,7 +82,7 @@ func TestEndpointsShareAListener(t *testing.T) {
 	}
 }
 
-// A listener whose own address is none listens on More alone. Adopted and dialled connections are
+// A listener whose own address is none listens on More alone. Adopted and dialed connections are
 // the own address's.
 func TestEndpointsOfAListenerWithoutAnAddress(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{Network: "none", More: []tcpio.Endpoint{{Name: "a", Addr: "127.0.0.1:0"}, {Name: "b", Addr: "127.0.0.1:0"}}})

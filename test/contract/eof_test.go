@@ -274,7 +274,7 @@ func TestPlainConnectionsFirstRouteBeginsWithOpened(t *testing.T) {
 	}
 }
 
-func TestDialledAndARelayedAnswerArrives(t *testing.T) {
+func TestDialedAndARelayedAnswerArrives(t *testing.T) {
 	upstream, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -715,7 +715,7 @@ func TestPrefaceMayClaimAttachAndClose(t *testing.T) {
 	}
 }
 
-func TestAdoptedAndDialledConnectionsHaveNoPreface(t *testing.T) {
+func TestAdoptedAndDialedConnectionsHaveNoPreface(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{Proxies: localhost,
 		Preface: func(*tcpio.Conn, []byte) (int, error) { return 0, errBadHeader }})
 	other, err := net.Listen("tcp", "127.0.0.1:0")

@@ -209,13 +209,13 @@ func TestUnixAddressesAreThePackageNets(t *testing.T) {
 					t.Fatal(err)
 				}
 				acceptedLocal, acceptedRemote := refConn.LocalAddr(), refConn.RemoteAddr()
-				dialledLocal := refPeer.LocalAddr()
+				dialedLocal := refPeer.LocalAddr()
 				refConn.Close()
 				refPeer.Close()
 				ref.Close()
 				if client == "path" {
 					peerName = clientName(t)
-					acceptedRemote, dialledLocal = unixAddr(peerName), unixAddr(peerName)
+					acceptedRemote, dialedLocal = unixAddr(peerName), unixAddr(peerName)
 				}
 
 				asked := make(chan netip.AddrPort, 8)
@@ -250,7 +250,7 @@ func TestUnixAddressesAreThePackageNets(t *testing.T) {
 
 				if client == "path" {
 					peerName = clientName(t)
-					dialledLocal, acceptedRemote = unixAddr(peerName), unixAddr(peerName)
+					dialedLocal, acceptedRemote = unixAddr(peerName), unixAddr(peerName)
 				}
 				other := serverName(t)
 				up, accepted := testnet.Upstream(t, "unix", other)
@@ -263,8 +263,8 @@ func TestUnixAddressesAreThePackageNets(t *testing.T) {
 					t.Fatal(err)
 				}
 				harness.Expect[tcpio.Opened](t, events)
-				nc := testnet.Await(t, "the dialled connection", accepted)
-				throughLife("dialled", c, dialledLocal, nc.LocalAddr())
+				nc := testnet.Await(t, "the dialed connection", accepted)
+				throughLife("dialed", c, dialedLocal, nc.LocalAddr())
 
 				// Both of an adopted one's names are those of the connection that it was.
 				if client == "path" {

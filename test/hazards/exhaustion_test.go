@@ -164,13 +164,13 @@ func TestDialExhaustedChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := ask()
-	fmt.Printf("dialled %v %v\n", errors.Is(failed, unix.EMFILE), again)
+	fmt.Printf("dialed %v %v\n", errors.Is(failed, unix.EMFILE), again)
 }
 
 func TestDialWithoutDescriptors(t *testing.T) {
 	t.Parallel()
 	child := testnet.StartChild(t, "TestDialExhaustedChild", dialExhaustedEnv+"=1")
-	if line := child.Line("dialled "); line != "true <nil>" {
+	if line := child.Line("dialed "); line != "true <nil>" {
 		t.Errorf("without descriptors: EMFILE %s", line)
 	}
 }

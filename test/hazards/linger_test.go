@@ -120,7 +120,7 @@ func TestLingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
 		testnet.Control(t, c, lingers)
 		check(t, l, events, c)
 	})
-	t.Run("dialled", func(t *testing.T) {
+	t.Run("dialed", func(t *testing.T) {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)

@@ -174,7 +174,7 @@ func linkLocalAddresses(t *testing.T, listenAt string) {
 		return
 	}
 	opened()
-	throughLife("dialled", c, nc.RemoteAddr(), nc.LocalAddr())
+	throughLife("dialed", c, nc.RemoteAddr(), nc.LocalAddr())
 	nc.Close()
 
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("fe80::2"), Zone: "tcpio0"}, Timeout: testnet.Limit}

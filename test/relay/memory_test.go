@@ -25,7 +25,7 @@ func rawSocket(t *testing.T) int {
 	return fd
 }
 
-// What a proxy has of an idle pair, dialled by a handler: both connections and the relay.
+// What a proxy has of an idle pair, dialed by a handler: both connections and the relay.
 func TestAnIdlePairCostsLessThanAKilobyte(t *testing.T) {
 	const pairs, limit = 1000, 1024
 	fds := make([]int, 0, pairs+2)

@@ -38,13 +38,13 @@ func nextReadable(t testing.TB, events <-chan tcpio.Event) *tcpio.Conn {
 // announces the rest.
 func TestTLSReadTakesInABoundedNumberOfRecords(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS()})
-	dialled := make(chan *recordWriter, 1)
+	dialed := make(chan *recordWriter, 1)
 	go func() {
 		w, _ := dialRecords(t, l)
-		dialled <- w
+		dialed <- w
 	}()
 	c := harness.Expect[tcpio.Opened](t, events).Conn
-	w := testnet.Await(t, "the client", dialled)
+	w := testnet.Await(t, "the client", dialed)
 	if _, err := nextReadable(t, events).TryRead(make([]byte, 10)); err != tcpio.ErrWouldBlock {
 		t.Fatalf("TryRead behind the handshake: %v", err)
 	}

@@ -12,7 +12,7 @@ import (
 // A session is the actor of a client's connection. It finds an upstream, joins the two by a Relay,
 // and counts how that ended. One event of it is handled at a time, so its fields need no lock.
 //
-//	Opened ─► choosing ─► waiting ─► dialling ─► securing ─► relaying ─► over
+//	Opened ─► choosing ─► waiting ─► dialing ─► securing ─► relaying ─► over
 //	                      for a      for the     its TLS, if
 //	                      place      upstream    a PROXY header
 //	                         ▲          │        comes first
@@ -37,7 +37,7 @@ type stage int
 const (
 	choosing stage = iota
 	waiting
-	dialling
+	dialing
 	securing
 	relaying
 	over
@@ -73,7 +73,7 @@ func (s *session) Receive(ev tcpio.Event) error {
 			s.secured(v)
 		}
 	case tcpio.Dialed:
-		s.dialled(ev)
+		s.dialed(ev)
 	case tcpio.RelayEnded:
 		s.ended()
 	case tcpio.Closed:
@@ -124,7 +124,7 @@ func (s *session) seat() {
 		return
 	}
 	s.halt()
-	s.stage = dialling
+	s.stage = dialing
 	req := tcpio.DialRequest{Address: u.addr, Dialer: &net.Dialer{Timeout: s.cfg.ConnectTimeout.Duration}, To: s.client}
 	if s.cfg.TLS != nil && !s.cfg.SendProxy {
 		req.TLS = s.cfg.TLS.config(u.addr)
@@ -143,8 +143,8 @@ func (s *session) halt() {
 	}
 }
 
-// dialled takes over the connection to the upstream.
-func (s *session) dialled(ev tcpio.Dialed) {
+// dialed takes over the connection to the upstream.
+func (s *session) dialed(ev tcpio.Dialed) {
 	s.stop = nil
 	switch {
 	case errors.Is(ev.Err, net.ErrClosed):

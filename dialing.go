@@ -13,7 +13,7 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// A dialling is one DialAsync. It goes on in steps, which its loop makes when its timer is due, one
+// A dialing is one DialAsync. It goes on in steps, which its loop makes when its timer is due, one
 // at a time: whatever happens (an address has answered, a look-up is over, a time has come, To has
 // closed) makes the timer due at once (poke) or calls step. Its states:
 //
@@ -23,8 +23,8 @@ import (
 //	over        answered or stopped: nothing of it is left
 //
 // A socket that is connecting is a Conn already, registered with the loop, that nobody knows of
-// (Conn.dialling): it has no route, and an edge only pokes. The winner keeps its registration.
-type dialling struct {
+// (Conn.dialing): it has no route, and an edge only pokes. The winner keeps its registration.
+type dialing struct {
 	// Immutable after start.
 	l        *Listener
 	config   *tls.Config
@@ -72,13 +72,13 @@ type madeSocket struct {
 }
 
 // start makes the dial known. From then on it ends by itself.
-func (d *dialling) start() error {
+func (d *dialing) start() error {
 	if err := d.expect(d); err != nil {
 		return err
 	}
-	d.sh.count.dialling.Add(1)
+	d.sh.count.dialing.Add(1)
 	if !d.l.dials.add(d) {
-		d.sh.count.dialling.Add(-1)
+		d.sh.count.dialing.Add(-1)
 		if d.to != nil {
 			d.tell(d, nil)
 		}
@@ -89,17 +89,17 @@ func (d *dialling) start() error {
 }
 
 // letGo implements membership: To has begun to close.
-func (d *dialling) letGo(*Conn) {
+func (d *dialing) letGo(*Conn) {
 	d.mu.Lock()
 	d.gone = true
 	d.mu.Unlock()
 	d.poke()
 }
 
-func (d *dialling) poke() { d.sh.addTimer(&d.timer, 0) }
+func (d *dialing) poke() { d.sh.addTimer(&d.timer, 0) }
 
 // step does what can be done now. While another goroutine is inside, that one does it.
-func (d *dialling) step() {
+func (d *dialing) step() {
 	if d.steps.Add(1) != 1 {
 		return
 	}
@@ -113,7 +113,7 @@ func (d *dialling) step() {
 }
 
 // stop gives the dial up. It reports whether no answer comes.
-func (d *dialling) stop() bool {
+func (d *dialing) stop() bool {
 	if !d.take() {
 		return false
 	}
@@ -121,7 +121,7 @@ func (d *dialling) stop() bool {
 	return true
 }
 
-func (d *dialling) advance() {
+func (d *dialing) advance() {
 	d.mu.Lock()
 	over, gone, found, made := d.over, d.gone, d.found, d.made
 	d.found, d.made = nil, [2]*madeSocket{}
@@ -158,7 +158,7 @@ func (d *dialling) advance() {
 }
 
 // connect looks up the name and goes on in the lanes.
-func (d *dialling) connect(found *found, t int64) {
+func (d *dialing) connect(found *found, t int64) {
 	switch {
 	case found != nil:
 		d.looking = false
@@ -197,13 +197,13 @@ func (d *dialling) connect(found *found, t int64) {
 }
 
 // done reports whether the lane i has no address left.
-func (d *dialling) done(i int) bool {
+func (d *dialing) done(i int) bool {
 	ln := &d.lanes[i]
 	return ln.conn == nil && !ln.making && ln.next == len(d.addrs[i])
 }
 
 // drive looks at the attempt of the lane i, and begins the next one if that has failed.
-func (d *dialling) drive(i int, t int64) {
+func (d *dialing) drive(i int, t int64) {
 	ln := &d.lanes[i]
 	for d.winner == nil && !ln.making {
 		if ln.conn != nil {
@@ -240,7 +240,7 @@ func (d *dialling) drive(i int, t int64) {
 }
 
 // openElsewhere is open for the lane i.
-func (d *dialling) openElsewhere(i int, a net.Addr) {
+func (d *dialing) openElsewhere(i int, a net.Addr) {
 	m := &madeSocket{fd: -1, err: context.Canceled}
 	hand := func() {
 		d.mu.Lock()
@@ -262,7 +262,7 @@ func (d *dialling) openElsewhere(i int, a net.Addr) {
 }
 
 // lookUp has the name looked up.
-func (d *dialling) lookUp() {
+func (d *dialing) lookUp() {
 	f := &found{err: context.Canceled}
 	hand := func() {
 		d.mu.Lock()
@@ -283,13 +283,13 @@ func (d *dialling) lookUp() {
 	}
 }
 
-func (d *dialling) logPanic(p *PanicError) {
+func (d *dialing) logPanic(p *PanicError) {
 	d.sh.logPanic("a function of a Dialer", p, "address", net.JoinHostPort(d.host, d.service))
 }
 
 // share is until when one of n addresses may take: an equal part of the time that is left, but two
 // seconds at least, as net.Dialer has it.
-func (d *dialling) share(t int64, n int) int64 {
+func (d *dialing) share(t int64, n int) int64 {
 	if d.deadline == 0 {
 		return 0
 	}
@@ -301,7 +301,7 @@ func (d *dialling) share(t int64, n int) int64 {
 var errSelf = &os.SyscallError{Syscall: "connect", Err: syscall.ECONNREFUSED}
 
 // setback notes why the attempt at the last address of the lane i failed, or has it tried again.
-func (d *dialling) setback(i int, err error) {
+func (d *dialing) setback(i int, err error) {
 	ln := &d.lanes[i]
 	call, ok := err.(*os.SyscallError) // not errors.Is: Control's error has methods of the user's
 	if ok && (call == errSelf || call.Err == syscall.EADDRNOTAVAIL) && ln.retries < 2 && !d.mayBeSelf() {
@@ -316,14 +316,14 @@ func (d *dialling) setback(i int, err error) {
 }
 
 // register makes a Conn of a socket that is connecting, or notes why there is none.
-func (d *dialling) register(i int, m *madeSocket) {
+func (d *dialing) register(i int, m *madeSocket) {
 	if m.err != nil {
 		d.setback(i, m.err)
 		return
 	}
 	ln := &d.lanes[i]
 	a := d.addrs[i][ln.next-1]
-	c := &Conn{sh: d.sh, id: lastID.Add(1), peer: sys.AddrOf(a), origin: dialled, fd: m.fd, claim: unclaimed}
+	c := &Conn{sh: d.sh, id: lastID.Add(1), peer: sys.AddrOf(a), origin: dialed, fd: m.fd, claim: unclaimed}
 	c.ext = &connExt{remote: a, dial: d, connecting: true}
 	if !c.peer.IsIP || d.dialer.MultipathTCP() && sys.Multipath(m.fd) {
 		c.sock.add(sockUnsure) // a short read of it proves nothing
@@ -350,7 +350,7 @@ func (c *Conn) lookConnected(mayBeSelf bool) (done bool, err error) {
 }
 
 // drop ends a connection that is not wanted.
-func (d *dialling) drop(c *Conn) {
+func (d *dialing) drop(c *Conn) {
 	c.mu.Lock()
 	c.ext.dial = nil
 	c.releaseLocked(net.ErrClosed)
@@ -358,7 +358,7 @@ func (d *dialling) drop(c *Conn) {
 }
 
 // won begins what follows when the winner is connected.
-func (d *dialling) won() {
+func (d *dialing) won() {
 	for i := range d.lanes {
 		if c := d.lanes[i].conn; c != nil {
 			d.lanes[i].conn = nil
@@ -384,7 +384,7 @@ func (d *dialling) won() {
 }
 
 // secure answers when the winner's handshake is done, or it has none.
-func (d *dialling) secure() {
+func (d *dialing) secure() {
 	c := d.winner
 	c.mu.Lock()
 	if !c.ended() && c.handshaking() {
@@ -406,7 +406,7 @@ func (d *dialling) secure() {
 }
 
 // fail answers with err, unless the dial was stopped.
-func (d *dialling) fail(err error) {
+func (d *dialing) fail(err error) {
 	if !d.take() {
 		d.end(nil)
 		return
@@ -419,7 +419,7 @@ func (d *dialling) fail(err error) {
 }
 
 // end lets go of everything, and sends To the answer, if there is one. The loops run until then.
-func (d *dialling) end(answer *Dialed) {
+func (d *dialing) end(answer *Dialed) {
 	d.ended = true
 	d.sh.timers.Remove(&d.timer)
 	if d.cancel != nil {
@@ -438,7 +438,7 @@ func (d *dialling) end(answer *Dialed) {
 	if c := d.winner; c != nil && !delivered {
 		d.giveUp(c)
 	}
-	d.sh.count.dialling.Add(-1)
+	d.sh.count.dialing.Add(-1)
 	d.l.dials.remove(d)
 	if d.l.stopping.Load() {
 		d.l.checkAllClosed()
@@ -447,7 +447,7 @@ func (d *dialling) end(answer *Dialed) {
 
 // giveUp ends the winner of a dial that was stopped. One whose handshake has failed is closing, and
 // sends its alert.
-func (d *dialling) giveUp(c *Conn) {
+func (d *dialing) giveUp(c *Conn) {
 	c.mu.Lock()
 	c.ext.dial = nil
 	if !c.ended() {
@@ -457,7 +457,7 @@ func (d *dialling) giveUp(c *Conn) {
 }
 
 // sleep has the next step made in time.
-func (d *dialling) sleep() {
+func (d *dialing) sleep() {
 	next := d.deadline
 	consider := func(at int64) {
 		if at != 0 && (next == 0 || at < next) {
@@ -480,7 +480,7 @@ func (d *dialling) sleep() {
 }
 
 // opError is err with the address that was tried last.
-func (d *dialling) opError(err error) error {
+func (d *dialing) opError(err error) error {
 	op := &net.OpError{Op: "dial", Net: d.network, Source: d.dialer.LocalAddr, Err: err}
 	if addrs := d.addrs[0]; len(addrs) > 0 {
 		op.Addr = addrs[max(d.lanes[0].next-1, 0)]
