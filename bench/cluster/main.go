@@ -323,7 +323,7 @@ func connect(kind string, addrs []string, n int) (*clients, error) {
 				return nil, err
 			}
 		}
-		go c.read(i) // until close
+		go c.read(i, conn) // until close
 	}
 	return c, nil
 }
@@ -353,11 +353,11 @@ func (c *clients) join(kind string, topics int) error {
 	return nil
 }
 
-func (c *clients) read(i int) {
+func (c *clients) read(i int, conn net.Conn) {
 	buf := make([]byte, 4096)
 	held := 0
 	for {
-		n, err := c.conns[i].Read(buf[held:])
+		n, err := conn.Read(buf[held:])
 		if err != nil {
 			return
 		}

@@ -86,6 +86,8 @@ func newGroup(*nats.Conn) (*variant, error) {
 		addr:    l.Addr().String(),
 		publish: func(topic string, p []byte) error { _, err := group(topic).Write(p); return err },
 		lost: func() (n uint64) {
+			mu.Lock()
+			defer mu.Unlock()
 			for _, g := range groups {
 				n += g.Skipped()
 			}
