@@ -24,8 +24,8 @@ type Sessions struct {
 	// Replicas is how many servers keep the sessions: 1, 3 or 5; 0 is 3 in a NATS cluster and 1
 	// without. The node that makes the stream decides.
 	Replicas int
-	// Lease is how long a node that JetStream's majority does not hear keeps its sessions: 5 s if 0;
-	// from 1 s to an hour.
+	// Lease is how long a node that JetStream's majority does not hear keeps its sessions: 15 s if 0,
+	// since the election of a new leader takes JetStream 4 to 9 s; from 1 s to an hour.
 	Lease time.Duration
 	// Strict has Claim wait until the older connection is closed, or its node has lost its lease for
 	// certain: two connections never have a key at once. A Claim may then take twice Lease when a
@@ -38,7 +38,7 @@ type Sessions struct {
 }
 
 const (
-	defaultLease = 5 * time.Second
+	defaultLease = 15 * time.Second
 	minLease     = time.Second
 	maxLease     = time.Hour
 	maxClaims    = 64          // that wait for JetStream at once on a node, against a herd
