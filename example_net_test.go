@@ -169,6 +169,7 @@ func ExampleParseClientHello() {
 	fmt.Fprintln(client, "hello")
 	answer, _ := bufio.NewReader(client).ReadString('\n')
 	fmt.Print(answer)
+	client.Close()
 	trusting.ServerName = "elsewhere.example"
 	_, err = tls.Dial("tcp", l.Addr().String(), trusting)
 	fmt.Println("for", <-passedOn+":", err != nil)

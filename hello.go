@@ -58,6 +58,7 @@ const (
 	recordHandshake = 22
 	messageHeader   = 4 // a type, three bytes of length; RFC 8446, 4
 	messageHello    = 1
+	noVersion       = 0x10 // a record's version says nothing (RFC 8446, 5.1), but crypto/tls takes none from 0x1000 on
 )
 
 // helloWhole reports whether crypto/tls can say what head is. Before that it need not be asked,
@@ -65,7 +66,7 @@ const (
 func helloWhole(head []byte) (bool, error) {
 	var message [messageHeader]byte
 	for have := 0; len(head) > 0; {
-		if head[0] != recordHandshake || len(head) > 1 && head[1] != 3 {
+		if head[0] != recordHandshake || len(head) > 1 && head[1] >= noVersion {
 			if have == 0 {
 				return false, ErrNotTLS
 			}

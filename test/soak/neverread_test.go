@@ -51,6 +51,7 @@ func TestNeverReadChild(t *testing.T) {
 	var stalled atomic.Int64
 	l := harness.Listen(t, tcpio.ListenerOptions{
 		WriteBuffer: neverReadBuffer,
+		MaxBuffered: 4 * neverReaders() * neverReadBuffer, // its default would hold back the honest peer too
 		NewActor:    func(*tcpio.Conn) tcpio.Actor { return &neverReadActor{stalled: &stalled} },
 	})
 	rc, err := l.GetListener().SyscallConn()

@@ -104,7 +104,7 @@ func TestWhatIsNoClientHelloIsAnError(t *testing.T) {
 		"SSH":                   {"SSH-2.0-OpenSSH\r\n", true},
 		"the PROXY protocol":    {"\r\n\r\n\x00\r\nQUIT\n", true},
 		"an alert":              {"\x15\x03\x01\x00\x02\x02\x28", true},
-		"another version":       {change(1, 2), true},
+		"a version of none":     {change(1, 0x10), true},
 		"a ServerHello":         {change(5, 2), false},
 		"a record too long":     {"\x16\x03\x01\xff\xff\x01\x00\x00\x01", false},
 		"a message too long":    {"\x16\x03\x01\x00\x04\x01\xff\xff\xff", false},
@@ -149,6 +149,9 @@ func FuzzClientHello(f *testing.F) {
 	f.Add(inRecords(plain, 50), uint16(7))
 	f.Add(append(slices.Clone(plain), "behind"...), uint16(0))
 	f.Add([]byte("\x16\x03\x01\x00\x00\x16\x03\x01\x00\x04\x01\x00\x00\x00"), uint16(3))
+	oddVersion := slices.Clone(plain)
+	oddVersion[1], oddVersion[2] = 0, 1
+	f.Add(oddVersion, uint16(1))
 	f.Fuzz(func(t *testing.T, p []byte, cut uint16) {
 		info, err := tcpio.ParseClientHello(p)
 		if (info == nil) == (err == nil) {
