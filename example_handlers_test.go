@@ -83,6 +83,7 @@ func ExampleConn_SetRemoteAddr() {
 		}
 	}
 	go func() { <-events }() // Closed
+	proxy.Close()
 	l.Close()
 	fmt.Println("end:", g.Wait())
 	// Output:
