@@ -83,9 +83,9 @@ func ExampleConn_SetRemoteAddr() {
 		}
 	}
 	go func() { <-events }() // Closed
-	proxy.Close()
 	l.Close()
 	fmt.Println("end:", g.Wait())
+	proxy.Close()
 	// Output:
 	// opened for 192.0.2.7:49152
 	// read "hello"
