@@ -327,3 +327,27 @@ func (n *node) stopped(d time.Duration) {
 	time.Sleep(d)
 	n.Signal(syscall.SIGCONT)
 }
+
+func readMutual(file string) (*tls.Config, error) {
+	if file == "" {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(file, file)
+	if err != nil {
+		return nil, err
+	}
+	return mutual(cert)
+}
+
+// partOf reports whether all of got is in want, once each and in the same order.
+func partOf(got, want []uint64) bool {
+	at := 0
+	for _, seq := range got {
+		i := slices.Index(want[at:], seq)
+		if i < 0 {
+			return false
+		}
+		at += i + 1
+	}
+	return true
+}
