@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // A process is a node that can be killed.
@@ -120,7 +122,7 @@ func checkOrder(t *testing.T, shown []string, lines int) {
 func TestTerminalsOnNodes(t *testing.T) {
 	all := nodes(t, 3)
 	const each = 300
-	var shown [2]strings.Builder
+	var shown [2]testnet.Log
 	var wg sync.WaitGroup
 	for who := range 2 {
 		pages := all[who].page + "," + all[2].page + "," + all[1-who].page
@@ -140,7 +142,11 @@ func TestTerminalsOnNodes(t *testing.T) {
 				fmt.Fprintf(typed, "line %d\n", 2*n+1+who)
 				time.Sleep(10 * time.Millisecond) // the pace of the load, not a wait
 			}
-			time.Sleep(6 * time.Second) // so that it is there for what the other says last
+			// It is there for what the other says last.
+			last := fmt.Sprintf(": line %d\n", 2*each-who)
+			for begun := time.Now(); !strings.Contains(shown[who].String(), last) && time.Since(begun) < testnet.Limit; {
+				time.Sleep(10 * time.Millisecond)
+			}
 		})
 	}
 	time.Sleep(time.Second)
