@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -143,12 +144,15 @@ func TestStalledHandshakesMakeRoom(t *testing.T) {
 				at   time.Duration
 				ok   bool
 			}
-			var ended []end
+			var mu sync.Mutex
+			var ended []end // guarded by mu: both have a turn at the same moment
 			stall, ready := make(chan struct{}), make(chan struct{})
 			for _, name := range []string{"a", "b"} {
 				h.Enqueue(func(turn *Turn) {
 					<-stall
 					ok := turn.Wait(ready)
+					mu.Lock()
+					defer mu.Unlock()
 					ended = append(ended, end{name, time.Since(start), ok})
 				})
 				synctest.Wait()
