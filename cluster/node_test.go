@@ -412,20 +412,26 @@ func TestStatsAreRendered(t *testing.T) {
 // To see it fail: set ticks to 1.
 func TestAKilledNodeIsGoneInTime(t *testing.T) {
 	const beat = 400 * time.Millisecond
-	sites := openSites(t, natsServers(t, 2), Options{Heartbeat: beat})
-	a, b := sites[0], sites[1]
-	must(t, b.Topic("x").Join(b.client(t).conn, &Member{ID: "b"}))
-	settled(t, sites, "x", "b")
-	last := b.heardAt.Load()
-	testnet.WaitFor(t, "it has just sent a heartbeat", func() bool { return b.heardAt.Load() != last })
-	killed := time.Now()
-	b.nc.Close()
-	testnet.WaitFor(t, "its member is gone", func() bool { all, whole := a.Topic("x").Members(); return whole && len(all) == 0 })
-	if took := time.Since(killed); took < 3*beat || took > 4*beat+beat/2 {
-		if a.Stats().HeldUp == 0 && took < 20*beat { // on a machine that does not run it takes longer
-			t.Errorf("that took %v", took)
+	servers := natsServers(t, 2)
+	a := openSite(t, servers[0], Options{Heartbeat: beat})
+	var all []time.Duration
+	for range 5 { // on a machine that is busy it may take longer, or be seen late
+		b := openSite(t, servers[1], Options{Heartbeat: beat})
+		acquainted(t, []*site{a, b})
+		must(t, b.Topic("x").Join(b.client(t).conn, &Member{ID: "b"}))
+		settled(t, []*site{a, b}, "x", "b")
+		last := b.heardAt.Load()
+		testnet.WaitFor(t, "it has just sent a heartbeat", func() bool { return b.heardAt.Load() != last })
+		killed := time.Now()
+		b.nc.Close()
+		testnet.WaitFor(t, "its member is gone", func() bool { all, whole := a.Topic("x").Members(); return whole && len(all) == 0 })
+		took := time.Since(killed)
+		if took > 3*beat && took < 4*beat+beat/2 {
+			return
 		}
+		all = append(all, took)
 	}
+	t.Errorf("that took %v", all)
 }
 
 // What an Outlet or a Watch does costs the node nothing but a line in the log.

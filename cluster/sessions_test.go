@@ -9,8 +9,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,13 +28,11 @@ func storeServers(t testing.TB, n int) []*server.Server {
 	t.Helper()
 	var ports []int
 	var routes []*url.URL
-	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+	for range n { // each names all others, so they are known before the first starts
+		addr, err := net.ResolveTCPAddr("tcp", testnet.FreeAddr(t))
 		must(t, err)
-		defer ln.Close()
-		ports = append(ports, ln.Addr().(*net.TCPAddr).Port)
-		routes = append(routes, &url.URL{Scheme: "nats", Host: ln.Addr().String()})
-		must(t, ln.Close())
+		ports = append(ports, addr.Port)
+		routes = append(routes, &url.URL{Scheme: "nats", Host: addr.String()})
 	}
 	var all []*server.Server
 	for i := range n {
@@ -41,7 +41,7 @@ func storeServers(t testing.TB, n int) []*server.Server {
 			JetStream: true, StoreDir: t.TempDir(),
 		}
 		if n > 1 {
-			o.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: ports[i], PoolSize: -1}
+			o.Cluster = server.ClusterOpts{Name: "test", Host: testnet.Host(), Port: ports[i], PoolSize: -1}
 			o.Routes = routes
 		}
 		all = append(all, runServer(t, o))
@@ -180,6 +180,7 @@ func TestFencesStrictlyGrow(t *testing.T) {
 			}
 			var mu sync.Mutex
 			all := make(map[string][]*Session)
+			var failed atomic.Bool // a claim for want of a majority, which may have taken a key all the same
 			var wg sync.WaitGroup
 			for i, s := range sites {
 				for range 3 {
@@ -188,6 +189,9 @@ func TestFencesStrictlyGrow(t *testing.T) {
 						for range rounds {
 							key := fmt.Sprint("user ", rand.IntN(3))
 							se, err := s.Claim(testnet.Context(t), key, s.client(t).conn)
+							if errors.Is(err, ErrNoQuorum) {
+								failed.Store(true)
+							}
 							if errors.Is(err, ErrReplaced) || errors.Is(err, ErrNoQuorum) {
 								continue
 							}
@@ -228,6 +232,11 @@ func TestFencesStrictlyGrow(t *testing.T) {
 						if se.Held() {
 							held++
 						}
+					}
+					// On a machine that does not run them, claims fail and leases end.
+					unsure := slices.ContainsFunc(sites, func(s *site) bool { return s.Stats().Unsure > 0 })
+					if held == 0 && (failed.Load() || unsure) {
+						list = append(list, sites[0].claim(t, key, sites[0].client(t)))
 					}
 					return held == 1
 				})
@@ -302,30 +311,25 @@ func TestWithoutAMajority(t *testing.T) {
 	stop(servers[1])
 	stop(servers[2])
 	lost := time.Now()
-	testnet.WaitFor(t, "Claim fails", func() bool {
-		_, err := s.Claim(testnet.Context(t), "b", s.client(t).conn)
-		if err != nil && !errors.Is(err, ErrNoQuorum) {
-			t.Fatal(err)
+	c := s.client(t)
+	// claimFails returns how long a Claim takes that fails.
+	claimFails := func() time.Duration {
+		t.Helper()
+		begun := time.Now()
+		if _, err := s.Claim(testnet.Context(t), "b", c.conn); !errors.Is(err, ErrNoQuorum) {
+			t.Errorf("got %v, want ErrNoQuorum", err)
 		}
-		return err != nil
-	})
-	if took := time.Since(lost); took > 4*callLimit {
+		return time.Since(begun)
+	}
+	if took := claimFails(); took > 4*callLimit {
 		t.Errorf("the first Claim that failed took %v", took)
 	}
-	begun := time.Now()
-	if _, err := s.Claim(testnet.Context(t), "b", s.client(t).conn); !errors.Is(err, ErrNoQuorum) {
-		t.Errorf("got %v, want ErrNoQuorum", err)
-	} else if took := time.Since(begun); took > time.Second {
-		t.Errorf("the second Claim that failed took %v", took)
+	quick(t, "a Claim when it is known that there is no majority", callLimit/2, claimFails)
+	if time.Sleep(time.Until(lost.Add(leaseForTests))); se.Held() || kept.Held() {
+		t.Error("a session is held for longer than Lease")
 	}
 	if u, ok := s.told(t, a).(Unsure); !ok || u.Key != "a" {
 		t.Errorf("got %+v, want Unsure", u)
-	}
-	if took := time.Since(lost); took > leaseForTests+5*time.Second {
-		t.Errorf("unsure after %v, Lease is %v", took, leaseForTests)
-	}
-	if se.Held() {
-		t.Error("the session is held without a lease")
 	}
 	if _, err := a.lines.ReadByte(); err == nil {
 		t.Error("the connection was not closed")
@@ -341,7 +345,23 @@ func TestWithoutAMajority(t *testing.T) {
 	}
 }
 
+// quick fails the test unless f, which returns how long it took, takes less than limit. On a machine
+// that is busy it may need a few times.
+func quick(t testing.TB, what string, limit time.Duration, f func() time.Duration) {
+	t.Helper()
+	var all []time.Duration
+	for range 5 {
+		took := f()
+		if took < limit {
+			return
+		}
+		all = append(all, took)
+	}
+	t.Errorf("%s: took %v, want less than %v", what, all, limit)
+}
+
 // A node that was killed has its keys overwritten: at once, or with Strict when its lease is over.
+// To see it fail: have revoke forget whose lease it has taken away.
 func TestKeysOfADeadNodeAreOverwritten(t *testing.T) {
 	t.Parallel()
 	for _, strict := range []bool{false, true} {
@@ -349,30 +369,36 @@ func TestKeysOfADeadNodeAreOverwritten(t *testing.T) {
 			servers := storeServers(t, 1)
 			dead := openSite(t, servers[0], withSessions(Sessions{Strict: strict}))
 			s := openSite(t, servers[0], withSessions(Sessions{Strict: strict}))
-			first := dead.claim(t, "k", dead.client(t))
-			s.claim(t, "other", s.client(t)) // it has its lease
-			dead.nc.Close()                  // as by kill -9: nothing is given back
-			begun := time.Now()
+			var firsts []*Session
+			for i := range 6 {
+				firsts = append(firsts, dead.claim(t, fmt.Sprint(i), dead.client(t)))
+			}
 			c := s.client(t)
-			second := s.claim(t, "k", c)
-			took := time.Since(begun)
-			if second.Fence() <= first.Fence() {
-				t.Errorf("fence %d behind %d", second.Fence(), first.Fence())
-			}
-			if strict && (took < leaseForTests/2 || first.Held()) {
-				t.Errorf("Claim returned after %v, Held is %v: the dead node may have its lease", took, first.Held())
-			}
-			if !strict && took > leaseForTests {
-				t.Errorf("Claim took %v", took)
-			}
-			// Its lease is known to be over: the next key takes no time.
-			if strict {
+			s.claim(t, "other", c) // it has its lease
+			dead.nc.Close()        // as by kill -9: nothing is given back
+			next := 0
+			claim := func() time.Duration {
+				t.Helper()
+				first := firsts[next]
 				begun := time.Now()
-				s.claim(t, "k", s.client(t))
-				if took := time.Since(begun); took > leaseForTests {
-					t.Errorf("the second Claim took %v", took)
+				second := s.claim(t, first.Key(), c)
+				took := time.Since(begun)
+				if second.Fence() <= first.Fence() {
+					t.Errorf("fence %d behind %d", second.Fence(), first.Fence())
+				}
+				if strict && first.Held() {
+					t.Errorf("Claim returned after %v: the dead node may have its lease", took)
+				}
+				next++
+				return took
+			}
+			if strict {
+				if took := claim(); took < leaseForTests/2 {
+					t.Errorf("Claim returned after %v: the dead node may have its lease", took)
 				}
 			}
+			// With Strict its lease is known to be over by now.
+			quick(t, "Claim of a dead node's key", leaseForTests*3/4, claim)
 		})
 	}
 }

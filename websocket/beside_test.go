@@ -20,6 +20,7 @@ import (
 	"github.com/gobwas/ws"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // randomFrames is frames that are right, for the most part.
@@ -80,7 +81,9 @@ func besideCoder(t *testing.T, compress bool) {
 	}
 	const never = 1 << 30 // bytes, from which on an answer is compressed: what differs is not compared
 	ours := start(t, tcpio.ListenerOptions{}, Options{NewActor: echoActor, Compress: compress, CompressMin: never}, nil)
+	ended := make(chan struct{}, 1)
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() { ended <- struct{}{} }()
 		c, err := coder.Accept(w, r, &coder.AcceptOptions{CompressionMode: mode, CompressionThreshold: never})
 		if err != nil {
 			return
@@ -122,6 +125,8 @@ func besideCoder(t *testing.T, compress bool) {
 	for _, c := range cases {
 		a := answers(dialPeer(t, ours, header), c.send)
 		b := answers(peerAt(t, web.Listener.Addr(), header), c.send)
+		// It gives its buffers to pools before it has done with them, so the next one waits.
+		testnet.Receive(t, "coder's handler has ended", ended)
 		if len(b) == 0 || !strings.HasPrefix(b[len(b)-1], "close") {
 			cut++
 			if len(b) > len(a) || !slices.Equal(b, a[:len(b)]) {

@@ -20,17 +20,12 @@ import (
 
 var secret = strings.Repeat("s", minSecret)
 
-// freePorts finds ports that nothing listens on now.
-func freePorts(t *testing.T, names ...string) map[string]string {
+// freeAddrs gives each machine an address.
+func freeAddrs(t *testing.T, names ...string) map[string]string {
 	t.Helper()
 	peers := make(map[string]string)
 	for _, name := range names {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ln.Close()
-		peers[name] = ln.Addr().String()
+		peers[name] = testnet.FreeAddr(t)
 	}
 	return peers
 }
@@ -49,7 +44,7 @@ func mutual() *tls.Config {
 func TestMachines(t *testing.T) {
 	t.Parallel()
 	ctx := testnet.Context(t)
-	peers := freePorts(t, "a", "b", "c")
+	peers := freeAddrs(t, "a", "b", "c")
 	stores := map[string]string{"a": t.TempDir(), "b": t.TempDir(), "c": t.TempDir()}
 	start := func(name string) *Server {
 		s, err := Start(ctx, &Machine{Name: name, Peers: peers, Secret: secret, TLS: mutual(), Store: stores[name]})
@@ -135,7 +130,7 @@ func TestStoreCannotBe(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s, err := Start(testnet.Context(t), &Machine{Name: "a", Peers: freePorts(t, "a", "b", "c"), Secret: secret,
+	s, err := Start(testnet.Context(t), &Machine{Name: "a", Peers: freeAddrs(t, "a", "b", "c"), Secret: secret,
 		Store: filepath.Join(file, "store")})
 	if err == nil {
 		s.Close()

@@ -32,17 +32,17 @@ func TestDeploymentFiles(t *testing.T) {
 		Bytes: testnet.ServerTLS().Certificates[0].Certificate[0]}), 0o600))
 	env, err := os.ReadFile("../../docs/cluster/nats.env")
 	must(t, err)
-	ports := freePorts(t, 9)
+	addrs := freeAddrs(t, 9)
 	program := natsServer(t)
 	var urls []string
 	start := func(i int) *proc.Child {
 		// The file's variables, each with this machine's value.
 		values := map[string]string{
-			"NATS_NAME": "nats-" + string(rune('1'+i)), "NATS_LISTEN": "127.0.0.1:" + ports[i],
-			"NATS_CLUSTER_LISTEN": "127.0.0.1:" + ports[3+i],
-			"NATS_ROUTE_1":        "nats://localhost:" + ports[3], "NATS_ROUTE_2": "nats://localhost:" + ports[4],
-			"NATS_ROUTE_3": "nats://localhost:" + ports[5],
-			"NATS_MONITOR": "127.0.0.1:" + ports[6+i],
+			"NATS_NAME": "nats-" + string(rune('1'+i)), "NATS_LISTEN": addrs[i],
+			"NATS_CLUSTER_LISTEN": addrs[3+i],
+			"NATS_ROUTE_1":        "nats://" + addrs[3], "NATS_ROUTE_2": "nats://" + addrs[4],
+			"NATS_ROUTE_3": "nats://" + addrs[5],
+			"NATS_MONITOR": addrs[6+i],
 			"NATS_CERT":    cert, "NATS_KEY": cert, "NATS_CA": ca,
 			"NATS_STORE": filepath.Join(dir, "store-"+string(rune('1'+i))),
 		}
@@ -70,7 +70,7 @@ func TestDeploymentFiles(t *testing.T) {
 	var all []*proc.Child
 	for i := range 3 {
 		all = append(all, start(i))
-		urls = append(urls, "tls://localhost:"+ports[i])
+		urls = append(urls, "tls://"+addrs[i])
 	}
 	nc, err := nats.Connect(strings.Join(urls, ","), append(cluster.NATSOptions(), nats.RootCAs(ca),
 		nats.UserInfo("node", "change-me"), nats.ReconnectWait(50*time.Millisecond))...)
@@ -123,7 +123,7 @@ func TestDeploymentFiles(t *testing.T) {
 	start(one)
 	// As the page says: the next one not before this one is whole.
 	testnet.WaitFor(t, "the server is healthy", func() bool {
-		r, err := http.Get("http://127.0.0.1:" + ports[6+one] + "/healthz")
+		r, err := http.Get("http://" + addrs[6+one] + "/healthz")
 		if err != nil {
 			return false
 		}

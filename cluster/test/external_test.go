@@ -74,15 +74,15 @@ func TestExternalServerWithTLSAndJWT(t *testing.T) {
 		return file
 	}
 	cert := writePEM(t)
-	port := freePorts(t, 1)[0]
+	addr := testnet.FreeAddr(t)
 	conf := writeConfig(t, fmt.Sprintf(`
-listen: "127.0.0.1:%s"
+listen: %q
 operator: %q
 resolver: MEMORY
 resolver_preload { %s: %q, %s: %q }
 jetstream { store_dir: %q }
 tls { cert_file: %q, key_file: %q }
-`, port, encode(oc, operator), systemID, encode(sc, operator), accountID, encode(ac, operator), t.TempDir(), cert, cert))
+`, addr, encode(oc, operator), systemID, encode(sc, operator), accountID, encode(ac, operator), t.TempDir(), cert, cert))
 	server := proc.StartCommand(t, exec.Command(natsServer(t), "-c", conf))
 	testnet.WaitFor(t, "the NATS server is ready", func() bool {
 		return strings.Contains(strings.Join(server.Lines(), "\n"), "Server is ready")
@@ -90,7 +90,7 @@ tls { cert_file: %q, key_file: %q }
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	must(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
 		Bytes: testnet.ServerTLS().Certificates[0].Certificate[0]}), 0o600))
-	url := "tls://localhost:" + port
+	url := "tls://" + addr
 	publish, subscribe := permissions()
 	credentials := user("node", publish, subscribe)
 

@@ -9,7 +9,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -90,17 +89,14 @@ func natsServer(t testing.TB) string {
 	return filepath.Join(built.dir, "nats-server")
 }
 
-// freePorts finds ports that nothing listens on now.
-func freePorts(t testing.TB, n int) []string {
+// freeAddrs returns addresses on which nobody listens.
+func freeAddrs(t testing.TB, n int) []string {
 	t.Helper()
-	var ports []string
+	var addrs []string
 	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
-		defer ln.Close()
-		ports = append(ports, strconv.Itoa(ln.Addr().(*net.TCPAddr).Port))
+		addrs = append(addrs, testnet.FreeAddr(t))
 	}
-	return ports
+	return addrs
 }
 
 // servers are nats-server processes.
@@ -115,19 +111,19 @@ type servers struct {
 func startServers(t testing.TB) *servers {
 	t.Helper()
 	s := &servers{t: t}
-	ports := freePorts(t, 6)
+	addrs := freeAddrs(t, 6)
 	var routes, urls []string
 	for i := range 3 {
-		routes = append(routes, fmt.Sprintf("%q", "nats://127.0.0.1:"+ports[3+i]))
-		urls = append(urls, "nats://127.0.0.1:"+ports[i])
+		routes = append(routes, fmt.Sprintf("%q", "nats://"+addrs[3+i]))
+		urls = append(urls, "nats://"+addrs[i])
 	}
 	for i := range 3 {
 		s.files = append(s.files, writeConfig(t, fmt.Sprintf(`
 server_name: s%d
-listen: "127.0.0.1:%s"
+listen: %q
 jetstream { store_dir: %q }
-cluster { name: proof, listen: "127.0.0.1:%s", ping_interval: "1s", routes: [%s] }
-`, i, ports[i], t.TempDir(), ports[3+i], strings.Join(routes, ", "))))
+cluster { name: proof, listen: %q, ping_interval: "1s", routes: [%s] }
+`, i, addrs[i], t.TempDir(), addrs[3+i], strings.Join(routes, ", "))))
 	}
 	s.urls = strings.Join(urls, ",")
 	s.start()

@@ -247,3 +247,24 @@ func TestNamespacesHaveTheirOwnInterfaces(t *testing.T) {
 		return err
 	})
 }
+
+// A program has its address to itself before it listens, and while it is down.
+func TestFreeAddrIsNoOneElses(t *testing.T) {
+	one, other := FreeAddr(t), FreeAddr(t)
+	if one == other {
+		t.Fatalf("twice the address %s", one)
+	}
+	ln, err := net.Listen("tcp", one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	c, err := net.Dial("tcp", one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if host, _, _ := net.SplitHostPort(c.LocalAddr().String()); host == Host() {
+		t.Errorf("connections begin at %s, and may take a port there", host)
+	}
+}

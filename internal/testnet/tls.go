@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// pki is a certificate for localhost, made for the test run, and a client's configuration that
+// pki is a certificate for localhost and for Host, made for the test run, and a client's configuration that
 // trusts it.
 var pki = sync.OnceValues(func() (cert tls.Certificate, client *tls.Config) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -27,7 +27,8 @@ var pki = sync.OnceValues(func() (cert tls.Certificate, client *tls.Config) {
 	}
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IPAddresses: []net.IP{net.ParseIP(Host())},
+		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true,
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},

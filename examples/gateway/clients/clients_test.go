@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package clients tests the gateway with go-redis, which the gateway itself does not need.
 package clients
 
@@ -18,6 +20,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	_ "github.com/rabbit-backend/tcpio" // the gateway that is built is the one in this tree
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // patience bounds every wait.
@@ -51,14 +54,9 @@ func gateway(t *testing.T) (redisAddr, addr string) {
 	if out, err := exec.Command("go", "build", "-o", program, "github.com/rabbit-backend/tcpio/examples/gateway").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	redisAddr = ln.Addr().String()
-	_, port, _ := net.SplitHostPort(redisAddr)
-	ln.Close()
-	begin(t, "redis-server", "--port", port, "--save", "", "--dir", t.TempDir())
+	redisAddr = testnet.FreeAddr(t)
+	host, port, _ := net.SplitHostPort(redisAddr)
+	begin(t, "redis-server", "--bind", host, "--port", port, "--save", "", "--dir", t.TempDir())
 	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		if c, err := net.Dial("tcp", redisAddr); err == nil {
 			c.Close()

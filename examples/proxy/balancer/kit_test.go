@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // TestMain runs the tests, or the program itself, for a test that starts it.
@@ -329,7 +331,7 @@ type backend struct {
 func newBackend(t testing.TB, name, addr string, serve func(*backend, net.Conn)) *backend {
 	t.Helper()
 	if addr == "" {
-		addr = "127.0.0.1:0"
+		addr = testnet.Host() + ":0"
 	}
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // need skips the test where a program is missing.
@@ -132,17 +134,6 @@ func (p *process) kill() {
 	}
 }
 
-// freeAddr is an address that nobody listens on.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
-
 func portOf(addr string) string {
 	_, port, _ := net.SplitHostPort(addr)
 	return port
@@ -160,7 +151,7 @@ func output(t *testing.T, name string, args ...string) (string, error) {
 
 // nginx serves a folder. It is one process, so that a signal reaches all of it.
 func nginx(t *testing.T, folder string) *process {
-	addr, home := freeAddr(t), t.TempDir()
+	addr, home := testnet.FreeAddr(t), t.TempDir()
 	conf := filepath.Join(home, "nginx.conf")
 	text := fmt.Sprintf(`
 daemon off; master_process off; pid %[1]s/pid; error_log stderr;
@@ -177,9 +168,9 @@ http {
 }
 
 func redis(t *testing.T) *process {
-	addr, home := freeAddr(t), t.TempDir()
+	addr, home := testnet.FreeAddr(t), t.TempDir()
 	return launch(t, addr, func() *exec.Cmd {
-		return exec.Command("redis-server", "--port", portOf(addr), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", home)
+		return exec.Command("redis-server", "--port", portOf(addr), "--bind", testnet.Host(), "--save", "", "--appendonly", "no", "--dir", home)
 	})
 }
 
@@ -224,9 +215,9 @@ func postgres(t *testing.T, n int) (servers []*process) {
 		}
 	}
 	run := func(data string) *process {
-		addr := freeAddr(t)
+		addr := testnet.FreeAddr(t)
 		return launch(t, addr, func() *exec.Cmd {
-			return command(filepath.Join(bin, "postgres"), "-D", data, "-p", portOf(addr), "-c", "listen_addresses=127.0.0.1",
+			return command(filepath.Join(bin, "postgres"), "-D", data, "-p", portOf(addr), "-c", "listen_addresses="+testnet.Host(),
 				"-c", "unix_socket_directories=", "-c", "shared_buffers=16MB")
 		})
 	}
@@ -234,7 +225,7 @@ func postgres(t *testing.T, n int) (servers []*process) {
 	do(filepath.Join(bin, "initdb"), "-D", data(0), "-U", "bench", "-A", "trust", "--no-sync")
 	made := run(data(0))
 	ready(t, made)
-	if out, err := output(t, "pgbench", "-i", "-q", "-h", "127.0.0.1", "-p", portOf(made.addr), "-U", "bench", "postgres"); err != nil {
+	if out, err := output(t, "pgbench", "-i", "-q", "-h", testnet.Host(), "-p", portOf(made.addr), "-U", "bench", "postgres"); err != nil {
 		t.Fatalf("pgbench -i: %v\n%s", err, out)
 	}
 	made.end(syscall.SIGINT) // in order, so that the others are copies of it
@@ -252,7 +243,7 @@ func postgres(t *testing.T, n int) (servers []*process) {
 func ready(t *testing.T, p *process) {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-		out, err := output(t, "psql", "-h", "127.0.0.1", "-p", portOf(p.addr), "-U", "bench", "-c", "select 1", "postgres")
+		out, err := output(t, "psql", "-h", testnet.Host(), "-p", portOf(p.addr), "-U", "bench", "-c", "select 1", "postgres")
 		if err == nil {
 			return
 		}

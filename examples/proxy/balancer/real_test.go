@@ -23,6 +23,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // poolFile is a file with a listener and a pool "main" of these processes.
@@ -306,7 +308,7 @@ func TestPgbench(t *testing.T) {
 	sums := func() {
 		t.Helper()
 		for _, p := range up {
-			out, err := output(t, "psql", "-h", "127.0.0.1", "-p", portOf(p.addr), "-U", "bench", "-At", "postgres", "-c",
+			out, err := output(t, "psql", "-h", testnet.Host(), "-p", portOf(p.addr), "-U", "bench", "-At", "postgres", "-c",
 				`select (select sum(abalance) from pgbench_accounts), (select sum(bbalance) from pgbench_branches),
 				 (select sum(tbalance) from pgbench_tellers), coalesce((select sum(delta) from pgbench_history), 0)`)
 			part := strings.Split(strings.TrimSpace(out), "|")
