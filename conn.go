@@ -340,6 +340,7 @@ func (c *Conn) unlock() {
 	}
 	c.settleLocked()
 	do, fd, given, reset := c.todo, int32(-1), false, c.sock.has(sockReset)
+	more := do.has(todoPoll) && c.stream != nil && len(c.stream.ch) > 0
 	c.todo = set[todo]{}
 	if do.has(todoClose) {
 		if c.fdUsedLocked() {
@@ -367,7 +368,7 @@ func (c *Conn) unlock() {
 		c.finish(fd, given, reset)
 	}
 	if do.has(todoPoll) {
-		c.sh.pollForLoop()
+		c.sh.pollForLoop(more)
 	}
 }
 

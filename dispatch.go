@@ -40,9 +40,12 @@ func (lp *loop) drive() {
 
 // pollForLoop is called by a consumer that has answered every event delivered. If the loop is
 // parked, the consumer's goroutine polls in its place, once and without blocking, and delivers what
-// it finds, which saves two switches of goroutines for every batch. pollForLoop never calls user
-// code: its caller is already inside TryRead.
-func (lp *loop) pollForLoop() {
+// it finds, which saves two switches of goroutines for every batch. A poll that finds nothing hands
+// the role to the loop's own goroutine, which sleeps in the poller; but with more, which says that
+// the consumer's channel still holds something, the consumer is about to come again: beside a
+// consumer that a single busy peer keeps busy, that goroutine might wait for a processor, and nobody
+// would poll. pollForLoop never calls user code: its caller is already inside TryRead.
+func (lp *loop) pollForLoop(more bool) {
 	for {
 		w := lp.state.Load()
 		if role(w&roleMask) != parked || !lp.state.CompareAndSwap(w, w&^roleMask) {
@@ -59,7 +62,7 @@ func (lp *loop) pollForLoop() {
 		if o := &lp.l.opts; o.NewActor == nil && o.Admit == nil && o.AcceptRate == nil {
 			lp.runAccept() // it calls no hook, so that the role stays here
 		}
-		if n == 0 || lp.accept == acceptMore || lp.kicked.Load() || !lp.demand.Outstanding() {
+		if n == 0 && !more || lp.accept == acceptMore || lp.kicked.Load() || !lp.demand.Outstanding() {
 			lp.emptyPoll = n == 0
 			lp.wakeup <- struct{}{}
 			return

@@ -2,6 +2,7 @@ package tcpio
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"time"
 
@@ -113,6 +114,22 @@ func (sh *shared) logPanic(what string, p *PanicError, args ...any) {
 
 func (c *Conn) logPanic(p *PanicError) {
 	c.sh.logPanic("handler", p, "conn", c.id, "peer", c.RemoteAddr().String())
+}
+
+// HandlerFailed counts and logs err as tcpio does when a Receive has returned it, or panicked: a
+// *[PanicError] in [Stats].Panics, with a line at the limited rate of such lines; any other in
+// HandlerErrors, with a line at the level Debug. io.EOF and nil are no failures. It does nothing to
+// the connection. It is for packages that call handlers of their users' themselves. Any goroutine may
+// call it; it waits 10 ms at most for the Logger; it works after the connection closed.
+func (c *Conn) HandlerFailed(err error) {
+	if err == nil || err == io.EOF {
+		return
+	}
+	if p, ok := err.(*PanicError); ok { // not errors.As: an error of the user's has methods of the user's
+		c.logPanic(p)
+		return
+	}
+	c.handlerFailed(err, false)
 }
 
 // handlerFailed counts an error that a handler has returned, and reports it unless somebody else is

@@ -9,6 +9,7 @@ import (
 	"net"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -315,6 +316,45 @@ func TestConsumersReadPollsForAParkedLoop(t *testing.T) {
 	if lp.demand.Outstanding() {
 		t.Error("everything was read, and some is outstanding")
 	}
+}
+
+// A consumer that one peer keeps busy goes on polling for the others, also when a poll finds nothing:
+// the loop's own goroutine could wait for a processor for as long as the consumer is busy.
+// To see it fail: hand the role over behind every poll that finds nothing.
+func TestConsumerOfABusyPeerPollsOn(t *testing.T) {
+	r, _, events := helping(t)
+	peer, c := r.open()
+	lp := r.loops[0]
+	buf := make([]byte, 4)
+	read := func() {
+		if n, err := c.TryRead(buf); n != len(buf) || err != nil {
+			t.Fatalf("TryRead: %d, %v", n, err)
+		}
+	}
+	const reads = 16
+	testnet.WaitFor(t, "every read polls", func() bool {
+		testnet.Send(t, peer, strings.Repeat("busy", reads+1))
+		receiveAs[Readable](t, events)
+		for range 1000 {
+			if role(lp.state.Load()&roleMask) == parked {
+				break
+			}
+			runtime.Gosched()
+		}
+		before := lp.helped.Load()
+		for range reads {
+			read()
+			receiveAs[Readable](t, events)
+		}
+		helped := lp.helped.Load() - before
+		for read(); len(events) > 0; { // the last of it: a full read has announced once more
+			<-events
+			if n, err := c.TryRead(buf); err != ErrWouldBlock {
+				t.Fatalf("TryRead of nothing: %d, %v", n, err)
+			}
+		}
+		return helped == reads
+	})
 }
 
 // A consumer may sit on a Readable as long as it likes.

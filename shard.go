@@ -82,10 +82,10 @@ type shard struct {
 	*shared
 
 	// Immutable.
-	p           poller        // set by Serve
-	wakeup      chan struct{} // hands the role to the loop's own goroutine, which is parked
-	pollForLoop func()        // see loop.pollForLoop
-	willBlock   func(c *Conn) // see loop.willBlock
+	p           poller          // set by Serve
+	wakeup      chan struct{}   // hands the role to the loop's own goroutine, which is parked
+	pollForLoop func(more bool) // see loop.pollForLoop
+	willBlock   func(c *Conn)   // see loop.willBlock
 
 	// Atomic, or with locks of their own.
 	state      atomic.Uint64         // a role

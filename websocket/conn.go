@@ -14,8 +14,9 @@ import (
 
 // An Actor receives the events of a connection, one at a time and in order, as a [tcpio.Actor]
 // does; it may block. An error it returns closes the connection with InternalError, and Conn.Err
-// is that error; io.EOF closes it with Normal. A panic closes it with InternalError, Conn.Err is a
-// *[tcpio.PanicError], and the listener's Logger, slog.Default() without one, gets a line.
+// is that error; io.EOF closes it with Normal. A panic closes it with InternalError, and Conn.Err is a
+// *[tcpio.PanicError]. Both are counted and logged as those of tcpio's actors are; see
+// [tcpio.Conn.HandlerFailed].
 type Actor interface{ Receive(ev Event) error }
 
 // ActorFunc is a function as an Actor.
@@ -46,6 +47,7 @@ type Conn struct {
 	paused    bool
 	announced bool // Opened was delivered
 	gone      bool // Closed was delivered, or is being delivered
+	nudged    bool // a nudge is on its way
 	heard     bool // since the ping's deadline was armed
 	pinged    bool // and not heard since
 	refused   bool // a write was: Writable is owed
@@ -188,7 +190,12 @@ type nudge struct{}
 
 // nudgeLocked has a turn follow on the connection's route, whichever that is then. A timer's value
 // does not count against MailboxSize, so it always finds room.
-func (c *Conn) nudgeLocked() { c.tc.After(0, nudge{}) }
+func (c *Conn) nudgeLocked() {
+	if !c.nudged {
+		c.nudged = true
+		c.tc.After(0, nudge{})
+	}
+}
 
 // Attach gives the connection to a: every event that follows goes there, from any route. Called
 // while an event is handled it takes everything behind that one. A nil a is an error, and so is a

@@ -114,7 +114,7 @@ func (t *turn) decode(w *window, b []byte) bool {
 			}
 			continue
 		}
-		if t.work++; t.work > turnWork && !t.stream {
+		if t.work++; t.work > turnWork {
 			t.comeAgain()
 			return t.keep(b)
 		}

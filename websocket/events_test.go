@@ -11,6 +11,8 @@ import (
 	"log"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
@@ -217,12 +219,48 @@ func TestPanicGoesToTheDefaultLogger(t *testing.T) {
 		p.send(join(fr(opText, "x"), bye))
 		p.expect("close 1011", "eof")
 		r.wait(t, "closed")
+		waitFor(t, func() bool { st := s.Listener().Stats(); return st.Panics == 1 && st.HandlerErrors == 1 })
 	}
 	for name, b := range map[string]*lockedBuffer{"default": &byDefault, "own": &own} {
 		if got := b.String(); strings.Count(got, "panic=\"at last\"") != 1 || strings.Contains(got, "too late") {
 			t.Errorf("the %s logger has %q", name, got)
 		}
 	}
+}
+
+// What every peer can cause is counted each time, and logged at a limited rate. In an HTTP handler a
+// panic is the handler's.
+func TestPanicsOfCheck(t *testing.T) {
+	const peers = 50
+	var lines lockedBuffer
+	check := func(*http.Request) int { panic("of Check") }
+	s := start(t, tcpio.ListenerOptions{Logger: slog.New(slog.NewTextHandler(&lines, nil))},
+		Options{NewActor: echoActor, Check: check}, nil)
+	for range peers {
+		p := dialRaw(t, s.Listener().Addr())
+		p.send([]byte(handshakeOf + "\r\n"))
+		if got := p.response().StatusCode; got != http.StatusInternalServerError {
+			t.Fatalf("status %d", got)
+		}
+	}
+	if n := s.Listener().Stats().Panics; n != peers {
+		t.Errorf("Stats has %d panics, want %d", n, peers)
+	}
+	if n := strings.Count(lines.String(), "of Check"); n == peers {
+		t.Errorf("%d lines of %d panics", n, peers)
+	}
+
+	r := httptest.NewRequest("GET", "/", nil)
+	for k, v := range map[string]string{"Upgrade": "websocket", "Connection": "Upgrade",
+		"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="} {
+		r.Header.Set(k, v)
+	}
+	defer func() {
+		if v := recover(); v != "of Check" {
+			t.Errorf("Upgrade: recovered %v", v)
+		}
+	}()
+	_, _ = Upgrade(httptest.NewRecorder(), r, &Options{Check: check})
 }
 
 type lockedBuffer struct {

@@ -51,7 +51,7 @@ func (t *turn) shake(w *window) bool {
 		return false
 	}
 	r.RemoteAddr, r.TLS = c.tc.RemoteAddr().String(), c.tc.TLS()
-	o, answer, status := c.s.handshake(r, nil)
+	o, answer, status := c.s.handshake(r, nil, c.check)
 	if status != 0 {
 		c.refuse(answer)
 		return false
@@ -81,8 +81,9 @@ func refusal(status int) []byte {
 	return b.Bytes()
 }
 
-// handshake checks a request and makes the answer to it. A status that is not 0 refuses it.
-func (s *Server) handshake(r *http.Request, header http.Header) (o opened, answer []byte, status int) {
+// handshake checks a request and makes the answer to it. A status that is not 0 refuses it. The
+// user's Check is called by check.
+func (s *Server) handshake(r *http.Request, header http.Header, check func(*http.Request) int) (o opened, answer []byte, status int) {
 	if r.ContentLength != 0 || len(r.TransferEncoding) > 0 {
 		return o, refusal(http.StatusBadRequest), http.StatusBadRequest
 	}
@@ -115,7 +116,10 @@ func (s *Server) handshake(r *http.Request, header http.Header) (o opened, answe
 		return o, refusal(http.StatusForbidden), http.StatusForbidden
 	}
 	if s.opts.Check != nil {
-		if status := s.check(r); status != 0 {
+		if status := check(r); status != 0 {
+			if status < 300 || status > 599 {
+				status = http.StatusForbidden
+			}
 			return o, refusal(status), status
 		}
 	}
@@ -127,16 +131,10 @@ func (s *Server) handshake(r *http.Request, header http.Header) (o opened, answe
 	return o, x.Bytes(), 0
 }
 
-// check calls the user's Check. A panic is logged, and refuses.
-func (s *Server) check(r *http.Request) (status int) {
-	defer func() {
-		if v := recover(); v != nil {
-			s.logger().Error("websocket: Check panicked", "panic", v)
-			status = http.StatusInternalServerError
-		}
-	}()
-	if status = s.opts.Check(r); status != 0 && (status < 300 || status > 599) {
-		status = http.StatusForbidden
+// check calls the user's Check. A panic refuses.
+func (c *Conn) check(r *http.Request) (status int) {
+	if c.guard(func() error { status = c.s.opts.Check(r); return nil }) != nil {
+		return http.StatusInternalServerError
 	}
 	return status
 }
@@ -249,7 +247,7 @@ func Upgrade(w http.ResponseWriter, r *http.Request, opts *Options) (*Conn, erro
 // connections go. TLS of crypto/tls under net/http cannot move: on a NetListener, set
 // [tcpio.ListenerOptions].TLSConfig instead.
 func (s *Server) Upgrade(w http.ResponseWriter, r *http.Request) (*Conn, error) {
-	o, answer, status := s.handshake(r, w.Header())
+	o, answer, status := s.handshake(r, w.Header(), s.opts.Check)
 	if status != 0 {
 		if status == http.StatusUpgradeRequired {
 			w.Header().Set("Sec-WebSocket-Version", "13")

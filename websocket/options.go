@@ -22,7 +22,8 @@ type Options struct {
 	// Check is called with a request that is a valid WebSocket handshake and has passed the check
 	// of its origin. It returns 0 to admit the peer, or the HTTP status to refuse it with. What it
 	// changes in the request is there in Opened: *r = *r.WithContext(ctx) passes a user on. On the
-	// server's own port it must not block: it runs on a loop, or on the consumer of Events.
+	// server's own port it must not block: it runs on a loop, or on the consumer of Events; there a
+	// panic refuses the peer with 500, and is counted and logged. In Upgrade a panic is the handler's.
 	Check func(*http.Request) (status int)
 	// Origins are patterns of hosts whose pages may connect, beside the host that the request
 	// names itself: as in path.Match, without regard to case. A pattern with "://" is matched with

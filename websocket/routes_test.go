@@ -465,30 +465,3 @@ func TestRandomMoves(t *testing.T) {
 		}
 	}
 }
-
-// What was read before a reset is delivered, though it takes more than a turn.
-func TestManyMessagesAndAReset(t *testing.T) {
-	const n = 10 * turnWork / frameCost
-	for _, route := range []string{"actor", "mailbox"} {
-		t.Run(route, func(t *testing.T) {
-			s, r := watched(t, route, tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
-				if ev, ok := ev.(Text); ok && string(ev.Data) == "0" {
-					<-ev.Conn.Underlying().Context().Done()
-				}
-				return nil
-			})
-			p := dialPeer(t, s, "")
-			r.wait(t, "opened")
-			p.send(numbered(n))
-			r.wait(t, "text 0")
-			_ = p.Conn.(*net.TCPConn).SetLinger(0)
-			p.Close()
-			lines := r.wait(t, "closed 1006")
-			for i := range n {
-				if len(lines) <= i+1 || lines[i+1] != fmt.Sprint("text ", i) {
-					t.Fatalf("%d events, of which the last are %q", len(lines), lines[max(0, len(lines)-3):])
-				}
-			}
-		})
-	}
-}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -22,7 +21,6 @@ type Server struct {
 	l     *tcpio.Listener // nil: New made it
 	drain time.Duration   // how long a connection has behind Draining
 	tls   bool            // l has a TLSConfig
-	log   *slog.Logger    // nil: the default of the moment
 	over  chan struct{}   // closed when Serve has returned; nil without a listener
 
 	timers timers
@@ -62,20 +60,12 @@ func Listen(tcp *tcpio.ListenerOptions, opts *Options) (*Server, error) {
 		o.NewActor = func(tc *tcpio.Conn) tcpio.Actor { return (*driver)(s.connOf(tc)) }
 	}
 	s.tls = o.TLSConfig != nil
-	s.log = o.Logger
 	s.timers.init(s)
 	if s.l, err = tcpio.Listen(&o); err != nil {
 		return nil, err
 	}
 	s.over = make(chan struct{})
 	return s, nil
-}
-
-func (s *Server) logger() *slog.Logger {
-	if s.log != nil {
-		return s.log
-	}
-	return slog.Default()
 }
 
 // New returns a Server without a listener, for [Server.Upgrade] in net/http handlers that run on

@@ -30,9 +30,8 @@ type turn struct {
 	work   int              // done so far; see turnWork
 }
 
-// turnWork is how much an actor's turn does before others have theirs: so many frames. A message or a
-// ping counts as frameCost, since it costs a call of the handler, or a write. On the stream a turn
-// goes on to the end of what it has read: there it is reading that has the loop look for others.
+// turnWork is how much a turn does before others have theirs: so many frames. A message or a ping
+// counts as frameCost, since it costs a call of the handler, or a write.
 const turnWork, frameCost = 1024, 16
 
 func (t *turn) receive(ev tcpio.Event) {
@@ -44,6 +43,9 @@ func (t *turn) receive(ev tcpio.Event) {
 	case tcpio.Message:
 		switch ev.Value.(type) {
 		case nudge:
+			t.c.mu.Lock()
+			t.c.nudged = false
+			t.c.mu.Unlock()
 			t.run()
 		case roomAgain:
 			t.writable()
@@ -98,13 +100,15 @@ func (c *Conn) isAnnounced() bool {
 	return c.announced
 }
 
-// guard calls f and makes a panic an error. It leaves runtime.Goexit to the core.
+// guard calls f, which calls the user's code, makes a panic an error, and reports what is no error
+// of ours. It leaves runtime.Goexit to the core.
 func (c *Conn) guard(f func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			stack := debug.Stack()
-			err = &tcpio.PanicError{Value: v, Stack: stack}
-			c.s.logger().Error("websocket: handler panicked", "conn", c.String(), "panic", v, "stack", string(stack))
+			err = &tcpio.PanicError{Value: v, Stack: debug.Stack()}
+		}
+		if err != errMoved {
+			c.tc.HandlerFailed(err)
 		}
 	}()
 	return f()
@@ -113,9 +117,6 @@ func (c *Conn) guard(f func() error) (err error) {
 // actorFailed ends a connection whose actor returned err.
 func (c *Conn) actorFailed(ev Event, err error) {
 	if _, last := ev.(Closed); last {
-		if _, said := err.(*tcpio.PanicError); !said {
-			c.s.logger().Debug("websocket: actor failed at Closed", "conn", c.String(), "err", err)
-		}
 		return
 	}
 	c.mu.Lock()

@@ -222,6 +222,39 @@ func TestPanicsAreCountedWhereverTheyHappen(t *testing.T) {
 	}
 }
 
+// A package that calls handlers of its users' itself has their failures counted and logged as those
+// of Receive are.
+func TestFailuresThatAPackageReportsCount(t *testing.T) {
+	t.Parallel()
+	log := &levels{least: slog.LevelDebug}
+	handled := make(chan struct{})
+	l := harness.Actor(t, tcpio.ListenerOptions{Logger: slog.New(log)}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+		if r, ok := ev.(tcpio.Readable); ok {
+			r.Conn.HandlerFailed(nil)
+			r.Conn.HandlerFailed(io.EOF)
+			r.Conn.HandlerFailed(errOfTheUser)
+			for range 20 {
+				r.Conn.HandlerFailed(&tcpio.PanicError{Value: name0})
+			}
+			_, _ = r.Conn.TryWrite([]byte("alive"))
+			close(handled)
+			return io.EOF
+		}
+		return nil
+	}))
+	peer := testnet.Dial(t, l)
+	testnet.Send(t, peer, "x")
+	testnet.ExpectBytes(t, peer, "alive")
+	<-handled
+	if s := l.Stats(); s.HandlerErrors != 1 || s.Panics != 20 {
+		t.Errorf("Stats has %d errors and %d panics, want 1 and 20", s.HandlerErrors, s.Panics)
+	}
+	testnet.WaitFor(t, "the lines", func() bool { return log.Count("handler panicked") > 0 && log.Count("handler failed") == 1 })
+	if n := log.Count("handler panicked"); n == 20 {
+		t.Error("the rate of the lines has no limit")
+	}
+}
+
 const name0 = "of the test's"
 
 func actorOf(a tcpio.Actor) func(*tcpio.Conn) tcpio.Actor {
