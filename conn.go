@@ -83,14 +83,14 @@ type connExt struct {
 	raw          bool              // SyscallConn was called: others may have received how the connection ended
 	given        bool              // the socket is somebody else's, who has a duplicate: its options are left alone
 	counted      bool              // with a Preface: MaxConnsPerIP counts the connection for addrPort
-	connecting   bool              // of DialAsync: the socket is not connected; stays when that fails
+	connecting   bool              // of a dial: the socket is not connected; stays when that fails
 	ownInput     bool              // inputTimeout is set
 	groups       []membership      // of Groups
 	tls          *tlsState
 	preface      *preface // until Preface is done with the connection
 	frames       frameBuffer
 	context      connContext
-	dial         dialler       // of DialAsync, until the dial is answered
+	dial         dialler       // until the dial is answered
 	dialed       *Dialed       // the answer, until it is delivered
 	inputTimeout time.Duration // of SetInputTimeout, if ownInput is set
 	waits        *waits        // nil until a call blocks

@@ -385,8 +385,11 @@ func TestBytesThatCameWithTheConnectAreAnnounced(t *testing.T) {
 	events := r.Events()
 	r.serve()
 	testnet.WaitFor(t, "Serve", func() bool { return r.mayAdd() == nil })
-	d, err := r.newDialing(&DialRequest{Address: ln.Addr().String()})
+	d, err := r.newDialing(&DialRequest{Network: "tcp", Address: ln.Addr().String()})
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.routeOf(d); err != nil {
 		t.Fatal(err)
 	}
 	fd, err := d.open(d.addrs[0][0])

@@ -8,7 +8,7 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// A dialAnswer is where the answer to a dial goes: to one of to, actor and stream.
+// A dialAnswer is where the answer to a dial goes: to one of to, actor, stream and caller.
 type dialAnswer struct {
 	// Immutable.
 	sh     *shard
@@ -16,6 +16,7 @@ type dialAnswer struct {
 	to     *Conn
 	actor  Actor
 	stream *stream
+	caller chan *Dialed // of a call that waits; its connection may have the stream as its route
 
 	left bool // to's place is given back; guarded by to's mu
 
@@ -77,18 +78,22 @@ func (d *dialAnswer) take() bool {
 	return !was
 }
 
-// beginLocked begins the route of the connection that was dialed. To's handler is to give it one.
+// beginLocked begins the route of the connection that was dialed. To's handler, or a
+// caller, is to give it one if the dial has none for it.
 func (d *dialAnswer) beginLocked(c *Conn) *Dialed {
 	answer := &Dialed{Conn: c, Value: d.value, To: d.to}
 	c.ext.dial = nil
 	unread := c.announced() || sys.Unread(c.fd) > 0 || sys.HungUp(c.fd) // its edge may be over
 	c.withdrawReadableLocked()
-	if d.to == nil {
-		c.stream, c.actor, c.claim, c.ext.dialed = d.stream, d.actor, claimed, answer
-		c.emitLocked(pendDialed)
-		c.emitLocked(pendOpened)
-	} else {
+	if d.stream == nil && d.actor == nil {
 		c.route.add(routeOpened) // moveLocked emits Opened
+	} else {
+		c.stream, c.actor, c.claim = d.stream, d.actor, claimed
+		if d.caller == nil {
+			c.ext.dialed = answer
+			c.emitLocked(pendDialed)
+		}
+		c.emitLocked(pendOpened)
 	}
 	if unread {
 		c.announceReadableLocked() // without a route it is noted
@@ -97,11 +102,11 @@ func (d *dialAnswer) beginLocked(c *Conn) *Dialed {
 	return answer
 }
 
-// failed delivers that the dial has failed, unless it is To that is to be told. A Conn that never
-// was one carries the answer.
+// failed delivers that the dial has failed, unless it is To or a caller that is to be told. A Conn
+// that never was one carries the answer.
 func (d *dialAnswer) failed(err error) *Dialed {
 	answer := &Dialed{Err: err, Value: d.value, To: d.to}
-	if d.to != nil {
+	if d.to != nil || d.caller != nil {
 		return answer
 	}
 	c := &Conn{sh: d.sh, id: lastID.Add(1), origin: dialed,

@@ -1,10 +1,10 @@
 package tcpio
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"net"
-	"time"
 )
 
 // A DialRequest is what [Listener.DialAsync] is asked for.
@@ -48,7 +48,7 @@ type DialRequest struct {
 // names; no route for the answer; To has MailboxSize values waiting ([ErrMailboxFull]: the place for
 // the answer is taken at the request, and so it is never refused later) or is closed; l is stopping
 // (net.ErrClosed). Whatever fails later is in Dialed.Err, a *net.OpError as net.Dialer returns it:
-// around a *net.DNSError, a system's error, os.ErrDeadlineExceeded, or what crypto/tls says. Of
+// around a *net.DNSError, a system's error, what crypto/tls says. Of
 // several addresses the first one's error is reported.
 //
 // stop gives the dial up, and reports whether that kept the answer from being delivered: nothing
@@ -65,47 +65,66 @@ type DialRequest struct {
 // call, if Actor is set; otherwise it comes behind Events or EventsPerLoop, which say where events
 // go.
 func (l *Listener) DialAsync(r DialRequest) (stop func() bool, err error) {
+	if r.Network == "" {
+		r.Network = "tcp"
+	}
 	d, err := l.newDialing(&r)
 	if err == nil {
-		err = d.start()
+		err = d.mayBeAsync()
+	}
+	if err == nil {
+		err = l.routeOf(d)
+	}
+	if err == nil {
+		err = d.start(context.Background())
+	}
+	if err == ErrMailboxFull {
+		return nil, err
 	}
 	if err != nil {
-		if err == ErrMailboxFull {
-			return nil, err
-		}
-		if _, ok := err.(*net.OpError); !ok {
-			err = &net.OpError{Op: "dial", Net: r.Network, Err: err}
-		}
-		return nil, err
+		return nil, dialError(&r, err)
 	}
 	return d.stop, nil
 }
 
-// newDialing checks r.
-func (l *Listener) newDialing(r *DialRequest) (*dialing, error) {
-	if r.Network == "" {
-		r.Network = "tcp"
+// dialError is the error of a request.
+func dialError(r *DialRequest, err error) error {
+	if _, ok := err.(*net.OpError); ok {
+		return err
 	}
+	return &net.OpError{Op: "dial", Net: r.Network, Err: err}
+}
+
+// mayBeAsync says what DialAsync refuses.
+func (d *dialing) mayBeAsync() error {
+	switch {
+	//lint:ignore SA1019 it must not be left out in silence
+	case d.dialer.Cancel != nil:
+		return errors.New("Dialer.Cancel is set: call stop instead")
+	case d.to != nil && d.actor != nil:
+		return errors.New("both To and Actor are set")
+	}
+	return nil
+}
+
+// newDialing checks r, but for who gets the answer.
+func (l *Listener) newDialing(r *DialRequest) (*dialing, error) {
 	d := &dialing{l: l, dialAnswer: dialAnswer{value: r.Value, to: r.To, actor: r.Actor}}
 	d.network = r.Network
 	if r.Dialer != nil {
 		d.dialer = *r.Dialer
 	} else {
-		d.dialer.SetMultipathTCP(false) // as Dial has it
+		d.dialer.SetMultipathTCP(false) // as for the listening socket, also if GODEBUG says otherwise
 	}
-	//lint:ignore SA1019 it must not be left out in silence
-	if d.dialer.Cancel != nil {
-		return nil, errors.New("Dialer.Cancel is set: call stop instead")
-	}
-	if r.To != nil && r.Actor != nil {
-		return nil, errors.New("both To and Actor are set")
+	if d.dialer.Timeout < 0 {
+		return nil, errors.New("Dialer.Timeout is negative")
 	}
 	if err := d.setAddress(r.Address); err != nil {
 		return nil, err
 	}
 	if r.TLS != nil {
 		config := r.TLS
-		if config.ServerName == "" && !config.InsecureSkipVerify {
+		if config.ServerName == "" {
 			config = config.Clone()
 			config.ServerName = d.host
 		}
@@ -114,26 +133,8 @@ func (l *Listener) newDialing(r *DialRequest) (*dialing, error) {
 			return nil, err
 		}
 	}
-	if err := l.routeOf(d); err != nil {
-		return nil, err
-	}
-	if limit := d.dialer.Timeout; limit > 0 {
-		d.deadline = now() + int64(limit)
-	} else if limit < 0 {
-		return nil, errors.New("Dialer.Timeout is negative")
-	}
-	if at := d.dialer.Deadline; !at.IsZero() {
-		due := max(now()+int64(time.Until(at)), 1)
-		if d.deadline == 0 || due < d.deadline {
-			d.deadline = due
-		}
-	}
-	if d.deadline < 0 {
-		d.deadline = 0 // in centuries
-	}
 	d.keep = l.opts.KeepAlive
 	d.userTimeout = l.opts.TCPUserTimeout
-	d.begin()
 	d.timer = timer{kind: timerDial, value: d}
 	return d, nil
 }
@@ -168,7 +169,7 @@ func (l *Listener) routeOf(d *dialing) error {
 		if l.netListener == nil {
 			d.stream = l.streamFor(best)
 		}
-		if d.stream == nil {
+		if d.stream == nil && d.caller == nil {
 			return errors.New("the listener has no stream: set To or Actor")
 		}
 	}

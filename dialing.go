@@ -13,7 +13,7 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// A dialing is one DialAsync. It goes on in steps, which its loop makes when its timer is due, one
+// A dialing is one Dial or DialAsync. It goes on in steps, which its loop makes when its timer is due, one
 // at a time: whatever happens (an address has answered, a look-up is over, a time has come, To has
 // closed) makes the timer due at once (poke) or calls step. Its states:
 //
@@ -26,17 +26,16 @@ import (
 // (Conn.dialing): it has no route, and an edge only pokes. The winner keeps its registration.
 type dialing struct {
 	// Immutable after start.
-	l        *Listener
-	config   *tls.Config
-	deadline int64 // on the clock of now; 0: none
+	l      *Listener
+	config *tls.Config // nil: no TLS
 
 	dialAnswer
 	timer timer
 	steps atomic.Int32 // steps asked for since the running one began, itself included
 
 	// Guarded by mu, which is taken under a Conn's mu.
-	gone  bool // to has ended
-	found *found
+	gone  error // why nobody waits for the answer any more
+	found *foundAddrs
 	made  [2]*madeSocket // for each lane
 
 	// Owned by the step.
@@ -59,8 +58,8 @@ type lane struct {
 	err     error // of the first address that failed
 }
 
-// found is what a look-up found, madeSocket what a worker made.
-type found struct {
+// foundAddrs is what a look-up found, madeSocket what a worker made.
+type foundAddrs struct {
 	ips  []netip.Addr
 	port int
 	err  error
@@ -71,8 +70,10 @@ type madeSocket struct {
 	err error
 }
 
-// start makes the dial known. From then on it ends by itself.
-func (d *dialing) start() error {
+// start makes the dial known. From then on it ends by itself. For a caller it makes the first step
+// at once, behind which a connection within the machine is often there.
+func (d *dialing) start(ctx context.Context) error {
+	d.begin(ctx)
 	if err := d.expect(d); err != nil {
 		return err
 	}
@@ -84,16 +85,25 @@ func (d *dialing) start() error {
 		}
 		return net.ErrClosed
 	}
-	d.poke()
+	if d.caller != nil {
+		d.step()
+	} else {
+		d.poke()
+	}
 	return nil
 }
 
 // letGo implements membership: To has begun to close.
 func (d *dialing) letGo(*Conn) {
-	d.mu.Lock()
-	d.gone = true
-	d.mu.Unlock()
+	d.leave(net.ErrClosed)
 	d.poke()
+}
+
+// leave notes that nobody waits for the answer any more. The next step ends the dial.
+func (d *dialing) leave(why error) {
+	d.mu.Lock()
+	d.gone = why
+	d.mu.Unlock()
 }
 
 func (d *dialing) poke() { d.sh.addTimer(&d.timer, 0) }
@@ -143,10 +153,12 @@ func (d *dialing) advance() {
 	switch {
 	case over:
 		d.end(nil)
-	case gone || d.l.stopping.Load():
+	case d.l.stopping.Load():
 		d.fail(d.opError(net.ErrClosed))
+	case gone != nil:
+		d.fail(d.opError(gone))
 	case d.deadline != 0 && t >= d.deadline:
-		d.fail(d.opError(os.ErrDeadlineExceeded))
+		d.fail(d.opError(context.DeadlineExceeded))
 	case d.winner != nil:
 		d.secure()
 	default:
@@ -158,7 +170,7 @@ func (d *dialing) advance() {
 }
 
 // connect looks up the name and goes on in the lanes.
-func (d *dialing) connect(found *found, t int64) {
+func (d *dialing) connect(found *foundAddrs, t int64) {
 	switch {
 	case found != nil:
 		d.looking = false
@@ -173,7 +185,11 @@ func (d *dialing) connect(found *found, t int64) {
 	case len(d.addrs[0]) == 0:
 		if !d.looking {
 			d.looking = true
-			d.l.dialWorkers.Do(d.lookUp)
+			f := &foundAddrs{}
+			d.runElsewhere("Dialer.Resolver", func() (err error) {
+				f.ips, f.port, err = d.resolve()
+				return err
+			}, func(err error) { f.err, d.found = err, f })
 		}
 		return
 	}
@@ -214,7 +230,7 @@ func (d *dialing) drive(i int, t int64) {
 				d.won()
 				return
 			case !done && ln.limit != 0 && t >= ln.limit:
-				err = os.ErrDeadlineExceeded
+				err = errDialTimeout
 			case !done:
 				return
 			}
@@ -228,63 +244,45 @@ func (d *dialing) drive(i int, t int64) {
 		a := d.addrs[i][ln.next]
 		ln.next++
 		ln.limit = d.share(t, len(d.addrs[i])-ln.next+1)
+		m := &madeSocket{fd: -1}
+		open := func() (err error) {
+			m.fd, err = d.open(a)
+			return err
+		}
 		if d.hasControl() {
 			ln.making = true
-			d.l.dialWorkers.Do(func() { d.openElsewhere(i, a) })
+			d.runElsewhere("Dialer.Control", open, func(err error) { m.err, d.made[i] = err, m })
 			return
 		}
-		m := new(madeSocket)
-		m.fd, m.err = d.open(a)
+		m.err = open()
 		d.register(i, m)
 	}
 }
 
-// openElsewhere is open for the lane i.
-func (d *dialing) openElsewhere(i int, a net.Addr) {
-	m := &madeSocket{fd: -1, err: context.Canceled}
-	hand := func() {
-		d.mu.Lock()
-		d.made[i] = m
-		d.mu.Unlock()
-		d.step()
+// runElsewhere runs f, which calls what may block, and has note take in its error under mu: also when f
+// panics or exits. A caller has taken a goroutine already: its look-up need not wait for others'.
+func (d *dialing) runElsewhere(what string, f func() error, note func(error)) {
+	run := func() {
+		err := d.ctx.Err()
+		hand := func() {
+			d.mu.Lock()
+			note(err)
+			d.mu.Unlock()
+			d.step()
+		}
+		if err != nil || guard(what, func() { err = f() }, func(p *PanicError, _ bool) {
+			err = p
+			d.sh.logPanic("a function of a Dialer", p, "address", net.JoinHostPort(d.host, d.service))
+			hand()
+		}) {
+			hand()
+		}
 	}
-	if d.ctx.Err() != nil {
-		hand()
-		return
+	if d.caller != nil {
+		go run() // it ends with f
+	} else {
+		d.l.dialWorkers.Do(run)
 	}
-	if guard("Dialer.Control", func() { m.fd, m.err = d.open(a) }, func(p *PanicError, _ bool) {
-		m.fd, m.err = -1, p
-		d.logPanic(p)
-		hand()
-	}) {
-		hand()
-	}
-}
-
-// lookUp has the name looked up.
-func (d *dialing) lookUp() {
-	f := &found{err: context.Canceled}
-	hand := func() {
-		d.mu.Lock()
-		d.found = f
-		d.mu.Unlock()
-		d.step()
-	}
-	if d.ctx.Err() != nil {
-		hand()
-		return
-	}
-	if guard("Dialer.Resolver", func() { f.ips, f.port, f.err = d.resolve() }, func(p *PanicError, _ bool) {
-		f.err = p
-		d.logPanic(p)
-		hand()
-	}) {
-		hand()
-	}
-}
-
-func (d *dialing) logPanic(p *PanicError) {
-	d.sh.logPanic("a function of a Dialer", p, "address", net.JoinHostPort(d.host, d.service))
 }
 
 // share is until when one of n addresses may take: an equal part of the time that is left, but two
@@ -418,7 +416,8 @@ func (d *dialing) fail(err error) {
 	d.end(d.failed(err))
 }
 
-// end lets go of everything, and sends To the answer, if there is one. The loops run until then.
+// end lets go of everything, and sends To or a caller the answer, if there is one. The loops run
+// until then.
 func (d *dialing) end(answer *Dialed) {
 	d.ended = true
 	d.sh.timers.Remove(&d.timer)
@@ -442,6 +441,9 @@ func (d *dialing) end(answer *Dialed) {
 	d.l.dials.remove(d)
 	if d.l.stopping.Load() {
 		d.l.checkAllClosed()
+	}
+	if d.caller != nil {
+		d.caller <- answer
 	}
 }
 
@@ -481,6 +483,9 @@ func (d *dialing) sleep() {
 
 // opError is err with the address that was tried last.
 func (d *dialing) opError(err error) error {
+	if err == context.DeadlineExceeded {
+		err = errDialTimeout
+	}
 	op := &net.OpError{Op: "dial", Net: d.network, Source: d.dialer.LocalAddr, Err: err}
 	if addrs := d.addrs[0]; len(addrs) > 0 {
 		op.Addr = addrs[max(d.lanes[0].next-1, 0)]

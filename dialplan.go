@@ -16,6 +16,7 @@ type dialPlan struct {
 	host        string // of the address
 	service     string // likewise, its port
 	dialer      net.Dialer
+	deadline    int64               // on the clock of now; 0: none
 	keep        net.KeepAliveConfig // the listener's
 	userTimeout time.Duration       // likewise
 	addrs       [2][]net.Addr       // those of the first one's family, and the others; none: the name is to be looked up
@@ -114,10 +115,28 @@ func (d *dialPlan) setAddrs(ips []netip.Addr, port int) error {
 	return nil
 }
 
-// begin makes a context for what may block.
-func (d *dialPlan) begin() {
+// begin begins the time limit, and makes a context for what may block.
+func (d *dialPlan) begin(ctx context.Context) {
+	limit := func(left time.Duration) {
+		at := now() + int64(left)
+		if left > 0 && at < 0 {
+			return // in centuries
+		}
+		if at = max(at, 1); d.deadline == 0 || at < d.deadline {
+			d.deadline = at
+		}
+	}
+	if d.dialer.Timeout > 0 {
+		limit(d.dialer.Timeout)
+	}
+	if at := d.dialer.Deadline; !at.IsZero() {
+		limit(time.Until(at))
+	}
+	if at, ok := ctx.Deadline(); ok {
+		limit(time.Until(at))
+	}
 	if len(d.addrs[0]) == 0 || d.hasControl() {
-		d.ctx, d.cancel = context.WithCancel(context.Background())
+		d.ctx, d.cancel = context.WithCancel(ctx)
 	}
 }
 

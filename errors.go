@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -125,6 +126,20 @@ var ErrRelayed = errors.New("tcpio: the connection is in a relay")
 // ErrRelayEnded is the Err of a connection that its [Relay] reset, since the other connection had
 // failed or was closed. [Relay.End] has the cause.
 var ErrRelayEnded = errors.New("tcpio: the other connection of the relay ended")
+
+// A dialTimeout is the error of a dial whose time is over. Package net has two, of which some code
+// looks for the one and some for the other.
+type dialTimeout struct{}
+
+var errDialTimeout error = dialTimeout{}
+
+func (dialTimeout) Error() string   { return "i/o timeout" }
+func (dialTimeout) Timeout() bool   { return true }
+func (dialTimeout) Temporary() bool { return true }
+
+func (dialTimeout) Is(target error) bool {
+	return target == os.ErrDeadlineExceeded || target == context.DeadlineExceeded
+}
 
 // An endedError is net.ErrClosed with its cause.
 type endedError struct{ cause syscall.Errno }

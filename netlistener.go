@@ -177,10 +177,41 @@ func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	default:
 		return fail(fmt.Errorf("neither *net.TCPConn nor *net.UnixConn: %T", nc))
 	}
-	c, err := l.serveOther(nc, adopted, nil)
+	c, err := l.adoptSocket(nc)
 	if err != nil {
 		return fail(err)
 	}
+	return c, nil
+}
+
+// adoptSocket serves nc's connection. On an error nc is as it was.
+func (l *Listener) adoptSocket(nc net.Conn) (*Conn, error) {
+	if err := l.mayAdd(); err != nil {
+		return nil, err
+	}
+	local, remote := nc.LocalAddr(), nc.RemoteAddr()
+	fd, peer, err := sys.Take(nc)
+	if err != nil {
+		return nil, err
+	}
+	c := l.newConn(l.leastBusy(true), fd, peer, adopted)
+	if local == nil {
+		local = sys.LocalAddr(fd, sys.Zone{}) // it was reset before nc asked
+	}
+	c.ext = &connExt{local: local, remote: remote}
+	c.claim = min(c.claim, unclaimed) // its first bytes may have been read from nc
+	if _, ok := nc.(*net.TCPConn); ok && sys.Multipath(fd) {
+		c.sock.add(sockUnsure) // a short read of it proves nothing
+	}
+	asks := l.asksForActor(c)
+	if err := l.register(c); err != nil {
+		sys.Disown(nc)
+		return nil, err
+	}
+	if asks {
+		l.adopt(c)
+	}
+	nc.Close() // the duplicate keeps the connection
 	return c, nil
 }
 

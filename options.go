@@ -65,7 +65,7 @@ type ListenerOptions struct {
 	// MaxBlocked bounds the goroutines that blocked handlers keep, beyond one for each loop; 0
 	// means 10,000, and 1,048,576 is the most. At the bound a loop waits until the handler returns,
 	// and so do the loop's other connections. It does not wait for a handler that is blocked in
-	// Read or Write of its own connection, since that needs the loop.
+	// Read or Write of its own connection, or in a Dial, since those need the loop.
 	MaxBlocked int
 
 	// MaxConns bounds the open connections. MaxConnsPerIP bounds those of one address: an IPv4

@@ -25,7 +25,7 @@ var fileOrder = strings.Fields(`
 	close.go handshake.go preface.go settle.go
 	attach.go group.go groups.go frames.go starttls.go netconn.go rawconn.go copy.go relaybulk.go relay.go
 	callback.go backlog.go tcpio.go count.go context.go loop.go receive.go register.go dialanswer.go dialplan.go dialing.go accept.go dispatch.go serve.go
-	dial.go dialasync.go netlistener.go
+	dialasync.go dial.go netlistener.go
 `)
 
 // upward has the exceptions: behind a file's name those that come after it, and that it uses all the

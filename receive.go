@@ -126,12 +126,20 @@ func (c *Conn) actorPanicked(ev Event, p *PanicError) {
 	}
 }
 
-// willBlock is called before a blocking call on c. If c's own handler holds the loop, another
-// goroutine takes it over at once, before the watchdog sees it.
+// willBlock is called before a blocking call on c, or of a Dial, which has no connection yet. If c's
+// own handler holds the loop, for a Dial any handler or consumer, another goroutine takes it over at
+// once, before the watchdog sees it.
 func (lp *loop) willBlock(c *Conn) {
 	w := lp.state.Load()
-	if role(w&roleMask) == handler && lp.handlerConn.Load() == c && lp.state.Load() == w {
-		lp.takeOver(w, true)
+	switch role(w & roleMask) {
+	case handler:
+		if c == nil || lp.handlerConn.Load() == c && lp.state.Load() == w {
+			lp.takeOver(w, true)
+		}
+	case parked:
+		if c == nil {
+			lp.kick()
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package tcpio
 
 import (
+	"errors"
 	"net"
 	"sync/atomic"
 
@@ -9,6 +10,19 @@ import (
 
 // lastID numbers the connections of the process.
 var lastID atomic.Uint64
+
+// mayAdd returns why l cannot serve one more connection, nil if it can.
+func (l *Listener) mayAdd() error {
+	if l.stopping.Load() {
+		return net.ErrClosed
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.polling {
+		return errors.New("Serve is not running")
+	}
+	return nil
+}
 
 // newConn makes a connection of fd on lp. register adds it there.
 func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr, from origin) *Conn {
@@ -71,12 +85,10 @@ func (l *Listener) register(c *Conn) error {
 	}
 	if served {
 		c.mu.Lock()
-		switch st := c.tls(); {
+		switch {
 		case c.dialing(): // the rest comes when it is connected
 		case c.prefaced():
 			c.beginPrefaceLocked() // TLS comes behind it
-		case st != nil: // of DialTLS
-			c.beginTLSLocked(st.config, true)
 		case c.entry().tls != nil && c.origin != dialed:
 			c.beginTLSLocked(c.entry().tls, false)
 		}
@@ -119,9 +131,6 @@ func (l *Listener) register(c *Conn) error {
 		c.endDrainLocked()
 	case endCut:
 		c.abortLocked(net.ErrClosed)
-	}
-	if st := c.tls(); st != nil && st.client {
-		c.beginClientLocked()
 	}
 	return nil
 }

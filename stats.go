@@ -14,7 +14,7 @@ type Stats struct {
 
 	// Panics counts the panics of your code that tcpio has stopped, and its calls of runtime.Goexit: in
 	// handlers, hooks, callbacks, Group.Left, Groups.Changed, and functions of a TLS config in a
-	// handshake, or of a Dialer in DialAsync.
+	// handshake, or of the Dialer of a dial.
 	Panics uint64
 }
 
@@ -33,8 +33,8 @@ type LoopStats struct {
 	// HandlerErrors counts the errors other than io.EOF that Receive and OnConnEvent have returned.
 	HandlerErrors uint64
 
-	Dialing     int    // requests of DialAsync that have no answer yet
-	DialsFailed uint64 // requests of DialAsync whose answer was an error
+	Dialing     int    // dials that have no answer yet, blocking calls too
+	DialsFailed uint64 // dials whose answer was an error, likewise
 
 	HandshakesFailed uint64 // TLS handshakes, those that took too long too
 

@@ -23,7 +23,7 @@ type Listener struct {
 	// Atomic, or with locks of their own.
 	socket      listenSocket
 	errs        callback      // OnErrorEvent, where there are no callbacks
-	dials       dials         // of DialAsync
+	dials       dials         // under way
 	dialWorkers wait.Workers  // look up names for DialAsync, and run Control of its Dialer
 	refusing    atomic.Int64  // refused connections that are still open; no loop's live counts them
 	stopping    atomic.Bool   // nothing is accepted any more

@@ -88,10 +88,10 @@ func newCollector(stats func() tcpio.Stats, labels prometheus.Labels) *collector
 		func(s *tcpio.LoopStats) uint64 { return s.Closed })
 	perLoop(prometheus.CounterValue, "connections_refused_total", "Connections closed instead of served, by reason.", "reason", refused)
 	perLoop(prometheus.CounterValue, "connections_timed_out_total", "Connections that a time limit ended, by kind.", "kind", timeouts)
-	perLoop(prometheus.GaugeValue, "dials_under_way", "Requests of DialAsync that have no answer yet.", "", func(s *tcpio.LoopStats) []sample {
+	perLoop(prometheus.GaugeValue, "dials_under_way", "Dials that have no answer yet, blocking calls too.", "", func(s *tcpio.LoopStats) []sample {
 		return []sample{{value: float64(s.Dialing)}}
 	})
-	counter("dials_failed_total", "Requests of DialAsync whose answer was an error.",
+	counter("dials_failed_total", "Dials whose answer was an error, blocking calls too.",
 		func(s *tcpio.LoopStats) uint64 { return s.DialsFailed })
 	counter("tls_handshakes_failed_total", "TLS handshakes that failed, those that took too long too.",
 		func(s *tcpio.LoopStats) uint64 { return s.HandshakesFailed })

@@ -108,10 +108,10 @@ func writeMetrics(w io.Writer, s tcpio.Stats) {
 		t := &s.Timeouts
 		return []by{{"idle", t.Idle}, {"read", t.Read}, {"input", t.Input}, {"frame", t.Frame}, {"write", t.Write}, {"preface", t.Preface}, {"handshake", t.Handshake}, {"close", t.Close}, {"drain", t.Drain}, {"eof", t.EOF}}
 	})
-	perLoop("gauge", "dials_under_way", "Requests of DialAsync that have no answer yet.", func(name string, i int, s *tcpio.LoopStats) {
+	perLoop("gauge", "dials_under_way", "Dials that have no answer yet, blocking calls too.", func(name string, i int, s *tcpio.LoopStats) {
 		fmt.Fprintf(w, "%s{loop=\"%d\"} %d\n", name, i, s.Dialing)
 	})
-	counter("dials_failed_total", "Requests of DialAsync whose answer was an error.",
+	counter("dials_failed_total", "Dials whose answer was an error, blocking calls too.",
 		func(s *tcpio.LoopStats) uint64 { return s.DialsFailed })
 	counter("tls_handshakes_failed_total", "TLS handshakes that failed, those that took too long too.",
 		func(s *tcpio.LoopStats) uint64 { return s.HandshakesFailed })

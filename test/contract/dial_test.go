@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -310,8 +311,10 @@ func TestDialTellsWhyItFails(t *testing.T) {
 	isDialError := func(t *testing.T, c *tcpio.Conn, err, want error) {
 		t.Helper()
 		var oe *net.OpError
-		if c != nil || !errors.As(err, &oe) || oe.Op != "dial" || want != nil && !errors.Is(err, want) {
-			t.Errorf("Dial = %v, %v, want a *net.OpError of dial around %v", c, err, want)
+		var unknown net.UnknownNetworkError
+		if c != nil || !errors.As(err, &oe) || oe.Op != "dial" || want != nil && !errors.Is(err, want) ||
+			oe.Addr == nil && !errors.As(err, &unknown) {
+			t.Errorf("Dial = %v, %v, want a *net.OpError of dial with the address, around %v", c, err, want)
 		}
 	}
 	hole := blackHole(t)
@@ -343,7 +346,7 @@ func TestDialTellsWhyItFails(t *testing.T) {
 	c, err = l.Dial(ctx, "tcp", hole)
 	isDialError(t, c, err, nil)
 	var ne net.Error
-	if !errors.As(err, &ne) || !ne.Timeout() {
+	if !errors.As(err, &ne) || !ne.Timeout() || !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%v is no timeout", err)
 	}
 	ctx, cancel = context.WithCancel(context.Background())
@@ -371,8 +374,8 @@ func TestDialTellsWhyItFails(t *testing.T) {
 	isDialError(t, c, err, net.ErrClosed)
 }
 
-// waitDialing waits until a goroutine that Dial has started waits for its end.
+// waitDialing waits until a Dial waits for its answer.
 func waitDialing(t *testing.T) {
 	t.Helper()
-	waitBlocked(t, 1, "(*Listener).endDial")
+	waitBlocked(t, 1, "(*Listener).dial")
 }

@@ -5,7 +5,10 @@ package contract
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"runtime"
+	"syscall"
 	"testing"
 	"time"
 
@@ -141,4 +144,120 @@ func TestAListenerWithoutAnAddress(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// routeless is a listener without an address. What it dials has no route.
+func routeless(t testing.TB) *tcpio.Listener {
+	t.Helper()
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Network: "none", NewActor: func(*tcpio.Conn) tcpio.Actor { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	harness.Start(t, l)
+	return l
+}
+
+// Whenever ctx ends, Dial returns a connection or the context's error, and nothing is left of it.
+func TestDialEndsWithItsContextAtEveryMoment(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	addr := ln.Addr().String()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	l := routeless(t)
+	n := 200
+	if testnet.Long {
+		n = 2000
+	}
+	control := func(string, string, syscall.RawConn) error { return nil }
+	for i := range n {
+		ctx, cancel := context.WithCancel(t.Context())
+		conns, errs := make(chan *tcpio.Conn, 1), make(chan error, 1)
+		go func() {
+			d := new(net.Dialer)
+			if i%2 == 0 {
+				d.Control = control
+			}
+			c, err := l.DialWith(ctx, d, "tcp", addr)
+			conns <- c
+			errs <- err
+		}()
+		for start := time.Now(); time.Since(start) < time.Duration(i%50)*4*time.Microsecond; {
+		}
+		cancel()
+		c, err := testnet.Receive(t, "the end of Dial", conns), <-errs
+		var oe *net.OpError
+		switch {
+		case (c == nil) == (err == nil):
+			t.Fatalf("%v, %v", c, err)
+		case c != nil:
+			c.Abort()
+		case !errors.Is(err, context.Canceled) || !errors.As(err, &oe) || oe.Addr == nil || oe.Addr.String() != addr:
+			t.Fatalf("%v, want context.Canceled and the address", err)
+		}
+	}
+	noDials(t, l)
+}
+
+// More callers than DialAsync has goroutines for names: nobody's look-up waits for another's.
+func TestLookUpsOfBlockedCallersDoNotWaitForEachOther(t *testing.T) {
+	l := routeless(t)
+	const n = 100
+	asked := make(chan struct{}, 10*n)
+	d := &net.Dialer{Resolver: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		asked <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}}
+	ctx, cancel := context.WithCancel(t.Context())
+	errs := make(chan error, n)
+	for i := range n {
+		go func() {
+			_, err := l.DialWith(ctx, d, "tcp", fmt.Sprintf("name%d.invalid:1", i)) // one name is looked up once
+			errs <- err
+		}()
+	}
+	for range n {
+		testnet.Receive(t, "a question to the resolver", asked)
+	}
+	if s := l.Stats(); s.Dialing != n {
+		t.Errorf("Stats has %d dials", s.Dialing)
+	}
+	cancel()
+	for range n {
+		if err := testnet.Receive(t, "the end of Dial", errs); !errors.Is(err, context.Canceled) {
+			t.Errorf("Dial: %v", err)
+		}
+	}
+	noDials(t, l)
+}
+
+// Control runs on a goroutine that is not the caller's. A panic in it, or an exit, is the dial's error.
+func TestAPanicInControlFailsTheDial(t *testing.T) {
+	l := routeless(t)
+	for name, control := range map[string]func(string, string, syscall.RawConn) error{
+		"panic": func(string, string, syscall.RawConn) error { panic("in Control") },
+		"exit":  func(string, string, syscall.RawConn) error { runtime.Goexit(); return nil },
+	} {
+		before := l.Stats().Panics
+		var p *tcpio.PanicError
+		c, err := l.DialWith(t.Context(), &net.Dialer{Control: control}, "tcp", "127.0.0.1:1")
+		if c != nil || !errors.As(err, &p) {
+			t.Errorf("%s: %v, %v, want a PanicError", name, c, err)
+		}
+		if n := l.Stats().Panics; n != before+1 {
+			t.Errorf("%s: %d panics are counted", name, n-before)
+		}
+	}
+	noDials(t, l)
 }

@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -223,6 +225,9 @@ func TestDialersTimeLimitsHold(t *testing.T) {
 	l := dialing(t, tcpio.ListenerOptions{})
 	cancelled := make(chan struct{})
 	close(cancelled)
+	if c, err := l.DialWith(t.Context(), &net.Dialer{Timeout: -1}, "tcp", hole); c != nil || err == nil || !strings.Contains(err.Error(), "Dialer.Timeout") {
+		t.Errorf("a negative Timeout: %v, %v", c, err)
+	}
 	for name, d := range map[string]*net.Dialer{
 		"Timeout":  {Timeout: 20 * time.Millisecond},
 		"Deadline": {Deadline: time.Now().Add(20 * time.Millisecond)},
@@ -235,8 +240,11 @@ func TestDialersTimeLimitsHold(t *testing.T) {
 			continue
 		}
 		var ne net.Error
-		if name != "Cancel" && (!errors.As(err, &ne) || !ne.Timeout()) {
+		if name != "Cancel" && (!errors.As(err, &ne) || !ne.Timeout() || !errors.Is(err, os.ErrDeadlineExceeded)) {
 			t.Errorf("%s: %v is no timeout", name, err)
+		}
+		if name == "Cancel" && !errors.Is(err, context.Canceled) {
+			t.Errorf("Cancel: %v", err)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -122,4 +123,61 @@ func TestStopEndsAHandshake(t *testing.T) {
 	}
 	testnet.WaitFor(t, "nothing is left", func() bool { return l.Len() == 0 && l.Stats().Dialing == 0 })
 	harness.ExpectSilence(t, events, 20*time.Millisecond)
+}
+
+// A handshake needs its loop. At MaxBlocked no handler that dials keeps it.
+func TestHandlersThatDialDoNotKeepTheirLoopAtMaxBlocked(t *testing.T) {
+	up := echoTLS(t, testnet.ServerTLS())
+	var all sync.WaitGroup
+	l := harness.Actor(t, tcpio.ListenerOptions{MaxBlocked: 1, HandshakeTimeout: testnet.Limit}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+		o, ok := ev.(tcpio.Opened)
+		if !ok {
+			return nil
+		}
+		defer all.Done()
+		c, err := o.Conn.Listener().DialTLS(t.Context(), nil, "tcp", up, testnet.ClientTLS())
+		if err != nil {
+			t.Error(err)
+			return err
+		}
+		_, err = o.Conn.TryWrite([]byte("through"))
+		c.Abort()
+		return err
+	}))
+	const n = 12
+	all.Add(n)
+	var peers []net.Conn
+	for range n {
+		peers = append(peers, testnet.Dial(t, l))
+	}
+	for _, p := range peers {
+		testnet.ExpectBytes(t, p, "through")
+	}
+	all.Wait()
+}
+
+// Without ServerName the host of the address is the name, also where nobody verifies it: servers choose by it.
+func TestServerNameIsSentAlsoWithoutVerifying(t *testing.T) {
+	names := make(chan string, 4)
+	config := testnet.ServerTLS()
+	config.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) { names <- h.ServerName; return nil, nil }
+	_, port, _ := net.SplitHostPort(echoTLS(t, config))
+	l, events := clientOnly(t, tcpio.ListenerOptions{})
+	if _, err := l.DialAsync(tcpio.DialRequest{Address: "localhost:" + port, TLS: &tls.Config{InsecureSkipVerify: true}}); err != nil {
+		t.Fatal(err)
+	}
+	if ev := harness.Expect[tcpio.Dialed](t, events); ev.Err != nil {
+		t.Fatal(ev.Err)
+	}
+	if name := testnet.Receive(t, "the ClientHello", names); name != "localhost" {
+		t.Errorf("the server was asked for %q", name)
+	}
+	c, err := l.DialTLS(t.Context(), nil, "tcp", "localhost:"+port, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Abort()
+	if name := testnet.Receive(t, "the ClientHello", names); name != "localhost" {
+		t.Errorf("the server was asked for %q", name)
+	}
 }
