@@ -17,8 +17,12 @@ import (
 // A Listener has an address to connect to.
 type Listener interface{ Addr() net.Addr }
 
-// Dial connects to l with the package net, until the test ends. Limit bounds every call of the
-// peer.
+// peerLife is how long the calls of a peer may go on: it ends a test that hangs, and is long beside
+// what a test takes that does not, on a machine that is busy.
+const peerLife = 4 * Limit
+
+// Dial connects to l with the package net, until the test ends. The peer's calls fail after
+// some time, so that a test does not hang.
 func Dial(t testing.TB, l Listener) net.Conn {
 	t.Helper()
 	peer := Connect(t, l)
@@ -39,7 +43,7 @@ func Connect(t T, l Listener) net.Conn {
 	if err != nil {
 		t.Fatalf("dial: %v", err)
 	}
-	if err := peer.SetDeadline(time.Now().Add(Limit)); err != nil {
+	if err := peer.SetDeadline(time.Now().Add(peerLife)); err != nil {
 		t.Fatalf("the peer's deadline: %v", err)
 	}
 	return peer
@@ -59,7 +63,7 @@ func TCPPair(t testing.TB) (*net.TCPConn, *net.TCPConn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.Close() })
-	_ = b.SetDeadline(time.Now().Add(Limit))
+	_ = b.SetDeadline(time.Now().Add(peerLife))
 	return a, b.(*net.TCPConn)
 }
 
@@ -86,7 +90,7 @@ func Upstream(t testing.TB, network, addr string) (string, <-chan net.Conn) {
 			if err != nil {
 				return
 			}
-			_ = c.SetDeadline(time.Now().Add(Limit))
+			_ = c.SetDeadline(time.Now().Add(peerLife))
 			t.Cleanup(func() { c.Close() })
 			accepted <- c
 		}

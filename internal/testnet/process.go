@@ -26,6 +26,21 @@ func CPU(t testing.TB) time.Duration {
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
 
+// WaitIdle waits until the process uses less than most of processor time in a window of time. What it did before, or a
+// collection of garbage, may disturb a window or two; a loop that spins disturbs them all.
+func WaitIdle(t testing.TB, what string, window, most time.Duration) {
+	t.Helper()
+	var used time.Duration
+	for range 20 {
+		before := CPU(t)
+		time.Sleep(window)
+		if used = CPU(t) - before; used < most {
+			return
+		}
+	}
+	t.Errorf("%s: %v of processor time in %v", what, used, window)
+}
+
 // Goroutines counts the goroutines in whose stack part occurs.
 func Goroutines(part string) int {
 	stacks := make([]byte, 4<<20)

@@ -310,8 +310,7 @@ func TestShutdownInsideReceiveReturns(t *testing.T) {
 	}
 }
 
-func TestServeEndsThoughAHandlerBlocks(t *testing.T) {
-	t.Parallel()
+func TestServeEndsThoughAHandlerBlocks(t *testing.T) { // not parallel: it counts goroutines
 	for _, how := range []string{"readable", "closed"} {
 		t.Run(how, func(t *testing.T) {
 			const limit = 300 * time.Millisecond

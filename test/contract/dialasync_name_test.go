@@ -205,8 +205,7 @@ func TestManyDialsAtOnceHaveNoGoroutine(t *testing.T) {
 		addrs = append(addrs, ln.Addr().String())
 	}
 	l, events := client(t)
-	testnet.WaitFor(t, "Serve", func() bool { return testnet.Goroutines("tcpio.(*loop).drive") >= 1 })
-	before := runtime.NumGoroutine()
+	before := harness.Goroutines(t, l)
 	for i := range n {
 		dialAsync(t, l, tcpio.DialRequest{Address: addrs[i%len(addrs)], Value: i})
 	}

@@ -19,18 +19,24 @@ import (
 func TestInputTimeoutClosesAPeerThatOnlyReads(t *testing.T) {
 	t.Parallel()
 	const limit = 100 * time.Millisecond
-	s := serveLimited(t, tcpio.ListenerOptions{InputTimeout: limit}, readAll)
+	opened := make(chan *tcpio.Conn, 1)
+	s := serveLimited(t, tcpio.ListenerOptions{InputTimeout: limit}, func(ev tcpio.Event) {
+		if o, ok := ev.(tcpio.Opened); ok {
+			opened <- o.Conn
+		}
+		readAll(ev)
+	})
 	c := s.dial(t)
 	stop := make(chan struct{})
 	defer close(stop)
-	conns := harness.Conns(t, s.l, 1)
+	conn := testnet.Receive(t, "the connection", opened)
 	go func() {
 		for {
 			select {
 			case <-stop:
 				return
 			case <-time.After(limit / 10):
-				_, _ = conns[0].TryWrite([]byte("x"))
+				_, _ = conn.TryWrite([]byte("x"))
 			}
 		}
 	}()
@@ -45,41 +51,26 @@ func TestInputTimeoutClosesAPeerThatOnlyReads(t *testing.T) {
 
 func TestInputPutsTheInputTimeoutOff(t *testing.T) {
 	t.Parallel()
-	const limit = 400 * time.Millisecond
-	s := serveLimited(t, tcpio.ListenerOptions{InputTimeout: limit}, readAll)
-	c := s.dial(t)
-	tick := time.NewTicker(limit / 20)
-	defer tick.Stop()
-	last := time.Now()
-	for start := last; time.Since(start) < 3*limit; <-tick.C {
-		if time.Since(last) > limit*9/10 {
-			t.Skip("the machine was busy: this test's own pauses were too long")
-		}
-		last = time.Now()
-		if _, err := c.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s.nextLimit(t, "input")
+	outlivesLimit(t, "input", func(limit time.Duration) tcpio.ListenerOptions {
+		return tcpio.ListenerOptions{InputTimeout: limit}
+	})
 }
 
 // Input that waits for its reader holds the limit up, and behind the peer's end there is none.
 func TestInputTimeoutDoesNotCountWhatIsNotThePeersFault(t *testing.T) {
 	t.Parallel()
 	const limit = 30 * time.Millisecond
-	l, events := harness.Manual(t, tcpio.ListenerOptions{InputTimeout: limit})
-	c, peer := harness.Open(t, l, events)
-	testnet.Send(t, peer, "x")
-	harness.Expect[tcpio.Readable](t, events)
+	l := harness.Listen(t, tcpio.ListenerOptions{InputTimeout: limit})
+	events := l.Events()
+	peer := testnet.Dial(t, l)
+	testnet.Send(t, peer, "x") // before anything is accepted, so that it cannot be late
+	harness.Start(t, l)
+	c := harness.Expect[tcpio.Opened](t, events).Conn
+	testnet.WaitFor(t, "Readable", func() bool { return len(events) == 1 })
 	time.Sleep(5 * limit) // nobody reads
-	var p [10]byte
-	if n, err := c.TryRead(p[:]); n != 1 {
-		t.Fatalf("%d, %v", n, err)
-	}
-	testnet.FIN(t, peer)
-	harness.Expect[tcpio.Readable](t, events)
-	if _, err := c.TryRead(p[:]); err != io.EOF {
-		t.Fatal(err)
+	testnet.FIN(t, peer)  // before the byte is read, so that it cannot be late either
+	if got, err := harness.ReadStream(t, events, c, -1, 10); string(got) != "x" || err != io.EOF {
+		t.Fatalf("%q, %v", got, err)
 	}
 	time.Sleep(5 * limit)
 	if _, err := c.TryWrite([]byte("answer")); err != nil {
@@ -120,7 +111,7 @@ func TestSetInputTimeoutChangesOneConnection(t *testing.T) {
 
 func TestSetInputTimeoutOfZeroLiftsTheListeners(t *testing.T) {
 	t.Parallel()
-	const limit = 300 * time.Millisecond
+	const limit = time.Second // in which the next two lines are done
 	l, events := harness.Manual(t, tcpio.ListenerOptions{InputTimeout: limit})
 	c, _ := harness.Open(t, l, events)
 	if err := c.SetInputTimeout(0); err != nil {

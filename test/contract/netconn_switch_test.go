@@ -118,7 +118,6 @@ func TestBlockedReadTakesTheWakeUp(t *testing.T) {
 }
 
 func TestBytesThatATimedOutReaderWasWokenForAreAnnounced(t *testing.T) {
-	t.Parallel()
 	l, events := harness.Manual(t, tcpio.ListenerOptions{})
 	c, peer := harness.Open(t, l, events)
 	buf := make([]byte, 8)

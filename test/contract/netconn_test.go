@@ -56,8 +56,7 @@ func pipe(t *testing.T, network, addr string) nettest.MakePipe {
 	}
 }
 
-func TestConnIsANetConn(t *testing.T) {
-	t.Parallel()
+func TestConnIsANetConn(t *testing.T) { // not parallel: nettest gives each of its tests a minute, whoever else is busy
 	t.Run("tcp", func(t *testing.T) { nettest.TestConn(t, pipe(t, "tcp", "127.0.0.1:0")) })
 	t.Run("tcp peer", func(t *testing.T) { nettest.TestConn(t, testnet.Swapped(pipe(t, "tcp", "127.0.0.1:0"))) })
 	path := filepath.Join(t.TempDir(), "s")
@@ -97,6 +96,8 @@ func acceptPair(t testing.TB, l *tcpio.Listener, ln net.Listener) (*tcpio.Conn, 
 }
 
 // waitBlocked waits until n goroutines are blocked inside method, such as "(*Conn).Read".
+//
+// It is not for parallel tests: it counts everybody's goroutines, and to look at them it stops them all.
 func waitBlocked(t testing.TB, n int, method string) {
 	t.Helper()
 	testnet.WaitFor(t, fmt.Sprintf("%d goroutines blocked in %s", n, method), func() bool { return blockedIn(method) >= n })
@@ -257,7 +258,6 @@ func TestDeadlineInThePastFailsAtOnce(t *testing.T) {
 }
 
 func TestDeadlinesReachBlockedCallers(t *testing.T) {
-	t.Parallel()
 	past := time.Unix(1, 0)
 	for _, tt := range []struct {
 		name string

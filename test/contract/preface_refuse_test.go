@@ -110,8 +110,8 @@ func TestPrefaceRefuses(t *testing.T) {
 func TestPrefaceTimeoutBoundsIt(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{Preface: readHeader, Proxies: localhost, PrefaceTimeout: 50 * time.Millisecond,
 		IdleTimeout: time.Millisecond, ReadStallTimeout: time.Millisecond})
+	start := time.Now() // before the limit begins, which is when the connection is accepted
 	peer := testnet.DialTCP(t, l)
-	start := time.Now()
 	testnet.Send(t, peer, header[:3])
 	err := harness.Expect[tcpio.Failed](t, events).Err
 	var limit *tcpio.TimeoutError

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"strconv"
 	"syscall"
@@ -187,6 +188,15 @@ func Open(t testing.TB, l *tcpio.Listener, events <-chan tcpio.Event) (*tcpio.Co
 	t.Helper()
 	peer := testnet.Dial(t, l)
 	return Expect[tcpio.Opened](t, events).Conn, peer
+}
+
+// Goroutines waits until the loops of l run, which a first connection does not say of all of them, and returns how many
+// goroutines the process has. It is for tests that are not parallel, and serve with no other listener that is just
+// beginning.
+func Goroutines(t testing.TB, l *tcpio.Listener) int {
+	t.Helper()
+	testnet.WaitFor(t, "the loops", func() bool { return testnet.Goroutines("tcpio.(*loop).drive(") >= len(l.Stats().Loops) })
+	return runtime.NumGoroutine()
 }
 
 // Conns waits for n connections and returns them, those of the first loop first.

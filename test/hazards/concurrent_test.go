@@ -69,9 +69,9 @@ func TestFastPeerDoesNotStarveTheOthers(t *testing.T) {
 	}
 	slices.Sort(times)
 	// Milliseconds when it is fair, however slow the machine; a starved pinger waits for as long as
-	// the blast lasts.
-	if p99 := times[len(times)*99/100]; p99 > 2*time.Second {
-		t.Errorf("p99 of a ping beside a blaster is %v", p99)
+	// the blast lasts. A machine that stands still for a moment holds up one ping of each pinger.
+	if p90 := times[len(times)*9/10]; p90 > 2*time.Second {
+		t.Errorf("one ping in ten beside a blaster takes %v", p90)
 	}
 }
 

@@ -155,16 +155,16 @@ func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer honest.Close()
-	honest.SetDeadline(time.Now().Add(testnet.Limit))
 	const asks = 50
 	ask := func() {
 		t.Helper()
 		start := time.Now()
+		_ = honest.SetDeadline(start.Add(testnet.Limit))
 		for range asks {
 			testnet.Send(t, honest, []byte{1})
 			testnet.ExpectBytes(t, honest, neverReadAnswer)
 		}
-		if d := time.Since(start); d > 5*time.Second {
+		if d := time.Since(start); d > testnet.Limit/2 {
 			t.Errorf("%d answers took %v", asks, d)
 		}
 	}
@@ -181,11 +181,15 @@ func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
 	var u usage
 	testnet.WaitFor(t, "every client is held back", func() bool { u = state(); return u.stalled == total })
 	ask()
-	before := state()
 	const window = time.Second
-	<-time.After(window)
-	u = state()
-	if used := u.cpu - before.cpu; used > window/10 {
+	used := window
+	for try := 0; used > window/10 && try < 10; try++ { // a collection may fall into a window
+		before := state()
+		time.Sleep(window)
+		u = state()
+		used = u.cpu - before.cpu
+	}
+	if used > window/10 {
 		t.Errorf("%v of processor time in %v while all are held back", used, window)
 	}
 	if u.queued > total*neverReadBuffer {
@@ -195,7 +199,7 @@ func TestPeersThatNeverReadStayWithinWriteBuffer(t *testing.T) {
 		t.Errorf("%d bytes queued for %d connections: the kernel took the rest, this tests nothing", u.queued, total)
 	}
 	t.Logf("%d clients: %d MiB queued, %d MiB in Go's hands, at most %d MiB resident, limit %d MiB, %v of processor time in %v",
-		total, u.queued>>20, u.memory>>20, u.peak>>20, limit>>20, u.cpu-before.cpu, window)
+		total, u.queued>>20, u.memory>>20, u.peak>>20, limit>>20, used, window)
 	if u.memory > limit {
 		t.Errorf("%d MiB in Go's hands, want %d", u.memory>>20, limit>>20)
 	}

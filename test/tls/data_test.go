@@ -369,7 +369,6 @@ func tlsPipe(t *testing.T) nettest.MakePipe {
 }
 
 func TestTLSConnIsANetConn(t *testing.T) {
-	t.Parallel()
 	nettest.TestConn(t, tlsPipe(t))
 	t.Run("peer", func(t *testing.T) { nettest.TestConn(t, testnet.Swapped(tlsPipe(t))) })
 }

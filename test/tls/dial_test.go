@@ -354,7 +354,7 @@ func TestIdleTLSClientsHaveNoGoroutine(t *testing.T) {
 	const n = 50
 	server, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	l := plainClients(t, tcpio.ListenerOptions{})
-	before := runtime.NumGoroutine()
+	before := harness.Goroutines(t, l)
 	for range n {
 		c, err := l.DialTLS(t.Context(), nil, "tcp", server.Addr().String(), testnet.ClientTLS())
 		if err != nil {

@@ -126,7 +126,7 @@ func disconnects(t *testing.T, version uint16, reads, reset bool) {
 	testnet.WaitFor(t, "the end of the first one", func() bool { return closed.Load() == 1 })
 	opened.Store(0)
 	closed.Store(0)
-	before := runtime.NumGoroutine() // the loops have theirs by now
+	before := harness.Goroutines(t, l)
 	config := testnet.ClientTLS()
 	config.MinVersion, config.MaxVersion = version, version
 	config.CurvePreferences = []tls.CurveID{tls.X25519} // short, and cheap
