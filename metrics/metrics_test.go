@@ -29,14 +29,14 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	"go.uber.org/goleak"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 const limit = 30 * time.Second
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testnet.MainOfProgram(m) }
 
 // serve runs an echo server until the end of the test.
 func serve(t *testing.T, opts tcpio.ListenerOptions) *tcpio.Listener {

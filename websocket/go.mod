@@ -8,10 +8,12 @@ require (
 	github.com/gobwas/ws v1.5.0
 	github.com/gorilla/websocket v1.5.3
 	github.com/rabbit-backend/tcpio v0.0.0
-	go.uber.org/goleak v1.3.0
 	golang.org/x/sync v0.24.0
 )
 
-require golang.org/x/sys v0.49.0 // indirect
+require (
+	go.uber.org/goleak v1.3.0 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+)
 
 replace github.com/rabbit-backend/tcpio => ../

@@ -18,15 +18,15 @@ import (
 	"time"
 
 	"github.com/gobwas/ws"
-	"go.uber.org/goleak"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // testLimit is how long a test waits for something that must happen.
 const testLimit = 20 * time.Second
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testnet.MainOfProgram(m) }
 
 // start serves until the end of the test. With handle the events of the stream go there.
 func start(t testing.TB, tcp tcpio.ListenerOptions, opts Options, handle func(Event)) *Server {

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // limit is how long a test waits for what must come. Nothing takes that long unless it is broken.
@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	testnet.MainOfProgram(m)
 }
 
 // startServer serves cfg on a free port until the test ends, and checks then that everything has stopped in order.

@@ -13,10 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testnet.MainOfProgram(m) }
 
 // patience bounds every wait: nothing takes as long on a machine that works.
 const patience = 30 * time.Second

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -10,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // The program's own text, with another address in it, is built against the library under its import path and run: it
@@ -19,12 +23,7 @@ func TestTheOriginalProgramRunsUnchanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close() // free for the moment, like any port that a program picks
+	addr := testnet.FreeAddr(t)
 	moved := strings.Replace(string(text), `":8080"`, `"`+addr+`"`, 1)
 	if moved == string(text) {
 		t.Fatal("the program does not listen on :8080 any more")

@@ -76,7 +76,10 @@ func (b *tab) do(actions ...chromedp.Action) {
 // when waits until an expression of JavaScript is true.
 func (b *tab) when(expr string) {
 	b.t.Helper()
-	if err := chromedp.Run(b.ctx, chromedp.Poll(expr, nil, chromedp.WithPollingTimeout(limit))); err != nil {
+	ctx, cancel := context.WithTimeout(b.ctx, limit)
+	defer cancel()
+	// A time limit of Poll's own is kept by the page, whose clocks a test may have run faster.
+	if err := chromedp.Run(ctx, chromedp.Poll(expr, nil, chromedp.WithPollingTimeout(0))); err != nil {
 		var shown string
 		_ = chromedp.Run(b.ctx, chromedp.Evaluate("document.documentElement.dataset.state + document.body.innerText", &shown))
 		b.t.Fatalf("%s: %s: %v\n%.3000s", b.name, expr, err, shown)

@@ -10,7 +10,6 @@ require (
 	github.com/rabbit-backend/tcpio/cluster v0.0.0
 	github.com/rabbit-backend/tcpio/examples/chat/cluster v0.0.0
 	github.com/rabbit-backend/tcpio/websocket v0.0.0
-	go.uber.org/goleak v1.3.0
 	golang.org/x/sync v0.24.0
 )
 
@@ -28,6 +27,7 @@ require (
 	github.com/nats-io/nats.go v1.55.0 // indirect
 	github.com/nats-io/nkeys v0.4.16 // indirect
 	github.com/nats-io/nuid v1.0.1 // indirect
+	go.uber.org/goleak v1.3.0 // indirect
 	golang.org/x/crypto v0.58.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
 	golang.org/x/time v0.16.0 // indirect

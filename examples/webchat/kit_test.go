@@ -18,10 +18,11 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-	"go.uber.org/goleak"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testnet.MainOfProgram(m) }
 
 // limit bounds each wait.
 const limit = 30 * time.Second

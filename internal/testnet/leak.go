@@ -16,8 +16,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
 )
 
 // Main is TestMain's body: it runs the tests and fails if they leave a goroutine or a descriptor.
@@ -50,8 +48,8 @@ func Main(m *testing.M) {
 }
 
 func leaks(before map[int]string) error {
-	if err := goleak.Find(); err != nil {
-		return fmt.Errorf("goroutines left by the tests: %w", err)
+	if err := goroutines(); err != nil {
+		return err
 	}
 	// The package net keeps the pipes that it splices through until the garbage collector finds
 	// that nothing holds one: no test has left them, and they go when it has run. Nothing else may

@@ -268,3 +268,12 @@ func TestFreeAddrIsNoOneElses(t *testing.T) {
 		t.Errorf("connections begin at %s, and may take a port there", host)
 	}
 }
+
+// What ends by itself is no leak, though goleak does not wait for it.
+// To see it fail: have goroutines look once.
+func TestAGoroutineOnItsWayOutIsNoLeak(t *testing.T) {
+	go time.Sleep(700 * time.Millisecond) // as net/http's server does, behind a connection's last answer
+	if err := goroutines(); err != nil {
+		t.Error(err)
+	}
+}

@@ -23,7 +23,7 @@ import (
 )
 
 // postgres starts a server that takes TLS connections alone, with the certificate of testnet.ServerTLS, and returns its
-// port. Debian keeps the programs in a folder for each version.
+// address. Debian keeps the programs in a folder for each version.
 func postgres(t *testing.T) string {
 	t.Helper()
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
@@ -81,14 +81,10 @@ func postgres(t *testing.T) string {
 		t.Fatal(err)
 	}
 	own(hba)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	ln.Close()
+	addr := testnet.FreeAddr(t)
+	host, port, _ := net.SplitHostPort(addr)
 	var said testnet.Log
-	cmd := command("postgres", "-D", data, "-p", port, "-c", "listen_addresses=127.0.0.1", "-c", "ssl=on",
+	cmd := command("postgres", "-D", data, "-p", port, "-c", "listen_addresses="+host, "-c", "ssl=on",
 		"-c", "unix_socket_directories="+dir, "-c", "fsync=off")
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
@@ -102,16 +98,16 @@ func postgres(t *testing.T) string {
 		}
 	})
 	testnet.WaitFor(t, "the server is ready", func() bool { return said.Count("ready to accept connections") > 0 })
-	return port
+	return addr
 }
 
 var splitPostgres = tcpio.LengthSplitter{Size: 4, Offset: 1, Adjust: -4, Keep: true, Max: 64 << 10}.Split
 
 // An actor speaks PostgreSQL's protocol: SSLRequest in plain text, the upgrade behind the server's answer, then a query.
 func TestPostgreSQLClientUpgradesToTLS(t *testing.T) {
-	port := postgres(t)
+	addr := postgres(t)
 	l := plainClients(t, tcpio.ListenerOptions{})
-	c, err := l.Dial(t.Context(), "tcp", "127.0.0.1:"+port)
+	c, err := l.Dial(t.Context(), "tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +185,7 @@ type pgState struct{ begun, queried bool }
 // one side, StartTLSClient on the other.
 func TestPostgreSQLThroughARelayWithTLSOnBothSides(t *testing.T) {
 	psql := testnet.Program(t, "psql")
-	port := postgres(t)
+	addr := postgres(t)
 	request := []byte{0, 0, 0, 8, 4, 210, 22, 47}
 	var l *tcpio.Listener
 	l = harness.Listen(t, tcpio.ListenerOptions{NewActor: func(front *tcpio.Conn) tcpio.Actor {
@@ -201,7 +197,7 @@ func TestPostgreSQLThroughARelayWithTLSOnBothSides(t *testing.T) {
 			if _, err := front.TryRead(asked); err != nil || string(asked) != string(request) {
 				return fmt.Errorf("no SSLRequest: %q, %v", asked, err)
 			}
-			back, err := l.Dial(t.Context(), "tcp", "127.0.0.1:"+port)
+			back, err := l.Dial(t.Context(), "tcp", addr)
 			if err != nil {
 				return err
 			}

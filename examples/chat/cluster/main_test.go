@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"github.com/rabbit-backend/tcpio/examples/chat/cluster/rooms"
-	"go.uber.org/goleak"
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testnet.MainOfProgram(m) }
 
 // limit bounds each wait.
 const limit = 30 * time.Second

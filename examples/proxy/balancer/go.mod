@@ -12,7 +12,6 @@ require (
 	github.com/rabbit-backend/tcpio v0.0.0
 	github.com/rabbit-backend/tcpio/metrics v0.0.0
 	github.com/rabbit-backend/tcpio/proxyproto v0.0.0
-	go.uber.org/goleak v1.3.0
 	golang.org/x/sync v0.24.0
 )
 
@@ -28,6 +27,7 @@ require (
 	github.com/prometheus/client_model v0.6.3 // indirect
 	github.com/prometheus/common v0.73.1 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
+	go.uber.org/goleak v1.3.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
 )

@@ -22,8 +22,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
@@ -33,7 +31,7 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	testnet.MainOfProgram(m)
 }
 
 // patience bounds each wait.

@@ -23,10 +23,11 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-	"go.uber.org/goleak"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testnet.MainOfProgram(m) }
 
 // certificate writes a self-signed one for localhost, and returns the paths of it and its key.
 func certificate(t *testing.T) (cert, key string, pool *x509.CertPool) {
