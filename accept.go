@@ -165,7 +165,7 @@ func (a *accepting) hook(in, what string, peer netip.AddrPort, f, exited func())
 // or as soon as one of our connections closes.
 func (l *Listener) acceptFailed(peer sys.Addr, err error, starved bool) acceptState {
 	addr := l.entries[peer.Entry].addr
-	l.loops[0].report(&net.OpError{Op: "accept", Net: addr.Network(), Addr: addr, Err: err})
+	l.loops[0].report(ofListener, &net.OpError{Op: "accept", Net: addr.Network(), Addr: addr, Err: err})
 	l.socket.backoff = min(max(2*l.socket.backoff, acceptBackoff), acceptSlowest)
 	l.socket.starved.Store(starved)
 	first := l.loops[0]

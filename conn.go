@@ -6,12 +6,10 @@ import (
 	"crypto/tls"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/rabbit-backend/tcpio/internal/buf"
@@ -486,13 +484,4 @@ func (c *Conn) localLocked() net.Addr {
 		}
 	}
 	return c.entry().addr
-}
-
-// opErrorLocked is the shape of every error at the edge: what, where, and the cause for errors.Is.
-func (c *Conn) opErrorLocked(op string, err error) error {
-	if errno, ok := err.(syscall.Errno); ok {
-		err = os.NewSyscallError(op, errno)
-	}
-	local := c.localLocked()
-	return &net.OpError{Op: op, Net: local.Network(), Source: local, Addr: c.RemoteAddr(), Err: err}
 }

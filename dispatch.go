@@ -89,9 +89,7 @@ func (lp *loop) runReady() bool {
 		return false
 	}
 	if lp.kicked.Load() && lp.kicked.Swap(false) {
-		if err := lp.trouble.Swap(nil); err != nil {
-			lp.l.deliverFailed(*err)
-		}
+		lp.deliverReports()
 		lp.watch() // a timer or a kick that came before the sleep makes work without an event
 		if !lp.runQueue() {
 			return false
@@ -106,6 +104,15 @@ func (lp *loop) runReady() bool {
 		runtime.Gosched()
 	}
 	return true
+}
+
+// deliverReports passes on what was reported.
+func (lp *loop) deliverReports() {
+	for whose := range troubles {
+		if err := lp.trouble[whose].Swap(nil); err != nil {
+			lp.l.deliverFailed(whose, *err)
+		}
+	}
 }
 
 // startBatch finds the connections of the n events that a poll has returned.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"syscall"
 
 	"github.com/rabbit-backend/tcpio/internal/sys"
@@ -114,9 +115,26 @@ func (c *Conn) endedLocked(op string) error {
 	return c.opErrorLocked(op, err)
 }
 
+// opErrorLocked is the shape of every error at the edge: what, where, and the cause for errors.Is.
+func (c *Conn) opErrorLocked(op string, err error) error {
+	switch e := err.(type) {
+	case syscall.Errno:
+		err = os.NewSyscallError(op, e)
+	case *net.OpError:
+		if c.ext != nil && (e == c.ext.readErr || e == c.ext.sendErr) {
+			err = e.Err // it has the addresses already
+		}
+	}
+	local := c.localLocked()
+	return &net.OpError{Op: op, Net: local.Network(), Source: local, Addr: c.RemoteAddr(), Err: err}
+}
+
 // opError is opErrorLocked for a caller without mu.
 func (c *Conn) opError(op string, err error) error {
 	c.mu.Lock()
 	defer c.unlock()
 	return c.opErrorLocked(op, err)
 }
+
+// relayedLocked is the error of an operation that only a relay may do.
+func (c *Conn) relayedLocked(op string) error { return c.opErrorLocked(op, ErrRelayed) }

@@ -70,9 +70,11 @@ type Dialed struct {
 	To    *Conn // the request's: the connection that asked, among whose events this one is
 }
 
-// Failed reports an error of the listener that belongs to no connection that you know, such as no
-// free descriptor at accept or a failed TLS handshake. The listener goes on by itself: Failed is
-// never fatal. At most one comes a second.
+// Failed reports an error that belongs to no connection that you know. Err is a *net.OpError. Its
+// Op is "accept" for a failure of the listener itself, such as no free descriptor, and "preface" or
+// "handshake" for a peer that Preface has refused or whose TLS handshake has failed. The listener
+// goes on by itself: Failed is never fatal. Of the listener's own at most one comes a second, and
+// of peers' at most one: refused peers do not hide a failure of the listener.
 type Failed struct{ Err error }
 
 func (Opened) event()     {}

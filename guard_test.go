@@ -278,7 +278,7 @@ func TestOnErrorEventThatPanicsOrExitsForTheListenerIsOnlyLogged(t *testing.T) {
 				echo(t, old, []byte("x"))
 				for range 2 {
 					exhausted.Store(true)
-					r.reportedAt.Store(0)
+					r.reportedAt[ofListener].Store(0)
 					peer := r.dial()
 					testnet.Receive(t, "OnErrorEvent", told)
 					exhausted.Store(false)
@@ -299,7 +299,7 @@ func TestFailuresWaitForOnErrorEventAsOne(t *testing.T) {
 	}})
 	r.serve()
 	fail := func(err error) {
-		r.deliverFailed(err)
+		r.deliverFailed(ofListener, err)
 	}
 	fail(errors.New("first"))
 	testnet.Receive(t, "the first", inside)

@@ -151,7 +151,7 @@ func (c *Conn) handshakeFailedLocked(err error) {
 	c.sh.count.handshakesFailed.Add(1)
 	opErr := c.opErrorLocked("handshake", err)
 	if !c.opened() && c.origin != dialed { // which the dial reports
-		c.sh.report(opErr)
+		c.sh.report(ofPeer, opErr)
 	}
 	c.closeLocked(opErr)
 }

@@ -353,15 +353,29 @@ func TestKicksWakeAccordingToTheRole(t *testing.T) {
 func TestOneReportASecond(t *testing.T) {
 	sh, _ := newShard()
 	first, second, third := errors.New("first"), errors.New("second"), errors.New("third")
-	sh.report(first)
-	sh.report(second)
-	if err := sh.trouble.Swap(nil); err == nil || *err != first {
+	sh.report(ofPeer, first)
+	sh.report(ofPeer, second)
+	if err := sh.trouble[ofPeer].Swap(nil); err == nil || *err != first {
 		t.Errorf("reported %v, want the first", err)
 	}
-	sh.reportedAt.Add(-int64(time.Second))
-	sh.report(third)
-	if err := sh.trouble.Swap(nil); err == nil || *err != third {
+	sh.reportedAt[ofPeer].Add(-int64(time.Second))
+	sh.report(ofPeer, third)
+	if err := sh.trouble[ofPeer].Swap(nil); err == nil || *err != third {
 		t.Errorf("a second later: reported %v, want the third", err)
+	}
+}
+
+// To see it fail: let both troubles share an element of reportedAt.
+func TestRefusedPeersDoNotHideAFailureOfTheListener(t *testing.T) {
+	sh, _ := newShard()
+	own := errors.New("accept: too many open files")
+	sh.report(ofPeer, errors.New("no ClientHello"))
+	sh.report(ofListener, own)
+	if err := sh.trouble[ofListener].Swap(nil); err == nil || *err != own {
+		t.Errorf("reported %v, want %v", err, own)
+	}
+	if sh.trouble[ofPeer].Load() == nil {
+		t.Error("the peer's failure is gone")
 	}
 }
 

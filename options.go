@@ -218,6 +218,8 @@ type ListenerOptions struct {
 	//   - Error: a panic in your code, with its stack, ten lines at once and then one a second.
 	//   - Error: a failure of the listener when neither Events nor EventsPerLoop was called and
 	//     OnErrorEvent is nil, one a second at most.
+	//   - Info: under the same conditions, a peer that Preface has refused or whose TLS handshake has
+	//     failed, one a second at most.
 	//   - Info: how many connections Shutdown has cut off, if any: "drain" counts those with
 	//     ErrDrainTimeout, "close" those whose CloseTimeout ended; with any of these it is a Warn.
 	//   - Warn: Serve has waited for a second for a route, and accepts nothing.

@@ -224,7 +224,7 @@ func (c *Conn) refusePrefaceLocked(err error) {
 	c.sh.count.refused[refusedPreface].Add(1)
 	opErr := c.opErrorLocked("preface", err)
 	if p := c.ext.preface; p.seen > 0 || !p.over {
-		c.sh.report(opErr)
+		c.sh.report(ofPeer, opErr)
 	}
 	c.abortLocked(opErr)
 }

@@ -171,6 +171,3 @@ func (c *Conn) leaveRelayLocked() {
 	s.relay.decide(end)
 	c.wantLocked(wantRelay)
 }
-
-// relayedLocked is the error of an operation that only a relay may do.
-func (c *Conn) relayedLocked(op string) error { return c.opErrorLocked(op, ErrRelayed) }

@@ -50,10 +50,10 @@ type shared struct {
 	perAddress  quota.PerAddress    // the connections, if MaxConnsPerIP is set
 	handshakes  *quota.Handshakes
 	logLimit    quota.LogLimit
-	debugLimit  quota.LogLimit // of lines at the level Debug
-	logging     wait.CallQueue // lines on their way to the logger
-	panics      atomic.Uint64  // of user code
-	reportedAt  atomic.Int64   // when the last Failed was reported, on the clock of now
+	debugLimit  quota.LogLimit         // of lines at the level Debug
+	logging     wait.CallQueue         // lines on their way to the logger
+	panics      atomic.Uint64          // of user code
+	reportedAt  [troubles]atomic.Int64 // when the last Failed of each was reported, on the clock of now
 }
 
 // An entry is a listening socket, with what differs between a listener's. The first one has none if
@@ -88,12 +88,12 @@ type shard struct {
 	willBlock   func(c *Conn)   // see loop.willBlock
 
 	// Atomic, or with locks of their own.
-	state      atomic.Uint64         // a role
-	kicked     atomic.Bool           // look at queue, timers and the listener's state
-	live       atomic.Int64          // connections that have a descriptor
-	closedOwed atomic.Int64          // Closed events that actors have yet to receive; see closedGivenUp
-	trouble    atomic.Pointer[error] // reported and not delivered yet
-	demand     sched.Demand          // Readables in channels that no read has answered yet
+	state      atomic.Uint64                   // a role
+	kicked     atomic.Bool                     // look at queue, timers and the listener's state
+	live       atomic.Int64                    // connections that have a descriptor
+	closedOwed atomic.Int64                    // Closed events that actors have yet to receive; see closedGivenUp
+	trouble    [troubles]atomic.Pointer[error] // reported and not delivered yet
+	demand     sched.Demand                    // Readables in channels that no read has answered yet
 	conns      sched.Table[*Conn]
 	timers     sched.Deadlines[*timer]
 	limits     limits       // of connections that are open
@@ -109,15 +109,26 @@ func (sh *shard) schedule(c *Conn) {
 	sh.kick()
 }
 
-// report has the loop deliver a Failed about err, which concerns no connection: one a second at
-// most. It may be called under any lock.
-func (sh *shard) report(err error) {
+// A trouble is whose fault a Failed is about. Each has a limit of its own: peers that are refused
+// all the time do not hide that the listener has failed.
+type trouble uint8
+
+const (
+	ofListener trouble = iota // accepting has failed
+	ofPeer                    // Preface has refused a peer, or its handshake has failed
+	troubles
+)
+
+// report has the loop deliver a Failed about err, which concerns no connection that the program
+// knows: of each trouble one a second at most. It may be called under any lock.
+func (sh *shard) report(whose trouble, err error) {
 	t := now()
-	last := sh.reportedAt.Load()
-	if last != 0 && t-last < int64(time.Second) || !sh.reportedAt.CompareAndSwap(last, t) {
+	at := &sh.reportedAt[whose]
+	last := at.Load()
+	if last != 0 && t-last < int64(time.Second) || !at.CompareAndSwap(last, t) {
 		return
 	}
-	sh.trouble.Store(&err)
+	sh.trouble[whose].Store(&err)
 	sh.kick()
 }
 

@@ -151,8 +151,8 @@ func (l *Listener) routesFixed() bool {
 	}
 }
 
-// Addr returns the address that the listener is bound to, with the port that the system chose. It
-// works after Close.
+// Addr returns the address that the listener is bound to, with the port that the system chose. With
+// Network "none" it is one whose Network and String are "none". It works after Close.
 func (l *Listener) Addr() net.Addr { return l.addr }
 
 // Addrs returns the addresses of all the listener's sockets: Addr, and those of
@@ -375,7 +375,7 @@ func (l *Listener) retryAccept() {
 
 // deliverFailed delivers a Failed about err: to the channel of Events, else to the first one of
 // EventsPerLoop, OnErrorEvent or the log.
-func (l *Listener) deliverFailed(err error) {
+func (l *Listener) deliverFailed(whose trouble, err error) {
 	l.mu.Lock()
 	s := l.events
 	if l.perLoop {
@@ -387,6 +387,8 @@ func (l *Listener) deliverFailed(err error) {
 		s.fail(err)
 	case l.opts.OnErrorEvent != nil:
 		l.errorsTo().listenerFailed(&l.shared, err)
+	case whose == ofPeer:
+		l.logOnce(slog.LevelInfo, "tcpio: a peer was refused", "addr", l.addr.String(), "err", err)
 	default:
 		l.logOnce(slog.LevelError, "tcpio: listener", "addr", l.addr.String(), "err", err)
 	}

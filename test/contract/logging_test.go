@@ -78,14 +78,18 @@ func TestPanicsGoToLoggerAloneWhichMayDiscardThem(t *testing.T) {
 	}
 }
 
-// The listener's trouble is silent to nobody: without an event or a callback it is a line.
-func TestListenersTroubleGoesToTheDefaultLogger(t *testing.T) {
-	log := new(testnet.Log)
+// A peer that was refused is silent to nobody: without an event or a callback it is a line. It is
+// none of Error, since anybody can cause it.
+func TestARefusedPeerIsALineOfTheDefaultLogger(t *testing.T) {
+	log := &levels{least: slog.LevelInfo}
 	setDefault(t, log)
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	peer := testnet.Dial(t, l)
 	testnet.Send(t, peer, "this is no ClientHello\n")
-	testnet.WaitFor(t, "the line", func() bool { return log.Count("tcpio: listener") == 1 })
+	testnet.WaitFor(t, "the line", func() bool { return log.Count("tcpio: a peer was refused") == 1 })
+	if level, _ := log.level("tcpio: a peer was refused"); level != slog.LevelInfo {
+		t.Errorf("its level is %v", level)
+	}
 }
 
 // levels keeps the records that pass a level.

@@ -86,6 +86,9 @@ func TestPrefaceRefuses(t *testing.T) {
 					tc.err != nil && !errors.Is(f.Err, tc.err) {
 					t.Errorf("Failed: %v", f.Err)
 				}
+				if peer != nil && strings.Count(f.Err.Error(), peer.LocalAddr().String()) > 1 {
+					t.Errorf("the peer is named twice: %v", f.Err)
+				}
 			}
 			testnet.WaitFor(t, "it is gone", func() bool { return l.Len() == 1 })
 			if tc.end == nil && peer != nil {
