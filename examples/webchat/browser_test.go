@@ -252,6 +252,25 @@ func TestBrowserIsLostWithoutAWord(t *testing.T) {
 	}
 }
 
+// A page that sends more than the server allows shows why it was closed, and loses no line by that.
+func TestBrowserIsToldTheRate(t *testing.T) {
+	open := browse(t)
+	s := start(t, config{rate: 8})
+	ann := open(s.page, "ann")
+	ann.join("lobby")
+	const lines = 20
+	ann.do(chromedp.Evaluate(fmt.Sprintf(`for (let n = 1; n <= %d; n++) {
+		document.getElementById("text").value = "line " + n;
+		document.getElementById("say").requestSubmit();
+	}`, lines), nil))
+	ann.when("[...document.querySelectorAll('.gap')].some(e => e.textContent.includes('more than 8 frames a second'))")
+	for n, l := range ann.shows(lines) {
+		if l != fmt.Sprint("line ", n+1) {
+			t.Errorf("line %d is %q", n+1, l)
+		}
+	}
+}
+
 // The page at the sizes of a phone and of a desktop, light and dark. With WEBCHAT_SHOTS the
 // pictures go to that folder, for somebody to look at. What a machine can see is held here: nothing
 // is wider than the window, what is to be touched is large enough, and each field has a label.

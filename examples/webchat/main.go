@@ -4,7 +4,7 @@
 //
 // prints the URL of its page. A terminal can take part in two ways:
 //
-//	go run . -connect http://127.0.0.1:7030/ -name ann -room lobby
+//	go run . -connect http://127.0.0.1:7030/ -name ann -room lobby    (https: -ca FILE has whom to trust)
 //	nc 127.0.0.1 7031     (with go run . -nc 127.0.0.1:7031; /help shows the commands)
 //
 // The page and its WebSocket share one port: net/http serves the page on a tcpio.NetListener, and
@@ -32,11 +32,14 @@
 // that loses its node goes on at another, without a line lost or doubled. A page knows one address:
 // put a load balancer before the nodes, examples/proxy/balancer say.
 //
+// With -cert and -key the page and its WebSocket are https and wss.
+//
 // SIGTERM and SIGINT drain: every page gets a Close frame with code 1001 and connects again.
 package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -64,6 +67,7 @@ type config struct {
 	writeBuffer int           // bytes that may wait for one member; 0 is tcpio's default
 	cluster     string        // a directory, and nats a URL: one of them for a chat on many nodes
 	nats        string
+	cert, key   string // files, for https
 	log         *slog.Logger
 }
 
@@ -73,20 +77,25 @@ func main() {
 	flag.StringVar(&cfg.nc, "nc", "", "`address` for nc; empty is none")
 	flag.IntVar(&cfg.history, "history", 300, "`lines` that a room keeps, at least 1")
 	flag.DurationVar(&cfg.grace, "grace", 10*time.Second, "how long a lost member may be away before it is said to have left")
-	flag.IntVar(&cfg.rate, "rate", 200, "`messages` a second that a page may send; our own page sends half as many")
+	flag.IntVar(&cfg.rate, "rate", 200, "`messages` a second that a page may send, 0 for no bound; our own page sends half as many")
 	flag.DurationVar(&cfg.ping, "ping", 25*time.Second, "silence behind which the other end is asked whether it is there, at least 1ms")
 	flag.StringVar(&cfg.cluster, "cluster", "", "`directory` by which the processes of this machine find each other: one chat on all of them")
 	flag.StringVar(&cfg.nats, "nats", "", "`URL` of a NATS server with JetStream: one chat on all nodes there")
-	connect := flag.String("connect", "", "be a client in the terminal: the `URLs` of pages, with commas between: the next one when one cannot be reached")
-	name := flag.String("name", "", "with -connect: your `name`")
-	room := flag.String("room", "lobby", "with -connect: the `room`")
+	flag.StringVar(&cfg.cert, "cert", "", "`file` with a certificate, for https and wss")
+	flag.StringVar(&cfg.key, "key", "", "`file` with its key")
+	var r remote
+	flag.StringVar(&r.pages, "connect", "", "be a client in the terminal: the `URLs` of pages, with commas between: the next one when one cannot be reached")
+	flag.StringVar(&r.ca, "ca", "", "with -connect to https: `file` with the certificates to trust; empty are the system's")
+	flag.StringVar(&r.name, "name", "", "with -connect: your `name`")
+	flag.StringVar(&r.room, "room", "lobby", "with -connect: the `room`")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var err error
-	if *connect != "" {
-		err = terminal(ctx, os.Stdin, os.Stdout, *connect, *name, *room, cfg.ping)
+	if r.pages != "" {
+		r.ping = cfg.ping
+		err = terminal(ctx, os.Stdin, os.Stdout, r)
 	} else {
 		err = run(ctx, os.Stdout, cfg)
 	}
@@ -130,10 +139,38 @@ func (cfg *config) open(ctx context.Context) (*actors, error) {
 	}, nil
 }
 
+// check names the flag that is wrong. With -cert and -key it returns the configuration of TLS.
+func (cfg *config) check() (*tls.Config, error) {
+	switch {
+	case cfg.history < 1:
+		return nil, fmt.Errorf("-history is less than 1: %d", cfg.history)
+	case cfg.grace < 0:
+		return nil, fmt.Errorf("-grace is negative: %v", cfg.grace)
+	case cfg.ping < time.Millisecond:
+		return nil, errPing(cfg.ping)
+	case cfg.rate < 0:
+		return nil, fmt.Errorf("-rate is negative: %d; 0 is no bound", cfg.rate)
+	case cfg.cluster != "" && cfg.nats != "":
+		return nil, errors.New("-cluster and -nats are both given")
+	case cfg.cert == "" && cfg.key == "":
+		return nil, nil
+	case cfg.cert == "" || cfg.key == "":
+		return nil, errors.New("-cert and -key are given together or not at all")
+	}
+	pair, err := tls.LoadX509KeyPair(cfg.cert, cfg.key)
+	if err != nil {
+		return nil, fmt.Errorf("-cert, -key: %w", err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}}, nil
+}
+
+func errPing(d time.Duration) error { return fmt.Errorf("-ping is less than 1ms: %v", d) }
+
 // run serves until ctx ends, and returns when every connection is drained.
 func run(ctx context.Context, out io.Writer, cfg config) error {
-	if cfg.history < 1 || cfg.grace < 0 || cfg.ping < time.Millisecond {
-		return errors.New("-history is less than 1, -grace negative, or -ping less than 1ms")
+	secure, err := cfg.check()
+	if err != nil {
+		return err
 	}
 	serve, err := cfg.open(ctx)
 	if err != nil {
@@ -168,7 +205,7 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 			return err
 		}
 	}
-	tcp.DeferAccept = true
+	tcp.DeferAccept, tcp.TLSConfig = true, secure
 	l, err := tcpio.Listen(&tcp)
 	if err != nil {
 		if lines != nil {
@@ -196,7 +233,11 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 		}
 		return nil
 	})
-	fmt.Fprintf(out, "http://%v/\n", l.Addr())
+	scheme := "http"
+	if secure != nil {
+		scheme = "https"
+	}
+	fmt.Fprintf(out, "%s://%v/\n", scheme, l.Addr())
 	if lines != nil {
 		fmt.Fprintln(out, "for nc:", lines.Addr())
 	}

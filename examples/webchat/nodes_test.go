@@ -132,7 +132,7 @@ func TestTerminalsOnNodes(t *testing.T) {
 		}
 		wg.Go(func() {
 			defer in.Close()
-			if err := terminal(t.Context(), in, &shown[who], pages, fmt.Sprint("term", who), "lobby", 2*time.Second); err != nil {
+			if err := terminal(t.Context(), in, &shown[who], remote{pages: pages, name: fmt.Sprint("term", who), room: "lobby", ping: 2 * time.Second}); err != nil {
 				t.Error(err)
 			}
 		})

@@ -5,8 +5,14 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -66,7 +72,7 @@ func TestTerminal(t *testing.T) {
 	shown, out := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		err := terminal(t.Context(), in, out, "http://"+net.addr()+"/", "term", "lobby", testPing)
+		err := terminal(t.Context(), in, out, remote{pages: "http://" + net.addr() + "/", name: "term", room: "lobby", ping: testPing})
 		out.Close()
 		ended <- err
 	}()
@@ -131,7 +137,7 @@ func TestTerminalKeepsThePace(t *testing.T) {
 	for n := range total {
 		fmt.Fprintln(&in, "line", n)
 	}
-	if err := terminal(t.Context(), strings.NewReader(in.String()), &out, s.page, "term", "lobby", testPing); err != nil {
+	if err := terminal(t.Context(), strings.NewReader(in.String()), &out, remote{pages: s.page, name: "term", room: "lobby", ping: testPing}); err != nil {
 		t.Error(err)
 	}
 	at := 0
@@ -153,10 +159,10 @@ func TestTerminalIsRefused(t *testing.T) {
 	s.dial().join("ann", "lobby")
 	in, typed := io.Pipe()
 	defer typed.Close()
-	if err := terminal(t.Context(), in, io.Discard, s.page, "ann", "lobby", testPing); err == nil || !strings.Contains(err.Error(), "taken") {
+	if err := terminal(t.Context(), in, io.Discard, remote{pages: s.page, name: "ann", room: "lobby", ping: testPing}); err == nil || !strings.Contains(err.Error(), "taken") {
 		t.Error(err)
 	}
-	if err := terminal(t.Context(), in, io.Discard, "ftp://127.0.0.1/", "ann", "lobby", testPing); err == nil {
+	if err := terminal(t.Context(), in, io.Discard, remote{pages: "ftp://127.0.0.1/", name: "ann", room: "lobby", ping: testPing}); err == nil {
 		t.Error("ftp is taken")
 	}
 	// A port that is taken is an error, and nothing is left over.
@@ -175,6 +181,104 @@ func TestTerminalIsRefused(t *testing.T) {
 	}
 }
 
+// Over TLS the terminal client takes part as it does without, if it is told whom to trust; if not, it
+// says what is wrong.
+func TestTerminalByTLS(t *testing.T) {
+	cert, key := certificate(t)
+	s := start(t, config{cert: cert, key: key})
+	if !strings.HasPrefix(s.page, "https://127.0.0.1:") {
+		t.Error(s.page)
+	}
+	var out strings.Builder
+	r := remote{pages: s.page, ca: cert, name: "term", room: "lobby", ping: testPing}
+	if err := terminal(t.Context(), strings.NewReader("hidden from the wire\n"), &out, r); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(out.String(), " term: hidden from the wire\n") || strings.Contains(out.String(), "connect") {
+		t.Errorf("shown is\n%s", out.String())
+	}
+
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	in, typed := io.Pipe()
+	defer typed.Close()
+	shown, w := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		r.ca = ""
+		err := terminal(ctx, in, w, r)
+		w.Close()
+		ended <- err
+	}()
+	lines := bufio.NewReader(shown)
+	if l, err := lines.ReadString('\n'); !strings.Contains(l, "cannot connect") || !strings.Contains(l, "certificate") {
+		t.Errorf("shown is %q, %v", l, err)
+	}
+	stop()
+	rest, _ := io.ReadAll(lines)
+	if err := <-ended; err != nil || len(rest) > 0 {
+		t.Errorf("%v; shown is also %q", err, rest)
+	}
+}
+
+// certificate writes a self-signed one for 127.0.0.1, and returns the paths of it and its key.
+func certificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, priv.Public(), priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cert, key
+}
+
+// A bad value is an error that names its flag.
+func TestFlags(t *testing.T) {
+	cert, _ := certificate(t)
+	good := config{addr: "127.0.0.1:0", history: 1, ping: testPing}
+	for want, spoil := range map[string]func(*config){
+		"-history":    func(c *config) { c.history = 0 },
+		"-grace":      func(c *config) { c.grace = -1 },
+		"-ping":       func(c *config) { c.ping = time.Microsecond },
+		"-rate":       func(c *config) { c.rate = -1 },
+		"-nats":       func(c *config) { c.cluster, c.nats = "x", "y" },
+		"-key":        func(c *config) { c.cert = cert },
+		"-cert, -key": func(c *config) { c.cert, c.key = cert, cert },
+	} {
+		cfg := good
+		spoil(&cfg)
+		if err := run(t.Context(), io.Discard, cfg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	for want, r := range map[string]remote{
+		"-connect: ": {pages: "127.0.0.1:7030", ping: testPing},
+		"-connect":   {pages: "http:///", ping: testPing},
+		"-ca: open":  {pages: "http://x/", ping: testPing, ca: filepath.Join(t.TempDir(), "none")},
+		"-ca":        {pages: "http://x/", ping: testPing, ca: os.Args[0]},
+		"-ping":      {pages: "http://x/"},
+	} {
+		if err := terminal(t.Context(), strings.NewReader(""), io.Discard, r); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+}
+
 // The terminal client notices by its own pings that the network has lost it, and loses no line.
 func TestTerminalIsLostWithoutAWord(t *testing.T) {
 	s := start(t, config{})
@@ -186,7 +290,7 @@ func TestTerminalIsLostWithoutAWord(t *testing.T) {
 	shown, out := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		err := terminal(t.Context(), in, out, "http://"+relay.addr()+"/", "term", "lobby", 200*time.Millisecond)
+		err := terminal(t.Context(), in, out, remote{pages: "http://" + relay.addr() + "/", name: "term", room: "lobby", ping: 200 * time.Millisecond})
 		out.Close()
 		ended <- err
 	}()

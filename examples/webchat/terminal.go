@@ -4,11 +4,14 @@ import (
 	"bufio"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -49,20 +52,35 @@ type errRefused string
 
 func (e errRefused) Error() string { return string(e) }
 
+// remote is what the flags say of a terminal.
+type remote struct {
+	pages, ca  string // URLs with commas between them; a file with certificates to trust, or empty
+	name, room string
+	ping       time.Duration
+}
+
 // terminal takes part in a room from a terminal: lines of in are said, and what is said is written
 // to out. It connects again when the connection is lost, and ends with in.
-func terminal(ctx context.Context, in io.Reader, out io.Writer, pages, name, room string, ping time.Duration) error {
-	to, err := sockets(pages)
+func terminal(ctx context.Context, in io.Reader, out io.Writer, r remote) error {
+	to, err := sockets(r.pages)
 	if err != nil {
 		return err
 	}
-	if name == "" {
-		name = "user-" + strings.ToLower(rand.Text()[:6])
+	if r.ping < time.Millisecond {
+		return errPing(r.ping)
+	}
+	trust, err := trusted(r.ca)
+	if err != nil {
+		return err
+	}
+	if r.name == "" {
+		r.name = "user-" + strings.ToLower(rand.Text()[:6])
 	}
 	s, err := websocket.Listen(&tcpio.ListenerOptions{Network: "none"}, &websocket.Options{ // it only dials
 		NewActor:     func(*websocket.Conn) websocket.Actor { return nil },
-		PingInterval: ping,
-		PongTimeout:  pongTimeout(ping),
+		PingInterval: r.ping,
+		PongTimeout:  pongTimeout(r.ping),
+		ClientTLS:    trust,
 	})
 	if err != nil {
 		return err
@@ -81,10 +99,27 @@ func terminal(ctx context.Context, in io.Reader, out io.Writer, pages, name, roo
 	}()
 	var g errgroup.Group
 	g.Go(func() error { return s.Serve(ctx) })
-	c := &client{out: out, token: rand.Text(), name: name, room: room}
+	c := &client{out: out, token: rand.Text(), name: r.name, room: r.room}
 	err = c.run(ctx, s, to, typed)
 	stop()
 	return errors.Join(err, g.Wait())
+}
+
+// trusted is the configuration that trusts the certificates in file, or, without one, those that the
+// system trusts.
+func trusted(file string) (*tls.Config, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("-ca: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("-ca: %s has no certificate", file)
+	}
+	return &tls.Config{RootCAs: roots}, nil
 }
 
 // sockets returns the URLs of the WebSockets of pages, which have commas between them.
@@ -92,11 +127,11 @@ func sockets(pages string) (to []string, err error) {
 	for page := range strings.SplitSeq(pages, ",") {
 		at, err := url.Parse(page)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("-connect: %w", err)
 		}
 		scheme := map[string]string{"http": "ws", "ws": "ws", "https": "wss", "wss": "wss"}[at.Scheme]
-		if scheme == "" {
-			return nil, errors.New("the URL's scheme is not http or https: " + page)
+		if scheme == "" || at.Host == "" {
+			return nil, fmt.Errorf("-connect: not the URL of a page, as http://127.0.0.1:7030/ is: %q", page)
 		}
 		at.Scheme, at.Path = scheme, "/ws"
 		to = append(to, at.String())
@@ -107,7 +142,7 @@ func sockets(pages string) (to []string, err error) {
 // run keeps c connected until typed is closed and all of it said, or ctx ends.
 func (c *client) run(ctx context.Context, s *websocket.Server, to []string, typed <-chan string) error {
 	const least, most = 250 * time.Millisecond, 8 * time.Second
-	wait := least
+	wait, told := least, make([]string, len(to))
 	for next := 0; ctx.Err() == nil; next++ {
 		conn, err := s.Dial(ctx, to[next%len(to)], nil)
 		if err == nil {
@@ -119,6 +154,10 @@ func (c *client) run(ctx context.Context, s *websocket.Server, to []string, type
 				wait = least
 			}
 			fmt.Fprintln(c.out, "* the connection is lost")
+			clear(told)
+		} else if why := err.Error(); why != told[next%len(to)] && ctx.Err() == nil {
+			told[next%len(to)] = why // once, however often it is tried
+			fmt.Fprintln(c.out, "* cannot connect, trying again:", why)
 		}
 		select {
 		case <-time.After(wait):

@@ -22,6 +22,10 @@ const link = new Link((location.protocol === "https:" ? "wss://" : "ws://") + lo
     if (name !== "online") clearTypists();
     enable(name !== "ended" && link.room !== "");
   },
+  closed(why) {
+    const text = `The server closed the connection: ${why}`;
+    if ($("log").lastElementChild?.textContent !== text) note("gap", text);
+  },
   welcome(msg, moved) {
     $("rename").hidden = false;
     $("log").setAttribute("aria-live", "off"); // what was said before is not read out

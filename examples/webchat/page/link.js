@@ -8,7 +8,7 @@ const inFlight = 32; // lines under way
 const lineEvery = 10; // ms, when there are many: the server bounds the rate
 
 export class Link {
-  // on has: state(name, text), welcome(msg, moved), line(line, mine), missing(n), typing(name),
+  // on has: state(name, text), closed(why), welcome(msg, moved), line(line, mine), missing(n), typing(name),
   // rooms(list), here(msg), outbox(items), refused(field, why), dropped(item, why).
   constructor(url, on) {
     this.url = url;
@@ -134,6 +134,7 @@ export class Link {
       this.on.state("ended", "Open in another tab");
     }
     if (this.stopped) return;
+    if (ev.code === 1008 && ev.reason) this.on.closed(ev.reason);
     this.on.state("waiting", navigator.onLine ? "Reconnecting…" : "Offline");
     this.timer = setTimeout(() => this.connectNow(), this.wait * (0.75 + Math.random() / 2));
     this.wait = Math.min(2 * this.wait, mostWait);

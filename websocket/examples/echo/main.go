@@ -39,7 +39,7 @@ func main() {
 	flag.StringVar(&cfg.addr, "addr", "127.0.0.1:7020", "`address` to listen on")
 	flag.StringVar(&cfg.route, "route", "actor", "stream, mailbox, actor, or http: upgraded from a net/http handler")
 	flag.BoolVar(&cfg.opts.Compress, "compress", false, "negotiate permessage-deflate")
-	flag.IntVar(&cfg.opts.MaxMessage, "max-message", 1<<20, "largest message, in `bytes`")
+	flag.IntVar(&cfg.opts.MaxMessage, "max-message", 1<<20, "largest message, in `bytes`, at most 1 GiB")
 	flag.StringVar(&cfg.cert, "cert", "", "`file` with a certificate, for wss")
 	flag.StringVar(&cfg.key, "key", "", "`file` with its key")
 	flag.Parse()
@@ -56,12 +56,18 @@ func main() {
 
 // run serves until ctx ends, and returns when all peers are gone.
 func run(ctx context.Context, out io.Writer, cfg config) error {
+	if n := cfg.opts.MaxMessage; n < 1 || n > 1<<30 {
+		return fmt.Errorf("-max-message is not between 1 and %d: %d", 1<<30, n)
+	}
+	if (cfg.cert == "") != (cfg.key == "") {
+		return errors.New("-cert and -key are given together or not at all")
+	}
 	tcp := tcpio.ListenerOptions{Addr: cfg.addr, WriteStallTimeout: 30 * time.Second, Logger: slog.Default()}
 	scheme := "ws"
-	if cfg.cert != "" || cfg.key != "" {
+	if cfg.cert != "" {
 		cert, err := tls.LoadX509KeyPair(cfg.cert, cfg.key)
 		if err != nil {
-			return err
+			return fmt.Errorf("-cert, -key: %w", err)
 		}
 		tcp.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}}
 		scheme = "wss"
@@ -79,7 +85,7 @@ func run(ctx context.Context, out io.Writer, cfg config) error {
 			return nil
 		}
 	default:
-		return fmt.Errorf("no route %q", cfg.route)
+		return fmt.Errorf("-route is none of stream, mailbox, actor and http: %q", cfg.route)
 	}
 	s, err := websocket.Listen(&tcp, &cfg.opts)
 	if err != nil {

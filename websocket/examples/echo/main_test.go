@@ -25,6 +25,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/rabbit-backend/tcpio/internal/testnet"
+	tcpws "github.com/rabbit-backend/tcpio/websocket"
 )
 
 func TestMain(m *testing.M) { testnet.MainOfProgram(m) }
@@ -132,11 +133,12 @@ func TestProgram(t *testing.T) {
 			}
 		})
 	}
-	if out, err := exec.Command(bin, "-route", "no").CombinedOutput(); err == nil {
-		t.Errorf("a wrong route: %s", out)
-	}
-	if out, err := exec.Command(bin, "-cert", "/nonexistent").CombinedOutput(); err == nil {
-		t.Errorf("a wrong certificate: %s", out)
+	for _, args := range []string{"-route no", "-cert /nonexistent", "-cert /nonexistent -key /nonexistent",
+		"-max-message 0", "-max-message -5", "-max-message 2000000000"} {
+		flag, _, _ := strings.Cut(args, " ")
+		if out, err := exec.Command(bin, strings.Fields(args)...).CombinedOutput(); err == nil || !strings.Contains(string(out), flag) {
+			t.Errorf("%s: %v, %s", args, err, out)
+		}
 	}
 }
 
@@ -148,7 +150,9 @@ func TestStreamHoldsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, w, config{addr: "127.0.0.1:0", route: "stream"}) }()
+	go func() {
+		done <- run(ctx, w, config{addr: "127.0.0.1:0", route: "stream", opts: tcpws.Options{MaxMessage: 1 << 20}})
+	}()
 	line, _ := bufio.NewReader(r).ReadString('\n')
 	c, _, err := websocket.Dial(ctx, strings.TrimSpace(strings.TrimPrefix(line, "listening on ")), nil)
 	if err != nil {
