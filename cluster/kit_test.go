@@ -200,6 +200,7 @@ func (s *site) client(t testing.TB) *client {
 // line returns the next line that has come.
 func (c *client) line(t testing.TB) string {
 	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(testnet.Limit))
 	s, err := c.lines.ReadString('\n')
 	if err != nil {
 		t.Fatalf("the client: %v", err)

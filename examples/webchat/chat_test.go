@@ -265,7 +265,7 @@ func (f *flaky) once(t *testing.T, addr string, own uint64, total int) bool {
 			err = p.write(request{T: "say", N: under + 1, Text: fmt.Sprint(f.name, " ", under+1)})
 		}
 	}
-	return p.ctx.Err() == nil
+	return p.late == nil
 }
 
 // Under random cuts nobody loses a line and none is doubled, and all have the same order.
@@ -314,9 +314,11 @@ func TestSlowMember(t *testing.T) {
 	ann := s.dial()
 	ann.join("ann", "lobby")
 	pad := strings.Repeat("x", 900)
-	for n := range total {
-		ann.say(uint64(n+1), fmt.Sprintf("%d %s", n+1, pad))
-		for l := ann.nextLine(); l.N != uint64(n+1); l = ann.nextLine() {
+	for n := uint64(1); n <= total; n++ {
+		ann.say(n, fmt.Sprintf("%d %s", n, pad))
+		if n%10 == 0 { // less than writeBuffer: she is not slow
+			for l := ann.nextLine(); l.N != n; l = ann.nextLine() {
+			}
 		}
 	}
 	// Each number comes once, in order, or is counted in a gap.

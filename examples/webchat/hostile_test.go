@@ -87,7 +87,7 @@ func TestHostile(t *testing.T) {
 			p.send(hello)
 			p.until("welcome")
 		}
-		if err := p.c.Write(p.ctx, c.kind, []byte(c.raw)); err != nil {
+		if err := p.writeRaw(c.kind, []byte(c.raw)); err != nil {
 			t.Fatal(c.what, err)
 		}
 		if code := p.closed(); code != c.code {

@@ -97,7 +97,7 @@ func start(t testing.TB, cfg config) *served {
 // A peer is a page's connection as a test has it.
 type peer struct {
 	t    testing.TB
-	ctx  context.Context
+	late error // of the wait that took longer than limit
 	c    *websocket.Conn
 	got  []line // that lines has not returned
 	here int    // how many are there, by the last message that says so
@@ -119,21 +119,27 @@ func (s *served) dialSmall() *peer {
 func dialTo(t testing.TB, addr string, opts *websocket.DialOptions) *peer {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	t.Cleanup(cancel)
+	defer cancel()
 	c, _, err := websocket.Dial(ctx, "ws://"+addr+"/ws", opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.SetReadLimit(1 << 20)
 	t.Cleanup(func() { c.CloseNow() })
-	return &peer{t: t, ctx: ctx, c: c}
+	return &peer{t: t, c: c}
 }
 
 func token(name string) string { return (name + strings.Repeat("-", 16))[:max(16, len(name))] }
 
 func (p *peer) write(q request) error {
 	b, _ := json.Marshal(q)
-	return p.c.Write(p.ctx, websocket.MessageText, b)
+	return p.writeRaw(websocket.MessageText, b)
+}
+
+func (p *peer) writeRaw(kind websocket.MessageType, b []byte) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	return p.c.Write(ctx, kind, b)
 }
 
 func (p *peer) send(q request) {
@@ -157,8 +163,10 @@ func (p *peer) next() answer {
 }
 
 func (p *peer) read() (a answer, err error) {
-	_, b, err := p.c.Read(p.ctx)
-	if err == nil {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	_, b, err := p.c.Read(ctx)
+	if p.late = ctx.Err(); err == nil {
 		err = json.Unmarshal(b, &a)
 	}
 	return a, err
@@ -257,6 +265,7 @@ func (s *served) netcat() *ncPeer {
 
 func (n *ncPeer) line() string {
 	n.t.Helper()
+	_ = n.SetDeadline(time.Now().Add(limit))
 	s, err := n.in.ReadString('\n')
 	if err != nil {
 		n.t.Fatal(err)
