@@ -46,9 +46,11 @@ func serve(t *testing.T, opts tcpio.ListenerOptions) *tcpio.Listener {
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if r, ok := ev.(tcpio.Readable); ok {
 				var b [100]byte
-				if n, err := r.Conn.TryRead(b[:]); err == nil {
-					_, _ = r.Conn.TryWrite(b[:n])
+				n, err := r.Conn.TryRead(b[:])
+				if err != nil && err != tcpio.ErrWouldBlock {
+					return err
 				}
+				_, _ = r.Conn.TryWrite(b[:n])
 			}
 			return nil
 		})

@@ -36,7 +36,10 @@ func TestIdleMemory(t *testing.T) {
 		buf := make([]byte, 8)
 		return tcpio.ActorFunc(func(ev tcpio.Event) error {
 			if ev, ok := ev.(tcpio.Readable); ok {
-				n, _ := ev.Conn.TryRead(buf)
+				n, err := ev.Conn.TryRead(buf)
+				if err != nil && err != tcpio.ErrWouldBlock {
+					return err
+				}
 				ev.Conn.TryWrite(buf[:n])
 			}
 			return nil

@@ -25,7 +25,6 @@ import (
 
 	"github.com/rabbit-backend/tcpio"
 	"github.com/rabbit-backend/tcpio/cluster"
-	"github.com/rabbit-backend/tcpio/cluster/embedded"
 	"github.com/rabbit-backend/tcpio/cluster/internal/proc"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
@@ -44,46 +43,6 @@ func TestMain(m *testing.M) {
 	testnet.Main(m)
 }
 
-// connect connects a child to NATS as its environment says: to servers, or to an embedded one.
-func connect(ctx context.Context) (nc *nats.Conn, end func(), err error) {
-	if urls := os.Getenv("NATS"); urls != "" {
-		opts := append(cluster.NATSOptions(), nats.ReconnectWait(50*time.Millisecond),
-			nats.ReconnectJitter(20*time.Millisecond, 20*time.Millisecond), nats.PingInterval(time.Second))
-		if ca := os.Getenv("CA"); ca != "" {
-			opts = append(opts, nats.RootCAs(ca))
-		}
-		if creds := os.Getenv("CREDS"); creds != "" {
-			opts = append(opts, nats.UserCredentials(creds))
-		}
-		nc, err = nats.Connect(urls, opts...)
-		if err != nil {
-			return nil, nil, err
-		}
-		return nc, nc.Close, nil
-	}
-	if dir := os.Getenv("DIR"); dir != "" {
-		s, err := embedded.Open(ctx, &embedded.Options{Dir: dir, Store: true})
-		if err != nil {
-			return nil, nil, err
-		}
-		return s.Conn(), func() { s.Close() }, nil
-	}
-	m := &embedded.Machine{Name: os.Getenv("NAME"), Secret: os.Getenv("SECRET"), Store: os.Getenv("STORE"),
-		Peers: make(map[string]string)}
-	for _, peer := range strings.Fields(os.Getenv("PEERS")) {
-		name, addr, _ := strings.Cut(peer, "=")
-		m.Peers[name] = addr
-	}
-	if m.TLS, err = readMutual(os.Getenv("PEM")); err != nil {
-		return nil, nil, err
-	}
-	s, err := embedded.Start(ctx, m)
-	if err != nil {
-		return nil, nil, err
-	}
-	return s.Conn(), func() { s.Close() }, nil
-}
-
 // A child is a node with members, in a process of its own.
 type child struct {
 	name  string
@@ -98,6 +57,7 @@ type child struct {
 	logs  []*logClient
 
 	kept    sync.Map // peers of connections that are not read
+	claimed sync.Map // sessions
 	load    context.CancelFunc
 	loaders sync.WaitGroup
 
@@ -310,9 +270,16 @@ func (c *child) do(ctx context.Context, word, rest string) {
 		slices.Sort(ids)
 		say("members %v %s", whole, strings.Join(ids, " "))
 	case "report":
+		held := 0
+		c.claimed.Range(func(se, _ any) bool {
+			if se.(*cluster.Session).Held() {
+				held++
+			}
+			return true
+		})
 		c.first.mu.Lock()
 		p, err := json.Marshal(report{
-			ID: c.n.ID(), Published: c.published.Load(), Recorded: c.recorded.Load(),
+			ID: c.n.ID(), Published: c.published.Load(), Recorded: c.recorded.Load(), Held: held,
 			Received: c.first.count, Stats: c.n.Stats(), Replaced: c.replaced.Load(), Unsure: c.unsure.Load(),
 		})
 		c.first.mu.Unlock()
@@ -338,6 +305,7 @@ type report struct {
 	Received            map[string]int64 // by publisher
 	Stats               cluster.Stats
 	Replaced, Unsure    int64
+	Held                int // sessions
 }
 
 // claimFor claims a key for a new connection, which the process keeps.
@@ -350,6 +318,7 @@ func (c *child) claimFor(ctx context.Context, key string) {
 		defer cancel()
 		var se *cluster.Session
 		if se, err = c.n.Claim(ctx, key, conn); err == nil {
+			c.claimed.Store(se, nil)
 			say("claimed %d %v", se.Fence(), time.Since(begun).Round(time.Millisecond))
 			return
 		}
@@ -415,6 +384,7 @@ func (c *child) start(ctx context.Context, every time.Duration) {
 				c.violation("fence %d of %s behind %d", se.Fence(), key, last[key])
 			}
 			last[key] = se.Fence()
+			c.claimed.Store(se, nil)
 			say("fence %s=%d", key, se.Fence())
 			time.AfterFunc(time.Duration(rand.IntN(200))*time.Millisecond, func() { peer.Close() })
 			select {

@@ -3,6 +3,7 @@
 package test
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -20,6 +21,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
+	"github.com/rabbit-backend/tcpio/cluster"
+	"github.com/rabbit-backend/tcpio/cluster/embedded"
 	"github.com/rabbit-backend/tcpio/cluster/internal/proc"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
@@ -346,4 +351,44 @@ func partOf(got, want []uint64) bool {
 		at += i + 1
 	}
 	return true
+}
+
+// connect connects a child to NATS as its environment says: to servers, or to an embedded one.
+func connect(ctx context.Context) (nc *nats.Conn, end func(), err error) {
+	if urls := os.Getenv("NATS"); urls != "" {
+		opts := append(cluster.NATSOptions(), nats.ReconnectWait(50*time.Millisecond),
+			nats.ReconnectJitter(20*time.Millisecond, 20*time.Millisecond), nats.PingInterval(time.Second))
+		if ca := os.Getenv("CA"); ca != "" {
+			opts = append(opts, nats.RootCAs(ca))
+		}
+		if creds := os.Getenv("CREDS"); creds != "" {
+			opts = append(opts, nats.UserCredentials(creds))
+		}
+		nc, err = nats.Connect(urls, opts...)
+		if err != nil {
+			return nil, nil, err
+		}
+		return nc, nc.Close, nil
+	}
+	if dir := os.Getenv("DIR"); dir != "" {
+		s, err := embedded.Open(ctx, &embedded.Options{Dir: dir, Store: true})
+		if err != nil {
+			return nil, nil, err
+		}
+		return s.Conn(), func() { s.Close() }, nil
+	}
+	m := &embedded.Machine{Name: os.Getenv("NAME"), Secret: os.Getenv("SECRET"), Store: os.Getenv("STORE"),
+		Peers: make(map[string]string)}
+	for _, peer := range strings.Fields(os.Getenv("PEERS")) {
+		name, addr, _ := strings.Cut(peer, "=")
+		m.Peers[name] = addr
+	}
+	if m.TLS, err = readMutual(os.Getenv("PEM")); err != nil {
+		return nil, nil, err
+	}
+	s, err := embedded.Start(ctx, m)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s.Conn(), func() { s.Close() }, nil
 }
