@@ -22,7 +22,8 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// ListenerOptions.NewActor may turn a connection away. It must not touch the others, nor the counts.
+// ListenerOptions.NewActor may turn a connection away. It must not touch the others, nor the
+// counts.
 func TestActorHookMayEndItsConnection(t *testing.T) {
 	var end atomic.Int32
 	closed := make(chan Event, 10)
@@ -185,7 +186,8 @@ func TestTLSNewestClientHelloIsServedFirst(t *testing.T) {
 	}
 }
 
-// A connection that closes leaves the queue of handshakes at once, however long the one in front takes.
+// A connection that closes leaves the queue of handshakes at once, however long the one in front
+// takes.
 func TestTLSClosedConnectionsLeaveTheQueueOfHandshakes(t *testing.T) {
 	began, goOn := make(chan string, 10), make(chan struct{})
 	r := listen(t, ListenerOptions{MaxHandshakes: 1, HandshakeTimeout: time.Hour,
@@ -211,8 +213,8 @@ func TestTLSClosedConnectionsLeaveTheQueueOfHandshakes(t *testing.T) {
 	testnet.WaitFor(t, "the queue to be empty", func() bool { return r.handshakes.Waiting() == 0 && r.Len() == 1 })
 }
 
-// While descriptors are exhausted, neither new peers nor connections that end make the loop try more and more often.
-// To see it fail: let acceptFailed make a timer each time.
+// While descriptors are exhausted, neither new peers nor connections that end make the loop try
+// more and more often. To see it fail: let acceptFailed make a timer each time.
 func TestAcceptingTriesOneTimerLongWhileDescriptorsAreExhausted(t *testing.T) {
 	var exhausted atomic.Bool
 	r := listen(t, ListenerOptions{Loops: 1})
@@ -343,7 +345,8 @@ func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
 	r.socket.mu.Lock()
 	r.entries[0].call = sys.Accept
 	r.socket.mu.Unlock()
-	// A descriptor that comes free is used at once, and not when the back-off, of a second now, is over.
+	// A descriptor that comes free is used at once, and not when the back-off, of a second now, is
+	// over.
 	first.Abort()
 	var c *Conn
 	for c == nil {

@@ -268,7 +268,8 @@ func TestAPanicAbortsThatConnectionIsLoggedOnceAndTouchesNobodyElse(t *testing.T
 	}
 }
 
-// With GODEBUG=panicnil=1 recover returns nil for panic(nil), as it does for runtime.Goexit, which ends the goroutine.
+// With GODEBUG=panicnil=1 recover returns nil for panic(nil), as it does for runtime.Goexit, which
+// ends the goroutine.
 func TestAPanicWithNilIsAPanic(t *testing.T) {
 	t.Setenv("GODEBUG", "panicnil=1")
 	closed := make(chan *tcpio.Conn, 1)
@@ -294,7 +295,8 @@ func TestWhatGoesWrongAtClosedIsOnlyLogged(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			log := new(testnet.Log)
 			closed := make(chan *tcpio.Conn, 10)
-			// With a CloseTimeout beyond the test's patience, an end of Serve that waits for the handler shows.
+			// With a CloseTimeout beyond the test's patience, an end of Serve that waits for the handler
+			// shows.
 			o := tcpio.ListenerOptions{Loops: 1, Logger: slog.New(log), CloseTimeout: 2 * testnet.Limit}
 			l := harness.Actor(t, o, trouble(closed))
 			other := testnet.DialTCP(t, l)

@@ -16,10 +16,10 @@ import (
 const discardBudget = 256 << 10
 
 // Close ends the connection in order and returns at once, with nil, also when called again: what is
-// queued is flushed, then a FIN is sent, then input is discarded until the peer's end, so that unread
-// input does not turn the peer's last bytes into a reset (RFC 1122, 4.2.2.13). All of that together
-// is limited by [ListenerOptions.CloseTimeout], after which the connection is cut off and, if
-// output was left, Err is [ErrCloseTimeout].
+// queued is flushed, then a FIN is sent, then input is discarded until the peer's end, so that
+// unread input does not turn the peer's last bytes into a reset (RFC 1122, 4.2.2.13). All of that
+// together is limited by [ListenerOptions.CloseTimeout], after which the connection is cut off and,
+// if output was left, Err is [ErrCloseTimeout].
 //
 // From the call on, reads, writes and posts fail with net.ErrClosed; what was posted before is
 // delivered before Closed. Closed is always a later event: Close called from a handler does not

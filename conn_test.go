@@ -93,8 +93,8 @@ func TestConnectionTakesEveryStepOfTheTable(t *testing.T) {
 	}
 }
 
-// A heldLife is a connection whose descriptor is in use until letGo is closed, and whose actor is busy
-// until goOn is.
+// A heldLife is a connection whose descriptor is in use until letGo is closed, and whose actor is
+// busy until goOn is.
 type heldLife struct {
 	c                       *Conn
 	goOn, told, letGo, left chan struct{}
@@ -140,7 +140,8 @@ func TestConnIsSmall(t *testing.T) {
 		unsafe.Sizeof(Conn{}), unsafe.Sizeof(connExt{}), unsafe.Sizeof(timer{}))
 }
 
-// Sending an event through a channel allocates nothing: it is one pointer, which the interface holds itself.
+// Sending an event through a channel allocates nothing: it is one pointer, which the interface
+// holds itself.
 func TestEventsAreOnePointer(t *testing.T) {
 	for name, size := range map[string]uintptr{
 		"Opened": unsafe.Sizeof(Opened{}), "Readable": unsafe.Sizeof(Readable{}),
@@ -373,8 +374,8 @@ func (c *Conn) contradiction() string {
 	return ""
 }
 
-// The edge of a socket that connects may have been that of its first bytes too. To see it fail: leave
-// out what beginLocked does about unread.
+// The edge of a socket that connects may have been that of its first bytes too. To see it fail:
+// leave out what beginLocked does about unread.
 func TestBytesThatCameWithTheConnectAreAnnounced(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -43,8 +43,8 @@ func (lp *loop) drive() {
 // it finds, which saves two switches of goroutines for every batch. A poll that finds nothing hands
 // the role to the loop's own goroutine, which sleeps in the poller; but with more, which says that
 // the consumer's channel still holds something, the consumer is about to come again: beside a
-// consumer that a single busy peer keeps busy, that goroutine might wait for a processor, and nobody
-// would poll. pollForLoop never calls user code: its caller is already inside TryRead.
+// consumer that a single busy peer keeps busy, that goroutine might wait for a processor, and
+// nobody would poll. pollForLoop never calls user code: its caller is already inside TryRead.
 func (lp *loop) pollForLoop(more bool) {
 	for {
 		w := lp.state.Load()

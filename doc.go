@@ -122,8 +122,8 @@
 // reached, the connections that have waited longest for EOFTimeout are closed first.
 //
 // It is one for connections that are paused, too. A reset makes no event on a connection whose last
-// Readable nobody has answered; it ends what [Conn.Context] returns, at once. What arrived before the
-// reset can be read for as long as somebody reads some of it within EOFTimeout.
+// Readable nobody has answered; it ends what [Conn.Context] returns, at once. What arrived before
+// the reset can be read for as long as somebody reads some of it within EOFTimeout.
 //
 // tcpio records how each direction ended, whether a Try method, a blocking call, a copy, a
 // callback, a raw connection or Hijack met it first; afterwards all of them report the same, and
@@ -199,8 +199,9 @@
 // Options limit three things; [PublicDefaults] has values for the open internet:
 //
 //   - Times: IdleTimeout, InputTimeout, ReadStallTimeout, FrameTimeout, WriteStallTimeout,
-//     PrefaceTimeout and HandshakeTimeout end a connection with a *[TimeoutError]. How CloseTimeout,
-//     DrainTimeout and EOFTimeout end one is in the table above. TCPUserTimeout is the kernel's.
+//     PrefaceTimeout and HandshakeTimeout end a connection with a *[TimeoutError]. How
+//     CloseTimeout, DrainTimeout and EOFTimeout end one is in the table above. TCPUserTimeout is
+//     the kernel's.
 //   - Who is served: MaxConns, MaxConnsPerIP, AcceptRate, Admit, Preface.
 //   - What is kept: WriteBuffer and MaxFrame for a connection, MaxBuffered for the queued output of
 //     all (a quarter of the memory by default), MailboxSize, MaxPreface, MaxHandshakes, MaxBlocked.

@@ -40,8 +40,8 @@ func hoEcho(name string) func(*Conn) Actor {
 	}
 }
 
-// Shutdown may begin between the accept of a connection and its registration. That one is served like any other.
-// To see it fail: let register close what it meets while stopping is set.
+// Shutdown may begin between the accept of a connection and its registration. That one is served
+// like any other. To see it fail: let register close what it meets while stopping is set.
 func TestConnectionAcceptedWhileShutdownBeginsIsNotReset(t *testing.T) {
 	for name, drain := range map[string]time.Duration{"DrainTimeout": 2 * testnet.Limit, "none": 0} {
 		t.Run(name, func(t *testing.T) {
@@ -121,7 +121,8 @@ func TestConnectionRegisteredAfterTheEndEndsToo(t *testing.T) {
 	}
 }
 
-// To see it fail: take net's File, which makes the shared description blocking; or remove the path after all.
+// To see it fail: take net's File, which makes the shared description blocking; or remove the path
+// after all.
 func TestSocketGoesOnInWhoeverHasItsFile(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
@@ -224,8 +225,8 @@ func TestWhatHasEndedBeforeIsNoCloseTimeout(t *testing.T) {
 	}
 }
 
-// What peers have sent before the Shutdown is handled before Draining, also if no loop has come to it yet: here their
-// connections wait in the backlog.
+// What peers have sent before the Shutdown is handled before Draining, also if no loop has come to
+// it yet: here their connections wait in the backlog.
 func TestWhatWasSentBeforeTheShutdownIsHandledBeforeDraining(t *testing.T) {
 	for range 5 {
 		release, entered := make(chan struct{}), make(chan struct{}, 1)
@@ -295,8 +296,8 @@ func TestStreamsBesideCloseDoesNotPanic(t *testing.T) {
 	r.EventsPerLoop()
 }
 
-// The goroutine that Close leaves behind ends also when Serve never ran. To see it fail: drop finishUnserved from Close;
-// the leak check of TestMain reports it.
+// The goroutine that Close leaves behind ends also when Serve never ran. To see it fail: drop
+// finishUnserved from Close; the leak check of TestMain reports it.
 func TestNetListenerClosedWithoutServeLeavesNothing(t *testing.T) {
 	r := listen(t, ListenerOptions{})
 	nl := r.NetListener().(*netListener)
@@ -332,7 +333,8 @@ func TestShutdownEndsThoughPeersKeepComing(t *testing.T) {
 	}
 }
 
-// revActors serves n connections with one loop and receive as their actor, which Opened does not reach.
+// revActors serves n connections with one loop and receive as their actor, which Opened does not
+// reach.
 func revActors(t *testing.T, n int, handle func(Event) error) (*rig, []*Conn) {
 	t.Helper()
 	opened := make(chan *Conn, n)
@@ -353,9 +355,9 @@ func revActors(t *testing.T, n int, handle func(Event) error) (*rig, []*Conn) {
 	return r, conns
 }
 
-// A handler may return what another connection ended with. That is an error of its own then, and no panic, let alone an
-// exiting goroutine, which would give the loop's role to a second one. To see it fail: let receive look at the error's
-// type.
+// A handler may return what another connection ended with. That is an error of its own then, and no
+// panic, let alone an exiting goroutine, which would give the loop's role to a second one. To see
+// it fail: let receive look at the error's type.
 func TestPanicErrorThatIsReturnedIsAnError(t *testing.T) {
 	for name, cause := range map[string]*PanicError{
 		"panic":  {Value: "a value"},

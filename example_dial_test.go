@@ -109,8 +109,8 @@ func ExampleListener_DialTLS() {
 	// end: <nil>
 }
 
-// STARTTLS from the client's side, as SMTP, IMAP and PostgreSQL have it: plain text until the server
-// agrees, TLS from then on.
+// STARTTLS from the client's side, as SMTP, IMAP and PostgreSQL have it: plain text until the
+// server agrees, TLS from then on.
 func ExampleConn_StartTLSClient() {
 	// Configurations with a certificate for localhost, and with trust in it.
 	config, trusting := testnet.ServerTLS(), testnet.ClientTLS()

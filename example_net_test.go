@@ -117,8 +117,8 @@ func ExampleConn_StartTLS() {
 	// end: <nil>
 }
 
-// Two names on one port. TLS for app.example ends here; everything else goes on to an upstream as it
-// is, still encrypted.
+// Two names on one port. TLS for app.example ends here; everything else goes on to an upstream as
+// it is, still encrypted.
 func ExampleParseClientHello() {
 	config, trusting := testnet.ServerTLS(), testnet.ClientTLS()
 	trusting.ServerName = "localhost"

@@ -29,7 +29,8 @@ func receiveEnd(t testnet.T, events <-chan Event) {
 	}
 }
 
-// frameRig opens a connection whose peer sends input; it returns the frames of the first iteration that ends in an error.
+// frameRig opens a connection whose peer sends input; it returns the frames of the first iteration
+// that ends in an error.
 func frameRig(t *testing.T, o ListenerOptions, split bufio.SplitFunc, input ...[]byte) (*Conn, [][]byte, error, <-chan Event) {
 	t.Helper()
 	r := listen(t, o)
@@ -68,7 +69,8 @@ func TestEndlessFrameIsTooLong(t *testing.T) {
 	}
 }
 
-// The end of stream inside a frame is told once, also to a consumer that goes on as if nothing were.
+// The end of stream inside a frame is told once, also to a consumer that goes on as if nothing
+// were.
 func TestCutFrameAtTheEndDoesNotSpin(t *testing.T) {
 	c, got, err, events := frameRig(t, ListenerOptions{}, testnet.SplitRawLines, []byte("whole\ncut"))
 	if err != io.ErrUnexpectedEOF || len(got) != 1 {
@@ -96,7 +98,8 @@ func TestCutFrameAtTheEndDoesNotSpin(t *testing.T) {
 	}
 }
 
-// Frames that were in the buffer already answer a Readable only for the buffer; the end behind them is still told.
+// Frames that were in the buffer already answer a Readable only for the buffer; the end behind them
+// is still told.
 func TestBufferedFramesDoNotAnswerForTheSocket(t *testing.T) {
 	r := listen(t, ListenerOptions{})
 	events := r.Events()
@@ -221,11 +224,12 @@ func TestCloseInsideTheBodyEndsTheIteration(t *testing.T) {
 	}
 }
 
-// The peer goes away behind every byte of a script of frames, by FIN and by RST, sent in one piece or with a partial frame
-// already kept when the rest comes. The whole frames before the cut all arrive, the error says what the cut was, and
-// nothing is kept.
+// The peer goes away behind every byte of a script of frames, by FIN and by RST, sent in one piece
+// or with a partial frame already kept when the rest comes. The whole frames before the cut all
+// arrive, the error says what the cut was, and nothing is kept.
 //
-// To see it fail: leave out f.drop in endFrames, or return io.EOF in the place of io.ErrUnexpectedEOF.
+// To see it fail: leave out f.drop in endFrames, or return io.EOF in the place of
+// io.ErrUnexpectedEOF.
 func TestDisconnectAtEveryByteOfAFrame(t *testing.T) {
 	r := listen(t, ListenerOptions{})
 	events := r.Events()
@@ -328,8 +332,8 @@ func hasMore(t *testing.T, c *Conn) {
 	})
 }
 
-// A split function that skips what it reads, as bufio.ScanWords does with blanks, keeps its consumer no longer than one that
-// returns frames.
+// A split function that skips what it reads, as bufio.ScanWords does with blanks, keeps its
+// consumer no longer than one that returns frames.
 func TestIterationOfFramesEndsWhileAllIsSkipped(t *testing.T) {
 	r := listen(t, ListenerOptions{})
 	events := r.Events()
@@ -394,8 +398,8 @@ func TestReadTakesABoundedPartOfAPartialFrame(t *testing.T) {
 	c.Abort()
 }
 
-// The same for a body that breaks behind frames kept from before, when an edge was merged into the Readable that is being
-// handled. To see it fail: let beginFrames start with more false.
+// The same for a body that breaks behind frames kept from before, when an edge was merged into the
+// Readable that is being handled. To see it fail: let beginFrames start with more false.
 func TestInputBehindAnOutstandingReadableOutlivesABreak(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1}).serve()
 	peer, c := r.open()
@@ -427,8 +431,9 @@ func revSplit(size int) bufio.SplitFunc {
 	}
 }
 
-// The end of stream that Frames has met closes nothing before it was handed out: a body that breaks behind the last
-// frame gets another Readable, and io.EOF with that. To see it fail: let fillFrames call endReadLocked.
+// The end of stream that Frames has met closes nothing before it was handed out: a body that breaks
+// behind the last frame gets another Readable, and io.EOF with that. To see it fail: let fillFrames
+// call endReadLocked.
 func TestEndOfStreamCountsOnceFramesHasHandedItOut(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1, EOFTimeout: 50 * time.Millisecond}).serve()
 	peer, c := r.open()

@@ -246,9 +246,9 @@ func (s *Shared) copyFor(sh *shared) *buf.Block {
 	return s.b
 }
 
-// TryWriteShared is TryWrite of all that s has: it writes everything or nothing, does not block, and
-// fails as TryWrite does. Up to 1 KiB, and with TLS, whose connections have keys of their own, each
-// connection has a copy.
+// TryWriteShared is TryWrite of all that s has: it writes everything or nothing, does not block,
+// and fails as TryWrite does. Up to 1 KiB, and with TLS, whose connections have keys of their own,
+// each connection has a copy.
 func (c *Conn) TryWriteShared(s *Shared) error {
 	c.mu.Lock()
 	defer c.unlock()

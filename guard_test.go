@@ -20,7 +20,8 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// User code that runs on a goroutine of the user's. Its panics are the user's too, and leave nothing behind.
+// User code that runs on a goroutine of the user's. Its panics are the user's too, and leave
+// nothing behind.
 
 // nothingLeft fails the test if c remembers a call that is over.
 func nothingLeft(t *testing.T, c *Conn) {
@@ -290,7 +291,8 @@ func TestOnErrorEventThatPanicsOrExitsForTheListenerIsOnlyLogged(t *testing.T) {
 	}
 }
 
-// One that blocks is told the last failure when it comes back, and costs one goroutine however many there are.
+// One that blocks is told the last failure when it comes back, and costs one goroutine however many
+// there are.
 func TestFailuresWaitForOnErrorEventAsOne(t *testing.T) {
 	inside, release := make(chan error, 10), make(chan struct{})
 	r := listen(t, ListenerOptions{Loops: 1, NewActor: echoActor, OnErrorEvent: func(err error) {
@@ -318,8 +320,8 @@ func TestFailuresWaitForOnErrorEventAsOne(t *testing.T) {
 	}
 }
 
-// queuedCallback serves two connections: the callback of one blocks until release is closed, and that of the other, which
-// has sent a byte, waits for its turn.
+// queuedCallback serves two connections: the callback of one blocks until release is closed, and
+// that of the other, which has sent a byte, waits for its turn.
 func queuedCallback(t *testing.T) (l *Listener, release chan struct{}, c *Conn, peer net.Conn) {
 	release = make(chan struct{})
 	entered := make(chan *Conn, 2)
@@ -398,7 +400,8 @@ func TestConnectionMayLeaveACallbackThatWaitsForItsTurn(t *testing.T) {
 	}
 }
 
-// More that arrives while such a call runs is for another call, which is not lost when the first one ends.
+// More that arrives while such a call runs is for another call, which is not lost when the first
+// one ends.
 func TestCallThatWaitsIsNotLostToOneThatRuns(t *testing.T) {
 	entered, release := make(chan *Conn, 2), make(chan struct{})
 	r := listen(t, ListenerOptions{OnConnEvent: func(conn net.Conn) error {

@@ -23,7 +23,8 @@ var ErrNotTLS = errors.New("tcpio: not TLS")
 // have room for it: 2 KiB are usual, and crypto/tls takes 64.
 //
 // The names are as the client has sent them: of any bytes, and not proven. Conn of the result is
-// nil. With Encrypted ClientHello the name is the public one. ParseClientHello keeps nothing of head.
+// nil. With Encrypted ClientHello the name is the public one. ParseClientHello keeps nothing of
+// head.
 func ParseClientHello(head []byte) (*tls.ClientHelloInfo, error) {
 	switch whole, err := helloWhole(head); {
 	case err != nil:

@@ -31,7 +31,8 @@ func numbered(off, n int) []byte {
 	return p
 }
 
-// TryWritev over a socket with the smallest send buffer there is: what arrives is bytes.Join of all that was accepted.
+// TryWritev over a socket with the smallest send buffer there is: what arrives is bytes.Join of all
+// that was accepted.
 func TestTryWritevIsBytesJoin(t *testing.T) {
 	t.Parallel()
 	r := listen(t, ListenerOptions{WriteBuffer: 100000})
@@ -171,8 +172,8 @@ func TestFastReaderOfALongQueueLeavesOthersTheirTurn(t *testing.T) {
 	}
 }
 
-// The copy that the members of a group share is made while no member is locked. Here it is seen to be made, by memory that
-// cannot be read.
+// The copy that the members of a group share is made while no member is locked. Here it is seen to
+// be made, by memory that cannot be read.
 func TestLargeWriteToAGroupIsCopiedUnderNoLock(t *testing.T) {
 	r := listen(t, ListenerOptions{})
 	r.Events()
@@ -204,8 +205,8 @@ func TestLargeWriteToAGroupIsCopiedUnderNoLock(t *testing.T) {
 	c.Abort()
 }
 
-// What a group queues for its slow members holds about as much memory as WriteBuffer counts, however short the writes.
-// To see it fail: share blocks of any size.
+// What a group queues for its slow members holds about as much memory as WriteBuffer counts,
+// however short the writes. To see it fail: share blocks of any size.
 func TestShortWritesToAGroupHoldLittleMoreThanTheirBytes(t *testing.T) {
 	for _, size := range []int{1, 100, shareMin, shareMin + 1, buf.Small + 1, buf.Large/2 + 1, buf.Large + 1} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -247,7 +248,8 @@ func TestShortWritesToAGroupHoldLittleMoreThanTheirBytes(t *testing.T) {
 	}
 }
 
-// Bytes that the kernel copies count as activity like any other. To see it fail: let account do nothing.
+// Bytes that the kernel copies count as activity like any other. To see it fail: let account do
+// nothing.
 func TestCopiesInTheKernelCount(t *testing.T) {
 	const size = 300 << 10
 	r := listen(t, ListenerOptions{Loops: 1, ReadStallTimeout: time.Hour}).serve()
@@ -288,8 +290,8 @@ func TestCopiesInTheKernelCount(t *testing.T) {
 	}
 }
 
-// A reader that was woken for bytes and then finds its deadline passed leaves them announced for whoever reads next.
-// To see it fail: let Read only look at the deadline.
+// A reader that was woken for bytes and then finds its deadline passed leaves them announced for
+// whoever reads next. To see it fail: let Read only look at the deadline.
 func TestBytesThatWokeAReaderAreAnnouncedWhenItsDeadlineHasPassed(t *testing.T) {
 	r := listen(t, ListenerOptions{Loops: 1}).serve()
 	for range 50 {

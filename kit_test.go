@@ -114,8 +114,8 @@ func markedRoute(c *Conn, m routeMark) bool {
 
 func phaseOf(c *Conn) phase { return locked(c, func() phase { return c.phase }) }
 
-// A fakePoller is a real poller with a hand on it: it counts, and adds failures and events that the kernel is free to
-// produce but does not on demand.
+// A fakePoller is a real poller with a hand on it: it counts, and adds failures and events that the
+// kernel is free to produce but does not on demand.
 type fakePoller struct {
 	poller
 

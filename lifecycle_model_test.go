@@ -87,7 +87,8 @@ func checkAfterClose(t *rapid.T, c *Conn) {
 	}
 }
 
-// Random actions of the user and the peer, on every route: the events keep their grammar, and the methods their word.
+// Random actions of the user and the peer, on every route: the events keep their grammar, and the
+// methods their word.
 func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex

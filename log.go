@@ -119,8 +119,8 @@ func (c *Conn) logPanic(p *PanicError) {
 // HandlerFailed counts and logs err as tcpio does when a Receive has returned it, or panicked: a
 // *[PanicError] in [Stats].Panics, with a line at the limited rate of such lines; any other in
 // HandlerErrors, with a line at the level Debug. io.EOF and nil are no failures. It does nothing to
-// the connection. It is for packages that call handlers of their users' themselves. Any goroutine may
-// call it; it waits 10 ms at most for the Logger; it works after the connection closed.
+// the connection. It is for packages that call handlers of their users' themselves. Any goroutine
+// may call it; it waits 10 ms at most for the Logger; it works after the connection closed.
 func (c *Conn) HandlerFailed(err error) {
 	if err == nil || err == io.EOF {
 		return

@@ -100,9 +100,9 @@ func (n *netListener) Close() error {
 // Addr returns the listener's address.
 func (n *netListener) Addr() net.Addr { return n.l.addr }
 
-// File returns a duplicate of the listening socket, that of Addr, CLOEXEC, for another process that goes on
-// listening, for instance by exec.Cmd.ExtraFiles. The caller closes it. Unlike File of the package
-// net it leaves the socket, which the duplicate shares, non-blocking.
+// File returns a duplicate of the listening socket, that of Addr, CLOEXEC, for another process that
+// goes on listening, for instance by exec.Cmd.ExtraFiles. The caller closes it. Unlike File of the
+// package net it leaves the socket, which the duplicate shares, non-blocking.
 //
 // The socket lives until the last duplicate is closed, longer than l: peers go on connecting, and
 // wait in the backlog for the next process that accepts. Shutdown still serves what it finds there.

@@ -163,9 +163,9 @@ type ListenerOptions struct {
 	//
 	// The first call is made at once, also if nothing has arrived: then head is empty. Calls for one
 	// connection are made one after the other, on a loop, which goes on without a call that blocks.
-	// head is valid until the call returns. The call may use SetRemoteAddr, SetData, Events, Attach and
-	// Close of the Conn; reads and writes would block. A call that panics, or calls runtime.Goexit,
-	// refuses the connection and is logged.
+	// head is valid until the call returns. The call may use SetRemoteAddr, SetData, Events, Attach
+	// and Close of the Conn; reads and writes would block. A call that panics, or calls
+	// runtime.Goexit, refuses the connection and is logged.
 	//
 	// The bytes stay in the socket meanwhile, so that a connection that waits costs no buffer. Dialed
 	// and adopted connections have no preface: their first bytes may have been read. It costs a

@@ -28,8 +28,8 @@ var fileOrder = strings.Fields(`
 	dialasync.go dial.go netlistener.go
 `)
 
-// upward has the exceptions: behind a file's name those that come after it, and that it uses all the
-// same. The list only ever gets shorter.
+// upward has the exceptions: behind a file's name those that come after it, and that it uses all
+// the same. The list only ever gets shorter.
 const upward = `
 	events.go: conn.go          # an event has its connection
 	options.go: conn.go         # a hook gets one

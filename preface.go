@@ -28,8 +28,8 @@ var (
 // Preface has returned nil, MaxConnsPerIP counts the connection for client, and refuses it if
 // client has its connections already. The zero AddrPort keeps the proxy's own address.
 //
-// header is what ProxyHeader will return; it is kept as it is until the Conn goes. When it is called
-// again, the last call counts.
+// header is what ProxyHeader will return; it is kept as it is until the Conn goes. When it is
+// called again, the last call counts.
 func (c *Conn) SetRemoteAddr(client netip.AddrPort, header any) error {
 	c.mu.Lock()
 	defer c.unlock()

@@ -126,9 +126,9 @@ func (c *Conn) actorPanicked(ev Event, p *PanicError) {
 	}
 }
 
-// willBlock is called before a blocking call on c, or of a Dial, which has no connection yet. If c's
-// own handler holds the loop, for a Dial any handler or consumer, another goroutine takes it over at
-// once, before the watchdog sees it.
+// willBlock is called before a blocking call on c, or of a Dial, which has no connection yet. If
+// c's own handler holds the loop, for a Dial any handler or consumer, another goroutine takes it
+// over at once, before the watchdog sees it.
 func (lp *loop) willBlock(c *Conn) {
 	w := lp.state.Load()
 	switch role(w & roleMask) {

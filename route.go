@@ -93,9 +93,9 @@ func (s *stream) where(at uint32) place {
 	return s.whereLocked(at)
 }
 
-// The event that the feeder waits with is counted, and may be in the channel or not. So of one event
-// it is not known whether it was received: of the oldest, or, if the channel is empty, of that one.
-// What is in the feeder's hands besides is numbered ahead.
+// The event that the feeder waits with is counted, and may be in the channel or not. So of one
+// event it is not known whether it was received: of the oldest, or, if the channel is empty, of
+// that one. What is in the feeder's hands besides is numbered ahead.
 func (s *stream) whereLocked(at uint32) place {
 	n := uint32(len(s.ch))
 	switch behind := s.sent - at; {

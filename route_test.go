@@ -37,7 +37,8 @@ func emit(c *Conn, kind event) {
 	c.unlock()
 }
 
-// A full channel: what does not fit waits in the connections, in order, with one goroutine for all of them.
+// A full channel: what does not fit waits in the connections, in order, with one goroutine for all
+// of them.
 func TestFullStreamKeepsOrderWithOneGoroutine(t *testing.T) {
 	r, s := unserved(t, 2)
 	const conns, posts = 50, 20
@@ -318,8 +319,8 @@ func TestConsumersReadPollsForAParkedLoop(t *testing.T) {
 	}
 }
 
-// A consumer that one peer keeps busy goes on polling for the others, also when a poll finds nothing:
-// the loop's own goroutine could wait for a processor for as long as the consumer is busy.
+// A consumer that one peer keeps busy goes on polling for the others, also when a poll finds
+// nothing: the loop's own goroutine could wait for a processor for as long as the consumer is busy.
 // To see it fail: hand the role over behind every poll that finds nothing.
 func TestConsumerOfABusyPeerPollsOn(t *testing.T) {
 	r, _, events := helping(t)

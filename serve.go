@@ -13,8 +13,8 @@ import (
 
 // Start runs the listener until Close or Shutdown, as Serve does with a context that never ends;
 // what Serve would return goes to OnErrorEvent, or to the log. It is what programs written for the
-// first tcpio call. Without OnConnEvent, and without any other route, connections are accepted and their input
-// is thrown away.
+// first tcpio call. Without OnConnEvent, and without any other route, connections are accepted and
+// their input is thrown away.
 func (l *Listener) Start() {
 	l.mu.Lock()
 	if !l.routesFixed() {

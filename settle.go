@@ -89,8 +89,8 @@ func (c *Conn) lastBytesLocked() {
 // our FIN, so it has everything, and ours has no input that it would answer with a reset. What the
 // peer may still send would only be thrown away. It is answered with a reset then, which takes away
 // nothing that was acknowledged before: a receiver on Linux reads to the end of stream all the
-// same, and RFC 9112, 9.6, asks a server to wait for no more. Close outside of Shutdown discards on,
-// since a descriptor for some seconds costs less than a peer that is reset in the middle of its
+// same, and RFC 9112, 9.6, asks a server to wait for no more. Close outside of Shutdown discards
+// on, since a descriptor for some seconds costs less than a peer that is reset in the middle of its
 // request.
 func (c *Conn) closeDueLocked() {
 	switch {

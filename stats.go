@@ -12,8 +12,8 @@ type Stats struct {
 	Blocked     int   // goroutines in actors' handlers that have blocked and lost their loop
 	Refusing    int   // refused connections whose peer has not read the reply yet
 
-	// Panics counts the panics of your code that tcpio has stopped, and its calls of runtime.Goexit: in
-	// handlers, hooks, callbacks, Group.Left, Groups.Changed, and functions of a TLS config in a
+	// Panics counts the panics of your code that tcpio has stopped, and its calls of runtime.Goexit:
+	// in handlers, hooks, callbacks, Group.Left, Groups.Changed, and functions of a TLS config in a
 	// handshake, or of the Dialer of a dial.
 	Panics uint64
 }

@@ -2,8 +2,8 @@ package tcpio
 
 import "github.com/rabbit-backend/tcpio/internal/wait"
 
-// waits is what calls that block on a connection wait at. The Conn's mu guards it. A nil one is that
-// of a connection on which no call has blocked yet: connExt.waiting makes one.
+// waits is what calls that block on a connection wait at. The Conn's mu guards it. A nil one is
+// that of a connection on which no call has blocked yet: connExt.waiting makes one.
 type waits struct {
 	canRead wait.Gate // goroutines blocked until there is something to read
 	canSend wait.Gate // goroutines blocked until there is room to write

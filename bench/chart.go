@@ -10,8 +10,9 @@ import (
 	"slices"
 )
 
-// The pictures are SVG, drawn for a README: words in place of the workloads' short names, the peers that most readers
-// know, and colours that follow the reader's light or dark mode, which a plotting library's images do not.
+// The pictures are SVG, drawn for a README: words in place of the workloads' short names, the peers
+// that most readers know, and colours that follow the reader's light or dark mode, which a plotting
+// library's images do not.
 
 // drawn are the servers that a picture shows, in its order, with the names and the colours there.
 var drawn = []struct{ server, label, class string }{

@@ -25,8 +25,8 @@ func buildLoad(t *testing.T) string {
 	return bin
 }
 
-// serve answers each connection with what change makes of what it says; nil closes it. n counts what a connection said
-// before.
+// serve answers each connection with what change makes of what it says; nil closes it. n counts
+// what a connection said before.
 func serve(t *testing.T, change func(p []byte, n int) []byte) (port string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,5 +1,5 @@
-// Bench compares tcpio with a C epoll loop, the package net and other libraries, all in the same run. README.md says
-// what is measured and how to read it.
+// Bench compares tcpio with a C epoll loop, the package net and other libraries, all in the same
+// run. README.md says what is measured and how to read it.
 //
 //	go run . -rounds 5 -seconds 1      the whole table, both modes
 //	go run . -workloads W1,W9 -servers c-et,stream,actor,net -modes pinned
@@ -200,7 +200,8 @@ func (p *plan) report(res *results, jsonFile, chartFile string, check bool) erro
 	return nil
 }
 
-// each calls f for everything there is to measure in a round: the servers of a workload one after the other.
+// each calls f for everything there is to measure in a round: the servers of a workload one after
+// the other.
 func (o *options) each(f func(mode string, w *workload, s *server) error) error {
 	for _, mode := range o.modes {
 		for i := range o.workloads {
@@ -292,7 +293,8 @@ func (o *options) smoke() error {
 	return nil
 }
 
-// smokeOnce lets every connection make a request at least, however busy the machine is, and more for a moment.
+// smokeOnce lets every connection make a request at least, however busy the machine is, and more
+// for a moment.
 func (o *options) smokeOnce(w *workload, s *server) error {
 	loops := max(s.shared, s.pinned)
 	if w.route != "" {
@@ -327,7 +329,8 @@ func (o *options) smokeOnce(w *workload, s *server) error {
 	return nil
 }
 
-// measure makes one run, and again while it is disturbed and there are retries left; then the run is marked.
+// measure makes one run, and again while it is disturbed and there are retries left; then the run
+// is marked.
 func (o *options) measure(res *results, round int, mode string, w *workload, s *server, retries *int) {
 	for try := 0; ; try++ {
 		r, err := o.once(mode, w, s, s.loops(mode))
@@ -336,7 +339,8 @@ func (o *options) measure(res *results, round int, mode string, w *workload, s *
 			continue // others had the processors all the time
 		}
 		if err != nil {
-			// A peer that cannot do a workload is a result; we have to. Either way the rest is worth measuring.
+			// A peer that cannot do a workload is a result; we have to. Either way the rest is worth
+			// measuring.
 			if s.ours || s.name == floor {
 				res.ourFailures++
 			}

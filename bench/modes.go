@@ -15,7 +15,8 @@ func named(names ...string) (some []server) {
 	return some
 }
 
-// curve plans the cost of a request by how many connections one loop has, active ones or idle ones beside 64 active.
+// curve plans the cost of a request by how many connections one loop has, active ones or idle ones
+// beside 64 active.
 func (p *plan) curve() {
 	o := p.o
 	o.modes = []string{"pinned"}
@@ -125,8 +126,9 @@ func (res *results) checkNeighbour(o *options) error {
 	return c.result()
 }
 
-// misbehave plans a consumer that does ill to eight peers, and measures eight others. Where the consumer itself does not
-// return, its own stream waits, whatever a library does: there the others are on other routes of the same loop.
+// misbehave plans a consumer that does ill to eight peers, and measures eight others. Where the
+// consumer itself does not return, its own stream waits, whatever a library does: there the others
+// are on other routes of the same loop.
 func (p *plan) misbehave() {
 	o := p.o
 	o.modes = []string{"shared"}
@@ -153,7 +155,8 @@ func (res *results) misbehaveTable(o *options) {
 	}
 }
 
-// checkMisbehave allows a longest wait of 2 ms beyond what the machine does by itself, which is that without misbehaving.
+// checkMisbehave allows a longest wait of 2 ms beyond what the machine does by itself, which is
+// that without misbehaving.
 func (res *results) checkMisbehave(o *options) error {
 	c := &checker{res: res}
 	base := ""

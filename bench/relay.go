@@ -9,7 +9,8 @@ import (
 	"strings"
 )
 
-// Relays: proxies between the load generator and an echo server in C, which has the client's processor.
+// Relays: proxies between the load generator and an echo server in C, which has the client's
+// processor.
 
 // relays are the proxies. haproxy and nginx are Debian's; one that is not installed is left out.
 func relays() (some []server) {
@@ -58,7 +59,8 @@ func missing(name string) string {
 	return ""
 }
 
-// config writes the configuration of an external proxy in one process with one thread, and returns its command line.
+// config writes the configuration of an external proxy in one process with one thread, and returns
+// its command line.
 func (s *server) config(dir string, port, upstream int) ([]string, error) {
 	path, err := program(s.bin)
 	if err != nil {

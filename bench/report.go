@@ -22,7 +22,8 @@ func (res *results) all(mode, workload, server string) (runs []run) {
 	return runs
 }
 
-// clean are the runs that count: those that were not disturbed, if at least half were not; else all.
+// clean are the runs that count: those that were not disturbed, if at least half were not; else
+// all.
 func clean(runs []run) []run {
 	some := slices.DeleteFunc(slices.Clone(runs), func(r run) bool { return r.disturbed() != "" })
 	if len(some) > 0 && 2*len(some) >= len(runs) {
@@ -52,8 +53,8 @@ func (res *results) median(mode, workload, server string, f func(*run) float64) 
 	return median(v)
 }
 
-// ratio is the median over rounds of f as a ratio to the base server's in the same round; that of the medians without a
-// round in which both count, and 0 where there is nothing to compare.
+// ratio is the median over rounds of f as a ratio to the base server's in the same round; that of
+// the medians without a round in which both count, and 0 where there is nothing to compare.
 func (res *results) ratio(mode, workload, server, base string, f func(*run) float64) float64 {
 	return res.ratioTo(mode, workload, server, workload, base, f)
 }

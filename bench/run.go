@@ -310,7 +310,8 @@ func (o *options) once(mode string, w *workload, s *server, loops int) (r run, e
 	return r, nil
 }
 
-// idleBytes is the growth of the server's resident memory for each of n connections that have done one round trip.
+// idleBytes is the growth of the server's resident memory for each of n connections that have done
+// one round trip.
 func (o *options) idleBytes(mode string, p *process, n int) (float64, error) {
 	before := status(p.Process.Pid, "VmRSS:")
 	c, err := o.client(mode, p.port, "-i", strconv.Itoa(n), "-h", "1.5")

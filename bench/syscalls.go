@@ -20,9 +20,9 @@ type calls struct {
 	With                   string // perf or strace
 }
 
-// count counts the system calls that a server makes between two moments at which its load generator pauses. perf counts a
-// tracepoint of the kernel, which hardly slows the server; strace stops it at every call, so that its batches are larger
-// than they would be.
+// count counts the system calls that a server makes between two moments at which its load generator
+// pauses. perf counts a tracepoint of the kernel, which hardly slows the server; strace stops it at
+// every call, so that its batches are larger than they would be.
 func (o *options) count(res *results, mode string, w *workload, s *server) error {
 	if w.idle > 0 {
 		return nil

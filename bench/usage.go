@@ -65,9 +65,9 @@ func field(file, key string) int64 {
 	return 0
 }
 
-// calibrate times a fixed piece of work, in µs: the machine's speed changes by itself. The work is what is measured
-// otherwise, small messages over loopback, but in one thread; the best of some tries, so that who came in between
-// does not count.
+// calibrate times a fixed piece of work, in µs: the machine's speed changes by itself. The work is
+// what is measured otherwise, small messages over loopback, but in one thread; the best of some
+// tries, so that who came in between does not count.
 func calibrate() float64 {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

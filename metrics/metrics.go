@@ -1,5 +1,5 @@
-// Package metrics exposes what a tcpio listener counts to Prometheus and to expvar. It is a module of its own, so that
-// tcpio needs neither.
+// Package metrics exposes what a tcpio listener counts to Prometheus and to expvar. It is a module
+// of its own, so that tcpio needs neither.
 //
 //	prometheus.MustRegister(metrics.NewCollector(l, nil))
 //	expvar.Publish("tcpio", metrics.Var(l))
@@ -14,9 +14,9 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// NewCollector returns a collector of l's [tcpio.Stats], of every loop by itself: sum without (loop) is the listener. A
-// registry takes several listeners when labels, which may be nil, tell them apart. Collecting takes no lock that
-// connections or loops wait for, and works after Close.
+// NewCollector returns a collector of l's [tcpio.Stats], of every loop by itself: sum without
+// (loop) is the listener. A registry takes several listeners when labels, which may be nil, tell
+// them apart. Collecting takes no lock that connections or loops wait for, and works after Close.
 func NewCollector(l *tcpio.Listener, labels prometheus.Labels) prometheus.Collector {
 	return newCollector(l.Stats, labels)
 }

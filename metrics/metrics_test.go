@@ -339,7 +339,8 @@ func shape(families map[string]*dto.MetricFamily) (lines []string) {
 	return lines
 }
 
-// examples/echo writes the text format by itself, and must not drift. To see it fail: rename a metric on one side.
+// examples/echo writes the text format by itself, and must not drift. To see it fail: rename a
+// metric on one side.
 func TestTheEchoExampleHasTheSameMetrics(t *testing.T) {
 	bin := filepath.Join(t.TempDir(), "echo")
 	build := exec.Command("go", "build", "-o", bin, "./examples/echo")

@@ -16,7 +16,8 @@ import (
 )
 
 // A Header is what a proxy has sent. Its methods TLVs, TCPAddrs and UnixAddrs have what is in it;
-// the package tlvparse of github.com/pires/go-proxyproto decodes the TLVs of HAProxy, AWS and Azure.
+// the package tlvparse of github.com/pires/go-proxyproto decodes the TLVs of HAProxy, AWS and
+// Azure.
 type Header = pp.Header
 
 // A TLV is a value of version 2 beside the addresses: the server name or the certificate of the
@@ -55,8 +56,8 @@ var (
 
 // Accept returns a [tcpio.ListenerOptions].Preface that takes the header of a proxy off each
 // connection, and sets the client's address. A connection whose header is bad, or missing, is
-// refused, and so is one whose checksum (CRC32C) is there and wrong. The command LOCAL, and UNKNOWN,
-// by which proxies check a server's health, keep the proxy's own address.
+// refused, and so is one whose checksum (CRC32C) is there and wrong. The command LOCAL, and
+// UNKNOWN, by which proxies check a server's health, keep the proxy's own address.
 //
 // A header of version 2 may have 4 KiB beyond its first 16 bytes, unless MaxV2HeaderSize of
 // go-proxyproto says otherwise; MaxPreface must not be less. The function may be used by any number

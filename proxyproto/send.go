@@ -13,7 +13,8 @@ import (
 // Send writes a header of version 2 to upstream, before anything else is written there: upstream
 // then knows client by its RemoteAddr, and the address that it has connected to, its LocalAddr. If
 // client came by a proxy itself, both are those of that proxy's header. The bytes are queued whole:
-// Send does not block. It returns an error of AppendV2 or of TryWrite, and has then written nothing.
+// Send does not block. It returns an error of AppendV2 or of TryWrite, and has then written
+// nothing.
 func Send(upstream, client *tcpio.Conn, tlvs ...TLV) error {
 	source, destination := client.RemoteAddr(), client.LocalAddr()
 	if h := HeaderOf(client); h != nil && h.Command == pp.PROXY && h.SourceAddr != nil {

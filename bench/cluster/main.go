@@ -1,5 +1,6 @@
-// Cluster measures the module cluster beside a goroutine and a NATS subscription for each client, and
-// beside Centrifugo's library, on three NATS servers and three nodes of this machine. See README.md.
+// Cluster measures the module cluster beside a goroutine and a NATS subscription for each client,
+// and beside Centrifugo's library, on three NATS servers and three nodes of this machine. See
+// README.md.
 package main
 
 import (

@@ -20,8 +20,8 @@ import (
 	"github.com/rabbit-backend/tcpio/websocket"
 )
 
-// A variant is a server as a benchmark sees it: connections come to addr, say which topic they want,
-// and get what is published there.
+// A variant is a server as a benchmark sees it: connections come to addr, say which topic they
+// want, and get what is published there.
 type variant struct {
 	addr    string
 	publish func(topic string, p []byte) error

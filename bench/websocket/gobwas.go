@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serveGobwas is gobwas/ws as its example, a chat, has it: epoll with one shot for each event, whose
-// work goes to a pool of goroutines, which read a message and write by the library's blocking
+// serveGobwas is gobwas/ws as its example, a chat, has it: epoll with one shot for each event,
+// whose work goes to a pool of goroutines, which read a message and write by the library's blocking
 // functions. The example's pool has 128 goroutines, and its answers go out through a buffer.
 func serveGobwas(addr string, group bool, _ *tls.Certificate) error {
 	ln, err := net.Listen("tcp", addr)

@@ -38,8 +38,8 @@ type bench struct {
 	results   []figures
 }
 
-// run measures. Within a round each server has its turn at a workload, one behind the other, so that
-// the machine's changes of speed cancel out in ratios.
+// run measures. Within a round each server has its turn at a workload, one behind the other, so
+// that the machine's changes of speed cancel out in ratios.
 func (b *bench) run() (failed int) {
 	for round := range b.rounds {
 		for _, w := range b.workloads {

@@ -252,7 +252,8 @@ func TestASlowReaderIsDroppedWithANotice(t *testing.T) {
 	t.Error("no notice")
 }
 
-// Who sends commands and does not read the answers is held back, not dropped, and gets every answer later.
+// Who sends commands and does not read the answers is held back, not dropped, and gets every answer
+// later.
 func TestAnswersWaitForWhoDoesNotRead(t *testing.T) {
 	addr, _, _ := startServer(t, config{writeBuffer: 4 << 10, history: 5})
 	ann := dial(t, addr)
@@ -261,8 +262,8 @@ func TestAnswersWaitForWhoDoesNotRead(t *testing.T) {
 	ann.send("/nick ann")
 	ann.want("* you are ann")
 
-	// Nothing is read until nothing more can be sent. (A machine that is very slow may look like that too, for which
-	// the test gets weaker, not wrong.)
+	// Nothing is read until nothing more can be sent. (A machine that is very slow may look like that
+	// too, for which the test gets weaker, not wrong.)
 	question := strings.Repeat("/help\n", 20) + "/join go\nhello\n/leave\n"
 	rest, times := "", 0
 	for rest == "" {
@@ -295,8 +296,8 @@ func TestAnswersWaitForWhoDoesNotRead(t *testing.T) {
 	}
 }
 
-// What one says oneself is an answer, too: who talks and does not read is held back and not dropped, and then
-// gets every line.
+// What one says oneself is an answer, too: who talks and does not read is held back and not
+// dropped, and then gets every line.
 func TestOwnLinesWaitForWhoDoesNotRead(t *testing.T) {
 	addr, _, _ := startServer(t, config{writeBuffer: 4 << 10, history: 5})
 	ann := dial(t, addr)

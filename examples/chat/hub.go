@@ -14,13 +14,15 @@ import (
 
 // A hub is what the connections share. Who owns what:
 //
-//   - hub.mu guards which names are taken and which rooms exist. Nothing is written to a connection under it.
-//   - room.mu guards who is in that room and what was said there, and gives the room its one order: a line is added to
-//     the history and written to the members in one piece, and so is a newcomer shown the history and made a member.
-//     So nobody misses a line at the join and nobody sees one twice. Nothing under it blocks: writes to connections
-//     are queued, or refused. A busy room holds up no other one.
-//   - A user's own state belongs to its actor. Rooms keep the name they show beside the member, since other actors'
-//     /who reads it.
+//   - hub.mu guards which names are taken and which rooms exist. Nothing is written to a connection
+//     under it.
+//   - room.mu guards who is in that room and what was said there, and gives the room its one order:
+//     a line is added to the history and written to the members in one piece, and so is a newcomer
+//     shown the history and made a member. So nobody misses a line at the join and nobody sees one
+//     twice. Nothing under it blocks: writes to connections are queued, or refused. A busy room
+//     holds up no other one.
+//   - A user's own state belongs to its actor. Rooms keep the name they show beside the member,
+//     since other actors' /who reads it.
 //
 // The two locks are never held together. Between them a room is kept alive by its count of users.
 type hub struct {
@@ -51,7 +53,8 @@ func newHub(keep int) *hub {
 	return &hub{keep: keep, names: make(map[string]bool), rooms: make(map[string]*room)}
 }
 
-// claim takes a name for one user, and reports false when somebody has it. Of two who ask together one gets it.
+// claim takes a name for one user, and reports false when somebody has it. Of two who ask together
+// one gets it.
 func (h *hub) claim(name string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -68,7 +71,8 @@ func (h *hub) release(name string) {
 	delete(h.names, chatline.FoldName(name))
 }
 
-// enter returns the room of that name, made if there is none, and counts the caller as a user of it until exit.
+// enter returns the room of that name, made if there is none, and counts the caller as a user of it
+// until exit.
 func (h *hub) enter(name string) *room {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -107,8 +111,8 @@ func (r *room) join(u *user, name string) error {
 	return nil
 }
 
-// part tells u that it leaves, and makes it leave; either both, or neither and an error. Nothing of this room reaches u
-// behind the answer.
+// part tells u that it leaves, and makes it leave; either both, or neither and an error. Nothing of
+// this room reaches u behind the answer.
 func (r *room) part(u *user) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -142,9 +146,10 @@ func (r *room) rename(u *user, name string) {
 	r.tellOthersLocked(u, r.renamed(old, name))
 }
 
-// say writes a line of u's to all members, u too: everybody sees the same lines in the same order. For u it
-// is an answer: when there is no room for it, nobody has heard it, and say is called again. Who is slow to
-// read what others say is dropped, but not who is slow to read what they have said themselves.
+// say writes a line of u's to all members, u too: everybody sees the same lines in the same order.
+// For u it is an answer: when there is no room for it, nobody has heard it, and say is called
+// again. Who is slow to read what others say is dropped, but not who is slow to read what they have
+// said themselves.
 func (r *room) say(u *user, text string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

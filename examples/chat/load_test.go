@@ -9,9 +9,10 @@ import (
 	"testing"
 )
 
-// Many clients join, talk and leave at random, and some are cut off. In every room sits one who only listens, and so
-// hears everything in the room's order. What anybody else was shown of a room between joining and leaving, history and
-// live lines together, must be a piece of that without a gap, a repetition or a swap.
+// Many clients join, talk and leave at random, and some are cut off. In every room sits one who
+// only listens, and so hears everything in the room's order. What anybody else was shown of a room
+// between joining and leaving, history and live lines together, must be a piece of that without a
+// gap, a repetition or a swap.
 func TestEveryMemberSeesARoomsLinesWithoutGapOrRepetition(t *testing.T) {
 	const clients, rooms, steps, history = 200, 8, 25, 10
 	addr, _, _ := startServer(t, config{history: history})
@@ -42,7 +43,8 @@ func TestEveryMemberSeesARoomsLinesWithoutGapOrRepetition(t *testing.T) {
 	for i := range clients {
 		cl := dial(t, addr)
 		name := fmt.Sprint("c", i)
-		// A name that is the user's own is answered and changes nothing, so this says that all before was handled.
+		// A name that is the user's own is answered and changes nothing, so this says that all before was
+		// handled.
 		mine := "* you are " + name
 		caughtUp := make(chan struct{}, steps)
 		talking.Go(func() {
@@ -143,7 +145,8 @@ func TestEveryMemberSeesARoomsLinesWithoutGapOrRepetition(t *testing.T) {
 	}
 }
 
-// linesOf iterates over what a client is sent, to the end, whichever that is. A last line without its end is left out.
+// linesOf iterates over what a client is sent, to the end, whichever that is. A last line without
+// its end is left out.
 func linesOf(cl *client) func(func(string) bool) {
 	return func(yield func(string) bool) {
 		for {

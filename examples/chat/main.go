@@ -11,15 +11,16 @@
 //	/who
 //	/quit
 //
-// /help shows the other commands. -history, -idle-warn and -idle-close change how much a newcomer is shown of what was
-// said before, and how long one may be silent.
+// /help shows the other commands. -history, -idle-warn and -idle-close change how much a newcomer
+// is shown of what was said before, and how long one may be silent.
 //
-// The same chat on many nodes is examples/chat/cluster, with -cluster DIR or -nats URL: a module of its own, since this
-// one depends on no NATS.
+// The same chat on many nodes is examples/chat/cluster, with -cluster DIR or -nats URL: a module of
+// its own, since this one depends on no NATS.
 //
-// Every connection is an actor, so a silent one costs no goroutine. What belongs to one connection is in its user and is
-// touched by that actor only (user.go); what connections share, names and rooms, is in the hub (hub.go), with a comment
-// about who locks what. Nothing that a peer sends reaches another terminal as a control sequence (package chatline).
+// Every connection is an actor, so a silent one costs no goroutine. What belongs to one connection
+// is in its user and is touched by that actor only (user.go); what connections share, names and
+// rooms, is in the hub (hub.go), with a comment about who locks what. Nothing that a peer sends
+// reaches another terminal as a control sequence (package chatline).
 package main
 
 import (
@@ -79,7 +80,8 @@ func (cfg *config) check() error {
 	return nil
 }
 
-// run serves until ctx ends, and returns when every connection is drained and every goroutine has ended.
+// run serves until ctx ends, and returns when every connection is drained and every goroutine has
+// ended.
 func run(ctx context.Context, out io.Writer, cfg config) error {
 	return serve(ctx, out, cfg, newHub(cfg.history))
 }

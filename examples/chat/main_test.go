@@ -29,7 +29,8 @@ func TestMain(m *testing.M) {
 	testnet.MainOfProgram(m)
 }
 
-// startServer serves cfg on a free port until the test ends, and checks then that everything has stopped in order.
+// startServer serves cfg on a free port until the test ends, and checks then that everything has
+// stopped in order.
 func startServer(t *testing.T, cfg config) (addr string, h *hub, stop func()) {
 	t.Helper()
 	cfg.addr = "127.0.0.1:0"

@@ -12,14 +12,15 @@ import (
 	"github.com/rabbit-backend/tcpio/examples/internal/chatline"
 )
 
-// guest begins the names of those who have not chosen one. Nobody can choose such a name, so that the connection's ID
-// makes it unique.
+// guest begins the names of those who have not chosen one. Nobody can choose such a name, so that
+// the connection's ID makes it unique.
 const guest = "guest-"
 
 // maxRooms is how many rooms one user may be in.
 const maxRooms = 16
 
-// A user is the actor of one connection. Its fields belong to Receive, which never runs twice at a time.
+// A user is the actor of one connection. Its fields belong to Receive, which never runs twice at a
+// time.
 type user struct {
 	h    *hub
 	c    *tcpio.Conn
@@ -56,7 +57,8 @@ func (u *user) Receive(ev tcpio.Event) error {
 		u.seen = time.Now()
 		u.watch()
 	case tcpio.Readable:
-		// With a line held back, input stays in the kernel, and who sends without reading is slowed down by TCP.
+		// With a line held back, input stays in the kernel, and who sends without reading is slowed down
+		// by TCP.
 		if u.held == nil {
 			u.read()
 		}
@@ -89,8 +91,8 @@ func (u *user) Receive(ev tcpio.Event) error {
 	return nil
 }
 
-// maxTurn is how many lines one turn handles: another follows behind what else waits for this user, a timer
-// or the server's end, however much the peer sends.
+// maxTurn is how many lines one turn handles: another follows behind what else waits for this user,
+// a timer or the server's end, however much the peer sends.
 const maxTurn = 64
 
 // read handles lines that have arrived.
@@ -132,8 +134,8 @@ func (u *user) take(line []byte) bool {
 	return err == nil
 }
 
-// do carries out one line. After tcpio.ErrWouldBlock it is called again with the same line once there is room, so every
-// command either writes to u first, or can be done twice.
+// do carries out one line. After tcpio.ErrWouldBlock it is called again with the same line once
+// there is room, so every command either writes to u first, or can be done twice.
 func (u *user) do(line string) error {
 	if line == "" {
 		return nil
@@ -176,9 +178,9 @@ func (u *user) do(line string) error {
 	return u.tell("* no such command; /help")
 }
 
-// isHTTP reports whether a line is one that a browser sends. A page can make its visitor's browser POST to
-// any port that the visitor reaches, with lines for this server in the body. The header comes first, and
-// nobody who is in no room has a reason to say such a line.
+// isHTTP reports whether a line is one that a browser sends. A page can make its visitor's browser
+// POST to any port that the visitor reaches, with lines for this server in the body. The header
+// comes first, and nobody who is in no room has a reason to say such a line.
 func isHTTP(line string) bool {
 	line = strings.ToLower(line)
 	return strings.HasPrefix(line, "post ") || strings.HasPrefix(line, "host:")
@@ -226,8 +228,8 @@ func (u *user) leave() error {
 	return nil
 }
 
-// rename changes the name everywhere. The old one is free only when no room shows it any more, so that nobody can talk
-// under it in between.
+// rename changes the name everywhere. The old one is free only when no room shows it any more, so
+// that nobody can talk under it in between.
 func (u *user) rename(name string) error {
 	switch {
 	case !chatline.ValidName(name):
@@ -263,9 +265,10 @@ func (u *user) rename(name string) error {
 	return nil
 }
 
-// watch warns or closes who has been silent, and sets the timer for what comes next. There is one timer at
-// most: a line does not set it anew, it looks at the time of the last line when it is due. The close keeps
-// its distance from the warning, however late that was: what a user is told it has time for, it has.
+// watch warns or closes who has been silent, and sets the timer for what comes next. There is one
+// timer at most: a line does not set it anew, it looks at the time of the last line when it is due.
+// The close keeps its distance from the warning, however late that was: what a user is told it has
+// time for, it has.
 func (u *user) watch() {
 	if u.idleClose == 0 {
 		return

@@ -147,15 +147,16 @@ func TestEightMegabytesGoBothWaysAtOnce(t *testing.T) {
 	})
 }
 
-// A client that sends and does not read is not read any more when its echo fills the buffers, and gets all of it when
-// it reads at last.
+// A client that sends and does not read is not read any more when its echo fills the buffers, and
+// gets all of it when it reads at last.
 func TestASlowReaderIsPaused(t *testing.T) {
 	content := random(1 << 20)
 	routes(t, func(t *testing.T, addr string, _ func()) {
 		c := dial(t, addr)
 		sent := 0
 		for stalled := false; !stalled; {
-			// A fifth of a second without room for a byte is a pause, or a slow machine; the rest holds either way.
+			// A fifth of a second without room for a byte is a pause, or a slow machine; the rest holds
+			// either way.
 			_ = c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
 			n, err := c.Write(content[sent%len(content):])
 			sent += n

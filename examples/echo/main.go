@@ -1,4 +1,5 @@
-// Echo sends back what it gets. It is the smallest complete tcpio server, once for each route that events can take.
+// Echo sends back what it gets. It is the smallest complete tcpio server, once for each route that
+// events can take.
 //
 //	go run ./examples/echo -addr 127.0.0.1:7000 -loops 1 -route stream -metrics 127.0.0.1:9100
 //	curl http://127.0.0.1:9100/metrics
@@ -36,7 +37,8 @@ func main() {
 	}
 }
 
-// run serves until ctx ends, and returns when every connection is drained and every goroutine has ended.
+// run serves until ctx ends, and returns when every connection is drained and every goroutine has
+// ended.
 func run(ctx context.Context, out io.Writer, addr string, loops int, route, metrics string) error {
 	opts := &tcpio.ListenerOptions{
 		Addr:  addr,
@@ -87,12 +89,12 @@ func run(ctx context.Context, out io.Writer, addr string, loops int, route, metr
 	return g.Wait()
 }
 
-// An echoer is the state of one connection: what the peer sent and was too slow to take back. While there is any, the
-// connection is not read, and the peer feels TCP flow control.
+// An echoer is the state of one connection: what the peer sent and was too slow to take back. While
+// there is any, the connection is not read, and the peer feels TCP flow control.
 type echoer struct{ owed []byte }
 
-// handle does what an event asks for. buf is the caller's, for any connection. What goes wrong ends this
-// connection and is no error of the server's.
+// handle does what an event asks for. buf is the caller's, for any connection. What goes wrong ends
+// this connection and is no error of the server's.
 func (e *echoer) handle(ev tcpio.Event, buf []byte) {
 	switch ev := ev.(type) {
 	case tcpio.Readable:

@@ -14,8 +14,8 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// What a program without a metrics library needs to be seen: /metrics in the text format of Prometheus, with the names
-// that the module tcpio/metrics has, and /debug/vars of expvar.
+// What a program without a metrics library needs to be seen: /metrics in the text format of
+// Prometheus, with the names that the module tcpio/metrics has, and /debug/vars of expvar.
 
 // vars has the listeners that have a metrics server, by address.
 var vars = expvar.NewMap("tcpio")

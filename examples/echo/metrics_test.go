@@ -17,7 +17,8 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// The names and the format are tested in the module tcpio/metrics, beside those of the client library.
+// The names and the format are tested in the module tcpio/metrics, beside those of the client
+// library.
 func TestMetricsAreServedUntilTheEnd(t *testing.T) {
 	for _, route := range []string{"stream", "mailbox", "actor", "legacy"} {
 		t.Run(route, func(t *testing.T) {

@@ -48,7 +48,8 @@ func serveMailboxes(g *errgroup.Group, events <-chan tcpio.Event) error {
 	return nil
 }
 
-// An actor is run by the loop, without a goroutine. Buffers are shared: an idle connection has none.
+// An actor is run by the loop, without a goroutine. Buffers are shared: an idle connection has
+// none.
 type actor struct {
 	echoer
 	buffers *sync.Pool
@@ -65,8 +66,9 @@ func (a *actor) Receive(ev tcpio.Event) error {
 	return nil
 }
 
-// callback is what programs written for the first tcpio have: blocking calls, one connection at a time, so that buf can
-// be shared. A peer that does not read blocks the callbacks of the others; the routes above do not have that.
+// callback is what programs written for the first tcpio have: blocking calls, one connection at a
+// time, so that buf can be shared. A peer that does not read blocks the callbacks of the others;
+// the routes above do not have that.
 func callback(buf []byte) func(net.Conn) error {
 	return func(c net.Conn) error {
 		n, err := c.Read(buf)

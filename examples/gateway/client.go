@@ -9,8 +9,9 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// A client is a connection of a client of Redis. Its requests go to one upstream at a time, so that its replies come in
-// order: before it changes to another one, or is answered by the gateway itself, all of them must be there.
+// A client is a connection of a client of Redis. Its requests go to one upstream at a time, so that
+// its replies come in order: before it changes to another one, or is answered by the gateway
+// itself, all of them must be there.
 type client struct {
 	g     *gateway
 	conn  *tcpio.Conn
@@ -69,7 +70,8 @@ func (c *client) pump() {
 	}
 }
 
-// request carries out a request. It returns false if that is not possible yet; what may make it possible calls pump.
+// request carries out a request. It returns false if that is not possible yet; what may make it
+// possible calls pump.
 func (c *client) request(request []byte) bool {
 	if c.splitter.bad != nil {
 		return c.alone(func() {
@@ -189,7 +191,8 @@ func (c *client) answer(name string, args [][]byte) bool {
 	return true
 }
 
-// sayHello changes the protocol. Redis's own greeting is that of one of the connections that speak it.
+// sayHello changes the protocol. Redis's own greeting is that of one of the connections that speak
+// it.
 func (c *client) sayHello(version string) bool {
 	proto := c.proto
 	switch version {
@@ -222,8 +225,8 @@ func (c *client) sayHello(version string) bool {
 	return true
 }
 
-// takeLease gives the client a connection of its own. It returns false if there is none, and answers that if no reply
-// is to come.
+// takeLease gives the client a connection of its own. It returns false if there is none, and
+// answers that if no reply is to come.
 func (c *client) takeLease() bool {
 	if c.outstanding > 0 {
 		return false
@@ -265,7 +268,8 @@ func (c *client) relay(request []byte) bool {
 	return true
 }
 
-// write sends a reply, or a part of one. A client that does not read is cut: its replies are in nobody's way.
+// write sends a reply, or a part of one. A client that does not read is cut: its replies are in
+// nobody's way.
 func (c *client) write(p []byte) {
 	if c.closing {
 		return
@@ -316,8 +320,9 @@ func (c *client) leaseLost(why error) {
 	}
 }
 
-// mayClose ends a client that has ended, or is to be drained, once it has its replies. A blocking command of one that
-// has ended is given up, as Redis does: a client that is gone must not take an element along.
+// mayClose ends a client that has ended, or is to be drained, once it has its replies. A blocking
+// command of one that has ended is given up, as Redis does: a client that is gone must not take an
+// element along.
 func (c *client) mayClose() {
 	if u := c.lease; u != nil && c.ended && !u.part && u.head < len(u.pending) && u.pending[u.head].blocks {
 		c.lease, u.owner = nil, nil

@@ -29,7 +29,8 @@ var classes = func() map[string]class {
 	return m
 }()
 
-// classify says where the request with these arguments is carried out. name is the first one in capitals.
+// classify says where the request with these arguments is carried out. name is the first one in
+// capitals.
 func classify(name string, args [][]byte) class {
 	c := classes[name]
 	switch name {

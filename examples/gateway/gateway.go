@@ -32,8 +32,8 @@ func (c *config) network() string {
 	return "tcp"
 }
 
-// A gateway has all state. The goroutine that runs it receives every event of every connection, so that nothing here
-// has a lock.
+// A gateway has all state. The goroutine that runs it receives every event of every connection, so
+// that nothing here has a lock.
 type gateway struct {
 	cfg   config
 	l     *tcpio.Listener

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// Thousands of clients on eight connections: every reply is the one to its request, in order, also beside transactions,
-// blocking commands, and the other version of the protocol.
+// Thousands of clients on eight connections: every reply is the one to its request, in order, also
+// beside transactions, blocking commands, and the other version of the protocol.
 func TestEveryReplyIsTheOneToItsRequest(t *testing.T) {
 	redis := startRedis(t)
 	addr, _ := start(t, config{to: redis.addr(), private: 4000})
@@ -48,7 +48,8 @@ func TestEveryReplyIsTheOneToItsRequest(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Eight for each protocol, and those of transactions and blocking commands that run at the same time.
+	// Eight for each protocol, and those of transactions and blocking commands that run at the same
+	// time.
 	if n := redis.connections(); n > 2*8+mostIdle*2 {
 		t.Errorf("%d connections to Redis for %d clients", n, clients)
 	}
@@ -119,7 +120,8 @@ func talk(addr string, id, rounds int) error {
 	return nil
 }
 
-// Redis is killed, stopped and started while clients talk: each gets its own reply or an error, none another's.
+// Redis is killed, stopped and started while clients talk: each gets its own reply or an error,
+// none another's.
 func TestLossOfRedisIsAnsweredByErrors(t *testing.T) {
 	for name, disturb := range map[string]func(*redisServer){
 		"kill": func(r *redisServer) {
@@ -187,7 +189,8 @@ func TestLossOfRedisIsAnsweredByErrors(t *testing.T) {
 	}
 }
 
-// A reply that has begun cannot be followed by an error: its client is reset, the others get errors.
+// A reply that has begun cannot be followed by an error: its client is reset, the others get
+// errors.
 func TestLossWithinAReplyResetsItsClientAlone(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -2,9 +2,9 @@
 //
 //	go run ./examples/gateway -listen :7050 -to 127.0.0.1:6379 -conns 8
 //
-// Replies come to the client that has asked, in its order. Commands that block, transactions, and what changes the
-// connection itself, SUBSCRIBE or AUTH say, have a connection of their own. One goroutine receives all events, those of
-// the dials too, and has all state:
+// Replies come to the client that has asked, in its order. Commands that block, transactions, and
+// what changes the connection itself, SUBSCRIBE or AUTH say, have a connection of their own. One
+// goroutine receives all events, those of the dials too, and has all state:
 //
 //	resp.go      where requests and replies end; requests in one line
 //	commands.go  where a command is carried out
@@ -12,8 +12,8 @@
 //	upstream.go  the connections to Redis: who waits for which reply; loss, and coming back
 //	gateway.go   the event loop
 //
-// The password of Redis is in the environment variable REDISCLI_AUTH, as for redis-cli; whoever can connect to the gateway
-// then needs none. Redis 6 or later is needed, for HELLO.
+// The password of Redis is in the environment variable REDISCLI_AUTH, as for redis-cli; whoever can
+// connect to the gateway then needs none. Redis 6 or later is needed, for HELLO.
 package main
 
 import (

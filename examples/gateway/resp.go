@@ -5,8 +5,9 @@ import (
 	"strconv"
 )
 
-// A scanner finds where values of RESP2 and RESP3 end, in a stream that may be cut anywhere. It keeps no bytes, so that
-// a value of any size costs nothing. The zero value is ready, and between two values it is zero again but for first.
+// A scanner finds where values of RESP2 and RESP3 end, in a stream that may be cut anywhere. It
+// keeps no bytes, so that a value of any size costs nothing. The zero value is ready, and between
+// two values it is zero again but for first.
 type scanner struct {
 	first byte // of the value: its type
 	kind  byte // of the element whose line is being read; 0: a new one begins
@@ -30,7 +31,8 @@ type protocolError string
 
 func (e protocolError) Error() string { return "Protocol error: " + string(e) }
 
-// next takes bytes of p up to the end of a value. It returns how many, and whether the value is whole.
+// next takes bytes of p up to the end of a value. It returns how many, and whether the value is
+// whole.
 func (s *scanner) next(p []byte) (n int, whole bool, err error) {
 	for n < len(p) {
 		switch {
@@ -133,8 +135,8 @@ func (s *scanner) element() error {
 	return nil
 }
 
-// A splitter cuts a client's requests: arrays of bulk strings, and lines. It looks at each byte once, however small the
-// pieces are that a request comes in.
+// A splitter cuts a client's requests: arrays of bulk strings, and lines. It looks at each byte
+// once, however small the pieces are that a request comes in.
 type splitter struct {
 	max  int // bytes of a request
 	scan scanner
@@ -144,7 +146,8 @@ type splitter struct {
 
 const maxInline = 64 << 10
 
-// split is a bufio.SplitFunc. Its errors are in s.bad, with a token, so that what is wrong is answered in its turn.
+// split is a bufio.SplitFunc. Its errors are in s.bad, with a token, so that what is wrong is
+// answered in its turn.
 func (s *splitter) split(data []byte, _ bool) (advance int, token []byte, err error) {
 	if len(data) == 0 {
 		return 0, nil, nil
@@ -191,8 +194,8 @@ func arguments(args [][]byte, request []byte, n int) [][]byte {
 	return args
 }
 
-// words splits an inline request as Redis does: by spaces, but for those in quotes. It returns false if a quote is not
-// closed, or not followed by a space.
+// words splits an inline request as Redis does: by spaces, but for those in quotes. It returns
+// false if a quote is not closed, or not followed by a space.
 func words(line []byte) (args [][]byte, ok bool) {
 	for i := 0; ; {
 		for i < len(line) && isSpace(line[i]) {

@@ -108,7 +108,8 @@ func TestWordsAreThoseOfRedis(t *testing.T) {
 	}
 }
 
-// A request that the splitter lets pass has the arguments that it has by appendRequest, and none makes it panic.
+// A request that the splitter lets pass has the arguments that it has by appendRequest, and none
+// makes it panic.
 func FuzzSplitter(f *testing.F) {
 	for _, v := range values {
 		f.Add([]byte(v))

@@ -11,9 +11,9 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// An upstream is a connection to Redis: one of a pool, which all clients share, or a client's own (owner). Requests are
-// sent in the order in which they come, and Redis answers in that order, so that the queue says whose reply is next.
-// One goroutine has everything here.
+// An upstream is a connection to Redis: one of a pool, which all clients share, or a client's own
+// (owner). Requests are sent in the order in which they come, and Redis answers in that order, so
+// that the queue says whose reply is next. One goroutine has everything here.
 type upstream struct {
 	g     *gateway
 	proto int // of RESP: 2 or 3
@@ -68,7 +68,8 @@ type pool struct {
 	why   error // the last one was lost
 }
 
-// pick returns the connection with the fewest clients that is ready; otherwise one that will soon be; otherwise nil.
+// pick returns the connection with the fewest clients that is ready; otherwise one that will soon
+// be; otherwise nil.
 func (p *pool) pick() (best *upstream) {
 	for _, u := range p.ups {
 		if u.state == unused {
@@ -251,8 +252,8 @@ func (u *upstream) deliver(c *client, p []byte, whole int) {
 	}
 }
 
-// lost ends the connection. Whoever waits for a reply gets an error instead, or, where a part of the reply has come, a
-// reset.
+// lost ends the connection. Whoever waits for a reply gets an error instead, or, where a part of
+// the reply has come, a reset.
 func (u *upstream) lost(why error) {
 	if u.conn != nil {
 		u.conn.SetData(nil)
@@ -289,7 +290,8 @@ func (u *upstream) lost(why error) {
 	}
 }
 
-// upstreamLost is the reply of a request whose own one will never come. It may have been carried out.
+// upstreamLost is the reply of a request whose own one will never come. It may have been carried
+// out.
 func upstreamLost(why error) []byte {
 	text := []byte("-ERR upstream lost: " + why.Error())
 	for i, b := range text {
@@ -300,12 +302,14 @@ func upstreamLost(why error) []byte {
 	return append(text, "\r\n"...)
 }
 
-// timed reports whether Redis owes a reply on time. A client that has the connection to itself may wait for ever.
+// timed reports whether Redis owes a reply on time. A client that has the connection to itself may
+// wait for ever.
 func (u *upstream) timed() bool {
 	return u.head < len(u.pending) && u.conn != nil && (u.pool != nil || u.state != ready)
 }
 
-// late reports whether Redis has owed a reply for too long: it is stopped, or the network is broken.
+// late reports whether Redis has owed a reply for too long: it is stopped, or the network is
+// broken.
 func (u *upstream) late() bool {
 	if !u.timed() {
 		return false

@@ -19,7 +19,8 @@ import (
 	"time"
 )
 
-// twins are a plain http.Server on a plain listener and the example's actor, with one handler that tells what it was given.
+// twins are a plain http.Server on a plain listener and the example's actor, with one handler that
+// tells what it was given.
 type twins struct{ plain, actor string }
 
 func startTwins(t testing.TB) twins {
@@ -81,7 +82,8 @@ const probe = "GET /probe HTTP/1.1\r\nHost: probe\r\n\r\n"
 
 var talks atomic.Uint32
 
-// talk sends in and the probe in pieces of size, then FIN, and returns all that came back, without dates.
+// talk sends in and the probe in pieces of size, then FIN, and returns all that came back, without
+// dates.
 func talk(t *testing.T, addr string, in []byte, size int) []byte {
 	// From many addresses, since each has ports for some 28,000 connections a minute.
 	n := talks.Add(1)

@@ -230,7 +230,8 @@ func TestExpectContinueIsAnsweredWhenTheBodyIsRead(t *testing.T) {
 			}
 			c.want("body", 200, fmt.Sprintf("4 %x\n", sha256.Sum256([]byte("body"))))
 		}
-		// Who does not want the body says so at once, and the connection ends since the body may come or not.
+		// Who does not want the body says so at once, and the connection ends since the body may come or
+		// not.
 		if resp := c.want("PUT /refuse"+head, 403, "no\n"); !resp.Close {
 			t.Error("the connection was to be kept")
 		}
@@ -292,7 +293,8 @@ func TestHTTP10IsServed(t *testing.T) {
 		c.want("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", 200, "hello\n")
 		c.want("GET / HTTP/1.0\r\n\r\n", 200, "hello\n")
 		c.wantEnd()
-		// Without a length the end of the connection is the end of the body, whatever the client has asked for.
+		// Without a length the end of the connection is the end of the body, whatever the client has
+		// asked for.
 		c = dial(t, addr)
 		resp := c.want("GET /download?size=5000&chunked=1 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", 200, string(lettersOf(5000)))
 		if resp.ContentLength != -1 || len(resp.TransferEncoding) != 0 {

@@ -105,7 +105,8 @@ func TestAHandlersAbortCutsTheResponseOff(t *testing.T) {
 	})
 }
 
-// wantCut waits for the end of a connection whatever is sent on it: drip a byte now and then, or nothing if it is empty.
+// wantCut waits for the end of a connection whatever is sent on it: drip a byte now and then, or
+// nothing if it is empty.
 func (c *client) wantCut(drip string) {
 	c.t.Helper()
 	for {

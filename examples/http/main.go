@@ -1,6 +1,6 @@
-// Http serves net/http handlers on tcpio twice from one program, both times by an http.Server: on a net.Listener, with a
-// goroutine for every connection, and on actors, where an idle keep-alive connection has neither goroutine nor buffer; see
-// the package park.
+// Http serves net/http handlers on tcpio twice from one program, both times by an http.Server: on a
+// net.Listener, with a goroutine for every connection, and on actors, where an idle keep-alive
+// connection has neither goroutine nor buffer; see the package park.
 //
 //	go run ./examples/http -listen-net 127.0.0.1:7080 -listen-actor 127.0.0.1:7081
 //	curl -T main.go http://127.0.0.1:7081/upload
@@ -56,7 +56,8 @@ func main() {
 // drainTime is how long requests that are being served have when the program ends.
 const drainTime = 10 * time.Second
 
-// run serves until ctx ends, and returns when the requests that were being served have been answered.
+// run serves until ctx ends, and returns when the requests that were being served have been
+// answered.
 func run(ctx context.Context, out io.Writer, cfg config, h http.Handler) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if cfg.listenNet != "" {
@@ -104,7 +105,8 @@ func newServer(cfg config, h http.Handler) *http.Server {
 	}
 }
 
-// serveNet is all that a server written for the package net needs: NetListener, and Serve beside it.
+// serveNet is all that a server written for the package net needs: NetListener, and Serve beside
+// it.
 func serveNet(ctx context.Context, l *tcpio.Listener, srv *http.Server) error {
 	serveCtx, stop := context.WithCancel(context.Background())
 	defer stop()

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// rawRequests are ways to ask that servers have taken for different things: each in the places where it matters.
+// rawRequests are ways to ask that servers have taken for different things: each in the places
+// where it matters.
 func rawRequests() (all []string) {
 	add := func(in ...string) { all = append(all, in...) }
 	// Lines of a header, each beside a good one.
@@ -84,7 +85,8 @@ func rawRequests() (all []string) {
 	return all
 }
 
-// The actor's answers are those of net/http, and its connections end when net/http's do, whatever a client sends.
+// The actor's answers are those of net/http, and its connections end when net/http's do, whatever a
+// client sends.
 func TestRawRequestsAreAnsweredAsByNetHTTP(t *testing.T) {
 	w := startTwins(t)
 	requests := rawRequests()
@@ -94,7 +96,8 @@ func TestRawRequestsAreAnsweredAsByNetHTTP(t *testing.T) {
 	t.Logf("%d requests", len(requests))
 }
 
-// A connection that was parked goes on as if it had not been. To see it fail: return got from loan.begin at once.
+// A connection that was parked goes on as if it had not been. To see it fail: return got from
+// loan.begin at once.
 func TestAParkedConnectionGoesOnAsByNetHTTP(t *testing.T) {
 	w := startTwins(t)
 	const get, post = "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nabcd"

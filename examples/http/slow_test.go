@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// slowhttptest opens connections that send a header a line every ten seconds (slowloris): -header-timeout ends all of
-// them, and the server answers others meanwhile.
+// slowhttptest opens connections that send a header a line every ten seconds (slowloris):
+// -header-timeout ends all of them, and the server answers others meanwhile.
 func TestSlowHeadersAreCut(t *testing.T) {
 	t.Parallel()
 	slow := needProgram(t, "slowhttptest")

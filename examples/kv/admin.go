@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// cmdHello is HELLO [version [AUTH username password] [SETNAME name]]. There is one user, default, without a
-// password: any will do, as with a Redis that has none set.
+// cmdHello is HELLO [version [AUTH username password] [SETNAME name]]. There is one user, default,
+// without a password: any will do, as with a Redis that has none set.
 func cmdHello(s *server, cl *client, args [][]byte) error {
 	resp := cl.resp
 	if len(args) > 1 {
@@ -66,7 +66,8 @@ func cmdInfo(s *server, cl *client, args [][]byte) error {
 	return nil
 }
 
-// cmdCommand is COMMAND [COUNT | DOCS]. redis-cli asks for DOCS at its start and is content with none.
+// cmdCommand is COMMAND [COUNT | DOCS]. redis-cli asks for DOCS at its start and is content with
+// none.
 func cmdCommand(s *server, cl *client, args [][]byte) error {
 	switch subcommand(args) {
 	case "count":

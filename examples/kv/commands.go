@@ -33,15 +33,18 @@ type command struct {
 	name  string
 	arity int // arguments with the name; negative for at least so many, as COMMAND reports it
 	keys  keys
-	// run appends the reply to s.out, or returns the error to reply and appends nothing. args are valid for the call.
+	// run appends the reply to s.out, or returns the error to reply and appends nothing. args are
+	// valid for the call.
 	run func(s *server, cl *client, args [][]byte) error
-	// sub has the arities of subcommands, by lower-case name; the arguments count from the command's name on.
+	// sub has the arities of subcommands, by lower-case name; the arguments count from the command's
+	// name on.
 	sub  map[string]int
 	asks bool // only asks, and its reply may be long
 	now  bool // is run at once between MULTI and EXEC too
 }
 
-// keys says where a command's keys are, as COMMAND reports it: first and last place, and the step between them.
+// keys says where a command's keys are, as COMMAND reports it: first and last place, and the step
+// between them.
 type keys struct{ first, last, step int }
 
 // newCommands is the command table.
@@ -85,8 +88,8 @@ func newCommands() map[string]*command {
 	return m
 }
 
-// find is the command that args ask for, and the error if they cannot be run, which Redis finds before it
-// queues too.
+// find is the command that args ask for, and the error if they cannot be run, which Redis finds
+// before it queues too.
 func (s *server) find(args [][]byte) (*command, error) {
 	cmd := s.lookup(args[0])
 	if cmd == nil {
@@ -176,8 +179,8 @@ func (s *server) appendValue(cl *client, key []byte) {
 	}
 }
 
-// cmdSet is SET key value [NX | XX] [EX seconds | PX milliseconds | KEEPTTL]. As in Redis an option may come
-// again, the last time counts, and all of them are looked at before the time is.
+// cmdSet is SET key value [NX | XX] [EX seconds | PX milliseconds | KEEPTTL]. As in Redis an option
+// may come again, the last time counts, and all of them are looked at before the time is.
 func cmdSet(s *server, cl *client, args [][]byte) error {
 	var nx, xx, keep, ex, px bool
 	var ttl []byte
@@ -302,8 +305,8 @@ func cmdMSet(s *server, _ *client, args [][]byte) error {
 	return s.ok()
 }
 
-// cmdExpire is EXPIRE key seconds [NX | XX | GT | LT]. A key that stays for ever counts as one with an
-// endless time: GT never changes it, LT always.
+// cmdExpire is EXPIRE key seconds [NX | XX | GT | LT]. A key that stays for ever counts as one with
+// an endless time: GT never changes it, LT always.
 func cmdExpire(s *server, _ *client, args [][]byte) error {
 	var nx, xx, gt, lt bool
 	for _, option := range args[3:] {
@@ -363,7 +366,8 @@ func cmdTTL(s *server, _ *client, args [][]byte) error {
 
 func cmdPTTL(s *server, _ *client, args [][]byte) error { return s.integer(s.ttl(args[1])) }
 
-// ttl returns what is left of the key's time in milliseconds, -1 if it stays for ever, -2 if there is no such key.
+// ttl returns what is left of the key's time in milliseconds, -1 if it stays for ever, -2 if there
+// is no such key.
 func (s *server) ttl(key []byte) int64 {
 	it := s.store.lookup(key)
 	switch {

@@ -7,8 +7,9 @@ import (
 	"testing"
 )
 
-// FuzzServer sends any bytes, and FIN: there is a well-formed reply to each request and no more, whatever the
-// requests are, one more for what is no request, and then the end; a browser is told nothing.
+// FuzzServer sends any bytes, and FIN: there is a well-formed reply to each request and no more,
+// whatever the requests are, one more for what is no request, and then the end; a browser is told
+// nothing.
 func FuzzServer(f *testing.F) {
 	for _, tt := range wellFormed {
 		f.Add([]byte(tt.in))

@@ -64,7 +64,8 @@ func openFiles() []string {
 	return names
 }
 
-// startWith runs a server with this clock and these ticks until the test ends, and returns its address.
+// startWith runs a server with this clock and these ticks until the test ends, and returns its
+// address.
 func startWith(t testing.TB, now func() time.Time, tick <-chan time.Time) string {
 	t.Helper()
 	l, err := listen("127.0.0.1:0", nil)
@@ -265,7 +266,8 @@ func TestClientList(t *testing.T) {
 	})
 }
 
-// Ten thousand commands are sent without waiting, in pieces that end anywhere; every reply comes, in order.
+// Ten thousand commands are sent without waiting, in pieces that end anywhere; every reply comes,
+// in order.
 func TestPipelining(t *testing.T) {
 	const n = 10_000
 	p := dial(t, start(t))

@@ -1,7 +1,9 @@
-// Kv is a small server for the Redis protocol: strings with expiry, for redis-cli and redis-benchmark to talk to.
+// Kv is a small server for the Redis protocol: strings with expiry, for redis-cli and
+// redis-benchmark to talk to.
 //
-// It shows tcpio's event stream in a select beside a ticker. One goroutine receives every event of every connection
-// and the ticks, so the data is one map without a lock, and a command is atomic because nothing runs beside it.
+// It shows tcpio's event stream in a select beside a ticker. One goroutine receives every event of
+// every connection and the ticks, so the data is one map without a lock, and a command is atomic
+// because nothing runs beside it.
 //
 //	resp.go         requests and replies in wire form
 //	store.go        the map and its expiry
@@ -16,7 +18,8 @@
 //
 // Nothing else knows of TLS: events and calls are the same.
 //
-// It is an example and not a database: nothing is stored on disk, and there is no limit on the number of keys.
+// It is an example and not a database: nothing is stored on disk, and there is no limit on the
+// number of keys.
 package main
 
 import (

@@ -23,8 +23,8 @@ func liveHeap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// Declared lengths cost nothing until the bytes are there: a hundred connections that have each declared the most that
-// is allowed, and a hundred that declare far more and are refused.
+// Declared lengths cost nothing until the bytes are there: a hundred connections that have each
+// declared the most that is allowed, and a hundred that declare far more and are refused.
 func TestDeclaredLengthsTakeNoMemory(t *testing.T) {
 	addr := start(t)
 	dial(t, addr).do("PING")
@@ -77,7 +77,8 @@ func TestIdleConnectionsHoldNoBuffers(t *testing.T) {
 	runtime.KeepAlive(idle)
 }
 
-// A peer that does not read is paused with bounded output, while others are served; when it reads, everything comes.
+// A peer that does not read is paused with bounded output, while others are served; when it reads,
+// everything comes.
 func TestSlowReaderIsPausedAndResumed(t *testing.T) {
 	addr := start(t)
 	slow, other := dial(t, addr), dial(t, addr)
@@ -123,7 +124,8 @@ func TestSlowReaderIsPausedAndResumed(t *testing.T) {
 	}
 }
 
-// A peer that sends for ever and never reads is held back by TCP, and costs nothing when it has gone.
+// A peer that sends for ever and never reads is held back by TCP, and costs nothing when it has
+// gone.
 func TestPeerThatNeverReadsIsHeldBack(t *testing.T) {
 	addr := start(t)
 	rude, other := dial(t, addr), dial(t, addr)
@@ -138,8 +140,8 @@ func TestPeerThatNeverReadsIsHeldBack(t *testing.T) {
 		}
 		n, err := rude.Write(requests[sent%len(requests):])
 		sent += n
-		// That time without room for a byte is the proof, while the server answers others and says that it
-		// does not read. If it did, it would take this much in no time.
+		// That time without room for a byte is the proof, while the server answers others and says that
+		// it does not read. If it did, it would take this much in no time.
 		if errors.Is(err, os.ErrDeadlineExceeded) && n == 0 && paused() {
 			break
 		}
@@ -165,7 +167,8 @@ func TestPeerThatNeverReadsIsHeldBack(t *testing.T) {
 	})
 }
 
-// A peer that sends its requests and shuts down its side gets every reply, though it is slow, and then the end.
+// A peer that sends its requests and shuts down its side gets every reply, though it is slow, and
+// then the end.
 func TestHalfCloseGetsEveryReply(t *testing.T) {
 	addr := start(t)
 	p, other := dial(t, addr), dial(t, addr)

@@ -81,7 +81,8 @@ func (p *peer) wantEnd() {
 	}
 }
 
-// readReply reads one reply: +OK, -ERR text, :1, nil, bulk strings as they are, arrays, sets and maps as [a b].
+// readReply reads one reply: +OK, -ERR text, :1, nil, bulk strings as they are, arrays, sets and
+// maps as [a b].
 func readReply(r *bufio.Reader) (string, error) {
 	line, err := r.ReadString('\n')
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 	"testing"
 )
 
-// asProgram in the environment makes the test binary the program itself, for the tests of the whole process.
+// asProgram in the environment makes the test binary the program itself, for the tests of the whole
+// process.
 const asProgram = "KV_TEST_PROGRAM"
 
 // program starts the whole program in a process of its own, and returns its address.
@@ -46,15 +47,16 @@ func program(t *testing.T, flags ...string) (cmd *exec.Cmd, addr string) {
 	return cmd, addr
 }
 
-// On SIGTERM and SIGINT the program gives every peer what it has been answered and then the end, and exits with 0.
+// On SIGTERM and SIGINT the program gives every peer what it has been answered and then the end,
+// and exits with 0.
 func TestProgramDrainsOnSignal(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
 			cmd, addr := program(t)
 			idle, busy := dial(t, addr), dial(t, addr)
 			idle.do("PING")
-			// More than the queue holds: all of it was accepted when the next command is answered, and most of it is
-			// still in the server, for busy has not read.
+			// More than the queue holds: all of it was accepted when the next command is answered, and most
+			// of it is still in the server, for busy has not read.
 			value := strings.Repeat("v", maxBulk)
 			busy.do("SET", "long", value)
 			busy.send(encode("MGET", "long", "long", "long"))
@@ -97,8 +99,8 @@ func TestProgramWithoutItsAddress(t *testing.T) {
 	}
 }
 
-// needProgram returns the path of a program that a test needs, and skips the test if it is not installed. It comes before
-// anything that the test starts. CI installs all of them.
+// needProgram returns the path of a program that a test needs, and skips the test if it is not
+// installed. It comes before anything that the test starts. CI installs all of them.
 func needProgram(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -108,7 +110,8 @@ func needProgram(t *testing.T, name string) string {
 	return path
 }
 
-// tool runs one of the redis-tools, of which needProgram returned the path, against addr and returns what it printed.
+// tool runs one of the redis-tools, of which needProgram returned the path, against addr and
+// returns what it printed.
 func tool(t *testing.T, path, addr, stdin string, args ...string) string {
 	t.Helper()
 	host, port, err := net.SplitHostPort(addr)

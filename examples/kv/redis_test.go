@@ -19,8 +19,8 @@ import (
 	"time"
 )
 
-// redis starts a Redis of the version that this server follows, until the test ends, and returns its unix
-// socket. Without one nothing has been started when the test skips.
+// redis starts a Redis of the version that this server follows, until the test ends, and returns
+// its unix socket. Without one nothing has been started when the test skips.
 func redis(t *testing.T) string {
 	t.Helper()
 	path, err := exec.LookPath("redis-server")
@@ -156,9 +156,9 @@ var (
 	number  = regexp.MustCompile(`:\d{3,}\r\n`)
 )
 
-// common takes out of a reply what two servers cannot have in common: version and ID in HELLO's, and how much
-// of a time to live is over. Such times are whole thousands of seconds here, of which less than a minute is
-// over.
+// common takes out of a reply what two servers cannot have in common: version and ID in HELLO's,
+// and how much of a time to live is over. Such times are whole thousands of seconds here, of which
+// less than a minute is over.
 func common(reply string) string {
 	reply = version.ReplaceAllString(reply, "\r\nversion\r\n")
 	reply = id.ReplaceAllString(reply, "\r\nid\r\n")
@@ -224,7 +224,8 @@ func TestEveryReplyIsThatOfRedis(t *testing.T) {
 	}
 }
 
-// What ends a connection ends it in both, with the same last words, and what came behind it is not run.
+// What ends a connection ends it in both, with the same last words, and what came behind it is not
+// run.
 func TestEveryEndIsThatOfRedis(t *testing.T) {
 	socket := redis(t)
 	addr := start(t)

@@ -7,8 +7,8 @@ import (
 	"strconv"
 )
 
-// Limits of one request, in bytes unless said otherwise. They are checked against what a peer declares, before
-// anything is stored for it: a declared length never sizes an allocation.
+// Limits of one request, in bytes unless said otherwise. They are checked against what a peer
+// declares, before anything is stored for it: a declared length never sizes an allocation.
 const (
 	maxBulk    = 1 << 20     // one argument
 	maxArray   = 1024 * 1024 // arguments of one request, in elements; maxRequest is the tighter bound
@@ -19,14 +19,14 @@ const (
 	keptArgs   = 1024        // elements that a parser keeps between requests
 )
 
-// protocolError is a request that cannot be parsed. The peer gets its text as an error reply, and because nobody
-// knows where the next request would start, the connection is closed behind it.
+// protocolError is a request that cannot be parsed. The peer gets its text as an error reply, and
+// because nobody knows where the next request would start, the connection is closed behind it.
 type protocolError string
 
 func (e protocolError) Error() string { return "Protocol error: " + string(e) }
 
-// The texts are those of Redis, which clients match on. The last two are ours: Redis has no limit on a request short
-// of 1 GiB, and takes any two bytes for the line end behind an argument.
+// The texts are those of Redis, which clients match on. The last two are ours: Redis has no limit
+// on a request short of 1 GiB, and takes any two bytes for the line end behind an argument.
 const (
 	errBigInline    = protocolError("too big inline request")
 	errBigArray     = protocolError("too big mbulk count string")
@@ -38,14 +38,16 @@ const (
 	errBulkLineEnds = protocolError("expected CRLF after bulk")
 )
 
-// replyError is a command that failed: the text of the error reply, with its code. The connection goes on.
+// replyError is a command that failed: the text of the error reply, with its code. The connection
+// goes on.
 type replyError string
 
 func (e replyError) Error() string { return string(e) }
 
-// scanner finds where a request ends. It remembers how far it got, so that a request which arrives in pieces costs
-// one look at each argument however small the pieces are: a rescan of a million-element array for every byte of it
-// would cost the one goroutine that serves everybody hours.
+// scanner finds where a request ends. It remembers how far it got, so that a request which arrives
+// in pieces costs one look at each argument however small the pieces are: a rescan of a
+// million-element array for every byte of it would cost the one goroutine that serves everybody
+// hours.
 //
 // The zero value is ready, and a scanner is zero again behind every request.
 type scanner struct {
@@ -53,9 +55,9 @@ type scanner struct {
 	left int // arguments still to come
 }
 
-// split is a [bufio.SplitFunc]. The token is one whole request in wire form, an array or an inline command; parse takes
-// it apart. Between two calls that return no token, data must keep its beginning, as bufio does. An incomplete
-// request at the end of the input is no token and no error.
+// split is a [bufio.SplitFunc]. The token is one whole request in wire form, an array or an inline
+// command; parse takes it apart. Between two calls that return no token, data must keep its
+// beginning, as bufio does. An incomplete request at the end of the input is no token and no error.
 func (s *scanner) split(data []byte, _ bool) (advance int, token []byte, err error) {
 	n, err := s.scan(data)
 	if err != nil {
@@ -105,7 +107,8 @@ func (s *scanner) scan(data []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		// Refused as soon as it is declared, so that a request which can never be served is not collected first.
+		// Refused as soon as it is declared, so that a request which can never be served is not collected
+		// first.
 		if body > 0 && end+(s.left-1)*minElement > maxRequest {
 			return 0, errBigRequest
 		}
@@ -133,8 +136,9 @@ func (s *scanner) scanInline(data []byte) (int, error) {
 	return n, nil
 }
 
-// element reads the "$<length>\r\n" at pos and returns where the argument's bytes start and where the line end behind
-// them ends, which may be past the data. A body of 0 says that the header itself is not complete.
+// element reads the "$<length>\r\n" at pos and returns where the argument's bytes start and where
+// the line end behind them ends, which may be past the data. A body of 0 says that the header
+// itself is not complete.
 func element(data []byte, pos int) (body, end int, err error) {
 	if pos >= len(data) {
 		return 0, 0, nil
@@ -156,8 +160,9 @@ func element(data []byte, pos int) (body, end int, err error) {
 	return pos + n, pos + n + int(length) + len("\r\n"), nil
 }
 
-// header reads the number behind the first byte of data up to the line end. n is the length of all that, 0 when
-// no line end is among the first maxHeader bytes; ok is false when what ends there is no number.
+// header reads the number behind the first byte of data up to the line end. n is the length of all
+// that, 0 when no line end is among the first maxHeader bytes; ok is false when what ends there is
+// no number.
 func header(data []byte) (v int64, n int, ok bool) {
 	data = data[:min(len(data), maxHeader)]
 	i := bytes.IndexByte(data, '\r')
@@ -171,14 +176,16 @@ func header(data []byte) (v int64, n int, ok bool) {
 	return v, i + 2, ok
 }
 
-// parser takes requests apart. It is reused from request to request, one for a server and not one for a connection.
+// parser takes requests apart. It is reused from request to request, one for a server and not one
+// for a connection.
 type parser struct {
 	args    [][]byte
 	scratch []byte // the unquoted arguments of an inline command, at most maxInline bytes
 }
 
-// parse returns the arguments of a token that split returned; none for an empty line or an empty array. They lie in
-// the token or in the parser and are valid until the next call or until the token is not.
+// parse returns the arguments of a token that split returned; none for an empty line or an empty
+// array. They lie in the token or in the parser and are valid until the next call or until the
+// token is not.
 func (p *parser) parse(token []byte) ([][]byte, error) {
 	if cap(p.args) > keptArgs {
 		p.args = nil // One request of many arguments is no reason to keep their room for ever.
@@ -205,11 +212,12 @@ func (p *parser) parse(token []byte) ([][]byte, error) {
 	return p.args, nil
 }
 
-// parseInline splits a line at white space. As in Redis, "..." knows the escapes \n \r \t \b \a \xHH, '...' knows \'
-// alone, and a closing quote must be followed by white space.
+// parseInline splits a line at white space. As in Redis, "..." knows the escapes \n \r \t \b \a
+// \xHH, '...' knows \' alone, and a closing quote must be followed by white space.
 func (p *parser) parseInline(line []byte) ([][]byte, error) {
 	line = bytes.TrimSuffix(line, []byte("\n"))
-	// An argument is never longer than its source: with this much room no append below moves the arguments before it.
+	// An argument is never longer than its source: with this much room no append below moves the
+	// arguments before it.
 	buf := slices.Grow(p.scratch[:0], len(line))
 	defer func() { p.scratch = buf[:0] }()
 	for i := 0; ; {
@@ -240,8 +248,8 @@ func (p *parser) parseInline(line []byte) ([][]byte, error) {
 	}
 }
 
-// unquote appends to dst what s says up to the closing quote, and returns how much of s that took; -1 when the quote
-// does not close.
+// unquote appends to dst what s says up to the closing quote, and returns how much of s that took;
+// -1 when the quote does not close.
 func unquote(dst, s []byte, quote byte) ([]byte, int) {
 	for i := 0; i < len(s); i++ {
 		c := s[i]
@@ -277,7 +285,8 @@ func isHex(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'f'
 }
 
-// parseInt takes the one spelling of a 64-bit number that Redis takes: no sign but a minus, no leading zero, no space.
+// parseInt takes the one spelling of a 64-bit number that Redis takes: no sign but a minus, no
+// leading zero, no space.
 func parseInt(b []byte) (int64, bool) {
 	digits := bytes.TrimPrefix(b, []byte("-"))
 	if len(digits) == 0 || len(digits) > 19 || digits[0] == '0' && len(b) > 1 {
@@ -304,7 +313,8 @@ func appendSimple(dst []byte, s string) []byte {
 	return append(dst, '\r', '\n')
 }
 
-// appendError writes an error. A line end inside s, which may quote the peer, would let the peer forge replies.
+// appendError writes an error. A line end inside s, which may quote the peer, would let the peer
+// forge replies.
 func appendError(dst []byte, s string) []byte {
 	dst = append(dst, '-')
 	for i := range len(s) {

@@ -18,7 +18,8 @@ func encode(args ...string) []byte {
 	return b
 }
 
-// wellFormed are inputs with the requests that are in them; what follows the last whole request stays unread.
+// wellFormed are inputs with the requests that are in them; what follows the last whole request
+// stays unread.
 var wellFormed = []struct {
 	in   string
 	want []string // requests, their arguments joined by |
@@ -74,8 +75,8 @@ var malformed = []struct {
 	{"text behind a quote", "get \"a\"b\r\n", errQuotes},
 }
 
-// parseAll feeds in to one scanner in pieces of size bytes, as Frames would, and returns the requests and the error
-// that ended them.
+// parseAll feeds in to one scanner in pieces of size bytes, as Frames would, and returns the
+// requests and the error that ended them.
 func parseAll(t testing.TB, in []byte, size int) (requests []string, err error) {
 	var sc scanner
 	var p parser
@@ -155,8 +156,8 @@ func TestParseAtTheLimits(t *testing.T) {
 	}
 }
 
-// A request that arrives byte by byte is looked at once: what the scanner passed is overwritten here, and a second
-// look would find no arguments there.
+// A request that arrives byte by byte is looked at once: what the scanner passed is overwritten
+// here, and a second look would find no arguments there.
 func TestScannerNeverLooksBack(t *testing.T) {
 	for _, in := range [][]byte{
 		encode(slices.Repeat([]string{"argument"}, 1000)...),
@@ -267,8 +268,9 @@ func TestAppend(t *testing.T) {
 	}
 }
 
-// FuzzSplit holds that no input makes the parser panic, run past the data or take room beyond a small multiple of the
-// input; that pieces of any size give what the whole gives; and that what a client encodes comes out as it was.
+// FuzzSplit holds that no input makes the parser panic, run past the data or take room beyond a
+// small multiple of the input; that pieces of any size give what the whole gives; and that what a
+// client encodes comes out as it was.
 func FuzzSplit(f *testing.F) {
 	for _, tt := range wellFormed {
 		f.Add([]byte(tt.in), uint16(1))

@@ -18,11 +18,12 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// What one connection may cost, in bytes unless said otherwise. One that is idle costs the client struct. One
-// that never finishes a request costs what it sent of it, maxRequest at most; one that never finishes a
-// transaction, as much again (maxQueue), and what it watches (maxWatched). One that reads nothing costs two
-// batches of replies, one queued by tcpio and one waiting behind it; a batch is up to flushAt and the reply
-// that went past that, maxReply at most. Many short replies fill the queue to writeBuffer instead.
+// What one connection may cost, in bytes unless said otherwise. One that is idle costs the client
+// struct. One that never finishes a request costs what it sent of it, maxRequest at most; one that
+// never finishes a transaction, as much again (maxQueue), and what it watches (maxWatched). One
+// that reads nothing costs two batches of replies, one queued by tcpio and one waiting behind it; a
+// batch is up to flushAt and the reply that went past that, maxReply at most. Many short replies
+// fill the queue to writeBuffer instead.
 const (
 	writeBuffer = 256 << 10
 	flushAt     = 64 << 10 // a batch ends when its replies are this long
@@ -40,7 +41,8 @@ func listen(addr string, config *tls.Config) (*tcpio.Listener, error) {
 		Addr:        addr,
 		TLSConfig:   config,
 		WriteBuffer: writeBuffer,
-		// The scanner refuses a request over maxRequest itself, with a proper reply; it needs to see one header more.
+		// The scanner refuses a request over maxRequest itself, with a proper reply; it needs to see one
+		// header more.
 		MaxFrame: maxRequest + maxHeader,
 		// Redis takes as many, and says so to the next.
 		MaxConns:    10_000,
@@ -61,7 +63,8 @@ func serve(ctx context.Context, l *tcpio.Listener, s *server, tick <-chan time.T
 	return g.Wait()
 }
 
-// server answers commands. All of it belongs to the goroutine in run, which is why nothing here has a lock.
+// server answers commands. All of it belongs to the goroutine in run, which is why nothing here has
+// a lock.
 type server struct {
 	// Immutable.
 	commands map[string]*command
@@ -103,7 +106,8 @@ func newServer(st *store, log *slog.Logger) *server {
 		store:    st,
 		clients:  make(map[uint64]*client),
 	}
-	// One function value for the server: a method value of each scanner would be an allocation for each Readable.
+	// One function value for the server: a method value of each scanner would be an allocation for
+	// each Readable.
 	s.split = func(data []byte, atEOF bool) (int, []byte, error) {
 		advance, token, err := s.current.scanner.split(data, atEOF)
 		if err != nil {
@@ -200,8 +204,8 @@ func (s *server) fail(cl *client, err error) {
 	cl.closing = true
 }
 
-// write sends the replies of the batch. When the peer is so slow that they cannot even be queued, they wait in the
-// client, and the client waits for Writable.
+// write sends the replies of the batch. When the peer is so slow that they cannot even be queued,
+// they wait in the client, and the client waits for Writable.
 func (s *server) write(cl *client) {
 	if len(s.out) > 0 {
 		_, err := cl.conn.TryWrite(s.out)
@@ -277,10 +281,10 @@ func (s *server) call(cl *client, cmd *command, args [][]byte) {
 	}
 }
 
-// refuseHTTP ends a connection on which a browser speaks. A page can make its visitor's browser send a POST
-// to any port of the visitor's machine, with commands for this server in the body (cross-protocol scripting).
-// Every line before them would be answered as an unknown command; the first of POST and Host: ends it without
-// a word, as in Redis. Once a minute it is logged.
+// refuseHTTP ends a connection on which a browser speaks. A page can make its visitor's browser
+// send a POST to any port of the visitor's machine, with commands for this server in the body
+// (cross-protocol scripting). Every line before them would be answered as an unknown command; the
+// first of POST and Host: ends it without a word, as in Redis. Once a minute it is logged.
 func (s *server) refuseHTTP(cl *client) {
 	cl.closing = true
 	s.out = s.out[:0]
@@ -310,7 +314,8 @@ func wrongArity(name string) error {
 	return replyError("ERR wrong number of arguments for '" + name + "' command")
 }
 
-// unknownCommand quotes the request as Redis does, 128 bytes of the name and about as many of the arguments.
+// unknownCommand quotes the request as Redis does, 128 bytes of the name and about as many of the
+// arguments.
 func unknownCommand(args [][]byte) error {
 	const limit = 128
 	var quoted []byte
@@ -371,7 +376,8 @@ func (s *server) listClients() ([]byte, error) {
 	return b, nil
 }
 
-// String is the client's line in CLIENT LIST. Its one flag of Redis's is N, normal; P, for paused, is ours.
+// String is the client's line in CLIENT LIST. Its one flag of Redis's is N, normal; P, for paused,
+// is ours.
 func (cl *client) String() string {
 	flags := "N"
 	if cl.pending != nil {

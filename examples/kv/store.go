@@ -14,8 +14,9 @@ const (
 
 // store is the data: one map and no lock, because one goroutine owns it.
 //
-// A key with a time to live disappears by two ways: every access looks at the time first (lazy), and sweep removes what
-// nobody asks for (active). A heap ordered by deadline lets sweep touch expired keys only.
+// A key with a time to live disappears by two ways: every access looks at the time first (lazy),
+// and sweep removes what nobody asks for (active). A heap ordered by deadline lets sweep touch
+// expired keys only.
 type store struct {
 	// Immutable.
 	now   func() time.Time
@@ -49,8 +50,8 @@ func newStore(now func() time.Time) *store {
 	return &store{now: now, epoch: now(), items: make(map[string]*item), watched: make(map[string]map[*watch]bool)}
 }
 
-// millis is the time since 1970, by the monotonic clock where now has one. Counted from there, the longest
-// time to live is that of Redis.
+// millis is the time since 1970, by the monotonic clock where now has one. Counted from there, the
+// longest time to live is that of Redis.
 func (s *store) millis() int64 { return s.epoch.UnixMilli() + s.now().Sub(s.epoch).Milliseconds() }
 
 // lookup returns the live item of key, nil if there is none.
@@ -108,7 +109,8 @@ func (s *store) remove(it *item) {
 	delete(s.items, it.key)
 }
 
-// deadline returns the point that is ttl milliseconds from now; ok is false when that is past the end of time.
+// deadline returns the point that is ttl milliseconds from now; ok is false when that is past the
+// end of time.
 func (s *store) deadline(ttl int64) (at int64, ok bool) {
 	now := s.millis()
 	if ttl >= noDeadline-now {
@@ -132,8 +134,8 @@ func (s *store) expire(it *item, deadline int64) {
 	}
 }
 
-// sweep removes up to limit keys that ran out and returns how many it removed. The limit bounds how long
-// connections wait for it.
+// sweep removes up to limit keys that ran out and returns how many it removed. The limit bounds how
+// long connections wait for it.
 func (s *store) sweep(limit int) int {
 	now := s.millis()
 	n := 0
@@ -175,7 +177,8 @@ func (s *store) flush() {
 	s.due = nil
 }
 
-// watch adds key to those whose changes w is told of. A key that has run out goes now, and that is no change.
+// watch adds key to those whose changes w is told of. A key that has run out goes now, and that is
+// no change.
 func (s *store) watch(w *watch, key []byte) {
 	s.lookup(key)
 	if s.watched[string(key)][w] || w.dirty {

@@ -161,7 +161,8 @@ func TestStoreCopies(t *testing.T) {
 	}
 }
 
-// Random operations on the store and on a plain map with a deadline beside each value give the same.
+// Random operations on the store and on a plain map with a deadline beside each value give the
+// same.
 func TestStoreAgainstModel(t *testing.T) {
 	type entry struct {
 		value    string

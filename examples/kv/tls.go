@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// tlsConfig is what the flags ask for: nil for no TLS; the certificate and key of these files; without files one that is
-// made for this run and that no client has a reason to trust.
+// tlsConfig is what the flags ask for: nil for no TLS; the certificate and key of these files;
+// without files one that is made for this run and that no client has a reason to trust.
 func tlsConfig(on bool, certFile, keyFile string) (*tls.Config, error) {
 	switch {
 	case certFile == "" && keyFile == "" && !on:

@@ -31,7 +31,8 @@ func certFiles(t *testing.T) (cert, key string) {
 	return write("cert.pem", "CERTIFICATE", c.Certificate[0]), write("key.pem", "PRIVATE KEY", der)
 }
 
-// redis-cli talks TLS to the program: without trust to a certificate that it has made, and with trust to one of files.
+// redis-cli talks TLS to the program: without trust to a certificate that it has made, and with
+// trust to one of files.
 func TestRedisCLIOverTLS(t *testing.T) {
 	cli := needProgram(t, "redis-cli")
 	cert, key := certFiles(t)

@@ -17,8 +17,8 @@ const (
 	errManyWatched  = replyError("ERR too many watched keys")
 )
 
-// A transaction is what a connection has between MULTI and EXEC. Requests wait as they came: their length is
-// their cost, and nothing points into a buffer that is used again.
+// A transaction is what a connection has between MULTI and EXEC. Requests wait as they came: their
+// length is their cost, and nothing points into a buffer that is used again.
 type transaction struct {
 	queue  []byte // whole requests
 	n      int
@@ -71,11 +71,12 @@ func (s *server) unwatch(cl *client) {
 	}
 }
 
-// cmdExec runs the queue. Nothing runs beside it, and a request that fails does not stop those behind it.
+// cmdExec runs the queue. Nothing runs beside it, and a request that fails does not stop those
+// behind it.
 //
-// The reply is bounded as others are: the request with which it would be longer than maxReply, and from then
-// on every request that only asks, gets an error in its place. What changes something has a short reply and
-// is always run.
+// The reply is bounded as others are: the request with which it would be longer than maxReply, and
+// from then on every request that only asks, gets an error in its place. What changes something has
+// a short reply and is always run.
 func cmdExec(s *server, cl *client, _ [][]byte) error {
 	tx := cl.tx
 	if tx == nil {
@@ -138,8 +139,8 @@ func cmdUnwatch(s *server, cl *client, _ [][]byte) error {
 	return s.ok()
 }
 
-// isHTTP reports whether a command's name is one that a browser's request has and a Redis client's never. The
-// name ends at a NUL, as it does for Redis.
+// isHTTP reports whether a command's name is one that a browser's request has and a Redis client's
+// never. The name ends at a NUL, as it does for Redis.
 func isHTTP(name []byte) bool {
 	name, _, _ = bytes.Cut(name, []byte{0})
 	return equalFold(name, "POST") || equalFold(name, "Host:")

@@ -1,9 +1,10 @@
-// Legacy is the program that the first tcpio had in its README, unchanged: one callback for every connection.
+// Legacy is the program that the first tcpio had in its README, unchanged: one callback for every
+// connection.
 //
 //	go run ./examples/legacy
 //
-// It answers OK to whatever it reads; try it with nc 127.0.0.1 8080. New programs want another route; docs/callbacks.md
-// shows this one on each of them.
+// It answers OK to whatever it reads; try it with nc 127.0.0.1 8080. New programs want another
+// route; docs/callbacks.md shows this one on each of them.
 package main
 
 import (

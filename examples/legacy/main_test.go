@@ -16,8 +16,8 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// The program's own text, with another address in it, is built against the library under its import path and run: it
-// answers, sees the end of a connection as io.EOF, and goes on.
+// The program's own text, with another address in it, is built against the library under its import
+// path and run: it answers, sees the end of a connection as io.EOF, and goes on.
 func TestTheOriginalProgramRunsUnchanged(t *testing.T) {
 	text, err := os.ReadFile("main.go")
 	if err != nil {

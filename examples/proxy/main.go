@@ -2,8 +2,8 @@
 //
 //	go run ./examples/proxy -listen 127.0.0.1:7010 -to 127.0.0.1:7000
 //
-// A pair of connections costs no goroutine: the dial is answered by an event, and a Relay passes the
-// bytes. SIGTERM or Ctrl-C stops accepting, and lets the pairs end by themselves for as long as
+// A pair of connections costs no goroutine: the dial is answered by an event, and a Relay passes
+// the bytes. SIGTERM or Ctrl-C stops accepting, and lets the pairs end by themselves for as long as
 // -drain. The module in balancer is this with pools of upstreams, health checks, TLS, and a status
 // page.
 package main

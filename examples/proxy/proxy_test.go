@@ -248,8 +248,8 @@ func TestAResetIsPassedOnAsAReset(t *testing.T) {
 	})
 }
 
-// A client that resets is gone, and so is its upstream, though the upstream takes nothing and the client is
-// not read.
+// A client that resets is gone, and so is its upstream, though the upstream takes nothing and the
+// client is not read.
 func TestAResetIsSeenThoughTheOtherSideIsFull(t *testing.T) {
 	r := start(t, patience)
 	const pairs = 200
@@ -298,8 +298,8 @@ func TestAResetBehindAnEndIsPassedOn(t *testing.T) {
 	})
 }
 
-// An upstream that answers without reading everything ends with a reset. Its answer comes first, and the end
-// is no orderly one.
+// An upstream that answers without reading everything ends with a reset. Its answer comes first,
+// and the end is no orderly one.
 func TestWhatWasSaidBeforeAResetArrives(t *testing.T) {
 	bothWays(t, func(t *testing.T, r *rig, a, b *net.TCPConn) {
 		var wg sync.WaitGroup
@@ -343,8 +343,8 @@ func TestAResetOfWhoIsHeldBackIsPassedOn(t *testing.T) {
 	})
 }
 
-// A direction that has ended in order is complete, and who is held back in the other one is not taken for
-// reset.
+// A direction that has ended in order is complete, and who is held back in the other one is not
+// taken for reset.
 func TestAnEndInOrderIsNoResetThoughTheSenderIsHeldBack(t *testing.T) {
 	bothWays(t, func(t *testing.T, r *rig, a, b *net.TCPConn) {
 		if err := b.CloseWrite(); err != nil {
@@ -352,7 +352,8 @@ func TestAnEndInOrderIsNoResetThoughTheSenderIsHeldBack(t *testing.T) {
 		}
 		expectAll(t, a, nil) // our FIN is out to a, and b has had nothing yet
 		sent := fill(t, a, 100*time.Millisecond)
-		// b reads until the proxy's kernel has all, and so has the end, while the proxy still reads nothing.
+		// b reads until the proxy's kernel has all, and so has the end, while the proxy still reads
+		// nothing.
 		var arrived int64
 		for buf := make([]byte, 32<<10); unacknowledged(t, a) > 0; time.Sleep(time.Millisecond) {
 			n, err := b.Read(buf)
@@ -370,8 +371,8 @@ func TestAnEndInOrderIsNoResetThoughTheSenderIsHeldBack(t *testing.T) {
 	})
 }
 
-// fill writes until nothing is taken for as long as stand, and returns how much was. A machine that is slow
-// may look like that too, for which the test gets weaker, not wrong.
+// fill writes until nothing is taken for as long as stand, and returns how much was. A machine that
+// is slow may look like that too, for which the test gets weaker, not wrong.
 func fill(t *testing.T, c *net.TCPConn, stand time.Duration) (sent int64) {
 	t.Helper()
 	defer c.SetWriteDeadline(time.Now().Add(patience))

@@ -25,8 +25,8 @@ const (
 	ready    = "ready\n"
 )
 
-// inheritedListener is the socket that another process has passed, nil if there is none. The variables that say so are
-// unset: they are not for our children.
+// inheritedListener is the socket that another process has passed, nil if there is none. The
+// variables that say so are unset: they are not for our children.
 func inheritedListener() (net.Listener, error) {
 	pid, count := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
@@ -53,8 +53,8 @@ func inheritedListener() (net.Listener, error) {
 	return net.FileListener(f)
 }
 
-// tellReady tells the predecessor, if there is one, that the server at addr can be relied on: once it has answered a request
-// that came the way of all others.
+// tellReady tells the predecessor, if there is one, that the server at addr can be relied on: once
+// it has answered a request that came the way of all others.
 func tellReady(ctx context.Context, addr net.Addr) error {
 	v := os.Getenv(readyEnv)
 	if v == "" {
@@ -77,8 +77,8 @@ func tellReady(ctx context.Context, addr net.Addr) error {
 	return err
 }
 
-// served makes requests, each on a connection of its own, until this process answers one: its predecessor has the same
-// socket and may accept first.
+// served makes requests, each on a connection of its own, until this process answers one: its
+// predecessor has the same socket and may accept first.
 func served(ctx context.Context, addr net.Addr) error {
 	var d net.Dialer
 	client := http.Client{Timeout: time.Second, Transport: &http.Transport{
@@ -107,9 +107,9 @@ func served(ctx context.Context, addr net.Addr) error {
 	}
 }
 
-// replace starts the executable anew with l's socket and returns it when it has been ready, and has served, for trial.
-// Otherwise nothing has changed, and no process is left. Both processes accept from the same backlog until one stops, so
-// nobody is refused in between.
+// replace starts the executable anew with l's socket and returns it when it has been ready, and has
+// served, for trial. Otherwise nothing has changed, and no process is left. Both processes accept
+// from the same backlog until one stops, so nobody is refused in between.
 func replace(ctx context.Context, l *tcpio.Listener, limit, trial time.Duration) (*os.Process, error) {
 	path, err := os.Executable() // where it was started from, whatever is there now
 	if err != nil {
@@ -127,8 +127,9 @@ func replace(ctx context.Context, l *tcpio.Listener, limit, trial time.Duration)
 	defer r.Close()
 	defer w.Close()
 
-	// LISTEN_PID must be the child's number, which nobody knows before it runs. So the child is this program once more,
-	// the old file even if another has taken its place, and becomes the new one when it has set it; see becomeSuccessor.
+	// LISTEN_PID must be the child's number, which nobody knows before it runs. So the child is this
+	// program once more, the old file even if another has taken its place, and becomes the new one
+	// when it has set it; see becomeSuccessor.
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -152,7 +153,8 @@ func replace(ctx context.Context, l *tcpio.Listener, limit, trial time.Duration)
 		}
 		return nil, fmt.Errorf("%s did not get ready: %w", path, cmp.Or(err, errNotReady))
 	}
-	// It has said so, and served one request: a fault that shows with more of them would take the service down.
+	// It has said so, and served one request: a fault that shows with more of them would take the
+	// service down.
 	t := time.NewTimer(trial)
 	defer t.Stop()
 	select {
@@ -173,8 +175,8 @@ var (
 	errEnded    = errors.New("exit status 0")
 )
 
-// becomeSuccessor is the child's part of replace: it sets LISTEN_PID and runs the executable in this same process. Then
-// there is no return.
+// becomeSuccessor is the child's part of replace: it sets LISTEN_PID and runs the executable in
+// this same process. Then there is no return.
 func becomeSuccessor() error {
 	path := os.Getenv(execEnv)
 	if path == "" {

@@ -1,14 +1,16 @@
-// Restart is an HTTP server that replaces its own program without a failed request: on SIGHUP it starts its executable
-// anew, which may be another file by then, hands it the listening socket, and ends when its own requests are answered. It
-// serves on until the successor has served for a while, and stays if that ends first.
+// Restart is an HTTP server that replaces its own program without a failed request: on SIGHUP it
+// starts its executable anew, which may be another file by then, hands it the listening socket, and
+// ends when its own requests are answered. It serves on until the successor has served for a while,
+// and stays if that ends first.
 //
 //	go build -o /tmp/server ./examples/restart && /tmp/server -addr 127.0.0.1:7090 &
 //	curl http://127.0.0.1:7090/
 //	kill -HUP $!
 //
-// The socket is passed by the convention of systemd, see sd_listen_fds(3), so that the server runs under socket activation
-// too, and its successor may be any program that knows the convention. A service manager that watches its main process has
-// to learn the successor's number, which the server prints.
+// The socket is passed by the convention of systemd, see sd_listen_fds(3), so that the server runs
+// under socket activation too, and its successor may be any program that knows the convention. A
+// service manager that watches its main process has to learn the successor's number, which the
+// server prints.
 package main
 
 import (
@@ -28,7 +30,8 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// version is what the server says of itself; go build -ldflags "-X main.version=2" makes another one.
+// version is what the server says of itself; go build -ldflags "-X main.version=2" makes another
+// one.
 var version = "1"
 
 // config is what the flags say.
@@ -61,7 +64,8 @@ func main() {
 	}
 }
 
-// run serves until ctx ends or a successor has taken over, and returns when every request is answered.
+// run serves until ctx ends or a successor has taken over, and returns when every request is
+// answered.
 func run(ctx context.Context, out io.Writer, cfg config) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)

@@ -1,6 +1,7 @@
 //go:build linux
 
-// One file, over 500 lines: a single program seen from outside, with the scaffolding that all of its tests share.
+// One file, over 500 lines: a single program seen from outside, with the scaffolding that all of
+// its tests share.
 
 package main
 
@@ -44,7 +45,8 @@ func TestMain(m *testing.M) {
 
 var built string // the servers, by version
 
-// build makes a server that says it is of that version. The file is the test's, to be replaced but not written to.
+// build makes a server that says it is of that version. The file is the test's, to be replaced but
+// not written to.
 func build(t *testing.T, version string) string {
 	t.Helper()
 	from := filepath.Join(built, version)
@@ -223,7 +225,8 @@ func waitFor(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-// A client makes one request after the other, over a connection of its own until an answer says that it was the last.
+// A client makes one request after the other, over a connection of its own until an answer says
+// that it was the last.
 type client struct {
 	addr, query string
 	once        bool // a new connection for every request
@@ -309,11 +312,13 @@ func (l *load) answers(pid int) int {
 	return l.by[pid]
 }
 
-// Long and short connections, requests that take their time, and a server that is replaced over and over, by another
-// program too. Nobody tries twice. To see it fail: close at Draining, or answer after it without Connection: close.
+// Long and short connections, requests that take their time, and a server that is replaced over and
+// over, by another program too. Nobody tries twice. To see it fail: close at Draining, or answer
+// after it without Connection: close.
 func TestNotOneRequestFailsWhileServersAreReplaced(t *testing.T) {
 	bin, other := build(t, "1"), build(t, "2")
-	// No grace is long enough for a client that is held up by the machine. These are never idle, so it costs nothing.
+	// No grace is long enough for a client that is held up by the machine. These are never idle, so it
+	// costs nothing.
 	s := start(t, exec.Command(bin, "-addr", "127.0.0.1:0", "-trial", "50ms", "-grace", "50s", "-drain-timeout", "60s"))
 	l := &load{t: t, by: make(map[int]int)}
 	l.run(8, client{addr: s.now.addr})

@@ -1,6 +1,7 @@
 //go:build linux
 
-// One file, over 500 lines: a single program seen from outside, with the scaffolding that all of its tests share.
+// One file, over 500 lines: a single program seen from outside, with the scaffolding that all of
+// its tests share.
 
 package main
 
@@ -24,8 +25,8 @@ func put(t *testing.T, bin, script string) {
 	}
 }
 
-// Ready is not enough: the server stays until its successor has lasted, and meanwhile and afterwards no request fails. To see
-// it fail: return from replace at ready.
+// Ready is not enough: the server stays until its successor has lasted, and meanwhile and
+// afterwards no request fails. To see it fail: return from replace at ready.
 func TestASuccessorThatSaysReadyAndDiesChangesNothing(t *testing.T) {
 	const sayReady = "echo ready >&$RESTART_READY_FD\n"
 	bin := build(t, "1")

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// needProgram returns the path of a program that a test needs, and skips the test if it is not installed. It comes before
-// anything that the test starts. CI installs all of them.
+// needProgram returns the path of a program that a test needs, and skips the test if it is not
+// installed. It comes before anything that the test starts. CI installs all of them.
 func needProgram(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)

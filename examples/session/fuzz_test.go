@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// FuzzSession says anything, and goes: the answers are the program's own lines, with names of letters and digits in them,
-// and then the end.
+// FuzzSession says anything, and goes: the answers are the program's own lines, with names of
+// letters and digits in them, and then the end.
 func FuzzSession(f *testing.F) {
 	f.Add([]byte("name ann\nbid 10\nbest\nbid 10\nquit\n"))
 	f.Add([]byte("bid 1\nname \x1b[2J\nname  \u202eevil \nbid -1\nbid 99999999999999999999\n\n x y"))

@@ -1,5 +1,5 @@
-// Session is a small auction: a goroutine for each bidder, with a select over the bidder's own mailbox, a ticker, and a
-// channel of announcements that all share.
+// Session is a small auction: a goroutine for each bidder, with a select over the bidder's own
+// mailbox, a ticker, and a channel of announcements that all share.
 //
 //	go run ./examples/session -addr 127.0.0.1:7003
 //

@@ -20,8 +20,9 @@ const (
 	maxTurn = 64  // lines
 )
 
-// An auction knows the highest bid. The channel is closed when there is a higher one, and a new one takes its place: so
-// any number of sessions wait for it in their selects, and none can hold up the others.
+// An auction knows the highest bid. The channel is closed when there is a higher one, and a new one
+// takes its place: so any number of sessions wait for it in their selects, and none can hold up the
+// others.
 type auction struct {
 	mu sync.Mutex
 	// Guarded by mu.
@@ -75,7 +76,8 @@ type session struct {
 	ending  bool   // close once nothing is owed
 }
 
-// run is the session's life. It ends when the mailbox is closed, which is behind the connection's Closed.
+// run is the session's life. It ends when the mailbox is closed, which is behind the connection's
+// Closed.
 func (s *session) run(every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -114,8 +116,8 @@ func (s *session) run(every time.Duration) error {
 	}
 }
 
-// read takes the lines there are, maxTurn at most: the select gets its turn, however much the peer sends, and
-// so do the ticker and the announcements.
+// read takes the lines there are, maxTurn at most: the select gets its turn, however much the peer
+// sends, and so do the ticker and the announcements.
 func (s *session) read() {
 	if s.waiting || s.ending {
 		return // Not reading is the pause: TCP holds the peer back. Writable comes back here.
@@ -202,15 +204,15 @@ func (s *session) flush() {
 	}
 }
 
-// tellBest announces the highest bid. Who is too slow for that is told the one of the moment when there is
-// room again: bids are many, and only the last one counts.
+// tellBest announces the highest bid. Who is too slow for that is told the one of the moment when
+// there is room again: bids are many, and only the last one counts.
 func (s *session) tellBest() {
 	best, _ := s.auction.look()
 	s.behind = s.waiting || !s.say([]byte(best.String()))
 }
 
-// say writes p and reports false when there is no room for it: then a Writable comes. When the connection has
-// failed, or is closed, Closed comes, and nothing is left to say.
+// say writes p and reports false when there is no room for it: then a Writable comes. When the
+// connection has failed, or is closed, Closed comes, and nothing is left to say.
 func (s *session) say(p []byte) bool {
 	_, err := s.conn.TryWrite(p)
 	s.waiting = errors.Is(err, tcpio.ErrWouldBlock)

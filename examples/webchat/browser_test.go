@@ -221,8 +221,8 @@ func TestBrowsers(t *testing.T) {
 	bob.when("document.querySelectorAll('#people li').length === 2")
 }
 
-// A network that loses a page without a word: the page notices by itself, comes back, and shows each
-// line once. Its clocks run ten times faster, since it asks every 15 s and waits for 10 s.
+// A network that loses a page without a word: the page notices by itself, comes back, and shows
+// each line once. Its clocks run ten times faster, since it asks every 15 s and waits for 10 s.
 func TestBrowserIsLostWithoutAWord(t *testing.T) {
 	open := browse(t)
 	s := start(t, config{})

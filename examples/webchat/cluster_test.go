@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Pages on two nodes are in one room: they see the same lines with the same numbers, and each other;
-// a name has one owner; and a page that comes back on the other node goes on where it was.
+// Pages on two nodes are in one room: they see the same lines with the same numbers, and each
+// other; a name has one owner; and a page that comes back on the other node goes on where it was.
 func TestTwoNodes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "nodes")
 	one, two := start(t, config{cluster: dir}), start(t, config{cluster: dir})

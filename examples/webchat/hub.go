@@ -10,8 +10,8 @@ import (
 	"github.com/rabbit-backend/tcpio/examples/internal/chatline"
 )
 
-// maxRooms bounds the rooms, empty ones too. With 300 lines of chatline.MaxLine bytes in each, the logs of
-// all take at most some 130 MB.
+// maxRooms bounds the rooms, empty ones too. With 300 lines of chatline.MaxLine bytes in each, the
+// logs of all take at most some 130 MB.
 const maxRooms = 200
 
 // A hub is what the connections share: which names are taken, which rooms exist, which sessions are

@@ -343,8 +343,8 @@ func (p *cutter) lose() {
 	p.lost = make(chan bool)
 }
 
-// pass copies what it reads from src to dst, until one of them ends, or lost is closed: from then on
-// it throws away what it reads, and hides src's end.
+// pass copies what it reads from src to dst, until one of them ends, or lost is closed: from then
+// on it throws away what it reads, and hides src's end.
 func (p *cutter) pass(dst, src net.Conn, lost <-chan bool) {
 	buf := make([]byte, 4096)
 	for {

@@ -21,8 +21,8 @@
 // (-ping), and the page asks every 15 s: who is gone is seen by all, and who was cut off connects
 // again.
 //
-// With -cluster DIR, or -nats URL, the same chat is on many nodes (member.go, and the package rooms of
-// examples/chat/cluster):
+// With -cluster DIR, or -nats URL, the same chat is on many nodes (member.go, and the package rooms
+// of examples/chat/cluster):
 //
 //	go run . -cluster /tmp/webchat -addr 127.0.0.1:7030
 //	go run . -cluster /tmp/webchat -addr 127.0.0.1:7040

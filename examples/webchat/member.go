@@ -23,9 +23,9 @@ var asPage = &clusterws.Format{Slow: tcpio.CloseSlow}
 // asTyping is how pages get word of who is typing, which nobody needs.
 var asTyping = &clusterws.Format{Slow: tcpio.SkipSlow}
 
-// A member is the actor of a page's connection in a chat on many nodes. Its fields belong to Receive,
-// which never runs twice at a time. It may block there: while NATS answers, and while its page does
-// not read; nothing more is read from the page then.
+// A member is the actor of a page's connection in a chat on many nodes. Its fields belong to
+// Receive, which never runs twice at a time. It may block there: while NATS answers, and while its
+// page does not read; nothing more is read from the page then.
 //
 // What a visitor has in a hub, a member has in the cluster: a page that comes to another node has
 // its token and the number of the last line that it has; what it says again has the same id.
@@ -171,8 +171,8 @@ func (m *member) hello(q *request) {
 // lines.
 const everything = 1<<53 - 1
 
-// resume gives the page what it does not have, and what comes then. What of its own is among it need
-// not be said again: no say is handled before.
+// resume gives the page what it does not have, and what comes then. What of its own is among it
+// need not be said again: no say is handled before.
 func (m *member) resume(ctx context.Context, q *request) error {
 	r, conn := m.room, m.c.Underlying()
 	err := m.c.WriteText(mustJSON(&answer{T: "welcome", Room: q.Room, Epoch: m.chat.Epoch(), Name: m.name, Me: m.by, Last: everything}))

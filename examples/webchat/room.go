@@ -87,7 +87,8 @@ func (r *room) addLocked(l line) {
 	}
 }
 
-// batch bounds what one message carries, in lines. With lines of chatline.MaxLine it is some 20 KiB.
+// batch bounds what one message carries, in lines. With lines of chatline.MaxLine it is some 20
+// KiB.
 const batch = 16
 
 // giveLocked gives s what it is owed: the welcome, word of what is no longer in the log, and the

@@ -10,8 +10,8 @@ import (
 // Addresses. An Addr is plain bytes. The names in an address (a unix socket's path, an IPv6 zone's
 // interface) are asked of the kernel once, when the connection is new and under no lock.
 
-// Addr is a peer's address, and a byte of the caller's, in 24 bytes without a pointer. The zero value is a unix peer without a
-// name.
+// Addr is a peer's address, and a byte of the caller's, in 24 bytes without a pointer. The zero
+// value is a unix peer without a name.
 type Addr struct {
 	ip   [16]byte // IPv4 is mapped
 	zone uint32   // an IPv6 address's; of a unix peer: 1 if it has a name

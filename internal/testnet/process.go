@@ -26,8 +26,9 @@ func CPU(t testing.TB) time.Duration {
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
 
-// WaitIdle waits until the process uses less than most of processor time in a window of time. What it did before, or a
-// collection of garbage, may disturb a window or two; a loop that spins disturbs them all.
+// WaitIdle waits until the process uses less than most of processor time in a window of time. What
+// it did before, or a collection of garbage, may disturb a window or two; a loop that spins
+// disturbs them all.
 func WaitIdle(t testing.TB, what string, window, most time.Duration) {
 	t.Helper()
 	var used time.Duration

@@ -9,8 +9,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// MainOfProgram is Main for the tests of a program, without what is for tests of the library: it fails
-// if they leave a goroutine.
+// MainOfProgram is Main for the tests of a program, without what is for tests of the library: it
+// fails if they leave a goroutine.
 func MainOfProgram(m *testing.M) {
 	code := m.Run()
 	if code == 0 {

@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// pki is a certificate for localhost and for Host, made for the test run, and a client's configuration that
-// trusts it.
+// pki is a certificate for localhost and for Host, made for the test run, and a client's
+// configuration that trusts it.
 var pki = sync.OnceValues(func() (cert tls.Certificate, client *tls.Config) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

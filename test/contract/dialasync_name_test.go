@@ -68,8 +68,8 @@ func TestAsyncDialHasTheDialersSourceAndControl(t *testing.T) {
 	sameAddr(t, "LocalAddr", c.LocalAddr(), from)
 }
 
-// A port of the dynamic range that nobody listens on can be given to the very socket that connects to
-// it. Here the range has that one port.
+// A port of the dynamic range that nobody listens on can be given to the very socket that connects
+// to it. Here the range has that one port.
 func TestDialDoesNotConnectToItself(t *testing.T) {
 	const ipLocalPortRange = 51 // IP_LOCAL_PORT_RANGE, ip(7)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -184,8 +184,8 @@ func TestDialByNameTakesTheFamilyThatAnswers(t *testing.T) {
 	}
 }
 
-// 10,000 connections are dialed at once, and no goroutine is there for any of them. Their peers wait
-// in the backlogs of sockets that nobody accepts from.
+// 10,000 connections are dialed at once, and no goroutine is there for any of them. Their peers
+// wait in the backlogs of sockets that nobody accepts from.
 func TestManyDialsAtOnceHaveNoGoroutine(t *testing.T) {
 	n := 500
 	if testnet.Long {

@@ -222,8 +222,8 @@ func TestDialAsyncRefusesABadRequest(t *testing.T) {
 	}
 }
 
-// On every route the answer is among the events of the connection that asked, and the new connection
-// loses nothing until it has a route.
+// On every route the answer is among the events of the connection that asked, and the new
+// connection loses nothing until it has a route.
 func TestAnswerComesToTheConnectionThatAsked(t *testing.T) {
 	for _, route := range harness.Routes {
 		t.Run(route, func(t *testing.T) {

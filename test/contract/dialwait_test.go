@@ -242,7 +242,8 @@ func TestLookUpsOfBlockedCallersDoNotWaitForEachOther(t *testing.T) {
 	noDials(t, l)
 }
 
-// Control runs on a goroutine that is not the caller's. A panic in it, or an exit, is the dial's error.
+// Control runs on a goroutine that is not the caller's. A panic in it, or an exit, is the dial's
+// error.
 func TestAPanicInControlFailsTheDial(t *testing.T) {
 	l := routeless(t)
 	for name, control := range map[string]func(string, string, syscall.RawConn) error{

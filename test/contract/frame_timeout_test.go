@@ -14,8 +14,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// A peer that adds a byte now and then satisfies ReadStallTimeout for ever. To see it fail: let every
-// iteration of Frames begin the frame anew.
+// A peer that adds a byte now and then satisfies ReadStallTimeout for ever. To see it fail: let
+// every iteration of Frames begin the frame anew.
 func TestFrameTimeoutEndsAFrameThatDrips(t *testing.T) {
 	t.Parallel()
 	for name, dial := range map[string]func(*testing.T, *tcpio.Listener) net.Conn{

@@ -336,8 +336,8 @@ func TestFrameErrorCanBeToldToThePeer(t *testing.T) {
 	}
 }
 
-// An iteration reads on behind a large partial frame. An error that it meets there is the last pair, as any other: to go on
-// behind it would call a body that has returned, which panics.
+// An iteration reads on behind a large partial frame. An error that it meets there is the last
+// pair, as any other: to go on behind it would call a body that has returned, which panics.
 func TestErrorBehindALargePartialFrameIsTheLastPair(t *testing.T) {
 	const mib = 1 << 20
 	roomy := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) { // accepted sockets inherit it

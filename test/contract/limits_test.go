@@ -93,8 +93,9 @@ func TestActivityPutsTheIdleTimeoutOff(t *testing.T) {
 	})
 }
 
-// outlivesLimit has a connection that is talked to for several times the limit, and then not. Where the test, or the whole
-// machine, stands still for as long as the limit, which proves nothing, it is done again with a longer one.
+// outlivesLimit has a connection that is talked to for several times the limit, and then not. Where
+// the test, or the whole machine, stands still for as long as the limit, which proves nothing, it
+// is done again with a longer one.
 func outlivesLimit(t *testing.T, name string, opts func(limit time.Duration) tcpio.ListenerOptions) {
 	t.Helper()
 	proven := func(limit time.Duration) bool {

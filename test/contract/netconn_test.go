@@ -97,7 +97,8 @@ func acceptPair(t testing.TB, l *tcpio.Listener, ln net.Listener) (*tcpio.Conn, 
 
 // waitBlocked waits until n goroutines are blocked inside method, such as "(*Conn).Read".
 //
-// It is not for parallel tests: it counts everybody's goroutines, and to look at them it stops them all.
+// It is not for parallel tests: it counts everybody's goroutines, and to look at them it stops them
+// all.
 func waitBlocked(t testing.TB, n int, method string) {
 	t.Helper()
 	testnet.WaitFor(t, fmt.Sprintf("%d goroutines blocked in %s", n, method), func() bool { return blockedIn(method) >= n })

@@ -21,7 +21,8 @@ import (
 // Who does not read a connection is told of its failure by Context at once, and keeps it for
 // EOFTimeout at most. Until then what arrived before can be read.
 
-// paused serves a route on which nobody reads. told gets a connection when its Readable is received.
+// paused serves a route on which nobody reads. told gets a connection when its Readable is
+// received.
 func paused(t *testing.T, route string, opts tcpio.ListenerOptions) (c *tcpio.Conn, peer *net.TCPConn, closed <-chan *tcpio.Conn) {
 	t.Helper()
 	told := make(chan struct{}, 10)
@@ -72,8 +73,8 @@ func TestResetWithOutputQueuedEndsAConnectionThatNobodyReads(t *testing.T) {
 	}
 }
 
-// A write that meets the reset before the loop does takes the error along: the edge shows none. To see
-// it fail: leave awaitReaderLocked out of sendFailedLocked.
+// A write that meets the reset before the loop does takes the error along: the edge shows none. To
+// see it fail: leave awaitReaderLocked out of sendFailedLocked.
 func TestResetThatAWriteMetEndsAConnectionThatNobodyReads(t *testing.T) {
 	t.Parallel()
 	blocked, release := make(chan struct{}), make(chan struct{})
@@ -125,8 +126,9 @@ func TestWhatCameBeforeAResetCanBeReadBehindIt(t *testing.T) {
 	}
 }
 
-// readSlowly reads a byte every third of the limit behind a reset: whoever reads, however slowly, gets everything. It
-// returns false if the test itself was held up for as long as the limit, which proves nothing.
+// readSlowly reads a byte every third of the limit behind a reset: whoever reads, however slowly,
+// gets everything. It returns false if the test itself was held up for as long as the limit, which
+// proves nothing.
 func readSlowly(t *testing.T, route string, limit time.Duration) (proven bool) {
 	c, peer, closed := paused(t, route, tcpio.ListenerOptions{EOFTimeout: limit})
 	last := time.Now()

@@ -67,8 +67,8 @@ func checkProxied(t testing.TB, c *tcpio.Conn) {
 	}
 }
 
-// The header may be cut anywhere; what is behind it is read on every route, and nothing comes before
-// Opened.
+// The header may be cut anywhere; what is behind it is read on every route, and nothing comes
+// before Opened.
 func TestPrefaceTakesItsBytesAndNoOthersOnEveryRoute(t *testing.T) {
 	for _, route := range harness.Routes {
 		t.Run(route, func(t *testing.T) {

@@ -25,9 +25,9 @@ func shut(t *testing.T, l *tcpio.Listener) <-chan error {
 	return done
 }
 
-// A peer that is silent and has everything is not waited for, and loses nothing: neither what it has
-// not read yet, nor, by what it says later, the end. CloseTimeout is an hour, so the wait would fail
-// the test. To see it fail: let closeDueLocked look at closeBy alone.
+// A peer that is silent and has everything is not waited for, and loses nothing: neither what it
+// has not read yet, nor, by what it says later, the end. CloseTimeout is an hour, so the wait would
+// fail the test. To see it fail: let closeDueLocked look at closeBy alone.
 func TestShutdownDoesNotWaitForASilentPeerWhichLosesNothing(t *testing.T) {
 	t.Parallel()
 	last := testnet.Pattern(50 << 10) // the peer's socket has room for it
@@ -83,8 +83,8 @@ func TestShutdownDoesNotWaitForASilentPeerOfTLS(t *testing.T) {
 	testnet.ExpectEOF(t, peer) // by close_notify
 }
 
-// A peer that has not acknowledged everything, or that still says something, is waited for. To see it
-// fail: leave Delivered, or heard, out of closeDueLocked.
+// A peer that has not acknowledged everything, or that still says something, is waited for. To see
+// it fail: leave Delivered, or heard, out of closeDueLocked.
 func TestShutdownWaitsForAPeerThatIsAtWork(t *testing.T) {
 	t.Parallel()
 	// More than five looks at the connections, by each of which one could have ended.

@@ -14,8 +14,8 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// Who has an actor or callbacks for the connections may read failures from EventsPerLoop, whichever is
-// called first.
+// Who has an actor or callbacks for the connections may read failures from EventsPerLoop, whichever
+// is called first.
 func TestStreamsCarriesFailedBesideAnActor(t *testing.T) {
 	for name, o := range map[string]tcpio.ListenerOptions{
 		"actor":     {Loops: 2, NewActor: func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(func(tcpio.Event) error { return nil }) }},

@@ -190,9 +190,9 @@ func Open(t testing.TB, l *tcpio.Listener, events <-chan tcpio.Event) (*tcpio.Co
 	return Expect[tcpio.Opened](t, events).Conn, peer
 }
 
-// Goroutines waits until the loops of l run, which a first connection does not say of all of them, and returns how many
-// goroutines the process has. It is for tests that are not parallel, and serve with no other listener that is just
-// beginning.
+// Goroutines waits until the loops of l run, which a first connection does not say of all of them,
+// and returns how many goroutines the process has. It is for tests that are not parallel, and serve
+// with no other listener that is just beginning.
 func Goroutines(t testing.TB, l *tcpio.Listener) int {
 	t.Helper()
 	testnet.WaitFor(t, "the loops", func() bool { return testnet.Goroutines("tcpio.(*loop).drive(") >= len(l.Stats().Loops) })

@@ -280,7 +280,8 @@ func TestDialTLSTellsWhyItFails(t *testing.T) {
 	}
 }
 
-// A client upgrades behind the server's answer. What was injected behind that answer fails the handshake.
+// A client upgrades behind the server's answer. What was injected behind that answer fails the
+// handshake.
 func TestStartTLSClientUpgradesAPlainConnection(t *testing.T) {
 	for _, injected := range []string{"", "INJECTED\n"} {
 		t.Run(injected, func(t *testing.T) {

@@ -156,7 +156,8 @@ func TestHandlersThatDialDoNotKeepTheirLoopAtMaxBlocked(t *testing.T) {
 	all.Wait()
 }
 
-// Without ServerName the host of the address is the name, also where nobody verifies it: servers choose by it.
+// Without ServerName the host of the address is the name, also where nobody verifies it: servers
+// choose by it.
 func TestServerNameIsSentAlsoWithoutVerifying(t *testing.T) {
 	names := make(chan string, 4)
 	config := testnet.ServerTLS()

@@ -40,8 +40,8 @@ func repeat(t *testing.T, interval time.Duration, f func() error) {
 	t.Cleanup(func() { <-done })
 }
 
-// Neither a byte of a record, nor records without data, nor key updates are what ReadStallTimeout waits
-// for, and none of them is activity to IdleTimeout, however often they come.
+// Neither a byte of a record, nor records without data, nor key updates are what ReadStallTimeout
+// waits for, and none of them is activity to IdleTimeout, however often they come.
 func TestTLSLimitsCountPlainText(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -107,8 +107,8 @@ func TestTLSLimitsCountPlainText(t *testing.T) {
 	}
 }
 
-// Data that waits for its reader holds ReadStallTimeout up, and is activity to IdleTimeout once; nothing
-// of it is lost.
+// Data that waits for its reader holds ReadStallTimeout up, and is activity to IdleTimeout once;
+// nothing of it is lost.
 func TestTLSPlainTextThatWaitsHoldsUpReadStallTimeout(t *testing.T) {
 	conns := make(chan *tcpio.Conn, 1)
 	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: 40 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
@@ -221,8 +221,8 @@ func TestTLSReadStallTimeoutOfAFrame(t *testing.T) {
 	w.raw.Close()
 }
 
-// ReadStallTimeout waits for the user's first byte: a handshake is none. A client that has sent one is
-// left alone.
+// ReadStallTimeout waits for the user's first byte: a handshake is none. A client that has sent one
+// is left alone.
 func TestTLSReadStallTimeoutCountsFromTheHandshake(t *testing.T) {
 	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: 200 * time.Millisecond, CloseTimeout: 50 * time.Millisecond}, harness.EchoActor)
 	talks := testnet.DialTLS(t, l, testnet.ClientTLS())
@@ -236,7 +236,8 @@ func TestTLSReadStallTimeoutCountsFromTheHandshake(t *testing.T) {
 	testnet.Ping(t, talks, "x")
 }
 
-// IdleTimeout ends an idle connection with close_notify, and WriteStallTimeout one that reads nothing.
+// IdleTimeout ends an idle connection with close_notify, and WriteStallTimeout one that reads
+// nothing.
 func TestTLSTimeLimits(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -22,8 +22,9 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// postgres starts a server that takes TLS connections alone, with the certificate of testnet.ServerTLS, and returns its
-// address. Debian keeps the programs in a folder for each version.
+// postgres starts a server that takes TLS connections alone, with the certificate of
+// testnet.ServerTLS, and returns its address. Debian keeps the programs in a folder for each
+// version.
 func postgres(t *testing.T) string {
 	t.Helper()
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
@@ -103,7 +104,8 @@ func postgres(t *testing.T) string {
 
 var splitPostgres = tcpio.LengthSplitter{Size: 4, Offset: 1, Adjust: -4, Keep: true, Max: 64 << 10}.Split
 
-// An actor speaks PostgreSQL's protocol: SSLRequest in plain text, the upgrade behind the server's answer, then a query.
+// An actor speaks PostgreSQL's protocol: SSLRequest in plain text, the upgrade behind the server's
+// answer, then a query.
 func TestPostgreSQLClientUpgradesToTLS(t *testing.T) {
 	addr := postgres(t)
 	l := plainClients(t, tcpio.ListenerOptions{})
@@ -181,8 +183,8 @@ func TestPostgreSQLClientUpgradesToTLS(t *testing.T) {
 
 type pgState struct{ begun, queried bool }
 
-// psql with sslmode=require speaks through a server of tcpio's that takes its TLS off and puts it on again: StartTLS on
-// one side, StartTLSClient on the other.
+// psql with sslmode=require speaks through a server of tcpio's that takes its TLS off and puts it
+// on again: StartTLS on one side, StartTLSClient on the other.
 func TestPostgreSQLThroughARelayWithTLSOnBothSides(t *testing.T) {
 	psql := testnet.Program(t, "psql")
 	addr := postgres(t)

@@ -1,5 +1,5 @@
-// Package arg is what the servers of the comparison have in common: what they are told, and how they tell what they
-// allocated.
+// Package arg is what the servers of the comparison have in common: what they are told, and how
+// they tell what they allocated.
 package arg
 
 import (
@@ -23,8 +23,8 @@ var (
 	Short = flag.Bool("short", false, "connections make one request each")
 )
 
-// Parse reads the command line and returns the address to listen on. From then on the signal USR1 is answered with a
-// line on standard output: the number of objects allocated so far.
+// Parse reads the command line and returns the address to listen on. From then on the signal USR1
+// is answered with a line on standard output: the number of objects allocated so far.
 func Parse() (addr string) {
 	flag.Parse()
 	if *port == 0 || *Loops < 1 || *Buf < 1 {

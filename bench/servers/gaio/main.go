@@ -1,4 +1,5 @@
-// xtaci/gaio as its documentation has it: a watcher and a goroutine for each loop, a buffer for each connection.
+// xtaci/gaio as its documentation has it: a watcher and a goroutine for each loop, a buffer for
+// each connection.
 package main
 
 import (

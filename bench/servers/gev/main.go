@@ -1,4 +1,5 @@
-// Allenxuxu/gev. What it hands out it copies before the next read, so the answer need not be a copy.
+// Allenxuxu/gev. What it hands out it copies before the next read, so the answer need not be a
+// copy.
 package main
 
 import (

@@ -1,4 +1,5 @@
-// lesismal/nbio, level-triggered as is its default. It copies what a write leaves over, so the answer need not be a copy.
+// lesismal/nbio, level-triggered as is its default. It copies what a write leaves over, so the
+// answer need not be a copy.
 package main
 
 import (

@@ -1,4 +1,5 @@
-// The package net as a layer-4 proxy: two goroutines for each connection, and io.Copy, which uses splice(2).
+// The package net as a layer-4 proxy: two goroutines for each connection, and io.Copy, which uses
+// splice(2).
 package main
 
 import (

@@ -1,7 +1,7 @@
 // tcpio, on each of its routes: -route stream, streams, mailbox, actor, legacy or group.
 //
-// With -posts N it makes N Posts a second to random connections. With -http PORT it has a second user of the network, an
-// HTTP port. With -bad it misbehaves towards some of its peers, see bad.go.
+// With -posts N it makes N Posts a second to random connections. With -http PORT it has a second
+// user of the network, an HTTP port. With -bad it misbehaves towards some of its peers, see bad.go.
 package main
 
 import (
@@ -25,7 +25,8 @@ import (
 
 const bufSize = 64 << 10
 
-// echo answers one Readable. A peer that is too slow is not this program's subject: the load generator reads.
+// echo answers one Readable. A peer that is too slow is not this program's subject: the load
+// generator reads.
 func echo(c *tcpio.Conn, buf []byte) {
 	n, err := c.TryRead(buf)
 	if err == nil {
@@ -46,7 +47,8 @@ func consume(events <-chan tcpio.Event, size int) error {
 	return nil
 }
 
-// actor returns an echo for all connections. The buffers are the program's, pooled as a handler would have them.
+// actor returns an echo for all connections. The buffers are the program's, pooled as a handler
+// would have them.
 func actor() tcpio.Actor {
 	bufs := sync.Pool{New: func() any { return new([bufSize]byte) }}
 	return tcpio.ActorFunc(func(ev tcpio.Event) error {
@@ -59,7 +61,8 @@ func actor() tcpio.Actor {
 	})
 }
 
-// greet makes every peer a member of a group, and tells it so with a byte; what a member says goes to all.
+// greet makes every peer a member of a group, and tells it so with a byte; what a member says goes
+// to all.
 func greet(events <-chan tcpio.Event) error {
 	var members tcpio.Group
 	buf := make([]byte, bufSize)

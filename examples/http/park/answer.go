@@ -7,8 +7,9 @@ import (
 	"net/http"
 )
 
-// An answer is a http.ResponseWriter that says Connection: close if the listener drains by the time the header is written.
-// http.Server.SetKeepAlivesEnabled would say it too, and close connections on which the next request is under way.
+// An answer is a http.ResponseWriter that says Connection: close if the listener drains by the time
+// the header is written. http.Server.SetKeepAlivesEnabled would say it too, and close connections
+// on which the next request is under way.
 type answer struct {
 	http.ResponseWriter
 	s *Server

@@ -1,9 +1,10 @@
-// Package park serves an http.Server on actors: a connection has a goroutine and buffers while a request is on its way, as
-// net/http gives it, and neither between two requests.
+// Package park serves an http.Server on actors: a connection has a goroutine and buffers while a
+// request is on its way, as net/http gives it, and neither between two requests.
 //
-// There is no HTTP in it but a few lines at the end of this file. When bytes arrive, the actor lends its connection to the
-// http.Server, which parses, refuses, answers and closes as on any other listener. When the server has answered and asks
-// for a next request that has not come, the connection is taken back.
+// There is no HTTP in it but a few lines at the end of this file. When bytes arrive, the actor
+// lends its connection to the http.Server, which parses, refuses, answers and closes as on any
+// other listener. When the server has answered and asks for a next request that has not come, the
+// connection is taken back.
 package park
 
 import (
@@ -26,16 +27,19 @@ type Server struct {
 	draining atomic.Bool
 }
 
-// waiting is the http.Server's own IdleTimeout. The deadline that comes of it says that the server waits for a request.
+// waiting is the http.Server's own IdleTimeout. The deadline that comes of it says that the server
+// waits for a request.
 const waiting = 100 * 365 * 24 * time.Hour
 
-// New returns a Server for srv, whose Handler, ConnState, ConnContext and IdleTimeout it replaces; srv is not to be used
-// otherwise. ConnState and ConnContext are called for each loan of a connection. ReadHeaderTimeout holds from the first
-// byte of a request on and IdleTimeout between two requests; for the first byte of a connection there is
+// New returns a Server for srv, whose Handler, ConnState, ConnContext and IdleTimeout it replaces;
+// srv is not to be used otherwise. ConnState and ConnContext are called for each loan of a
+// connection. ReadHeaderTimeout holds from the first byte of a request on and IdleTimeout between
+// two requests; for the first byte of a connection there is
 // [tcpio.ListenerOptions.ReadStallTimeout].
 //
-// When the listener drains, the next answer on a connection is its last one and says so, and a connection on which
-// nothing comes for grace is closed. ListenerOptions.DrainTimeout must leave time for that.
+// When the listener drains, the next answer on a connection is its last one and says so, and a
+// connection on which nothing comes for grace is closed. ListenerOptions.DrainTimeout must leave
+// time for that.
 func New(srv *http.Server, grace time.Duration) *Server {
 	s := &Server{srv: srv, idle: srv.IdleTimeout, grace: grace}
 	if s.idle == 0 {
@@ -172,15 +176,17 @@ func (o *offer) Close() error { return nil }
 // Addr implements net.Listener.
 func (o *offer) Addr() net.Addr { return o.l.LocalAddr() }
 
-// A loan is the connection as the http.Server has it, from the first byte of a request to the end of the last one that is
-// there. The server's end of a loan that was taken back is not the end of the connection.
+// A loan is the connection as the http.Server has it, from the first byte of a request to the end
+// of the last one that is there. The server's end of a loan that was taken back is not the end of
+// the connection.
 type loan struct {
 	*tcpio.Conn
 	session  *session
 	accepted bool
 	returned bool // the server's loan is over
 
-	// The server waits for its next request, with a buffer that is empty if it offers all of it to read into.
+	// The server waits for its next request, with a buffer that is empty if it offers all of it to
+	// read into.
 	between atomic.Bool
 	room    int
 	fresh   bool // nothing was read yet
@@ -232,11 +238,13 @@ func (l *loan) Close() error {
 	return l.Conn.Close()
 }
 
-// peeked is how many bytes of a request http.Server waits for before it looks at any, but for a connection's first one.
+// peeked is how many bytes of a request http.Server waits for before it looks at any, but for a
+// connection's first one.
 const peeked = 4
 
-// begin does what the http.Server would have done if it had kept the connection since the request before: less than four
-// bytes are no request, and some clients send an empty line behind the body of a POST. p has got bytes.
+// begin does what the http.Server would have done if it had kept the connection since the request
+// before: less than four bytes are no request, and some clients send an empty line behind the body
+// of a POST. p has got bytes.
 func (l *loan) begin(p []byte, got int) (int, error) {
 	n := l.session
 	n.mu.Lock()

@@ -7,12 +7,13 @@ import (
 	"time"
 )
 
-// LimitStalls returns a handler that ends a request whose body makes no progress for limit while h, or the http.Server
-// behind it, waits for it: h's read fails with an error that matches os.ErrDeadlineExceeded, and the connection ends behind
-// the answer. Unlike http.Server.ReadTimeout it lets a large body take its time. It works on every listener.
+// LimitStalls returns a handler that ends a request whose body makes no progress for limit while h,
+// or the http.Server behind it, waits for it: h's read fails with an error that matches
+// os.ErrDeadlineExceeded, and the connection ends behind the answer. Unlike http.Server.ReadTimeout
+// it lets a large body take its time. It works on every listener.
 //
-// A body that h does not read is limited from h's beginning on until h returns, so an answer that comes later than limit
-// without a read may be the connection's last one.
+// A body that h does not read is limited from h's beginning on until h returns, so an answer that
+// comes later than limit without a read may be the connection's last one.
 func LimitStalls(h http.Handler, limit time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Body == nil || r.Body == http.NoBody {
@@ -68,7 +69,8 @@ func (b *stallBody) Read(p []byte) (int, error) {
 // renew fails on a connection that has ended, which needs no deadline.
 func (b *stallBody) renew() { _ = b.ctl.SetReadDeadline(time.Now().Add(b.limit)) }
 
-// end is for the server, which reads a rest of the body. It waits for a goroutine that the handler has left in Read.
+// end is for the server, which reads a rest of the body. It waits for a goroutine that the handler
+// has left in Read.
 func (b *stallBody) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

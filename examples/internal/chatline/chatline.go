@@ -1,5 +1,5 @@
-// Package chatline has what the chats have in common: lines, as long as they may be, and text that is
-// safe to show.
+// Package chatline has what the chats have in common: lines, as long as they may be, and text that
+// is safe to show.
 package chatline
 
 import (

@@ -47,8 +47,8 @@ func FuzzCleanLinesAreText(f *testing.F) {
 	})
 }
 
-// FuzzLines holds that lines come out the same whatever pieces they arrive in, the long ones as TooLong, and that whoever is
-// named by one has a name that is shown as it is.
+// FuzzLines holds that lines come out the same whatever pieces they arrive in, the long ones as
+// TooLong, and that whoever is named by one has a name that is shown as it is.
 func FuzzLines(f *testing.F) {
 	f.Add([]byte("one\r\n\ntwo"), uint16(1))
 	f.Add(bytes.Repeat([]byte("x"), MaxLine+1), uint16(3))
@@ -111,8 +111,8 @@ func TestLongLinesAreCutOutWhateverThePieces(t *testing.T) {
 	}
 }
 
-// cut drives a Splitter as Conn.Frames does. A bufio.Scanner would not do: at the end of the stream it stops when
-// bytes are skipped without a token.
+// cut drives a Splitter as Conn.Frames does. A bufio.Scanner would not do: at the end of the stream
+// it stops when bytes are skipped without a token.
 func cut(t *testing.T, input []byte, piece int) (lines []string) {
 	var s Splitter
 	for begin, end := 0, 0; ; {

@@ -3,9 +3,9 @@
 //	go run . -listen :7010 -to 127.0.0.1:7000,127.0.0.1:7001
 //	go run . -config balancer.yaml
 //
-// SIGHUP reads the file anew without dropping a connection; -check says what is wrong in it. SIGTERM
-// or Ctrl-C stops accepting and lets connections end by themselves for as long as "drain" says; the
-// second one ends the program at once.
+// SIGHUP reads the file anew without dropping a connection; -check says what is wrong in it.
+// SIGTERM or Ctrl-C stops accepting and lets connections end by themselves for as long as "drain"
+// says; the second one ends the program at once.
 package main
 
 import (

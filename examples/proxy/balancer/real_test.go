@@ -156,7 +156,8 @@ func TestUpstreamsFailUnderLoad(t *testing.T) {
 					continue
 				}
 				failed.Add(1)
-				// What a client has to be ready for: the connection ended, and it did not look as if all had come.
+				// What a client has to be ready for: the connection ended, and it did not look as if all had
+				// come.
 				if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) &&
 					!errors.Is(err, syscall.EPIPE) {
 					unclean.Add(1)
@@ -263,7 +264,8 @@ func TestRedisBenchmark(t *testing.T) {
 			t.Errorf("redis-benchmark %v: %v\n%s", more, err, out)
 		}
 	}
-	// One is stopped in the middle of a run, so that the run ends; the next one is served by the other.
+	// One is stopped in the middle of a run, so that the run ends; the next one is served by the
+	// other.
 	cmd := exec.Command("redis-benchmark", "-h", host, "-p", port, "-t", "get", "-n", "100000000", "-c", "20", "-q")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -7,8 +7,8 @@
 // topic's presence. A name is a key that one connection has. A line that is said again, since its
 // sender does not know whether it was heard, has the same id, and is recorded once.
 //
-// All of that needs JetStream: without it there is no history, no order for all, and no resuming, so
-// Open fails.
+// All of that needs JetStream: without it there is no history, no order for all, and no resuming,
+// so Open fails.
 package rooms
 
 import (
@@ -125,8 +125,8 @@ func (c *Chat) connect(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// open has the stream made, and learns the epoch of its positions. JetStream may be without a leader
-// at first.
+// open has the stream made, and learns the epoch of its positions. JetStream may be without a
+// leader at first.
 func (c *Chat) open(ctx context.Context, history int) (err error) {
 	for {
 		if c.class == nil {
@@ -227,8 +227,8 @@ func (c *Chat) hear(m *nats.Msg) {
 	c.others[l.Node] = l
 }
 
-// List returns the rooms of all nodes with how many connections are in each; those of other nodes as
-// of a second ago.
+// List returns the rooms of all nodes with how many connections are in each; those of other nodes
+// as of a second ago.
 func (c *Chat) List() map[string]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -262,8 +262,8 @@ func (c *Chat) Warn(what string, err error) { c.log.Warn("chat: "+what, "error",
 func (c *Chat) Epoch() string { return *c.epoch.Load() }
 
 // Claim gives conn a name, for one whose public id is by. It fails with ErrTaken when somebody else
-// has it. A connection that has it with the same id gets a cluster.Replaced: the client is here now.
-// Whoever has a name answers a cluster.Posted with its id.
+// has it. A connection that has it with the same id gets a cluster.Replaced: the client is here
+// now. Whoever has a name answers a cluster.Posted with its id.
 func (c *Chat) Claim(ctx context.Context, name, by string, conn *tcpio.Conn) (*cluster.Session, error) {
 	key := "name " + chatline.FoldName(name)
 	if has := c.node.Registered(key); !slices.Contains(has, conn) {

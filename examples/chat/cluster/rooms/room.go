@@ -137,8 +137,9 @@ func (r *Room) Here(ctx context.Context, by, name string) (was string, taken boo
 	return was, taken
 }
 
-// Join makes conn a member that gets lines in the format f, and calls write with what was said since
-// first. whole is false when lines are missing. Joining again, after a new name say, needs a Leave.
+// Join makes conn a member that gets lines in the format f, and calls write with what was said
+// since first. whole is false when lines are missing. Joining again, after a new name say, needs a
+// Leave.
 func (r *Room) Join(ctx context.Context, f cluster.Format, conn *tcpio.Conn, as any, by, name string,
 	since cluster.Pos, write func(Line) error) (whole bool, err error) {
 	return r.topic.ResumeAs(ctx, f, conn, as, member(by, name), since,
@@ -163,8 +164,8 @@ func publicID(m cluster.Member) string {
 // Leave ends a Join.
 func (r *Room) Leave(conn *tcpio.Conn) { r.topic.Leave(conn) }
 
-// Record puts a line into the room. Of two with the same id, within two minutes, one is recorded. An
-// error says that nobody has it, or that it is not known: then do it again, with the same id.
+// Record puts a line into the room. Of two with the same id, within two minutes, one is recorded.
+// An error says that nobody has it, or that it is not known: then do it again, with the same id.
 func (r *Room) Record(ctx context.Context, id string, l Line) error {
 	_, err := r.topic.PublishRecord(ctx, id, mustJSON(l))
 	return err

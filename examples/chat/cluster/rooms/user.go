@@ -24,9 +24,10 @@ const (
 	maxTurn  = 64 // lines that one turn handles: behind it others have theirs
 )
 
-// A user is the actor of a connection that speaks the protocol of examples/chat. Its fields belong to
-// Receive, which never runs twice at a time. It may block there, as it does while NATS answers, and
-// while its peer does not read: nobody else waits for it, and nothing more is read from the peer.
+// A user is the actor of a connection that speaks the protocol of examples/chat. Its fields belong
+// to Receive, which never runs twice at a time. It may block there, as it does while NATS answers,
+// and while its peer does not read: nobody else waits for it, and nothing more is read from the
+// peer.
 type user struct {
 	chat *Chat
 	c    *tcpio.Conn
