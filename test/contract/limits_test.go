@@ -93,42 +93,6 @@ func TestActivityPutsTheIdleTimeoutOff(t *testing.T) {
 	})
 }
 
-// outlivesLimit has a connection that is talked to for several times the limit, and then not. Where
-// the test, or the whole machine, stands still for as long as the limit, which proves nothing, it
-// is done again with a longer one.
-func outlivesLimit(t *testing.T, name string, opts func(limit time.Duration) tcpio.ListenerOptions) {
-	t.Helper()
-	proven := func(limit time.Duration) bool {
-		s := serveLimited(t, opts(limit), readAll)
-		last := time.Now() // before the limit begins
-		c := s.dial(t)
-		tick := time.NewTicker(limit / 20)
-		defer tick.Stop()
-		for start := last; time.Since(start) < 3*limit; <-tick.C {
-			before := last
-			last = time.Now()
-			_, err := c.Write([]byte("x"))
-			if err == nil {
-				_, err = io.ReadFull(c, make([]byte, 1))
-			}
-			if time.Since(before) > limit*9/10 {
-				return false
-			}
-			if err != nil {
-				t.Fatalf("closed while active: %v", err)
-			}
-		}
-		s.nextLimit(t, name)
-		return true
-	}
-	for limit := 400 * time.Millisecond; limit < testnet.Limit; limit *= 2 {
-		if proven(limit) {
-			return
-		}
-	}
-	t.Fatal("this machine stood still for longer than every limit")
-}
-
 func TestSetIdleTimeoutChangesOneConnection(t *testing.T) {
 	t.Parallel()
 	first := true
