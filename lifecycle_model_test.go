@@ -393,9 +393,9 @@ func TestStatesFollowTheTable(t *testing.T) {
 				testnet.WaitFor(t, "the error is read", func() bool { read(c); return state(c) == "gone" })
 			}, syscall.ECONNRESET, 0},
 		{"CloseTimeout with output left", []string{"closing"},
-			func(*testing.T, *rig, *net.TCPConn, *Conn) {}, ErrCloseTimeout, 50 * time.Millisecond},
+			func(*testing.T, *rig, *net.TCPConn, *Conn) {}, ErrCloseTimeout, 500 * time.Millisecond},
 		{"CloseTimeout without", []string{"FIN sent"},
-			func(*testing.T, *rig, *net.TCPConn, *Conn) {}, nil, 50 * time.Millisecond},
+			func(*testing.T, *rig, *net.TCPConn, *Conn) {}, nil, 500 * time.Millisecond},
 		{"Listener.Close", []string{"open", "closing", "FIN sent"},
 			func(_ *testing.T, r *rig, _ *net.TCPConn, _ *Conn) { r.Close() }, net.ErrClosed, 0},
 	} {

@@ -186,7 +186,7 @@ func TestALinePutsTheWarningOff(t *testing.T) {
 }
 
 func TestOthersLearnWhyOneIsGone(t *testing.T) {
-	addr, _, _ := startServer(t, config{idleWarn: 0, idleClose: 300 * time.Millisecond})
+	addr, _, _ := startServer(t, config{idleWarn: 0, idleClose: time.Second})
 	ann := enter(t, addr, "ann", "go")
 	bob := enter(t, addr, "bob", "go")
 	cid := enter(t, addr, "cid", "go")
@@ -204,7 +204,7 @@ func TestOthersLearnWhyOneIsGone(t *testing.T) {
 			ann.send("I am here")
 		}
 	}
-	cid.until("* no line for 300ms, goodbye")
+	cid.until("* no line for 1s, goodbye")
 	cid.wantEnd()
 }
 

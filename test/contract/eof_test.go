@@ -122,7 +122,7 @@ func TestEOFTimeoutClosesWhatNobodyCloses(t *testing.T) {
 // What is under way holds EOFTimeout up.
 func TestEOFTimeoutWaitsForWhatIsUnderWay(t *testing.T) {
 	t.Parallel()
-	const limit = 200 * time.Millisecond
+	const limit = 500 * time.Millisecond
 	answer := testnet.Pattern(16 << 20) // more than the sockets take
 	l, events := harness.Manual(t, tcpio.ListenerOptions{EOFTimeout: limit, WriteBuffer: 1 << 20})
 	c, peer := harness.Open(t, l, events)
@@ -142,7 +142,7 @@ func TestEOFTimeoutWaitsForWhatIsUnderWay(t *testing.T) {
 // A copy is under way also while its source has nothing to say.
 func TestEOFTimeoutWaitsForACopyWhoseSourceIsSilent(t *testing.T) {
 	t.Parallel()
-	const limit = 200 * time.Millisecond
+	const limit = 500 * time.Millisecond
 	l, events := harness.Manual(t, tcpio.ListenerOptions{EOFTimeout: limit})
 	c, peer := harness.Open(t, l, events)
 	testnet.FIN(t, peer)
@@ -330,7 +330,7 @@ func TestDialedAndARelayedAnswerArrives(t *testing.T) {
 // ReadStallTimeout is for bytes that may still come: behind the end of stream there are none.
 func TestReadStallTimeoutEndsWithTheInput(t *testing.T) {
 	t.Parallel()
-	const limit = 50 * time.Millisecond
+	const limit = 500 * time.Millisecond // in which the input comes
 	for name, input := range map[string]string{"nothing": "", "a cut frame": "cut"} {
 		t.Run(name, func(t *testing.T) {
 			l, events := harness.Manual(t, tcpio.ListenerOptions{ReadStallTimeout: limit})
@@ -352,7 +352,7 @@ func TestReadStallTimeoutEndsWithTheInput(t *testing.T) {
 					ended = true
 				}
 			}
-			harness.ExpectSilence(t, events, 6*limit)
+			harness.ExpectSilence(t, events, 2*limit)
 			if _, err := c.TryWrite([]byte("answer")); err != nil {
 				t.Fatal(err)
 			}

@@ -84,7 +84,7 @@ func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
 	silent := begin(tcpio.ListenerOptions{KeepAlive: net.KeepAliveConfig{
 		Enable: true, Idle: time.Second, Interval: time.Second, Count: 1,
 	}})
-	stuck := begin(tcpio.ListenerOptions{WriteStallTimeout: 300 * time.Millisecond, WriteBuffer: 8 << 20, KeepAlive: off})
+	stuck := begin(tcpio.ListenerOptions{WriteStallTimeout: time.Second, WriteBuffer: 8 << 20, KeepAlive: off})
 	idle := begin(tcpio.ListenerOptions{IdleTimeout: 300 * time.Millisecond, CloseTimeout: 500 * time.Millisecond, KeepAlive: off})
 	const closeTimeout = 700 * time.Millisecond
 	closing := begin(tcpio.ListenerOptions{CloseTimeout: closeTimeout, KeepAlive: off})
@@ -137,7 +137,7 @@ func TestPeersThatVanishAreGivenUpInTime(t *testing.T) {
 	}{
 		{"TCPUserTimeout", lost, timedOut, 400 * time.Millisecond, 10 * time.Second},
 		{"KeepAlive", silent, timedOut, 900 * time.Millisecond, 10 * time.Second},
-		{"WriteStallTimeout", stuck, limitError("write"), 300 * time.Millisecond, 10 * time.Second},
+		{"WriteStallTimeout", stuck, limitError("write"), time.Second, 10 * time.Second},
 		{"IdleTimeout", idle, limitError("idle"), 0, 10 * time.Second},
 	} {
 		at := testnet.Await(t, w.name+" ends the connection", w.v.closed)

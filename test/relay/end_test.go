@@ -237,7 +237,7 @@ func TestARelayLivesOnWithinDrainTimeout(t *testing.T) {
 
 func TestATimeLimitOfOneResetsBoth(t *testing.T) {
 	front := serve(t, "stream", tcpio.ListenerOptions{})
-	back := serve(t, "stream", tcpio.ListenerOptions{InputTimeout: 100 * time.Millisecond})
+	back := serve(t, "stream", tcpio.ListenerOptions{InputTimeout: time.Second})
 	x := join(t, front, back, nil)
 	expectReset(t, x.p)
 	expectReset(t, x.q)

@@ -104,7 +104,7 @@ func TestTLSHandshakeTimeoutAtEachStage(t *testing.T) {
 			}, silent(t))
 			want := uint64(1)
 			for _, part := range [][]byte{tt.first, tt.send} {
-				if _, err := testnet.Dial(t, l).Write(part); err != nil {
+				if _, err := testnet.Dial(t, l).Write(part); err != nil && !testnet.Benign(err) { // cut off already
 					t.Fatal(err)
 				}
 			}

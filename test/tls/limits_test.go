@@ -75,9 +75,9 @@ func TestTLSLimitsCountPlainText(t *testing.T) {
 				t.Run(tt.name+", "+limit+", "+route, func(t *testing.T) {
 					opts := tcpio.ListenerOptions{CloseTimeout: 20 * time.Millisecond}
 					if limit == "read" {
-						opts.ReadStallTimeout = 60 * time.Millisecond
+						opts.ReadStallTimeout = 150 * time.Millisecond
 					} else {
-						opts.IdleTimeout = 60 * time.Millisecond
+						opts.IdleTimeout = 150 * time.Millisecond
 					}
 					l, ended := harness.TLS(t, opts, func(ev tcpio.Event) error {
 						if route == "actor" {
@@ -87,7 +87,7 @@ func TestTLSLimitsCountPlainText(t *testing.T) {
 					})
 					w, _ := dialRecords(t, l)
 					var sent atomic.Int64
-					repeat(t, 40*time.Millisecond, func() error {
+					repeat(t, 100*time.Millisecond, func() error {
 						b := tt.send(w, int(sent.Load()))
 						if b == nil {
 							return net.ErrClosed
@@ -97,8 +97,8 @@ func TestTLSLimitsCountPlainText(t *testing.T) {
 						return err
 					})
 					endedBy(t, ended, limit)
-					if n := sent.Load(); n >= 16 { // which took 640 ms
-						t.Errorf("the limit of 60 ms came behind %d writes", n)
+					if n := sent.Load(); n >= 16 { // which took 1.6 s
+						t.Errorf("the limit of 150 ms came behind %d writes", n)
 					}
 					w.raw.Close()
 				})
@@ -111,7 +111,7 @@ func TestTLSLimitsCountPlainText(t *testing.T) {
 // nothing of it is lost.
 func TestTLSPlainTextThatWaitsHoldsUpReadStallTimeout(t *testing.T) {
 	conns := make(chan *tcpio.Conn, 1)
-	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: 40 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: time.Second, CloseTimeout: 20 * time.Millisecond},
 		func(ev tcpio.Event) error {
 			if o, ok := ev.(tcpio.Opened); ok {
 				conns <- o.Conn
@@ -130,7 +130,7 @@ func TestTLSPlainTextThatWaitsHoldsUpReadStallTimeout(t *testing.T) {
 }
 
 func TestTLSUnreadPlainTextDoesNotKeepAnIdleConnection(t *testing.T) {
-	l, ended := harness.TLS(t, tcpio.ListenerOptions{IdleTimeout: 40 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{IdleTimeout: 500 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
 		func(tcpio.Event) error { return nil })
 	c := testnet.DialTLS(t, l, testnet.ClientTLS())
 	testnet.Send(t, c, testnet.Pattern(50000))
@@ -141,10 +141,10 @@ func TestTLSUnreadPlainTextDoesNotKeepAnIdleConnection(t *testing.T) {
 func TestTLSLimitsBeginBehindTheHandshake(t *testing.T) {
 	cert := testnet.ServerTLS().Certificates[0]
 	config := &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(700 * time.Millisecond) // longer than the other limits
 		return &cert, nil
 	}}
-	l, ended := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config, IdleTimeout: 50 * time.Millisecond, ReadStallTimeout: 50 * time.Millisecond,
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config, IdleTimeout: 500 * time.Millisecond, ReadStallTimeout: 500 * time.Millisecond,
 		CloseTimeout: 20 * time.Millisecond}, harness.EchoActor)
 	c := testnet.DialTLS(t, l, testnet.ClientTLS())
 	testnet.Ping(t, c, "x")
@@ -192,7 +192,7 @@ func TestLimitsDoNotCountUrgentData(t *testing.T) {
 // that are no plain text do not complete it.
 func TestTLSReadStallTimeoutOfAFrame(t *testing.T) {
 	frames := make(chan string, 10)
-	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: 60 * time.Millisecond, CloseTimeout: 20 * time.Millisecond},
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: time.Second, CloseTimeout: 20 * time.Millisecond},
 		func(ev tcpio.Event) error {
 			if r, ok := ev.(tcpio.Readable); ok {
 				for line, err := range r.Conn.Frames(bufio.ScanLines) {
@@ -213,7 +213,7 @@ func TestTLSReadStallTimeoutOfAFrame(t *testing.T) {
 	if got := testnet.Await(t, "a frame", frames); got != "begin" {
 		t.Errorf("got %q", got)
 	}
-	repeat(t, 40*time.Millisecond, func() error {
+	repeat(t, 200*time.Millisecond, func() error {
 		_, err := w.raw.Write(w.keyUpdate(1, 1))
 		return err
 	})
@@ -224,7 +224,7 @@ func TestTLSReadStallTimeoutOfAFrame(t *testing.T) {
 // ReadStallTimeout waits for the user's first byte: a handshake is none. A client that has sent one
 // is left alone.
 func TestTLSReadStallTimeoutCountsFromTheHandshake(t *testing.T) {
-	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: 200 * time.Millisecond, CloseTimeout: 50 * time.Millisecond}, harness.EchoActor)
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: time.Second, CloseTimeout: 50 * time.Millisecond}, harness.EchoActor)
 	talks := testnet.DialTLS(t, l, testnet.ClientTLS())
 	testnet.Ping(t, talks, "x")
 	testnet.DialTLS(t, l, testnet.ClientTLS())
