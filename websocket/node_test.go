@@ -33,6 +33,7 @@ func TestNodeClients(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	install := exec.CommandContext(ctx, "npm", append([]string{"install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", dir}, nodePackages...)...)
+	install.WaitDelay = time.Second // a child of npm's may hold the output open
 	if out, err := install.CombinedOutput(); err != nil {
 		t.Skipf("npm does not install: %v\n%.1000s", err, out)
 	}
