@@ -262,6 +262,12 @@ func TestDialWaitsForServe(t *testing.T) {
 func TestDialOfBadServers(t *testing.T) {
 	const accept = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
 	for what, answer := range map[string]string{
+		"401 with a body":           "HTTP/1.1 401 Unauthorized\r\nContent-Length: 3\r\n\r\nno\n",
+		"a page in chunks":          "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+		"HTTP/1.0":                  "HTTP/1.0 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n",
+		"a line without end":        accept + "X: " + strings.Repeat("x", 1<<20),
+		"lines without end":         accept + strings.Repeat("X: x\r\n", 1<<17),
+		"an extension of its own":   accept + "Sec-WebSocket-Extensions: x\r\n",
 		"speaks first, as a client": handshakeOf + "\r\n",
 		"not HTTP":                  "SSH-2.0-OpenSSH_9.0\r\n\r\n",
 		"wrong key":                 accept + "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",

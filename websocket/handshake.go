@@ -3,8 +3,10 @@ package websocket
 import (
 	"bufio"
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -39,7 +41,7 @@ func (t *turn) shake(w *window) bool {
 		return false
 	}
 	if end < 4 || end > maxHead {
-		c.refuse(refusal(http.StatusRequestHeaderFieldsTooLarge))
+		c.refuse(&HandshakeError{http.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("over %d bytes", maxHead)})
 		return false
 	}
 	br := requests.Get().(*bufio.Reader)
@@ -47,13 +49,13 @@ func (t *turn) shake(w *window) bool {
 	br.Reset(bytes.NewReader(in.rest[:end]))
 	r, err := http.ReadRequest(br)
 	if err != nil {
-		c.refuse(refusal(http.StatusBadRequest))
+		c.refuse(&HandshakeError{http.StatusBadRequest, "this is no HTTP request"})
 		return false
 	}
 	r.RemoteAddr, r.TLS = c.tc.RemoteAddr().String(), c.tc.TLS()
-	o, answer, status := c.s.handshake(r, nil, c.check)
-	if status != 0 {
-		c.refuse(answer)
+	o, answer, no := c.s.handshake(r, nil, c.check)
+	if no != nil {
+		c.refuse(no)
 		return false
 	}
 	o.rest = bytes.Clone(in.rest[end:])
@@ -65,27 +67,46 @@ func (t *turn) shake(w *window) bool {
 }
 
 // refuse answers a handshake that fails, and ends the connection.
-func (c *Conn) refuse(answer []byte) {
+func (c *Conn) refuse(no *HandshakeError) {
 	c.in = nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, _ = c.tc.TryWrite(answer)
+	c.refuseLocked(no)
+}
+
+func (c *Conn) refuseLocked(no *HandshakeError) {
+	_, _ = c.tc.TryWrite(no.answer())
 	c.overLocked()
 }
 
-// refusal is an answer without a body.
-func refusal(status int) []byte {
+// answer is what the peer gets, the last on its connection.
+func (e *HandshakeError) answer() []byte {
 	var b bytes.Buffer
-	resp := http.Response{ProtoMajor: 1, ProtoMinor: 1, StatusCode: status, Header: http.Header{}, Close: true}
+	body := e.text() + "\n"
+	resp := http.Response{ProtoMajor: 1, ProtoMinor: 1, StatusCode: e.Status, Header: http.Header{}, Close: true,
+		ContentLength: int64(len(body)), Body: io.NopCloser(strings.NewReader(body))}
+	e.header(resp.Header)
+	resp.Header.Set("Content-Type", "text/plain; charset=utf-8")
+	resp.Header.Set("X-Content-Type-Options", "nosniff")
 	_ = resp.Write(&b) // a Buffer takes everything
 	return b.Bytes()
 }
 
-// handshake checks a request and makes the answer to it. A status that is not 0 refuses it. The
-// user's Check is called by check.
-func (s *Server) handshake(r *http.Request, header http.Header, check func(*http.Request) int) (o opened, answer []byte, status int) {
-	if r.ContentLength != 0 || len(r.TransferEncoding) > 0 {
-		return o, refusal(http.StatusBadRequest), http.StatusBadRequest
+// header sets what the status asks for.
+func (e *HandshakeError) header(h http.Header) {
+	switch e.Status {
+	case http.StatusUpgradeRequired:
+		h.Set("Sec-WebSocket-Version", "13")
+	case http.StatusMethodNotAllowed:
+		h.Set("Allow", http.MethodGet)
+	}
+}
+
+// handshake checks a request and makes the answer to it, or says why it is refused. The user's Check is
+// called by check.
+func (s *Server) handshake(r *http.Request, header http.Header, check func(*http.Request) int) (o opened, answer []byte, no *HandshakeError) {
+	if no = admissible(r); no != nil {
+		return o, nil, no
 	}
 	var ext wsflate.Extension
 	ext.Parameters = wsflate.DefaultParameters
@@ -110,17 +131,17 @@ func (s *Server) handshake(r *http.Request, header http.Header, check func(*http
 		if rejected, ok := errors.AsType[*ws.ConnectionRejectedError](err); ok {
 			status = rejected.StatusCode()
 		}
-		return o, x.Bytes(), status
+		return o, nil, &HandshakeError{status, err.Error()}
 	}
 	if !s.originAllowed(r) {
-		return o, refusal(http.StatusForbidden), http.StatusForbidden
+		return o, nil, &HandshakeError{http.StatusForbidden, fmt.Sprintf("a page of %q may not connect", r.Header["Origin"])}
 	}
 	if s.opts.Check != nil {
 		if status := check(r); status != 0 {
 			if status < 300 || status > 599 {
 				status = http.StatusForbidden
 			}
-			return o, refusal(status), status
+			return o, nil, &HandshakeError{Status: status}
 		}
 	}
 	_, o.packs = ext.Accepted()
@@ -128,7 +149,52 @@ func (s *Server) handshake(r *http.Request, header http.Header, check func(*http
 		o.proto = wanted // hs.Protocol would keep the request's header in memory
 	}
 	o.peer = s.peerOf(r)
-	return o, x.Bytes(), 0
+	return o, x.Bytes(), nil
+}
+
+// admissible checks what gobwas leaves out, and gives fields that came as lists the form that it
+// compares with.
+func admissible(r *http.Request) *HandshakeError {
+	bad := func(why string) *HandshakeError { return &HandshakeError{http.StatusBadRequest, why} }
+	if r.ProtoMajor > 1 {
+		return &HandshakeError{http.StatusHTTPVersionNotSupported, "the handshake is of HTTP/1.1"}
+	}
+	if r.ContentLength != 0 || len(r.TransferEncoding) > 0 {
+		return bad("the request has a body")
+	}
+	if strings.ContainsFunc(r.Host, notInHost) {
+		return bad("bad Host")
+	}
+	for name := range r.Header {
+		if strings.ContainsFunc(name, notToken) {
+			return bad(fmt.Sprintf("bad name of a header field: %q", name))
+		}
+	}
+	var nonce [24]byte // of 16 bytes, as base64
+	keys := r.Header["Sec-Websocket-Key"]
+	if len(keys) != 1 || len(keys[0]) != len(nonce) {
+		return bad("bad Sec-WebSocket-Key")
+	}
+	if n, err := base64.StdEncoding.Decode(nonce[:], []byte(keys[0])); err != nil || n != 16 {
+		return bad("bad Sec-WebSocket-Key")
+	}
+	if all := r.Header["Connection"]; len(all) > 1 {
+		r.Header.Set("Connection", strings.Join(all, ", "))
+	}
+	for _, line := range r.Header["Upgrade"] {
+		for p := range strings.SplitSeq(line, ",") {
+			if strings.EqualFold(strings.TrimSpace(p), "websocket") {
+				r.Header.Set("Upgrade", "websocket")
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// notInHost reports whether r may not be in a Host.
+func notInHost(r rune) bool {
+	return r <= ' ' || r >= 0x7f || strings.ContainsRune(`"/<>?@\^`+"`{|}#", r)
 }
 
 // check calls the user's Check. A panic refuses.
@@ -163,6 +229,9 @@ func (s *Server) originAllowed(r *http.Request) bool {
 	origin := r.Header.Get("Origin")
 	if origin == "" || s.opts.AnyOrigin {
 		return true
+	}
+	if len(r.Header["Origin"]) > 1 {
+		return false
 	}
 	u, err := url.Parse(origin)
 	if err != nil || u.Host == "" {
@@ -247,13 +316,11 @@ func Upgrade(w http.ResponseWriter, r *http.Request, opts *Options) (*Conn, erro
 // connections go. TLS of crypto/tls under net/http cannot move: on a NetListener, set
 // [tcpio.ListenerOptions].TLSConfig instead.
 func (s *Server) Upgrade(w http.ResponseWriter, r *http.Request) (*Conn, error) {
-	o, answer, status := s.handshake(r, w.Header(), s.opts.Check)
-	if status != 0 {
-		if status == http.StatusUpgradeRequired {
-			w.Header().Set("Sec-WebSocket-Version", "13")
-		}
-		http.Error(w, http.StatusText(status), status)
-		return nil, &HandshakeError{Status: status}
+	o, answer, no := s.handshake(r, w.Header(), s.opts.Check)
+	if no != nil {
+		no.header(w.Header())
+		http.Error(w, no.text(), no.Status)
+		return nil, no
 	}
 	nc, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -261,7 +328,7 @@ func (s *Server) Upgrade(w http.ResponseWriter, r *http.Request) (*Conn, error) 
 		return nil, err
 	}
 	if err := s.serves(nc); err != nil {
-		_, _ = nc.Write(refusal(http.StatusInternalServerError))
+		_, _ = nc.Write((&HandshakeError{Status: http.StatusInternalServerError}).answer())
 		nc.Close()
 		return nil, err
 	}
@@ -330,9 +397,21 @@ func (s *Server) adopt(nc net.Conn, o opened) (*Conn, error) {
 	return c, nil
 }
 
-// A HandshakeError says with which HTTP status a handshake was refused.
-type HandshakeError struct{ Status int }
+// A HandshakeError says why a handshake was refused.
+type HandshakeError struct {
+	Status int    // of HTTP
+	Reason string // what was wrong with the request; empty for one that Check refused, and from Dial
+}
 
-func (e *HandshakeError) Error() string {
-	return "websocket: handshake refused: " + http.StatusText(e.Status)
+func (e *HandshakeError) Error() string { return "websocket: handshake refused: " + e.text() }
+
+func (e *HandshakeError) text() string {
+	text := http.StatusText(e.Status)
+	if text == "" {
+		text = fmt.Sprint("status ", e.Status)
+	}
+	if e.Reason != "" {
+		text += ": " + e.Reason
+	}
+	return text
 }

@@ -4,6 +4,8 @@ package websocket
 
 import (
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,7 +18,7 @@ import (
 )
 
 func TestHandshakes(t *testing.T) {
-	s := start(t, tcpio.ListenerOptions{}, Options{
+	s := start(t, tcpio.ListenerOptions{Logger: slog.New(slog.DiscardHandler)}, Options{
 		NewActor:         echoActor,
 		Origins:          []string{"*.example.org", "https://app.example.net", "OTHER.example.com:8080"},
 		Subprotocols:     []string{"chat.v2", "chat.v1"},
@@ -42,14 +44,22 @@ func TestHandshakes(t *testing.T) {
 	}{
 		{"plain", handshakeOf, 101, "Upgrade: websocket"},
 		{"other case", edit("Upgrade: websocket\r\nConnection: Upgrade", "upgrade: WebSocket\r\nconnection: keep-alive, upgrade"), 101, ""},
-		{"POST", edit("GET", "POST"), 405, ""},
+		{"POST", edit("GET", "POST"), 405, "Allow: GET"},
 		{"HTTP/1.0", edit("HTTP/1.1", "HTTP/1.0"), 505, ""},
-		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n", 400, ""},
+		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n", 505, ""},
 		{"no host", edit("Host: example.com\r\n", ""), 400, ""},
 		{"no upgrade", edit("Upgrade: websocket\r\n", ""), 400, ""},
 		{"no connection", edit("Connection: Upgrade\r\n", ""), 400, ""},
 		{"no key", edit("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", ""), 400, ""},
 		{"short key", edit("dGhlIHNhbXBsZSBub25jZQ==", "dGhl"), 400, ""},
+		{"a key that is no base64", edit("dGhlIHNhbXBsZSBub25jZQ==", strings.Repeat("!", 24)), 400, ""},
+		{"a key of 18 bytes", edit("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQAA"), 400, ""},
+		{"two keys", add("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), 400, ""},
+		{"two hosts", add("Host: example.com"), 400, ""},
+		{"bad host", edit("example.com", "example.com/x"), 400, ""},
+		{"space behind a name", add("X : y"), 400, ""},
+		{"HTTP/2.0", edit("HTTP/1.1", "HTTP/2.0"), 505, ""},
+		{"lists", edit("Upgrade: websocket\r\nConnection: Upgrade", "Upgrade: h2c, websocket\r\nConnection: keep-alive\r\nConnection: Upgrade"), 101, ""},
 		{"no version", edit("Sec-WebSocket-Version: 13\r\n", ""), 400, ""},
 		{"version 8", edit("Version: 13", "Version: 8"), 426, "Sec-WebSocket-Version: 13"},
 		{"body", add("Content-Length: 3"), 400, ""},
@@ -60,6 +70,7 @@ func TestHandshakes(t *testing.T) {
 		{"same origin", add("Origin: http://example.com"), 101, ""},
 		{"same origin, other case", add("Origin: https://EXAMPLE.com"), 101, ""},
 		{"other origin", add("Origin: http://evil.com"), 403, ""},
+		{"two origins", add("Origin: http://example.com\r\nOrigin: http://evil.com"), 403, ""},
 		{"other port", add("Origin: http://example.com:81"), 403, ""},
 		{"origin null", add("Origin: null"), 403, ""},
 		{"origin nonsense", add("Origin: ://"), 403, ""},
@@ -99,7 +110,11 @@ func TestHandshakes(t *testing.T) {
 				if c.status == 101 {
 					p.send(fr(opText, "x"))
 					p.expect("text x")
-				} else if resp.Body.Close(); resp.StatusCode != 0 {
+				} else {
+					body, err := io.ReadAll(resp.Body)
+					if want := http.StatusText(c.status); err != nil || !strings.HasPrefix(string(body), want) {
+						t.Errorf("body %q, %v", body, err)
+					}
 					for line := ""; line != "eof"; line = p.next() {
 					}
 				}

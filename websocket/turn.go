@@ -401,8 +401,7 @@ func (c *Conn) expired(kind deadline) {
 	defer c.mu.Unlock()
 	switch {
 	case kind == forHandshake && c.phase == opening:
-		_, _ = c.tc.TryWrite(refusal(http.StatusRequestTimeout))
-		c.overLocked()
+		c.refuseLocked(&HandshakeError{http.StatusRequestTimeout, "the request has not arrived in time"})
 	case kind == forClose && c.phase != opening:
 		c.overLocked()
 		c.tc.Close() // also if our Close frame still waits

@@ -181,8 +181,9 @@ func TestUpgradeRefuses(t *testing.T) {
 	} {
 		p := dialRaw(t, l.Addr())
 		p.send([]byte(request + "\r\n"))
-		if resp := p.response(); resp.StatusCode != status {
-			t.Errorf("%q: %s, want %d", request, resp.Status, status)
+		resp := p.response()
+		if body, err := io.ReadAll(resp.Body); resp.StatusCode != status || !strings.Contains(string(body), ": ") {
+			t.Errorf("%q: %s %q %v, want %d and a reason", request, resp.Status, body, err, status)
 		}
 		p.Close()
 	}
@@ -199,6 +200,9 @@ func TestUpgradeRefuses(t *testing.T) {
 		resp, err := web.Client().Do(req)
 		if err != nil || resp.StatusCode != 500 {
 			t.Error(resp, err)
+		}
+		if err == nil {
+			resp.Body.Close()
 		}
 		if err := <-failed; err == nil {
 			t.Error("no error")
