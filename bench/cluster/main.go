@@ -85,7 +85,8 @@ func (b *bench) startNATS() (stop func(), err error) {
 	}
 	var addrs, routes []string
 	for range 3 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		// Connections begin at 127.0.0.1, so none takes the port before the server has it.
+		ln, err := net.Listen("tcp", "127.0.0.2:0")
 		if err != nil {
 			return stop, err
 		}
@@ -177,7 +178,9 @@ func (b *bench) fanout(kind string, topics int) error {
 		if _, err := nodes[0].ask(command{Do: "pub", Topics: topics, Count: topics}); err != nil {
 			return err
 		}
-		time.Sleep(200 * time.Millisecond)
+		for asked := time.Now(); time.Since(asked) < 200*time.Millisecond && c.silent() > 0; {
+			time.Sleep(5 * time.Millisecond)
+		}
 	}
 	c.settle()
 	joined, err := total(nodes, command{Do: "usage"})
@@ -394,11 +397,13 @@ func (c *clients) silent() (n int) {
 	return n
 }
 
-// settle waits until nothing has come for half a second.
+// settle waits until nothing has come for 300 ms.
 func (c *clients) settle() {
-	for last := int64(-1); last != c.got.Load(); {
-		last = c.got.Load()
-		time.Sleep(300 * time.Millisecond)
+	last := c.got.Load()
+	for begun := time.Now(); time.Since(begun) < 300*time.Millisecond; time.Sleep(10 * time.Millisecond) {
+		if got := c.got.Load(); got != last {
+			last, begun = got, time.Now()
+		}
 	}
 }
 
@@ -409,11 +414,13 @@ func (c *clients) reset() {
 	c.got.Store(0)
 }
 
-// await waits for so many deliveries, or until none has come for a second.
+// await waits for so many deliveries, or until none has come for two seconds.
 func (c *clients) await(want int) {
-	for last := int64(-1); int(c.got.Load()) < want && last != c.got.Load(); {
-		last = c.got.Load()
-		time.Sleep(time.Second)
+	last := c.got.Load()
+	for begun := time.Now(); int(last) < want && time.Since(begun) < 2*time.Second; time.Sleep(10 * time.Millisecond) {
+		if got := c.got.Load(); got != last {
+			last, begun = got, time.Now()
+		}
 	}
 }
 
