@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,7 +24,21 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-func TestMain(m *testing.M) { testnet.MainOfProgram(m) }
+// TestMain runs the tests, or the program itself, for a test that starts it.
+func TestMain(m *testing.M) {
+	if os.Getenv("WEBCHAT_PROGRAM") != "" {
+		main()
+		os.Exit(0)
+	}
+	testnet.MainOfProgram(m)
+}
+
+// program is a command that runs the program in a process of its own.
+func program(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, os.Args[0], args...)
+	cmd.Env = append(os.Environ(), "WEBCHAT_PROGRAM=1")
+	return cmd
+}
 
 // limit bounds each wait.
 const limit = 30 * time.Second
@@ -46,7 +62,7 @@ func start(t testing.TB, cfg config) *served {
 	t.Helper()
 	for _, at := range []*string{&cfg.addr, &cfg.nc} {
 		if *at == "" {
-			*at = "127.0.0.1:0"
+			*at = testnet.Host() + ":0" // where another may listen when this one is gone
 		}
 	}
 	if cfg.history == 0 {

@@ -12,6 +12,7 @@ import (
 // when it has not answered a ping, and not before that. It comes back without losing or doubling a
 // line, also of those that it sent into the void.
 func TestLostWithoutAWord(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{ping: 200 * time.Millisecond, grace: 100 * time.Millisecond})
 	relay := newCutter(t, s.addr())
 	bob := s.dial() // coder's client answers pings while it reads

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,13 +27,9 @@ type process struct {
 // nodes starts processes that find each other by a directory. The first runs the server.
 func nodes(t *testing.T, n int) (all []*process) {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "webchat")
-	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
 	dir := filepath.Join(t.TempDir(), "nodes")
 	for range n {
-		cmd := exec.Command(bin, "-addr", "127.0.0.1:0", "-nc", "127.0.0.1:0", "-cluster", dir, "-grace", "30s")
+		cmd := program(context.Background(), "-addr", "127.0.0.1:0", "-nc", "127.0.0.1:0", "-cluster", dir, "-grace", "30s")
 		if os.Getenv("WEBCHAT_LOG") != "" {
 			cmd.Stderr = os.Stderr
 		}

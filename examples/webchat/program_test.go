@@ -15,7 +15,6 @@ import (
 	"math/big"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -25,13 +24,9 @@ import (
 
 // SIGTERM sends 1001 to pages and a goodbye to nc, and the program ends with status 0.
 func TestProgram(t *testing.T) {
-	bin := filepath.Join(t.TempDir(), "webchat")
-	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, bin, "-addr", "127.0.0.1:0", "-nc", "127.0.0.1:0")
+	cmd := program(ctx, "-addr", "127.0.0.1:0", "-nc", "127.0.0.1:0")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -185,7 +180,7 @@ func TestTerminalIsRefused(t *testing.T) {
 // says what is wrong.
 func TestTerminalByTLS(t *testing.T) {
 	cert, key := certificate(t)
-	s := start(t, config{cert: cert, key: key})
+	s := start(t, config{addr: "127.0.0.1:0", cert: cert, key: key})
 	if !strings.HasPrefix(s.page, "https://127.0.0.1:") {
 		t.Error(s.page)
 	}
@@ -281,6 +276,7 @@ func TestFlags(t *testing.T) {
 
 // The terminal client notices by its own pings that the network has lost it, and loses no line.
 func TestTerminalIsLostWithoutAWord(t *testing.T) {
+	t.Parallel()
 	s := start(t, config{})
 	relay := newCutter(t, s.addr())
 	ann := s.dial()
