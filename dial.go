@@ -21,12 +21,13 @@ func (l *Listener) Dial(ctx context.Context, network, address string) (*Conn, er
 // or ControlContext, with two exceptions. A KeepAlive that is not zero, or an enabled
 // KeepAliveConfig, holds in place of l's. A TCP_USER_TIMEOUT that Control has set stays. An error
 // of Control's ends the attempt and is in what DialWith returns; so is a panic, as a *[PanicError].
-// Multipath TCP is used if d says so (net.Dialer.SetMultipathTCP); where it lacks one of l's options
-// the connection goes without.
+// Multipath TCP is used if d says so (net.Dialer.SetMultipathTCP); where it lacks one of l's
+// options the connection goes without.
 //
 // DialWith blocks until the connection is established, ctx ends, or l has stopped. An actor may
-// call it, since it may block; the hooks Admit and NewActor must not. A look-up, and Control, have a
-// goroutine of their own meanwhile; where one ignores the end of its context it outlives the call.
+// call it, since it may block; the hooks Admit and NewActor must not. A look-up, and Control, have
+// a goroutine of their own meanwhile; where one ignores the end of its context it outlives the
+// call.
 //
 // If the events of accepted connections go to Events or EventsPerLoop, those of this one do too,
 // Opened first. Otherwise it has no route, like a connection that NetListener hands out: it is a
@@ -50,8 +51,8 @@ func (l *Listener) DialWith(ctx context.Context, d *net.Dialer, network, address
 //
 // A config without ServerName has the host of address as its name; nil is the zero config. For the
 // rest see Conn.StartTLSClient. HandshakeTimeout bounds the handshake, and so do ctx and d's time
-// limits. If it fails, DialTLS returns the error that is the connection's Err, a *net.OpError around
-// what crypto/tls says; [Stats] counts it.
+// limits. If it fails, DialTLS returns the error that is the connection's Err, a *net.OpError
+// around what crypto/tls says; [Stats] counts it.
 func (l *Listener) DialTLS(ctx context.Context, d *net.Dialer, network, address string, config *tls.Config) (*Conn, error) {
 	if config == nil {
 		config = new(tls.Config)

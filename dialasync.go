@@ -22,15 +22,16 @@ type DialRequest struct {
 	Network string // "tcp", which "" means too, "tcp4", "tcp6" or "unix"
 	Address string // as for net.Dial: host:port, or a path
 
-	// Dialer has the options of the dial; nil is the zero net.Dialer. Timeout and Deadline bound all
-	// of it: the name, every address, the TLS handshake. LocalAddr, FallbackDelay (happy eyeballs),
-	// Resolver, KeepAlive, KeepAliveConfig, Control, ControlContext and multipath TCP have their
-	// effect as with DialWith; the context that ControlContext gets has no values. Cancel is refused:
-	// stop is in its place.
+	// Dialer has the options of the dial; nil is the zero net.Dialer. Timeout and Deadline bound
+	// all of it: the name, every address, the TLS handshake. LocalAddr, FallbackDelay (happy
+	// eyeballs), Resolver, KeepAlive, KeepAliveConfig, Control, ControlContext and multipath TCP
+	// have their effect as with DialWith; the context that ControlContext gets has no values.
+	// Cancel is refused: stop is in its place.
 	Dialer *net.Dialer
 
 	// TLS has the connection begin with a client's handshake, within HandshakeTimeout. Without
-	// ServerName the host of Address is the name. It must not be changed any more; see StartTLSClient.
+	// ServerName the host of Address is the name. It must not be changed any more; see
+	// StartTLSClient.
 	TLS *tls.Config
 
 	To    *Conn // asks; it must have a route
@@ -38,32 +39,32 @@ type DialRequest struct {
 	Value any   // comes back in Dialed
 }
 
-// DialAsync dials as DialWith does and returns at once. The answer is a [Dialed], with the request's
-// Value. Nothing waits meanwhile: no goroutine for a dial to an IP address or to a unix socket, and
-// for names at most 32 goroutines of the listener, as many as look one up at the moment; those also
-// run Control and ControlContext. A dial under way costs one descriptor, or two while happy eyeballs
-// try both kinds of addresses, and about a kilobyte.
+// DialAsync dials as DialWith does and returns at once. The answer is a [Dialed], with the
+// request's Value. Nothing waits meanwhile: no goroutine for a dial to an IP address or to a unix
+// socket, and for names at most 32 goroutines of the listener, as many as look one up at the
+// moment; those also run Control and ControlContext. A dial under way costs one descriptor, or two
+// while happy eyeballs try both kinds of addresses, and about a kilobyte.
 //
 // An error of DialAsync is one of the request, and no answer follows: a bad field, which the error
-// names; no route for the answer; To has MailboxSize values waiting ([ErrMailboxFull]: the place for
-// the answer is taken at the request, and so it is never refused later) or is closed; l is stopping
-// (net.ErrClosed). Whatever fails later is in Dialed.Err, a *net.OpError as net.Dialer returns it:
-// around a *net.DNSError, a system's error, what crypto/tls says. Of
-// several addresses the first one's error is reported.
+// names; no route for the answer; To has MailboxSize values waiting ([ErrMailboxFull]: the place
+// for the answer is taken at the request, and so it is never refused later) or is closed; l is
+// stopping (net.ErrClosed). Whatever fails later is in Dialed.Err, a *net.OpError as net.Dialer
+// returns it: around a *net.DNSError, a system's error, what crypto/tls says. Of several addresses
+// the first one's error is reported.
 //
 // stop gives the dial up, and reports whether that kept the answer from being delivered: nothing
 // more comes of the request then, and its descriptors are closed. After an answer it does nothing.
 // It does not block, and may be called from anywhere, more than once. When To begins to close, the
-// dial is given up in the same way. If To has closed behind the answer that it has not received yet,
-// it still receives it, and owns the connection.
+// dial is given up in the same way. If To has closed behind the answer that it has not received
+// yet, it still receives it, and owns the connection.
 //
 // Before Serve runs DialAsync waits for it, and so does the answer; the time limit counts. Shutdown
-// and Close answer what is under way at once, around net.ErrClosed, so a proxy that is to finish its
-// clients' dials in a drain dials on a second listener, of Network "none", and stops that one last.
-// If Serve has never run, an Actor gets no answer, since nothing runs it. Any goroutine may call
-// DialAsync, also a handler. On a listener without an address (Network "none") it may be the first
-// call, if Actor is set; otherwise it comes behind Events or EventsPerLoop, which say where events
-// go.
+// and Close answer what is under way at once, around net.ErrClosed, so a proxy that is to finish
+// its clients' dials in a drain dials on a second listener, of Network "none", and stops that one
+// last. If Serve has never run, an Actor gets no answer, since nothing runs it. Any goroutine may
+// call DialAsync, also a handler. On a listener without an address (Network "none") it may be the
+// first call, if Actor is set; otherwise it comes behind Events or EventsPerLoop, which say where
+// events go.
 func (l *Listener) DialAsync(r DialRequest) (stop func() bool, err error) {
 	if r.Network == "" {
 		r.Network = "tcp"

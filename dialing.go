@@ -13,9 +13,9 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
 
-// A dialing is one Dial or DialAsync. It goes on in steps, which its loop makes when its timer is due, one
-// at a time: whatever happens (an address has answered, a look-up is over, a time has come, To has
-// closed) makes the timer due at once (poke) or calls step. Its states:
+// A dialing is one Dial or DialAsync. It goes on in steps, which its loop makes when its timer is
+// due, one at a time: whatever happens (an address has answered, a look-up is over, a time has
+// come, To has closed) makes the timer due at once (poke) or calls step. Its states:
 //
 //	looking     a worker looks up the name; without a name it begins with the next state
 //	connecting  in one or two lanes; each has a socket under way, or a worker that makes one for it
@@ -259,8 +259,9 @@ func (d *dialing) drive(i int, t int64) {
 	}
 }
 
-// runElsewhere runs f, which calls what may block, and has note take in its error under mu: also when f
-// panics or exits. A caller has taken a goroutine already: its look-up need not wait for others'.
+// runElsewhere runs f, which calls what may block, and has note take in its error under mu: also
+// when f panics or exits. A caller has taken a goroutine already: its look-up need not wait for
+// others'.
 func (d *dialing) runElsewhere(what string, f func() error, note func(error)) {
 	run := func() {
 		err := d.ctx.Err()

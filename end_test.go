@@ -386,3 +386,80 @@ func TestPanicErrorThatIsReturnedIsAnError(t *testing.T) {
 		})
 	}
 }
+
+// Every way to the end, from every state that it begins in.
+func TestStatesFollowTheTable(t *testing.T) {
+	t.Parallel()
+	own := errors.New("the actor's own")
+	read := func(c *Conn) { _, _ = c.TryRead(make([]byte, 64)) }
+	drainPeer := func(peer *net.TCPConn) { go func() { _, _ = io.Copy(io.Discard, peer); peer.Close() }() }
+	for _, tc := range []struct {
+		name    string
+		from    []string
+		do      func(t *testing.T, r *rig, peer *net.TCPConn, c *Conn)
+		err     error // Err at the end, nil for an orderly one
+		timeout time.Duration
+	}{
+		{"Close, and the peer reads and ends", []string{"open", "closing", "FIN sent"},
+			func(_ *testing.T, _ *rig, peer *net.TCPConn, c *Conn) { c.Close(); drainPeer(peer) }, nil, 0},
+		{"EOF read and EOFTimeout", []string{"open"},
+			func(t *testing.T, _ *rig, peer *net.TCPConn, c *Conn) {
+				if err := peer.CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+				testnet.WaitFor(t, "EOF is read", func() bool { read(c); return locked(c, func() bool { return c.peerEnd != peerOpen || c.released() }) })
+			}, nil, 0},
+		{"the actor's error", []string{"open"},
+			func(t *testing.T, r *rig, peer *net.TCPConn, c *Conn) {
+				done := make(chan struct{})
+				a := ActorFunc(func(ev Event) error {
+					switch ev.(type) {
+					case Message:
+						return own
+					case Closed:
+						close(done)
+					}
+					return nil
+				})
+				if err := errors.Join(c.Attach(a), c.Post("go")); err != nil {
+					t.Fatal(err)
+				}
+				drainPeer(peer)
+				receive0(t, "the actor's Closed", done)
+			}, own, 0},
+		{"Abort", []string{"open", "closing", "FIN sent"},
+			func(_ *testing.T, _ *rig, _ *net.TCPConn, c *Conn) { c.Abort() }, net.ErrClosed, 0},
+		{"a read error", []string{"open", "FIN sent"},
+			func(t *testing.T, _ *rig, peer *net.TCPConn, c *Conn) {
+				_ = peer.SetLinger(0)
+				peer.Close()
+				testnet.WaitFor(t, "the error is read", func() bool { read(c); return state(c) == "gone" })
+			}, syscall.ECONNRESET, 0},
+		{"CloseTimeout with output left", []string{"closing"},
+			func(*testing.T, *rig, *net.TCPConn, *Conn) {}, ErrCloseTimeout, 500 * time.Millisecond},
+		{"CloseTimeout without", []string{"FIN sent"},
+			func(*testing.T, *rig, *net.TCPConn, *Conn) {}, nil, 500 * time.Millisecond},
+		{"Listener.Close", []string{"open", "closing", "FIN sent"},
+			func(_ *testing.T, r *rig, _ *net.TCPConn, _ *Conn) { r.Close() }, net.ErrClosed, 0},
+	} {
+		for _, from := range tc.from {
+			t.Run(tc.name+" from "+from, func(t *testing.T) {
+				r := listen(t, ListenerOptions{CloseTimeout: tc.timeout, EOFTimeout: 50 * time.Millisecond})
+				events := r.Events()
+				r.serve()
+				peer, c := inState(t, r, from)
+				if c.Err() != nil {
+					t.Errorf("Err before the end: %v", c.Err())
+				}
+				tc.do(t, r, peer, c)
+				if !errors.Is(tc.err, own) {
+					receiveEnd(t, events)
+				}
+				testnet.WaitFor(t, "the connection is gone", func() bool { return state(c) == "gone" })
+				if err := c.Err(); tc.err == nil && err != nil || !errors.Is(err, tc.err) {
+					t.Errorf("Err is %v, want %v", err, tc.err)
+				}
+			})
+		}
+	}
+}

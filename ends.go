@@ -129,12 +129,17 @@ func (c *Conn) opErrorLocked(op string, err error) error {
 	return &net.OpError{Op: op, Net: local.Network(), Source: local, Addr: c.RemoteAddr(), Err: err}
 }
 
+// relayedLocked is the error of an operation that only the connection's Relay may do.
+func (c *Conn) relayedLocked(op string) error {
+	if c.ended() {
+		return c.endedLocked(op)
+	}
+	return c.opErrorLocked(op, ErrRelayed)
+}
+
 // opError is opErrorLocked for a caller without mu.
 func (c *Conn) opError(op string, err error) error {
 	c.mu.Lock()
 	defer c.unlock()
 	return c.opErrorLocked(op, err)
 }
-
-// relayedLocked is the error of an operation that only a relay may do.
-func (c *Conn) relayedLocked(op string) error { return c.opErrorLocked(op, ErrRelayed) }

@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -320,5 +321,65 @@ func TestBytesThatWokeAReaderAreAnnouncedWhenItsDeadlineHasPassed(t *testing.T) 
 				break
 			}
 		}
+	}
+}
+
+// A released connection keeps its descriptor, and is not Closed, while somebody uses it.
+func TestDescriptorGoesWithItsLastUser(t *testing.T) {
+	r := listen(t, ListenerOptions{})
+	events := r.Events()
+	r.serve()
+	peer, c := r.open()
+	rc, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rc.Control(func(fd uintptr) {
+		c.Abort()
+		if got := state(c); got != "released" {
+			t.Errorf("state %q with a user of the descriptor, want released", got)
+		}
+		if err := syscall.SetNonblock(int(fd), true); err != nil {
+			t.Errorf("the descriptor is gone already: %v", err)
+		}
+		if len(events) != 0 || c.Err() != nil {
+			t.Errorf("%d events, Err %v, before the descriptor is gone", len(events), c.Err())
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	receiveAs[Closed](t, events)
+	if _, err := peer.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the peer's read: %v, want a reset", err)
+	}
+}
+
+// What is queued at Close reaches a peer that takes its time, and FIN is behind it.
+func TestCloseFlushesThenSendsFin(t *testing.T) {
+	t.Parallel()
+	r := listen(t, ListenerOptions{CloseTimeout: time.Hour}) // a slow machine is not the subject
+	r.Events()
+	r.serve()
+	peer, c := inState(t, r, "open")
+	setSendBuffer(t, c, 1)
+	want := numbered(0, 1<<20)
+	if _, err := c.TryWrite(want); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if got := state(c); got != "closing" {
+		t.Fatalf("state %q with output queued, want closing", got)
+	}
+	got, err := io.ReadAll(peer)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes of %d, %v", len(got), len(want), err)
+	}
+	if got := state(c); got != "FIN sent" {
+		t.Errorf("state %q after the peer has everything, want FIN sent", got)
+	}
+	peer.Close()
+	receiveEnd(t, r.Events())
+	if err := c.Err(); err != nil {
+		t.Errorf("Err: %v", err)
 	}
 }

@@ -245,3 +245,49 @@ func asleep(t testnet.T, l *Listener) {
 		})
 	}
 }
+
+// state names the phase, and in it whether our FIN is out.
+func state(c *Conn) string {
+	return locked(c, func() string {
+		if c.phase == phaseClosing && c.sendEnd == sendFin {
+			return "FIN sent"
+		}
+		return c.phase.String()
+	})
+}
+
+// inState brings a fresh connection into one of the states that an event can end.
+func inState(t *testing.T, r *rig, want string) (*net.TCPConn, *Conn) {
+	t.Helper()
+	peer := r.dial()
+	var c *Conn
+	for c == nil {
+		if o, ok := testnet.Receive(t, "Opened", r.Events()).(Opened); ok {
+			c = o.Conn
+		}
+	}
+	switch want {
+	case "closing": // output is left: the peer does not read
+		setSendBuffer(t, c, 1)
+		if _, err := c.TryWrite(make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	case "FIN sent":
+		c.Close()
+	}
+	if got := state(c); got != want {
+		t.Fatalf("state %q, want %q", got, want)
+	}
+	return peer, c
+}
+
+// receive0 waits until ch is closed.
+func receive0(t testnet.T, what string, ch <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-ch:
+	case <-time.After(testnet.Limit):
+		t.Fatalf("after %v still not: %s", testnet.Limit, what)
+	}
+}

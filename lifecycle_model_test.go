@@ -3,7 +3,7 @@
 package tcpio
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,11 +18,17 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// grammar checks one connection's events on one route: Opened (Readable|Writable|Message)* Closed.
+// grammar checks one connection's events on one route: Dialed? Opened
+// (Readable|Writable|Message|Dialed)* RelayEnded? Closed.
 type grammar struct {
-	opened, closed int
-	next           int // the message that comes next
-	bad            []string
+	dialed, opened, relayEnded, closed int
+
+	next     int          // the message that comes next
+	answers  map[int]bool // to dials of the connection's own
+	relayed  bool         // Relay was called: what is in the channel is the last
+	readable int          // since then
+	writable int          // likewise
+	bad      []string
 }
 
 func (g *grammar) take(ev Event) {
@@ -35,6 +41,33 @@ func (g *grammar) take(ev Event) {
 			g.bad = append(g.bad, "a second Opened")
 		}
 		return
+	case Dialed:
+		if ev.To == nil {
+			if g.dialed++; g.dialed > 1 || g.opened > 0 || ev.Conn == nil {
+				g.bad = append(g.bad, fmt.Sprintf("%v behind %d Opened", ev, g.opened))
+			}
+			return
+		}
+		if ev.Conn != nil {
+			ev.Conn.Abort()
+		}
+		if n := ev.Value.(int); g.answers[n] {
+			g.bad = append(g.bad, fmt.Sprintf("a second answer to dial %d", n))
+		} else if g.answers == nil {
+			g.answers = map[int]bool{n: true}
+		} else {
+			g.answers[n] = true
+		}
+	case Readable:
+		if g.relayed {
+			g.readable++
+		}
+	case Writable:
+		if g.relayed {
+			g.writable++
+		}
+	case RelayEnded:
+		g.relayEnded++
 	case Closed:
 		g.closed++
 	case Message:
@@ -45,8 +78,8 @@ func (g *grammar) take(ev Event) {
 	case Failed:
 		g.bad = append(g.bad, fmt.Sprint("Failed: ", ev.Err))
 	}
-	if g.opened == 0 {
-		g.bad = append(g.bad, fmt.Sprintf("%T before Opened", ev))
+	if g.opened == 0 || g.readable > 1 || g.writable > 1 || g.relayEnded > 1 {
+		g.bad = append(g.bad, fmt.Sprintf("%T with %+v", ev, *g))
 	}
 }
 
@@ -56,6 +89,17 @@ type life struct {
 	peerShut, peerGone    bool // the peer sent its end, or closed or reset
 	written               bool // something was written
 	posted                int
+	asked                 int          // dials whose answer comes to the connection
+	stopped               map[int]bool // of them
+	relay                 *Relay
+}
+
+// mayEnd reports whether the connection may have ended by itself.
+func (m *life) mayEnd() bool { return m.peerGone || m.relay != nil }
+
+// refusedByRelay reports whether err is what the relay's connection answers.
+func (m *life) refusedByRelay(err error) bool {
+	return m.relay != nil && (errors.Is(err, ErrRelayed) || errors.Is(err, net.ErrClosed))
 }
 
 // checkAfterClose: what fails once the user has closed.
@@ -93,24 +137,20 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	actors := map[*Conn]*grammar{}
+	of := func(c *Conn) *grammar { // with mu
+		if actors[c] == nil {
+			actors[c] = new(grammar)
+		}
+		return actors[c]
+	}
 	gone := make(chan *Conn, 100)
 	onActor := ActorFunc(func(ev Event) error {
 		mu.Lock()
 		defer mu.Unlock()
-		switch e := ev.(type) {
-		case Opened:
-			actors[e.Conn] = new(grammar)
-			actors[e.Conn].take(ev)
-		case Readable:
-			actors[e.Conn].take(ev)
-		case Writable:
-			actors[e.Conn].take(ev)
-		case Message:
-			actors[e.Conn].take(ev)
-		case Closed:
-			actors[e.Conn].take(ev)
-			gone <- e.Conn
+		if e, ok := ev.(Closed); ok {
+			defer func() { gone <- e.Conn }()
 		}
+		of(ConnOf(ev)).take(ev)
 		return nil
 	})
 	plain := listen(t, ListenerOptions{WriteBuffer: 1 << 16})
@@ -118,6 +158,23 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 	plain.serve()
 	acting := listen(t, ListenerOptions{WriteBuffer: 1 << 16, NewActor: func(*Conn) Actor { return onActor }})
 	acting.serve()
+	// The other ends of relays, and of dials.
+	others := listen(t, ListenerOptions{Network: "none", NewActor: func(*Conn) Actor { return nil }}).serve()
+	up, ups := testnet.Upstream(t, "tcp", "127.0.0.1:0")
+	asked, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer asked.Close()
+	go func() {
+		for {
+			c, err := asked.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
 
 	rapid.Check(t, func(t *rapid.T) {
 		var g grammar
@@ -128,7 +185,23 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 		if route == "actor" {
 			r = acting
 		}
-		peer := testnet.Connect(t, r.Listener).(*net.TCPConn)
+		var peer *net.TCPConn
+		dials := rapid.Bool().Draw(t, "dials")
+		if dials {
+			d := DialRequest{Address: up}
+			if route == "actor" {
+				d.Actor = onActor
+			}
+			if _, err := r.DialAsync(d); err != nil {
+				t.Fatal(err)
+			}
+			peer = testnet.Receive(t, "a dialed connection", ups).(*net.TCPConn)
+			if route != "actor" {
+				g.take(receiveAs[Dialed](t, events))
+			}
+		} else {
+			peer = testnet.Connect(t, r.Listener).(*net.TCPConn)
+		}
 		defer peer.Close()
 		if route == "actor" {
 			testnet.WaitFor(t, "the connection is there", func() bool {
@@ -159,13 +232,14 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 			}
 		}()
 
-		var m life
+		m := life{stopped: map[int]bool{}}
+		stop := func() bool { return false }
 		buf := make([]byte, 4096)
 		act := map[string]func(*rapid.T){
 			"TryRead": func(t *rapid.T) {
 				_, err := c.TryRead(buf[:rapid.SampledFrom([]int{0, 1, 4096}).Draw(t, "size")])
-				if m.closed && !errors.Is(err, net.ErrClosed) {
-					t.Fatalf("TryRead after Close: %v", err)
+				if m.closed && !errors.Is(err, net.ErrClosed) || m.relay != nil && !m.refusedByRelay(err) {
+					t.Fatalf("TryRead: %v after %+v", err, m)
 				}
 			},
 			"TryWrite": func(t *rapid.T) {
@@ -174,6 +248,9 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 				switch {
 				case m.closed && !errors.Is(err, net.ErrClosed):
 					t.Fatalf("TryWrite after Close: %v", err)
+				case m.relay != nil && m.refusedByRelay(err):
+				case m.relay != nil:
+					t.Fatalf("TryWrite in a relay: %v", err)
 				case m.closed || err == nil || err == ErrWouldBlock:
 				case m.shut && errors.Is(err, syscall.EPIPE):
 				case !m.peerGone:
@@ -182,6 +259,12 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 			},
 			"CloseWrite": func(t *rapid.T) {
 				err := c.CloseWrite()
+				if m.relay != nil {
+					if !m.refusedByRelay(err) {
+						t.Fatalf("CloseWrite in a relay: %v", err)
+					}
+					return
+				}
 				if m.closed != errors.Is(err, net.ErrClosed) && !m.peerGone {
 					t.Fatalf("CloseWrite: %v, closed is %v", err, m.closed)
 				}
@@ -191,10 +274,66 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 				switch err := c.Post(m.posted); {
 				case err == nil && !m.closed:
 					m.posted++
-				case m.closed && errors.Is(err, net.ErrClosed), err == ErrMailboxFull, m.peerGone:
+				case m.closed && errors.Is(err, net.ErrClosed), err == ErrMailboxFull, m.mayEnd():
 				default:
 					t.Fatalf("Post: %v, closed is %v", err, m.closed)
 				}
+			},
+			"DialAsync": func(t *rapid.T) {
+				f, err := c.Listener().DialAsync(DialRequest{Address: asked.Addr().String(), To: c, Value: m.asked})
+				switch {
+				case err == nil && !m.closed:
+					stop = f
+					m.asked++
+				case m.closed && errors.Is(err, net.ErrClosed), err == ErrMailboxFull, m.mayEnd() && err != nil:
+				default:
+					t.Fatalf("DialAsync: %v, closed is %v", err, m.closed)
+				}
+			},
+			"stop": func(*rapid.T) {
+				if stop() {
+					m.stopped[m.asked-1] = true
+				}
+			},
+			"Relay": func(t *rapid.T) {
+				if m.relay != nil {
+					return
+				}
+				other, err := others.Dial(context.Background(), "tcp", up)
+				if err != nil {
+					t.Fatal(err)
+				}
+				far := testnet.Receive(t, "a dialed connection", ups).(*net.TCPConn)
+				relay, err := c.Relay(other, nil)
+				switch {
+				case err != nil:
+					other.Abort()
+					far.Close()
+					if !m.peerGone && !(m.closed && errors.Is(err, net.ErrClosed)) && !(m.shut && errors.Is(err, syscall.EPIPE)) {
+						t.Fatalf("Relay: %v after %+v", err, m)
+					}
+					return
+				case m.closed || m.shut:
+					t.Fatalf("Relay after %+v", m)
+				}
+				m.relay = relay
+				if route == "actor" {
+					mu.Lock()
+					of(c).relayed = true
+					mu.Unlock()
+				} else {
+					g.relayed = true
+				}
+				end := rapid.SampledFrom([]string{"echoes", "ends", "resets"}).Draw(t, "the far peer")
+				go func() {
+					defer far.Close()
+					if end == "echoes" {
+						_, _ = io.Copy(far, far)
+					}
+					if end == "resets" {
+						_ = far.SetLinger(0)
+					}
+				}()
 			},
 			"Close": func(t *rapid.T) {
 				if err := c.Close(); err != nil {
@@ -260,7 +399,7 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 		t.Repeat(act)
 
 		// The end: in order, with a peer that reads everything and then ends.
-		orderly := !m.aborted && !m.peerGone
+		orderly := !m.aborted && !m.mayEnd()
 		if !m.peerGone {
 			go func() {
 				_, _ = io.Copy(io.Discard, peer)
@@ -292,12 +431,25 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 		if g.next != m.posted {
 			t.Fatalf("%d messages arrived, %d were posted", g.next, m.posted)
 		}
+		if (g.dialed == 1) != dials || (g.relayEnded == 1) != (m.relay != nil) {
+			t.Fatalf("%d Dialed, %d RelayEnded after %+v", g.dialed, g.relayEnded, m)
+		}
+		for n := range g.answers {
+			if n >= m.asked || m.stopped[n] {
+				t.Fatalf("an answer to dial %d of %d, stopped: %v", n, m.asked, m.stopped)
+			}
+		}
+		if m.relay != nil {
+			receive0(t, "the end of the relay", m.relay.Done())
+			testnet.WaitFor(t, "the end of its other connection", func() bool { return others.Len() == 0 })
+		}
 		err := c.Err()
 		switch {
 		case orderly && err != nil:
 			t.Fatalf("Err after an orderly end: %v", err)
 		case err == nil, errors.Is(err, net.ErrClosed) && m.aborted, m.peerGone && errors.Is(err, syscall.ECONNRESET),
 			m.peerGone && errors.Is(err, syscall.EPIPE):
+		case m.relay != nil && (errors.Is(err, ErrRelayEnded) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET)):
 		default:
 			t.Fatalf("Err: %v after %+v", err, m)
 		}
@@ -306,187 +458,4 @@ func TestAnyLifeEndsInClosedOnce(t *testing.T) {
 			t.Fatalf("%v, %d bytes buffered after Closed", p, c.Buffered())
 		}
 	})
-}
-
-// state names the phase, and in it whether our FIN is out.
-func state(c *Conn) string {
-	return locked(c, func() string {
-		if c.phase == phaseClosing && c.sendEnd == sendFin {
-			return "FIN sent"
-		}
-		return c.phase.String()
-	})
-}
-
-// inState brings a fresh connection into one of the states that an event can end.
-func inState(t *testing.T, r *rig, want string) (*net.TCPConn, *Conn) {
-	t.Helper()
-	peer := r.dial()
-	var c *Conn
-	for c == nil {
-		if o, ok := testnet.Receive(t, "Opened", r.Events()).(Opened); ok {
-			c = o.Conn
-		}
-	}
-	switch want {
-	case "closing": // output is left: the peer does not read
-		setSendBuffer(t, c, 1)
-		if _, err := c.TryWrite(make([]byte, 1<<20)); err != nil {
-			t.Fatal(err)
-		}
-		c.Close()
-	case "FIN sent":
-		c.Close()
-	}
-	if got := state(c); got != want {
-		t.Fatalf("state %q, want %q", got, want)
-	}
-	return peer, c
-}
-
-// Every way to the end, from every state that it begins in.
-func TestStatesFollowTheTable(t *testing.T) {
-	t.Parallel()
-	own := errors.New("the actor's own")
-	read := func(c *Conn) { _, _ = c.TryRead(make([]byte, 64)) }
-	drainPeer := func(peer *net.TCPConn) { go func() { _, _ = io.Copy(io.Discard, peer); peer.Close() }() }
-	for _, tc := range []struct {
-		name    string
-		from    []string
-		do      func(t *testing.T, r *rig, peer *net.TCPConn, c *Conn)
-		err     error // Err at the end, nil for an orderly one
-		timeout time.Duration
-	}{
-		{"Close, and the peer reads and ends", []string{"open", "closing", "FIN sent"},
-			func(_ *testing.T, _ *rig, peer *net.TCPConn, c *Conn) { c.Close(); drainPeer(peer) }, nil, 0},
-		{"EOF read and EOFTimeout", []string{"open"},
-			func(t *testing.T, _ *rig, peer *net.TCPConn, c *Conn) {
-				if err := peer.CloseWrite(); err != nil {
-					t.Fatal(err)
-				}
-				testnet.WaitFor(t, "EOF is read", func() bool { read(c); return locked(c, func() bool { return c.peerEnd != peerOpen || c.released() }) })
-			}, nil, 0},
-		{"the actor's error", []string{"open"},
-			func(t *testing.T, r *rig, peer *net.TCPConn, c *Conn) {
-				done := make(chan struct{})
-				a := ActorFunc(func(ev Event) error {
-					switch ev.(type) {
-					case Message:
-						return own
-					case Closed:
-						close(done)
-					}
-					return nil
-				})
-				if err := errors.Join(c.Attach(a), c.Post("go")); err != nil {
-					t.Fatal(err)
-				}
-				drainPeer(peer)
-				receive0(t, "the actor's Closed", done)
-			}, own, 0},
-		{"Abort", []string{"open", "closing", "FIN sent"},
-			func(_ *testing.T, _ *rig, _ *net.TCPConn, c *Conn) { c.Abort() }, net.ErrClosed, 0},
-		{"a read error", []string{"open", "FIN sent"},
-			func(t *testing.T, _ *rig, peer *net.TCPConn, c *Conn) {
-				_ = peer.SetLinger(0)
-				peer.Close()
-				testnet.WaitFor(t, "the error is read", func() bool { read(c); return state(c) == "gone" })
-			}, syscall.ECONNRESET, 0},
-		{"CloseTimeout with output left", []string{"closing"},
-			func(*testing.T, *rig, *net.TCPConn, *Conn) {}, ErrCloseTimeout, 500 * time.Millisecond},
-		{"CloseTimeout without", []string{"FIN sent"},
-			func(*testing.T, *rig, *net.TCPConn, *Conn) {}, nil, 500 * time.Millisecond},
-		{"Listener.Close", []string{"open", "closing", "FIN sent"},
-			func(_ *testing.T, r *rig, _ *net.TCPConn, _ *Conn) { r.Close() }, net.ErrClosed, 0},
-	} {
-		for _, from := range tc.from {
-			t.Run(tc.name+" from "+from, func(t *testing.T) {
-				r := listen(t, ListenerOptions{CloseTimeout: tc.timeout, EOFTimeout: 50 * time.Millisecond})
-				events := r.Events()
-				r.serve()
-				peer, c := inState(t, r, from)
-				if c.Err() != nil {
-					t.Errorf("Err before the end: %v", c.Err())
-				}
-				tc.do(t, r, peer, c)
-				if !errors.Is(tc.err, own) {
-					receiveEnd(t, events)
-				}
-				testnet.WaitFor(t, "the connection is gone", func() bool { return state(c) == "gone" })
-				if err := c.Err(); tc.err == nil && err != nil || !errors.Is(err, tc.err) {
-					t.Errorf("Err is %v, want %v", err, tc.err)
-				}
-			})
-		}
-	}
-}
-
-// receive0 waits until ch is closed.
-func receive0(t testnet.T, what string, ch <-chan struct{}) {
-	t.Helper()
-	select {
-	case <-ch:
-	case <-time.After(testnet.Limit):
-		t.Fatalf("after %v still not: %s", testnet.Limit, what)
-	}
-}
-
-// A released connection keeps its descriptor, and is not Closed, while somebody uses it.
-func TestDescriptorGoesWithItsLastUser(t *testing.T) {
-	r := listen(t, ListenerOptions{})
-	events := r.Events()
-	r.serve()
-	peer, c := r.open()
-	rc, err := c.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := rc.Control(func(fd uintptr) {
-		c.Abort()
-		if got := state(c); got != "released" {
-			t.Errorf("state %q with a user of the descriptor, want released", got)
-		}
-		if err := syscall.SetNonblock(int(fd), true); err != nil {
-			t.Errorf("the descriptor is gone already: %v", err)
-		}
-		if len(events) != 0 || c.Err() != nil {
-			t.Errorf("%d events, Err %v, before the descriptor is gone", len(events), c.Err())
-		}
-	}); err != nil {
-		t.Fatal(err)
-	}
-	receiveAs[Closed](t, events)
-	if _, err := peer.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("the peer's read: %v, want a reset", err)
-	}
-}
-
-// What is queued at Close reaches a peer that takes its time, and FIN is behind it.
-func TestCloseFlushesThenSendsFin(t *testing.T) {
-	t.Parallel()
-	r := listen(t, ListenerOptions{CloseTimeout: time.Hour}) // a slow machine is not the subject
-	r.Events()
-	r.serve()
-	peer, c := inState(t, r, "open")
-	setSendBuffer(t, c, 1)
-	want := numbered(0, 1<<20)
-	if _, err := c.TryWrite(want); err != nil {
-		t.Fatal(err)
-	}
-	c.Close()
-	if got := state(c); got != "closing" {
-		t.Fatalf("state %q with output queued, want closing", got)
-	}
-	got, err := io.ReadAll(peer)
-	if err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%d bytes of %d, %v", len(got), len(want), err)
-	}
-	if got := state(c); got != "FIN sent" {
-		t.Errorf("state %q after the peer has everything, want FIN sent", got)
-	}
-	peer.Close()
-	receiveEnd(t, r.Events())
-	if err := c.Err(); err != nil {
-		t.Errorf("Err: %v", err)
-	}
 }

@@ -131,11 +131,11 @@ func (c *Conn) beginWriteLocked() error {
 		if c.ext != nil && c.ext.waits.sendLate() {
 			return c.opErrorLocked("write", os.ErrDeadlineExceeded)
 		}
-		if err := c.checkWritableLocked(); err != nil {
-			return err
-		}
 		if c.relayed() {
 			return c.relayedLocked("write")
+		}
+		if err := c.checkWritableLocked(); err != nil {
+			return err
 		}
 		if c.outputFree() && !c.handshaking() {
 			c.writing = writeHeld

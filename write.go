@@ -61,12 +61,13 @@ func (c *Conn) checkWritableLocked() error {
 
 // checkRoomLocked says whether size more bytes are taken now.
 func (c *Conn) checkRoomLocked(size int) error {
+	if c.relayed() {
+		return c.relayedLocked("write")
+	}
 	if err := c.checkWritableLocked(); err != nil {
 		return err
 	}
 	switch {
-	case c.relayed():
-		return c.relayedLocked("write")
 	case size == 0:
 		return nil
 	case !c.outputFree(), c.handshaking(), c.out != nil && size > c.sh.opts.WriteBuffer-c.queuedLocked():
