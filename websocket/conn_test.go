@@ -66,32 +66,37 @@ func TestAfterTheEnd(t *testing.T) {
 }
 
 // A peer that sends its Close frame and no longer reads: ours waits for room, and CloseTimeout ends
-// it.
+// it. One that reads on gets everything that was accepted, and the Close frame behind it.
 func TestPeerClosesAndStopsReading(t *testing.T) {
-	filled := make(chan bool, 2)
-	s, r := watched(t, "actor", tcpio.ListenerOptions{CloseTimeout: 50 * time.Millisecond, WriteBuffer: 64 << 10},
-		Options{CloseTimeout: 50 * time.Millisecond}, func(ev Event) error {
-			if ev, ok := ev.(Opened); ok {
-				fill(ev.Conn, []byte(long))
-				filled <- true
-			}
-			return nil
-		})
-	p := dialPeer(t, s, "")
-	<-filled
-	p.send(join(fr(opPing, "1"), fr(opPing, "2"), bye))
-	r.wait(t, "closed 1000  Peer")
-	p.Close()
-
-	// one that reads on gets everything that was accepted, and the Close frame behind it
-	p = dialPeer(t, s, "")
-	<-filled
-	p.send(join(fr(opPing, "1"), fr(opPing, "2"), bye))
-	line := ""
-	for line = p.next(); line == big("binary", len(long)) || strings.HasPrefix(line, "pong "); line = p.next() {
-	}
-	if line != "close 1000" {
-		t.Error(line)
+	for _, reads := range []bool{false, true} {
+		limit := 50 * time.Millisecond
+		if reads {
+			limit = testLimit
+		}
+		filled := make(chan bool, 1)
+		s, r := watched(t, "actor", tcpio.ListenerOptions{CloseTimeout: limit, WriteBuffer: 64 << 10},
+			Options{CloseTimeout: limit}, func(ev Event) error {
+				if ev, ok := ev.(Opened); ok {
+					fill(ev.Conn, []byte(long))
+					filled <- true
+				}
+				return nil
+			})
+		p := dialPeer(t, s, "")
+		<-filled
+		p.send(join(fr(opPing, "1"), fr(opPing, "2"), bye))
+		if !reads {
+			r.wait(t, "closed 1000  Peer")
+			p.Close()
+			continue
+		}
+		line := ""
+		for line = p.next(); line == big("binary", len(long)) || strings.HasPrefix(line, "pong "); line = p.next() {
+		}
+		if line != "close 1000" {
+			t.Error(line)
+		}
+		p.Close()
 	}
 }
 

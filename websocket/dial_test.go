@@ -105,7 +105,7 @@ func TestDialFails(t *testing.T) {
 	}
 	defer silent.Close()
 	for _, opts := range []Options{{}, {NewActor: echoActor}} {
-		opts.HandshakeTimeout = 500 * time.Millisecond
+		opts.HandshakeTimeout = testLimit
 		var handle func(Event)
 		if opts.NewActor == nil {
 			handle = func(ev Event) { t.Error(ev) }
@@ -115,7 +115,9 @@ func TestDialFails(t *testing.T) {
 		if refused := new(HandshakeError); !errors.As(err, &refused) || refused.Status != 403 {
 			t.Error(err)
 		}
-		if _, err := s.Dial(t.Context(), "ws://"+silent.Addr().String(), nil); !errors.Is(err, context.DeadlineExceeded) {
+		opts.HandshakeTimeout = 100 * time.Millisecond
+		hasty := start(t, tcpio.ListenerOptions{}, opts, handle)
+		if _, err := hasty.Dial(t.Context(), "ws://"+silent.Addr().String(), nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
 		for _, bad := range []string{"http://x", "ws://127.0.0.1:1", "wss://127.0.0.1:1", ":", "//x"} {

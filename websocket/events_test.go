@@ -314,23 +314,30 @@ func TestDrain(t *testing.T) {
 
 func TestPings(t *testing.T) {
 	s, r := watched(t, "actor", tcpio.ListenerOptions{},
-		Options{PingInterval: 20 * time.Millisecond, PongTimeout: 200 * time.Millisecond}, nothing)
+		Options{PingInterval: 20 * time.Millisecond, PongTimeout: time.Second}, nothing)
 	alive, dead := dialPeer(t, s, ""), dialPeer(t, s, "")
-	over := make(chan bool)
+	gone, over := make(chan bool), make(chan bool)
 	go func() {
 		defer close(over)
-		for range 20 { // for longer than dead lives
+		for { // for longer than dead lives
 			if line := alive.next(); line != "ping" {
 				t.Error(line)
+				return
 			}
-			alive.Write(fr(opPong, ""))
-		}
-		alive.Write(bye)
-		for line := "ping"; line == "ping"; line = alive.next() {
+			select {
+			case <-gone:
+				alive.Write(bye)
+				for line := "ping"; line == "ping"; line = alive.next() {
+				}
+				return
+			default:
+				alive.Write(fr(opPong, ""))
+			}
 		}
 	}()
 	dead.expect("ping", "close 1008 no pong", "eof")
 	r.wait(t, "closed 1008 no pong Local: websocket: the peer did not answer a ping")
+	close(gone)
 	<-over
 }
 
