@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,7 +50,7 @@ type Record struct {
 	Topic string
 	Pos   Pos
 	Time  time.Time // at which the stream got it, by its server's clock
-	Data  []byte
+	Data  []byte    // it belongs to all who get the record, and must not be changed
 	// Gap says that records before this one are missing, and are not kept any more.
 	Gap bool
 }
@@ -95,6 +96,8 @@ type Class struct {
 
 	epoch atomic.Pointer[string]
 	open  chan struct{} // has a value while the stream is being opened
+
+	opened time.Time // when ensure began that succeeded last; of who has put a value into open
 }
 
 // classes are those of a node.
@@ -152,14 +155,19 @@ func (n *Node) class(ctx context.Context, name string, h History) (*Class, error
 	return c, nil
 }
 
-// ensure makes or opens the stream, and learns its epoch.
+// ensure makes or opens the stream, and learns its epoch. Of many callers at one moment one does so.
 func (c *Class) ensure(ctx context.Context) error {
+	called := time.Now()
 	select {
 	case c.open <- struct{}{}:
 		defer func() { <-c.open }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if c.opened.After(called) {
+		return nil
+	}
+	begun := time.Now()
 	want := newStreamConfig(c.stream, c.n.replicasOr(c.h.Replicas))
 	want.Subjects = []string{c.n.subj.prefix + "h." + c.token + ".*"}
 	want.MaxMsgsPer, want.MaxAge = int64(c.h.PerTopic), c.h.Age
@@ -193,7 +201,17 @@ func (c *Class) ensure(ctx context.Context) error {
 			return err
 		}
 	}
-	c.epoch.Store(&epoch)
+	c.opened = begun
+	if before := c.epoch.Swap(&epoch); before != nil && *before != epoch {
+		c.n.log(slog.LevelWarn, "all records of a class were lost", "class", c.name)
+		for _, s := range c.n.shards {
+			for _, t := range s.subscribed() {
+				if t.class == c {
+					t.missed() // or not: nobody knows any more
+				}
+			}
+		}
+	}
 	return nil
 }
 
@@ -295,7 +313,7 @@ func (t *Topic) put(ctx context.Context, id string, p []byte) (seq uint64, err e
 		switch {
 		case err == nil:
 			return seq, nil
-		case errors.Is(err, errNoResponders):
+		case noStream(err):
 			// No leader, or no stream any more. This try has not arrived.
 			_ = t.class.ensure(ctx)
 		case errors.Is(err, ErrNoQuorum), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):

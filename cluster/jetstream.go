@@ -37,6 +37,7 @@ const (
 	codeWrongLast     = 10071
 	codeWrongLastToo  = 10164 // the same, without the number
 	codeNotAvailable  = 10008
+	codeNoMessage     = 10037
 	codeNoResources   = 10023
 	codeNoPeers       = 10005
 	codeNotClustered  = 10074 // more than one replica
@@ -216,17 +217,14 @@ type streamInfo struct {
 // openStream makes the stream, or returns what there is under its name.
 func (n *Node) openStream(ctx context.Context, c streamConfig) (info streamInfo, made bool, err error) {
 	for begun := time.Now(); ; {
-		err = n.api(ctx, "STREAM.CREATE."+c.Name, c, &info)
-		if err == nil {
-			return info, true, nil
-		}
-		if !isCode(err, codeNameInUse) {
-			return info, false, err
-		}
 		err = n.api(ctx, "STREAM.INFO."+c.Name, nil, &info)
-		// Another node is making it at this moment.
-		if !isCode(err, codeNotFound) || time.Since(begun) > callLimit {
+		if !isCode(err, codeNotFound) {
 			return info, false, err
+		}
+		err = n.api(ctx, "STREAM.CREATE."+c.Name, c, &info)
+		// Another node may make it at this moment.
+		if !isCode(err, codeNameInUse) || time.Since(begun) > callLimit {
+			return info, true, err
 		}
 		select {
 		case <-time.After(20 * time.Millisecond):
@@ -272,7 +270,7 @@ func readStored(m *nats.Msg) (s stored, err error) {
 }
 
 // lastOf returns the last message of a subject in a stream; its seq is 0 if there is none. A replica
-// answers, which may be some milliseconds behind.
+// answers, which may be behind: by milliseconds, and by more after its server has started.
 func (n *Node) lastOf(ctx context.Context, stream, subject string) (stored, error) {
 	a, err := n.call(ctx, &nats.Msg{Subject: "$JS.API.DIRECT.GET." + stream + "." + subject}, callLimit)
 	if err != nil {
@@ -291,19 +289,96 @@ func (n *Node) lastOf(ctx context.Context, stream, subject string) (stored, erro
 const (
 	batchMessages = 256     // of one request
 	batchBytes    = 1 << 20 // likewise
+	// maxBatches is how many are under way at once: their answers do not fill the channel on which
+	// those to other calls come, too.
+	maxBatches = (controlRoom - 1) / (batchMessages + 1)
 )
+
+// A getRequest asks for messages of a stream.
+type getRequest struct {
+	Seq      uint64 `json:"seq,omitempty"`
+	Next     string `json:"next_by_subj,omitempty"` // from Seq on
+	Last     string `json:"last_by_subj,omitempty"`
+	Batch    int    `json:"batch,omitempty"`
+	MaxBytes int    `json:"max_bytes,omitempty"`
+}
+
+// atLeader asks the leader of a stream for a message; its seq is 0 if there is none. It is slower
+// than a replica, and never behind, but for the moment in which it becomes the leader.
+func (n *Node) atLeader(ctx context.Context, stream string, q getRequest) (stored, error) {
+	var answer struct {
+		Message struct {
+			Seq     uint64    `json:"seq"`
+			Time    time.Time `json:"time"`
+			Headers []byte    `json:"hdrs"`
+			Data    []byte    `json:"data"`
+		} `json:"message"`
+	}
+	err := n.api(ctx, "STREAM.MSG.GET."+stream, q, &answer)
+	if isCode(err, codeNoMessage) {
+		return stored{}, nil
+	}
+	if err != nil {
+		return stored{}, err
+	}
+	m := answer.Message
+	s := stored{seq: m.Seq, at: m.Time, data: m.Data}
+	if len(m.Headers) > 0 {
+		h, err := nats.DecodeHeadersMsg(m.Headers)
+		if err != nil {
+			return stored{}, &malformed{"header"}
+		}
+		s.id = h.Get(hdrMsgID)
+	}
+	return s, nil
+}
+
+// leaderBatch is batchOf by the stream's leader.
+func (n *Node) leaderBatch(ctx context.Context, stream, subject string, from uint64) (all []stored, left int, err error) {
+	for size := 0; len(all) < batchMessages && size < batchBytes; {
+		s, err := n.atLeader(ctx, stream, getRequest{Seq: max(from, 1), Next: subject})
+		if err != nil && len(all) == 0 {
+			return nil, 0, err
+		}
+		if err != nil || s.seq == 0 {
+			return all, 0, nil
+		}
+		all = append(all, s)
+		size += len(s.data)
+		from = s.seq + 1
+	}
+	return all, 1, nil
+}
+
+// lastSequence returns the sequence that a stream gave last, by its leader's word.
+func (n *Node) lastSequence(ctx context.Context, stream string) (uint64, error) {
+	var info struct {
+		State struct {
+			Last uint64 `json:"last_seq"`
+		} `json:"state"`
+	}
+	err := n.api(ctx, "STREAM.INFO."+stream, nil, &info)
+	return info.State.Last, err
+}
+
+// noStream reports whether a call has failed since there is no such stream, or since none of its
+// servers is there.
+func noStream(err error) bool { return errors.Is(err, errNoResponders) || isCode(err, codeNotFound) }
 
 // batchOf returns messages of a subject from a sequence on, batchMessages at most, and how many
 // there are behind them. One that was lost on the way ends them.
 func (n *Node) batchOf(ctx context.Context, stream, subject string, from uint64) (all []stored, left int, err error) {
-	request, err := json.Marshal(struct {
-		Seq      uint64 `json:"seq"`
-		Next     string `json:"next_by_subj"`
-		Batch    int    `json:"batch"`
-		MaxBytes int    `json:"max_bytes"`
-	}{max(from, 1), subject, batchMessages, batchBytes})
+	request, err := json.Marshal(getRequest{Seq: max(from, 1), Next: subject, Batch: batchMessages, MaxBytes: batchBytes})
 	if err != nil {
 		return nil, 0, err
+	}
+	select {
+	case n.batches <- struct{}{}:
+		defer func() { <-n.batches }()
+	case <-ctx.Done():
+		return nil, 0, ctx.Err()
+	case <-n.done:
+		return nil, 0, ErrClosed
 	}
 	token, r := n.requests.begin(batchMessages + 1)
 	defer n.requests.end(token)

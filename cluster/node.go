@@ -21,7 +21,9 @@ import (
 //
 // It has a few goroutines, whatever the numbers of topics, members and keys: one for each shard of
 // the topics (GOMAXPROCS of them, 8 at most), one for control, one that tells others who is here when
-// they ask, one for answers, one that announces members. NATS delivers to the channels of these; nothing that blocks runs in its callbacks.
+// they ask, one for answers, one that announces members, and 16 at most that get records from
+// streams, while some are missing. NATS delivers to the channels of these; nothing that blocks runs
+// in its callbacks.
 type Node struct {
 	// Immutable.
 	nc      *nats.Conn
@@ -51,7 +53,8 @@ type Node struct {
 
 	keys     keys
 	classes  classes
-	filling  chan struct{} // has a value for each goroutine that gets records from a stream
+	fillers  fillers
+	batches  chan struct{} // has a value for each batch that is got from a stream
 	sessions *sessions     // nil without Options.Sessions
 	requests requests
 	announce announcer
@@ -91,6 +94,7 @@ const (
 //
 //	$JS.API.STREAM.CREATE.STREAM  $JS.API.STREAM.UPDATE.STREAM  $JS.API.STREAM.INFO.STREAM
 //	$JS.API.DIRECT.GET.STREAM  $JS.API.DIRECT.GET.STREAM.>
+//	$JS.API.STREAM.MSG.GET.STREAM  for a class
 //
 // In an encoded name letters, digits, - and _ stay, any other byte is = and two hex digits, and the
 // empty name is =.
@@ -127,7 +131,7 @@ func Open(ctx context.Context, nc *nats.Conn, opts *Options) (*Node, error) {
 	n.alive.Store(&[]string{n.id})
 	n.runs.Store(1)
 	n.classes = classes{byToken: make(map[string]*Class), lasts: make(map[*Topic]uint64)}
-	n.filling = make(chan struct{}, maxFilling)
+	n.batches = make(chan struct{}, maxBatches)
 	n.keys.init(n)
 	if o.Sessions != nil {
 		n.sessions = n.newSessions()

@@ -4,30 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/rabbit-backend/tcpio"
 )
-
-// A resuming is a connection that catches up. Behind the point where it began to, records come to it
-// instead of to the connection.
-type resuming struct {
-	// Guarded by the topic's mu.
-	records []Record
-	over    bool // there were too many: they have to be got from the stream
-}
-
-// maxResuming is how many records wait for a connection that catches up.
-const maxResuming = 1024
-
-func (g *resuming) addLocked(rec Record) {
-	if g.over = g.over || len(g.records) >= maxResuming; g.over {
-		g.records = nil
-	} else {
-		g.records = append(g.records, rec)
-	}
-}
 
 // Resume makes c a member of a topic of a Class, and has write called with every record behind since
 // before c gets what comes then: nothing twice, and nothing between missing. Of the zero Pos all that
@@ -40,9 +20,11 @@ func (g *resuming) addLocked(rec Record) {
 // was away for longer than Age gets false even when there was nothing.
 //
 // It blocks until c has caught up, which takes some milliseconds and as long as write does; c gets no
-// message meanwhile. It fails with ErrNoQuorum, ErrDisconnected, ErrClosed, ctx's error, as Join
-// does, and with errors.ErrUnsupported on a topic without a class. A c that is a member already is an
-// error.
+// message meanwhile. Many may resume at one moment: what they have missed is got from the stream
+// once. A stream that is lost is made anew, empty, and what comes in it has another Epoch.
+//
+// It fails with ErrNoQuorum, ErrDisconnected, ErrClosed, ctx's error, as Join does, and with
+// errors.ErrUnsupported on a topic without a class. A c that is a member already is an error.
 func (t *Topic) Resume(ctx context.Context, c *tcpio.Conn, who *Member, since Pos, write func(Record) error) (whole bool, err error) {
 	return t.resume(ctx, nil, c, nil, who, since, write)
 }
@@ -74,7 +56,9 @@ func (t *Topic) resume(ctx context.Context, f Format, c *tcpio.Conn, as any, who
 	t.mu.Unlock()
 	defer func() {
 		t.mu.Lock()
-		t.rec.users--
+		if t.rec.users--; t.rec.users == 0 {
+			t.rec.recent = recent{}
+		}
 		t.idleLocked()
 		t.mu.Unlock()
 	}()
@@ -87,41 +71,35 @@ func (t *Topic) resume(ctx context.Context, f Format, c *tcpio.Conn, as any, who
 	if err := t.awaitBase(ctx, callLimit); err != nil {
 		return false, fmt.Errorf("cluster: Resume: %w", err)
 	}
-	u := &upward{t: t, write: write, whole: true}
-	if err := u.begin(ctx, since); err != nil {
-		return u.whole, fmt.Errorf("cluster: Resume: %w", err)
+	t.mu.Lock()
+	t.rec.recent.begin(t.rec.last)
+	t.mu.Unlock()
+	u := &upward{t: t, write: write, whole: true, sure: true}
+	err = u.begin(ctx, since)
+	for joined := false; err == nil && !joined; {
+		joined, err = u.step(ctx, func() error { return t.enter("Resume", f, c, as, who, record) })
 	}
-	for {
-		if err := u.fromStream(ctx); err != nil {
-			return u.whole, fmt.Errorf("cluster: Resume: %w", err)
-		}
-		joined, err := u.splice(ctx, func() error { return t.enter("Resume", f, c, as, who, record) })
-		if err != nil {
-			return u.whole, fmt.Errorf("cluster: Resume: %w", err)
-		}
-		if joined {
-			return u.whole, nil
-		}
+	if err != nil {
+		err = fmt.Errorf("cluster: Resume: %w", err)
 	}
+	return u.whole, err
 }
 
 // An upward is how far a connection has caught up.
 type upward struct {
 	t     *Topic
 	write func(Record) error
-	at    uint64 // the last record that was written, or need not be
+	at    uint64 // the last record that was written, or need not be; 0 is the beginning
+	sure  bool   // that one is, or was, there
 	gap   bool   // records behind at are missing
 	whole bool
+
+	stuck time.Time     // since when there is nothing behind at, and should be; zero: it is not so
+	pause time.Duration // before the stream is asked again
+	deaf  time.Time     // since when there is no stream; zero: there is one
 }
 
-func (u *upward) put(rec Record) error {
-	rec.Gap = rec.Gap || u.gap
-	u.whole = u.whole && !rec.Gap
-	u.gap, u.at = false, rec.Pos.Seq
-	return u.write(rec)
-}
-
-// begin finds out whether all behind since is there.
+// begin finds out whether since is of this stream.
 func (u *upward) begin(ctx context.Context, since Pos) error {
 	if since == (Pos{}) {
 		return nil
@@ -133,174 +111,166 @@ func (u *upward) begin(ctx context.Context, since Pos) error {
 		}
 	}
 	if since.Epoch != *u.t.class.epoch.Load() {
-		u.whole, u.gap = false, true
+		u.missed()
 		return nil
 	}
-	u.at = since.Seq
-	begun := time.Now()
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
-		batch, _, err := u.t.n.batchOf(ctx, u.t.class.stream, u.t.streamSubject(), since.Seq)
-		if err != nil {
-			return err
-		}
-		if len(batch) > 0 {
-			u.whole = batch[0].seq == since.Seq
-			break
-		}
-		last, err := u.t.n.lastOf(ctx, u.t.class.stream, u.t.streamSubject())
-		if err != nil {
-			return err
-		}
-		if last.seq < since.Seq && time.Since(begun) > behindLimit {
-			u.whole, u.at = false, 0 // it is not there any more, or never was
-			break
-		}
-		if err := u.pause(ctx, wait); err != nil { // a replica is behind
-			return err
-		}
-	}
-	u.gap = !u.whole
+	u.at, u.sure = since.Seq, since.Seq == 0
 	return nil
 }
 
-func (u *upward) pause(ctx context.Context, d time.Duration) error {
+// missed notes that records behind at are missing.
+func (u *upward) missed() { u.whole, u.gap = false, true }
+
+// step has the connection come further: by the records that were delivered last, as soon as it is as
+// far as these, before that by the stream's. At the end it enters.
+func (u *upward) step(ctx context.Context, enter func() error) (joined bool, err error) {
+	t := u.t
+	t.mu.Lock()
+	last, there := t.rec.last, t.subscribed && t.rec.known
+	records, near := t.rec.recent.behind(u.at)
+	t.mu.Unlock()
+	switch {
+	case !there: // Close has unsubscribed it
+		return false, ErrClosed
+	case !near:
+		return false, u.fromStream(ctx, last)
+	case len(records) > 0:
+		u.sure = true
+		return false, u.put(records)
+	}
+	u.sure = true
+	if !t.acquire(ctx.Done()) {
+		return false, errors.Join(ctx.Err(), t.n.refusal("Resume"))
+	}
+	defer t.letGo()
+	t.mu.Lock()
+	last, there = t.rec.last, t.subscribed
+	t.mu.Unlock()
+	if !there || last != u.at {
+		return false, nil
+	}
+	return true, enter()
+}
+
+// put writes records.
+func (u *upward) put(records []Record) error {
+	for _, rec := range records {
+		rec.Gap = rec.Gap || u.gap
+		u.whole = u.whole && !rec.Gap
+		u.gap, u.at = false, rec.Pos.Seq
+		if err := u.write(rec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fromStream writes some records that the stream has behind at, which is before those that are kept
+// here, or may be of nothing. last was delivered to the members.
+func (u *upward) fromStream(ctx context.Context, last uint64) error {
+	t := u.t
+	t.mu.Lock()
+	turn := t.rec.recent.turn
+	t.mu.Unlock()
 	select {
-	case <-time.After(d):
+	case turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.n.done:
+		return ErrClosed
+	}
+	stuck := since(u.stuck)
+	records, err := u.fetch(ctx, stuck)
+	<-turn
+	switch {
+	case noStream(err):
+		if u.deaf.IsZero() {
+			u.deaf = time.Now()
+		}
+		if time.Since(u.deaf) < callLimit && t.class.ensure(ctx) == nil {
+			return u.wait(ctx)
+		}
+		return err
+	case err != nil:
+		return err
+	case len(records) > 0:
+		u.stuck, u.pause, u.deaf = time.Time{}, 0, time.Time{}
+		return u.put(records)
+	}
+	return u.nothing(ctx, last, stuck)
+}
+
+// fetch gets records from the stream, which had none for the time stuck.
+func (u *upward) fetch(ctx context.Context, stuck time.Duration) (records []Record, err error) {
+	t := u.t
+	t.mu.Lock()
+	records, near := t.rec.recent.behind(u.at)
+	t.mu.Unlock()
+	if near { // another connection has got them meanwhile
+		u.sure = true
+		return records, nil
+	}
+	batch, _, err := t.batch(ctx, u.at, stuck)
+	if err != nil || len(batch) == 0 {
+		return nil, err
+	}
+	u.sure = true
+	for _, s := range batch {
+		if s.seq > u.at {
+			records = append(records, t.recordOf(s))
+		}
+	}
+	if u.at > 0 && batch[0].seq > u.at { // the record at is not there any more
+		u.missed()
+		return records, nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.rec.recent.extend(u.at, records)
+	return records, nil
+}
+
+// nothing is what to do if the stream has nothing behind at, nor at if that is not sure.
+func (u *upward) nothing(ctx context.Context, last uint64, stuck time.Duration) error {
+	if u.sure && u.at >= last { // this connection has got more than the members here
+		return u.awaitLast(ctx)
+	}
+	want := last
+	if !u.sure {
+		want = u.at
+	}
+	gone, err := u.t.gone(ctx, want, stuck)
+	switch {
+	case err != nil:
+		return err
+	case !gone:
+		if u.stuck.IsZero() {
+			u.stuck = time.Now()
+		}
+		return u.wait(ctx)
+	case !u.sure:
+		u.missed()
+		u.at, u.sure = 0, true
+	case u.at > 0:
+		u.missed()
+		u.at = last
+	default: // nothing of it is kept
+		u.at = last
+	}
+	u.stuck, u.pause = time.Time{}, 0
+	return nil
+}
+
+func (u *upward) wait(ctx context.Context) error {
+	u.pause = min(max(2*u.pause, firstPause), lastPause)
+	select {
+	case <-time.After(u.pause):
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-u.t.n.done:
 		return ErrClosed
 	}
-}
-
-// upTo writes what the stream has, as far as a record that it is known to have.
-func (u *upward) upTo(ctx context.Context, seq uint64) error {
-	begun := time.Now()
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
-		before := u.at
-		if err := u.fromStream(ctx); err != nil || u.at >= seq {
-			return err
-		}
-		if u.at > before {
-			begun, wait = time.Now(), 5*time.Millisecond
-		}
-		if time.Since(begun) > behindLimit {
-			u.at, u.gap = seq, true // it has gone
-			return nil
-		}
-		if err := u.pause(ctx, wait); err != nil { // a replica is behind
-			return err
-		}
-	}
-}
-
-// fromStream writes what the stream has behind at.
-func (u *upward) fromStream(ctx context.Context) error {
-	for {
-		batch, left, err := u.t.n.batchOf(ctx, u.t.class.stream, u.t.streamSubject(), u.at+1)
-		if err != nil {
-			return err
-		}
-		for _, s := range batch {
-			if err := u.put(u.t.recordOf(s, false)); err != nil {
-				return err
-			}
-		}
-		if left == 0 {
-			return nil
-		}
-	}
-}
-
-// splice has the connection get what comes next. It reports false if more has to be got from the
-// stream first.
-func (u *upward) splice(ctx context.Context, enter func() error) (joined bool, err error) {
-	t := u.t
-	g := &resuming{}
-	ahead := false // this connection has got more than the members here
-	start := uint64(0)
-	if err := u.withRole(ctx, func(last uint64) error {
-		switch {
-		case last == u.at:
-			joined = true
-			return enter()
-		case last < u.at:
-			ahead = true
-		default: // from here on records come to g
-			start = last
-			t.mu.Lock()
-			t.rec.resumes = append(t.rec.resumes, g)
-			t.mu.Unlock()
-		}
-		return nil
-	}); err != nil || joined {
-		return joined, err
-	}
-	if ahead {
-		return false, u.awaitLast(ctx)
-	}
-	defer func() {
-		t.mu.Lock()
-		t.rec.resumes = slices.DeleteFunc(t.rec.resumes, func(x *resuming) bool { return x == g })
-		t.mu.Unlock()
-	}()
-	if err := u.upTo(ctx, start); err != nil {
-		return false, err
-	}
-	for ctx.Err() == nil {
-		t.mu.Lock()
-		records, over := g.records, g.over
-		g.records = nil
-		t.mu.Unlock()
-		if over {
-			return false, nil
-		}
-		for _, rec := range records {
-			if rec.Pos.Seq > u.at {
-				if err := u.put(rec); err != nil {
-					return false, err
-				}
-			}
-		}
-		if len(records) > 0 {
-			continue
-		}
-		if err := u.withRole(ctx, func(last uint64) error {
-			t.mu.Lock()
-			more := len(g.records) > 0 || g.over
-			t.mu.Unlock()
-			if ahead = last < u.at; more || ahead {
-				return nil
-			}
-			joined = true
-			return enter()
-		}); err != nil || joined {
-			return err == nil, err
-		}
-		if ahead {
-			if err := u.awaitLast(ctx); err != nil {
-				return false, err
-			}
-		}
-	}
-	return false, ctx.Err()
-}
-
-// withRole calls f, which has the role, with the last record that was delivered.
-func (u *upward) withRole(ctx context.Context, f func(last uint64) error) error {
-	t := u.t
-	if !t.acquire(ctx.Done()) {
-		return errors.Join(ctx.Err(), t.n.refusal("Resume"))
-	}
-	defer t.letGo()
-	t.mu.Lock()
-	last, known, subscribed := t.rec.last, t.rec.known, t.subscribed
-	t.mu.Unlock()
-	if !known || !subscribed { // Close has unsubscribed it
-		return ErrClosed
-	}
-	return f(last)
 }
 
 // awaitLast waits until the members here have got what this connection has.

@@ -271,7 +271,7 @@ func (t *Topic) unsubscribeLocked() {
 	t.mu.Lock()
 	sub := t.sub
 	t.sub, t.subscribed, t.view, t.excepts = nil, false, nil, nil
-	t.rec.known, t.rec.last, t.rec.seen, t.rec.excepts = false, 0, 0, nil
+	t.rec.unsubscribed()
 	t.mu.Unlock()
 	if sub != nil {
 		_ = sub.Unsubscribe() // fails if the connection has ended

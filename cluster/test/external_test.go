@@ -32,6 +32,7 @@ func permissions() (publish, subscribe []string) {
 			"$JS.API.STREAM.CREATE."+stream, "$JS.API.STREAM.UPDATE."+stream, "$JS.API.STREAM.INFO."+stream,
 			"$JS.API.DIRECT.GET."+stream, "$JS.API.DIRECT.GET."+stream+".>")
 	}
+	publish = append(publish, "$JS.API.STREAM.MSG.GET.tcpio+proof+log")
 	return publish, []string{"tcpio.proof.>"}
 }
 

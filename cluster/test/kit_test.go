@@ -340,19 +340,6 @@ func readMutual(file string) (*tls.Config, error) {
 	return mutual(cert)
 }
 
-// partOf reports whether all of got is in want, once each and in the same order.
-func partOf(got, want []uint64) bool {
-	at := 0
-	for _, seq := range got {
-		i := slices.Index(want[at:], seq)
-		if i < 0 {
-			return false
-		}
-		at += i + 1
-	}
-	return true
-}
-
 // connect connects a child to NATS as its environment says: to servers, or to an embedded one.
 func connect(ctx context.Context) (nc *nats.Conn, end func(), err error) {
 	if urls := os.Getenv("NATS"); urls != "" {
