@@ -22,7 +22,8 @@ import (
 // Dial connects to a ws or wss URL and blocks until the handshake is done, ctx ends, or
 // HandshakeTimeout is over. The connection is served on s's loops, under s's options: its
 // Subprotocols and Compress are offered, and its ClientTLS holds for wss, with the URL's host as
-// ServerName if it has none. header, which may be nil, goes into the request.
+// ServerName if it has none. header, which may be nil, goes into the request; its Host takes the place
+// of the URL's, and what belongs to the handshake is an error.
 //
 // Without [Options].NewActor its events go to Server.Events, Opened first; with it call Conn.Attach
 // or Conn.Events on what Dial returns. Before Serve runs Dial waits for it. An actor may call it; the
@@ -37,6 +38,12 @@ func (s *Server) Dial(ctx context.Context, rawURL string, header http.Header) (*
 	}
 	if s.l == nil {
 		return nil, errors.New("websocket: Dial: the server has no listener")
+	}
+	if u.User != nil { // RFC 6455, 3
+		return nil, errors.New("websocket: Dial: the URL has a user; use the header Authorization")
+	}
+	if err := checkHeader(header); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.opts.HandshakeTimeout)
 	defer cancel()
@@ -60,6 +67,25 @@ func (s *Server) Dial(ctx context.Context, rawURL string, header http.Header) (*
 	}
 	c.handOver()
 	return c, nil
+}
+
+// checkHeader refuses what would be in the request twice.
+func checkHeader(header http.Header) error {
+	for name, values := range header {
+		switch canonical := http.CanonicalHeaderKey(name); canonical {
+		case "Upgrade", "Connection", "Sec-Websocket-Key", "Sec-Websocket-Version",
+			"Sec-Websocket-Protocol", "Sec-Websocket-Extensions", "Content-Length", "Transfer-Encoding":
+			return fmt.Errorf("websocket: Dial: the header has %s, which is the handshake's own", canonical)
+		case "Host":
+			if len(values) > 1 {
+				return errors.New("websocket: Dial: the header has Host twice")
+			}
+		}
+		if strings.ContainsFunc(name, notToken) {
+			return fmt.Errorf("websocket: Dial: bad name of a header field: %q", name)
+		}
+	}
+	return nil
 }
 
 // dialError is ctx's own error once that has ended.
@@ -96,7 +122,11 @@ func (s *Server) connect(ctx context.Context, u *url.URL) (*tcpio.Conn, error) {
 
 // request asks the peer of nc for a WebSocket connection.
 func (s *Server) request(nc net.Conn, u *url.URL, header http.Header) (o opened, err error) {
-	d := ws.Dialer{Protocols: s.opts.Subprotocols, Header: ws.HandshakeHeaderHTTP(header)}
+	d := ws.Dialer{Protocols: s.opts.Subprotocols, Host: header.Get("Host")}
+	if header = header.Clone(); header != nil {
+		header.Del("Host")
+		d.Header = ws.HandshakeHeaderHTTP(header)
+	}
 	if s.opts.Compress {
 		d.Extensions = []httphead.Option{wsflate.DefaultParameters.Option()}
 	}

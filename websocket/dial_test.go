@@ -120,7 +120,7 @@ func TestDialFails(t *testing.T) {
 		if _, err := hasty.Dial(t.Context(), "ws://"+silent.Addr().String(), nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
-		for _, bad := range []string{"http://x", "ws://127.0.0.1:1", "wss://127.0.0.1:1", ":", "//x"} {
+		for _, bad := range []string{"http://x", "ws://me:secret@127.0.0.1:1", "ws://127.0.0.1:1", "wss://127.0.0.1:1", ":", "//x"} {
 			if _, err := s.Dial(t.Context(), bad, nil); err == nil {
 				t.Error(bad)
 			}
@@ -128,6 +128,37 @@ func TestDialFails(t *testing.T) {
 	}
 	if _, err := mustNew(t, Options{}).Dial(t.Context(), "ws://127.0.0.1:1", nil); err == nil {
 		t.Error("a Server without a listener dials")
+	}
+}
+
+// A header's Host takes the place of the URL's; what the handshake has itself is an error, and so is
+// what no request can have.
+func TestDialHeader(t *testing.T) {
+	s, r := watched(t, "stream", tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
+		if ev, ok := ev.(Opened); ok && ev.Request != nil {
+			return ev.Conn.TryWriteText([]byte(ev.Request.Host + " " + ev.Request.Header.Get("X") + " " + ev.Request.UserAgent()))
+		}
+		return nil
+	})
+	url := "ws://" + s.Listener().Addr().String()
+	header := http.Header{"Host": {"virtual.example"}, "X": {"a\r\nEvil: b"}, "User-Agent": {"me"}}
+	c, err := s.Dial(t.Context(), url, header)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.wait(t, "text virtual.example a  Evil: b me")
+	if header.Get("Host") == "" {
+		t.Error("Dial changes the header")
+	}
+	c.Close(Normal, "")
+	for _, name := range []string{"Upgrade", "Connection", "Sec-WebSocket-Key", "sec-websocket-version", "Sec-WebSocket-Protocol",
+		"Content-Length", "X Y", "X\r\nEvil"} {
+		if c, err := s.Dial(t.Context(), url, http.Header{name: {"x"}}); err == nil || !strings.Contains(strings.ToLower(err.Error()), "header") {
+			t.Error(name, c, err)
+		}
+	}
+	if _, err := s.Dial(t.Context(), url, http.Header{"Host": {"a", "b"}}); err == nil {
+		t.Error("two hosts")
 	}
 }
 
