@@ -7,6 +7,7 @@ import (
 	"net"
 	"runtime"
 	"testing"
+	"unsafe"
 
 	"github.com/nats-io/nats.go"
 
@@ -61,6 +62,47 @@ func TestMemoryOfAMember(t *testing.T) {
 		t.Errorf("a member costs %d bytes", per)
 	}
 	runtime.KeepAlive(conns)
+}
+
+// A topic costs little: each node has all that it has members of, often a handful, and of these each node
+// knows those of all others.
+var (
+	_ [448 - unsafe.Sizeof(Topic{})]byte
+	_ [80 - unsafe.Sizeof(origin{})]byte
+)
+
+// What a topic knows of ten members on each of two other nodes costs 48 bytes a member, and their
+// records.
+// To see it fail: have a roster grow by doubling, or a view be a map.
+func TestMemoryOfAView(t *testing.T) {
+	if testnet.Race {
+		t.Skip("the race detector's memory is not the program's")
+	}
+	const topics, each = 2000, 10
+	nodes := []string{idA, idB, "own-------------------"}
+	records := make([]string, each)
+	for i := range records {
+		records[i] = fmt.Sprintf("\x06user-%d", i)
+	}
+	views := make([]view, topics)
+	before := heap()
+	for i := range views {
+		v := &views[i]
+		for _, node := range nodes {
+			_, _, _ = v.part(at(node, 1, 0), piece{last: true})
+			for k, record := range records {
+				if node != nodes[2] {
+					v.change([]byte(node), []change{{uint64(1000 + k), true, record}})
+				}
+			}
+		}
+	}
+	per := int(heap()-before) / (topics * 2 * each)
+	t.Logf("%d bytes a member", per)
+	if per > 48 {
+		t.Errorf("a member costs %d bytes", per)
+	}
+	runtime.KeepAlive(views)
 }
 
 // A message costs no allocation of this package's: NATS' client makes one for its bytes.

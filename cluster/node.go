@@ -50,6 +50,7 @@ type Node struct {
 	others  atomic.Pointer[[]string] // the nodes that are up, without this one
 	alive   atomic.Pointer[[]string] // all that can be asked: those that are up or leaving, and this one
 	count   counters
+	frames  sync.Pool // *[]byte: room for a message that is sent
 
 	keys     keys
 	classes  classes

@@ -2,8 +2,10 @@ package cluster
 
 import (
 	"cmp"
+	"encoding/binary"
 	"slices"
 	"time"
+	"unique"
 )
 
 // What a node knows of the others, as pure state: no lock, no clock, no network. The time is an
@@ -11,7 +13,8 @@ import (
 
 // An origin is what has come of a topic from one node.
 type origin struct {
-	last stamp // of the last message, without the node; 0: none has come
+	node unique.Handle[string] // one string for all topics
+	last mark                  // of the last message; 0: none has come
 	// based says that a part has come since the subscription: from then on NATS has had the interest
 	// everywhere, and a hole in the numbers is a loss.
 	based bool
@@ -19,27 +22,51 @@ type origin struct {
 	// that was asked for, and ends with every doubt.
 	whole   bool
 	members roster
-	pieces  []change // of a part that has not come whole
-	next    uint64   // the piece to come
+	coming  *pieces // of a part that has not come whole
+}
+
+// pieces are the first of a part.
+type pieces struct {
+	members []change
+	next    uint64 // the piece to come
 }
 
 // A roster is the members of a node: those that have joined, by number. It takes half of a map's
 // memory.
 type roster []seat
 
-type seat struct {
-	num    uint64
-	record string // "" while it is being taken out
+// A seat is a member's number, as a varint, and its record, "" while it is being taken out. It takes
+// a third less than a struct of both.
+type seat string
+
+func newSeat(num uint64, record string) seat {
+	p := binary.AppendUvarint(make([]byte, 0, binary.MaxVarintLen64+len(record)), num)
+	return seat(append(p, record...))
+}
+
+func (s seat) split() (num uint64, record string) {
+	num, size := binary.Uvarint([]byte(s[:min(len(s), binary.MaxVarintLen64)]))
+	return num, string(s[size:])
+}
+
+func (s seat) num() uint64 {
+	num, _ := s.split()
+	return num
+}
+
+func (s seat) record() string {
+	_, record := s.split()
+	return record
 }
 
 func (r roster) find(num uint64) (i int, found bool) {
-	return slices.BinarySearchFunc(r, num, func(s seat, num uint64) int { return cmp.Compare(s.num, num) })
+	return slices.BinarySearchFunc(r, num, func(s seat, num uint64) int { return cmp.Compare(s.num(), num) })
 }
 
 // record returns num's, "" if it is not there.
 func (r roster) record(num uint64) string {
 	if i, found := r.find(num); found {
-		return r[i].record
+		return r[i].record()
 	}
 	return ""
 }
@@ -48,29 +75,48 @@ func (r roster) record(num uint64) string {
 func (r *roster) set(num uint64, record string) {
 	i, found := r.find(num)
 	if !found {
-		*r = slices.Insert(*r, i, seat{num: num})
+		if n := len(*r); n == cap(*r) { // there are many rosters: no room for as many again
+			*r = append(make(roster, 0, n+n/8+1), *r...)
+		}
+		*r = slices.Insert(*r, i, "")
 	}
-	(*r)[i].record = record
+	(*r)[i] = newSeat(num, record)
 }
 
 // compact takes out those that have no record any more.
 func (r *roster) compact() {
-	*r = slices.DeleteFunc(*r, func(s seat) bool { return s.record == "" })
+	*r = slices.DeleteFunc(*r, func(s seat) bool { return s.record() == "" })
 	if len(*r) < cap(*r)/4 {
 		*r = slices.Clone(*r)
 	}
 }
 
-// A view is what has come of a topic, by node.
-type view map[string]*origin
+// A view is what has come of a topic, by node. It is a list, which has a quarter of a map's memory:
+// nodes are few, and topics many.
+type view []*origin
 
-func (v view) of(node []byte) *origin {
-	o := v[string(node)]
+// at returns what has come from a node, nil if nothing has.
+func (v view) at(node string) *origin {
+	for _, o := range v {
+		if o.node.Value() == node {
+			return o
+		}
+	}
+	return nil
+}
+
+func (v *view) of(node []byte) *origin {
+	o := v.at(string(node))
 	if o == nil {
-		o = new(origin)
-		v[string(node)] = o
+		o = &origin{node: unique.Make(string(node))}
+		*v = append(*v, o)
 	}
 	return o
+}
+
+// forget drops all that is known of a node.
+func (v *view) forget(node string) {
+	*v = slices.DeleteFunc(*v, func(o *origin) bool { return o.node.Value() == node })
 }
 
 // A gap is what has not come before a message.
@@ -81,45 +127,45 @@ type gap struct {
 
 // heard takes the number of a message that has come, which was published or is a change of members.
 // fresh is false for one that comes too late: behind one with a higher number.
-func (v view) heard(s stamp, published bool) (g gap, fresh bool) {
+func (v *view) heard(s stamp, published bool) (g gap, fresh bool) {
 	o := v.of(s.node)
-	if !o.last.before(s) {
+	if !o.last.before(s.mark) {
 		return g, false
 	}
-	before := s
+	before := s.mark
 	before.seq--
 	if published {
 		before.data = less(s.data, 1)
 	}
 	g = o.gap(before)
-	o.last = stamp{run: s.run, seq: s.seq, data: s.data}
+	o.last = s.mark
 	return g, true
 }
 
 // upTo takes the number of a node's last message, which comes behind that one.
-func (v view) upTo(s stamp) (g gap) {
+func (v *view) upTo(s stamp) (g gap) {
 	o := v.of(s.node)
-	if o.last.before(s) {
-		g = o.gap(s)
-		o.last = stamp{run: s.run, seq: s.seq, data: s.data}
+	if o.last.before(s.mark) {
+		g = o.gap(s.mark)
+		o.last = s.mark
 	}
 	return g
 }
 
-// gap returns what is between the last message and s, if it should have come.
-func (o *origin) gap(s stamp) gap {
+// gap returns what is between the last message and m, if it should have come.
+func (o *origin) gap(m mark) gap {
 	switch {
 	case !o.based:
 		return gap{}
-	case s.run == o.last.run:
-		return gap{s.seq != o.last.seq, less(s.data, o.last.data)}
+	case m.run == o.last.run:
+		return gap{m.seq != o.last.seq, less(m.data, o.last.data)}
 	}
 	// A new run: what was before the end of the old one is told by tails, or not known any more.
-	return gap{s.seq > 0, s.data}
+	return gap{m.seq > 0, m.data}
 }
 
-// before reports whether s comes before t, of the same node.
-func (s stamp) before(t stamp) bool { return s.run < t.run || s.run == t.run && s.seq < t.seq }
+// before reports whether m comes before n, of the same node.
+func (m mark) before(n mark) bool { return m.run < n.run || m.run == n.run && m.seq < n.seq }
 
 // less returns a - b, or 0.
 func less(a, b uint64) uint64 { return a - min(a, b) }
@@ -145,7 +191,7 @@ func (d *diff) join(num uint64, record string) {
 func (d *diff) empty() bool { return len(d.left) == 0 && len(d.joined) == 0 }
 
 // change takes changes that a node has told. As long as its part is not whole they mean nothing.
-func (v view) change(node []byte, changes []change) (d diff) {
+func (v *view) change(node []byte, changes []change) (d diff) {
 	o := v.of(node)
 	if !o.whole {
 		return d
@@ -174,52 +220,53 @@ func (v view) change(node []byte, changes []change) (d diff) {
 }
 
 // part takes a piece of a part that was asked for. done says that the part is whole.
-func (v view) part(s stamp, p piece) (g gap, d diff, done bool) {
+func (v *view) part(s stamp, p piece) (g gap, d diff, done bool) {
 	g = v.upTo(s)
 	o := v.of(s.node)
 	if o.last.run != s.run || o.last.seq != s.seq { // it is older than what has come
 		return g, d, false
 	}
 	if p.index == 0 {
-		o.pieces, o.next = nil, 0
+		o.coming = new(pieces)
 	}
-	if p.index != o.next {
+	c := o.coming
+	if c == nil || p.index != c.next {
 		return g, d, false
 	}
-	o.next++
-	o.pieces = append(o.pieces, p.members...)
+	c.next++
+	c.members = append(c.members, p.members...)
 	if !p.last {
 		return g, d, false
 	}
-	members := make(roster, 0, len(o.pieces))
-	for _, m := range o.pieces {
-		members = append(members, seat{m.num, m.record})
+	members := make(roster, 0, len(c.members))
+	for _, m := range c.members {
+		members = append(members, newSeat(m.num, m.record))
 	}
-	slices.SortFunc(members, func(a, b seat) int { return cmp.Compare(a.num, b.num) })
-	o.pieces, o.next = nil, 0
+	slices.SortFunc(members, func(a, b seat) int { return cmp.Compare(a.num(), b.num()) })
+	o.coming = nil
 	return g, o.become(members), true
 }
 
 // none takes the word of a node that it has nothing of the topic, and that its newest run of
 // numbers, in any topic, is run. It means nothing if a younger one has come.
-func (v view) none(node []byte, run uint64) (d diff, done bool) {
+func (v *view) none(node []byte, run uint64) (d diff, done bool) {
 	o := v.of(node)
 	if o.last.run > run {
 		return d, false
 	}
-	o.last = stamp{run: run} // the topic's next run is a younger one
+	o.last = mark{run: run} // the topic's next run is a younger one
 	return o.become(nil), true
 }
 
 func (o *origin) become(members roster) (d diff) {
 	for _, m := range o.members {
-		if members.record(m.num) != m.record {
-			d.leave(m.num, m.record)
+		if num, record := m.split(); members.record(num) != record {
+			d.leave(num, record)
 		}
 	}
 	for _, m := range members {
-		if o.members.record(m.num) != m.record {
-			d.join(m.num, m.record)
+		if num, record := m.split(); o.members.record(num) != record {
+			d.join(num, record)
 		}
 	}
 	o.members, o.whole, o.based = members, true, true
@@ -228,21 +275,21 @@ func (o *origin) become(members roster) (d diff) {
 
 // doubt says that a node's part may not be right any more. It stays until another comes.
 func (v view) doubt(node string) {
-	if o := v[node]; o != nil {
+	if o := v.at(node); o != nil {
 		o.whole = false
 	}
 }
 
 // drop takes a node's members out. The numbers stay: should it come back, they show what was lost.
 func (v view) drop(node string) (d diff) {
-	o := v[node]
+	o := v.at(node)
 	if o == nil {
 		return d
 	}
 	for _, m := range o.members {
-		d.leave(m.num, m.record)
+		d.leave(m.split())
 	}
-	o.whole, o.members, o.pieces, o.next = false, nil, nil, 0
+	o.whole, o.members, o.coming = false, nil, nil
 	return d
 }
 

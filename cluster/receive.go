@@ -156,7 +156,8 @@ func (t *Topic) answer(to string, token uint64) {
 	if !t.n.leaving.Load() {
 		members = make([]change, 0, len(t.members))
 		for _, m := range t.members {
-			members = append(members, change{m.num, true, m.record})
+			num, record := m.split()
+			members = append(members, change{num, true, record})
 		}
 	}
 	t.mu.Unlock()
@@ -193,12 +194,12 @@ func (t *Topic) Members() (all []Member, whole bool) {
 func (t *Topic) membersLocked() []Member {
 	all := make([]Member, 0, len(t.members))
 	for _, m := range t.members {
-		all = append(all, unpackMember(t.n.id, m.record))
+		all = append(all, unpackMember(t.n.id, m.record()))
 	}
-	for node, o := range t.view {
-		if node != t.n.id {
+	for _, o := range t.view {
+		if node := o.node.Value(); node != t.n.id {
 			for _, m := range o.members {
-				all = append(all, unpackMember(node, m.record))
+				all = append(all, unpackMember(node, m.record()))
 			}
 		}
 	}
@@ -210,7 +211,7 @@ func (t *Topic) wholeLocked() bool {
 		return false
 	}
 	for _, node := range *t.n.others.Load() {
-		if o := t.view[node]; o == nil || !o.whole {
+		if o := t.view.at(node); o == nil || !o.whole {
 			return false
 		}
 	}

@@ -63,7 +63,7 @@ func (t *Topic) receiveRecord(m *nats.Msg) {
 		return
 	}
 	t.mu.Lock()
-	r := &t.rec
+	r := t.rec
 	fresh := t.subscribed && s.seq > r.last
 	if fresh {
 		r.seen = max(r.seen, s.seq)
@@ -131,7 +131,7 @@ func (t *Topic) letGo() {
 }
 
 func (t *Topic) letGoLocked(pause time.Duration) {
-	r := &t.rec
+	r := t.rec
 	switch {
 	case len(r.waiting) > 0:
 		next := r.waiting[0]
@@ -154,7 +154,7 @@ func (t *Topic) letGoLocked(pause time.Duration) {
 func (t *Topic) deliverRecord(s stored) {
 	rec := t.recordOf(s)
 	t.mu.Lock()
-	r := &t.rec
+	r := t.rec
 	r.last, r.seen = s.seq, max(r.seen, s.seq)
 	rec.Gap, r.gap = r.gap, false
 	not := r.excepts[s.id]
@@ -263,7 +263,7 @@ const (
 func (t *Topic) fill() {
 	defer t.letGo()
 	t.mu.Lock()
-	r := &t.rec
+	r := t.rec
 	at := *r
 	if subscribed := t.subscribed; !subscribed || t.n.closed.Load() {
 		t.mu.Unlock()
@@ -415,7 +415,7 @@ func (t *Topic) gone(ctx context.Context, seq uint64, stuck time.Duration) (bool
 // acquire waits for the role. It reports false when stop is closed first.
 func (t *Topic) acquire(stop <-chan struct{}) bool {
 	t.mu.Lock()
-	r := &t.rec
+	r := t.rec
 	if !r.busy {
 		r.busy = true
 		t.mu.Unlock()

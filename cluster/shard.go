@@ -460,7 +460,7 @@ func (s *shard) forget(nodes []string) {
 	for _, t := range s.subscribed() {
 		t.mu.Lock()
 		for _, node := range nodes {
-			delete(t.view, node)
+			t.view.forget(node)
 		}
 		t.mu.Unlock()
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unique"
 
 	"github.com/nats-io/nats.go"
 
@@ -58,26 +59,19 @@ type Topic struct {
 	seen   uint64 // what it was when the tail was looked at last
 	listed bool   // the tail is to be told
 	sub    *nats.Subscription
-	frame  []byte // room for a message
 
 	mu sync.Mutex // taken before a Conn's
 	// Guarded by mu.
 	subscribed bool
-	idle       bool                   // it is in the shard's list of those that may be unsubscribed
-	members    map[*tcpio.Conn]member // those that others see
-	pending    map[uint64]change      // of members, not announced yet
-	excepts    []except               // of this node's messages that are under way
-	others     *others                // members that are written to in another way
-	view       view                   // what the other nodes have told, while subscribed
+	idle       bool                 // it is in the shard's list of those that may be unsubscribed
+	members    map[*tcpio.Conn]seat // those that others see
+	pending    map[uint64]change    // of members, not announced yet
+	excepts    []except             // of this node's messages that are under way
+	others     *others              // members that are written to in another way
+	view       view                 // what the other nodes have told, while subscribed
 	watchers   []*watcher
-	telling    bool     // a goroutine calls the watchers
-	rec        recorded // with a class
-}
-
-// A member is what the others see of a connection here.
-type member struct {
-	num    uint64
-	record string
+	telling    bool      // a goroutine calls the watchers
+	rec        *recorded // nil without a class
 }
 
 // An except is that message seq does not go to c.
@@ -92,6 +86,9 @@ func (t *Topic) init() {
 	t.run = t.n.runs.Add(1)
 	t.group.Slow, t.group.Notice = t.n.opts.Slow, t.n.opts.Notice
 	t.group.Left = t.left
+	if t.class != nil {
+		t.rec = new(recorded)
+	}
 }
 
 // Name returns the topic's name.
@@ -162,22 +159,23 @@ func (t *Topic) enter(op string, f Format, c *tcpio.Conn, as any, who *Member, r
 	if !t.enterLocked(f, c, as) {
 		return ended(op, c)
 	}
-	old, seen := t.members[c]
+	m, seen := t.members[c]
+	num, old := m.split()
 	switch {
 	case who == nil && seen:
-		t.forgetLocked(c, old)
+		t.forgetLocked(c, m)
 	case who != nil && !seen:
 		if t.members == nil {
-			t.members = make(map[*tcpio.Conn]member)
+			t.members = make(map[*tcpio.Conn]seat)
 		}
-		m := member{t.n.members.Add(1), record}
-		t.members[c] = m
-		t.announceLocked(change{m.num, true, record})
-		t.tellLocked(t.n.id, diff{joined: map[uint64]string{m.num: record}})
-	case who != nil && old.record != record:
-		t.members[c] = member{old.num, record}
-		t.announceLocked(change{old.num, true, record})
-		t.tellLocked(t.n.id, diff{left: map[uint64]string{old.num: old.record}, joined: map[uint64]string{old.num: record}})
+		num = t.n.members.Add(1)
+		t.members[c] = newSeat(num, record)
+		t.announceLocked(change{num, true, record})
+		t.tellLocked(t.n.id, diff{joined: map[uint64]string{num: record}})
+	case who != nil && old != record:
+		t.members[c] = newSeat(num, record)
+		t.announceLocked(change{num, true, record})
+		t.tellLocked(t.n.id, diff{left: map[uint64]string{num: old}, joined: map[uint64]string{num: record}})
 	}
 	return nil
 }
@@ -215,12 +213,13 @@ func (t *Topic) left(c *tcpio.Conn) {
 }
 
 // forgetLocked has c seen by nobody any more.
-func (t *Topic) forgetLocked(c *tcpio.Conn, m member) {
+func (t *Topic) forgetLocked(c *tcpio.Conn, m seat) {
+	num, record := m.split()
 	if delete(t.members, c); len(t.members) == 0 {
 		t.members = nil
 	}
-	t.announceLocked(change{num: m.num})
-	t.tellLocked(t.n.id, diff{left: map[uint64]string{m.num: m.record}})
+	t.announceLocked(change{num: num})
+	t.tellLocked(t.n.id, diff{left: map[uint64]string{num: record}})
 }
 
 // announceLocked has the others told of a change. Until then a younger one of the same member takes
@@ -253,7 +252,7 @@ func (t *Topic) subscribe() error {
 	t.sub = sub
 	t.mu.Lock()
 	// What comes of this node's own messages is known from the first on.
-	t.view = view{t.n.id: {last: stamp{run: t.run, seq: t.seq, data: t.data}, whole: true, based: true}}
+	t.view = view{{node: unique.Make(t.n.id), last: mark{t.run, t.seq, t.data}, whole: true, based: true}}
 	t.subscribed = true
 	t.mu.Unlock()
 	t.sh.keep(t)
@@ -271,7 +270,9 @@ func (t *Topic) unsubscribeLocked() {
 	t.mu.Lock()
 	sub := t.sub
 	t.sub, t.subscribed, t.view, t.excepts = nil, false, nil, nil
-	t.rec.unsubscribed()
+	if t.rec != nil {
+		t.rec.unsubscribed()
+	}
 	t.mu.Unlock()
 	if sub != nil {
 		_ = sub.Unsubscribe() // fails if the connection has ended
@@ -281,7 +282,8 @@ func (t *Topic) unsubscribeLocked() {
 
 // inUseLocked reports whether the topic's messages are for anybody here.
 func (t *Topic) inUseLocked() bool {
-	return t.group.Len() > 0 || len(t.watchers) > 0 || t.rec.users > 0 || t.others != nil && t.others.group.Len() > 0
+	return t.group.Len() > 0 || len(t.watchers) > 0 || t.rec != nil && t.rec.users > 0 ||
+		t.others != nil && t.others.group.Len() > 0
 }
 
 // idleLocked has the topic unsubscribed after Linger if it is in use no longer.
@@ -366,10 +368,15 @@ func (t *Topic) sendLocked(k kind, body []byte) error {
 	if k == kindData {
 		data++
 	}
-	b := append(appendStamp(t.frame[:0], k, t.n.id, t.run, t.seq+1, data), body...)
+	frame, _ := t.n.frames.Get().(*[]byte)
+	if frame == nil {
+		frame = new([]byte)
+	}
+	b := append(appendStamp((*frame)[:0], k, t.n.id, t.run, t.seq+1, data), body...)
 	err := t.n.nc.Publish(t.subject, b)
 	if cap(b) <= 4<<10 {
-		t.frame = b[:0]
+		*frame = b
+		t.n.frames.Put(frame)
 	}
 	if err != nil {
 		return err

@@ -60,13 +60,14 @@ func (t *Topic) Watch(f func(Presence)) (stop func()) {
 
 func (t *Topic) watchLocked(w *watcher) {
 	for _, m := range t.members {
-		w.note(t.n.id, diff{joined: map[uint64]string{m.num: m.record}})
+		num, record := m.split()
+		w.note(t.n.id, diff{joined: map[uint64]string{num: record}})
 	}
-	for node, o := range t.view {
-		if node != t.n.id {
+	for _, o := range t.view {
+		if node := o.node.Value(); node != t.n.id {
 			var d diff
 			for _, m := range o.members {
-				d.join(m.num, m.record)
+				d.join(m.split())
 			}
 			w.note(node, d)
 		}

@@ -181,9 +181,12 @@ func validID(id string) bool {
 // and the how manyth there, from 1; data says how many of these were published, the others being
 // changes of members.
 type stamp struct {
-	node           []byte // part of the message
-	run, seq, data uint64
+	node []byte // part of the message
+	mark
 }
+
+// A mark is a stamp without the node.
+type mark struct{ run, seq, data uint64 }
 
 func appendStamp(dst []byte, k kind, node string, run, seq, data uint64) []byte {
 	dst = append(append(dst, byte(k)), node...)
@@ -192,7 +195,7 @@ func appendStamp(dst []byte, k kind, node string, run, seq, data uint64) []byte 
 	return binary.AppendUvarint(dst, data)
 }
 
-func (r *reader) stamp() stamp { return stamp{r.take(idLen), r.uint(), r.uint(), r.uint()} }
+func (r *reader) stamp() stamp { return stamp{r.take(idLen), mark{r.uint(), r.uint(), r.uint()}} }
 
 // A change is that a member has come, or is another than before, or has gone.
 type change struct {

@@ -4,13 +4,14 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,8 @@ func main() {
 	b := &bench{out: os.Stdout}
 	flag.IntVar(&b.clients, "clients", 3000, "`clients` on three nodes")
 	flag.IntVar(&b.messages, "messages", 50, "`messages` to one topic; twenty times as many to 100 topics")
+	flag.IntVar(&b.rounds, "rounds", 3, "how often each server is measured, in turn; the median counts")
+	only := flag.String("kinds", strings.Join(kinds, ","), "`servers` to measure; presence, claims and a kill only with all of them")
 	flag.IntVar(&b.spread, "spread", 100, "`topics` that each member of the presence run is in")
 	flag.DurationVar(&b.claims, "claims", 3*time.Second, "how long keys are claimed")
 	smoke := flag.Bool("smoke", false, "seconds only, figures without worth")
@@ -31,43 +34,99 @@ func main() {
 	if *smoke {
 		b.small()
 	}
+	b.kinds = strings.Split(*only, ",")
 	if err := b.run(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
+// kinds are the servers that are measured; README.md says what they are.
+var kinds = []string{"group", "groups", "cluster", "net", "cluster-ws", "centrifuge"}
+
 type bench struct {
-	clients, messages, spread int
-	claims                    time.Duration
-	kinds                     []string
-	out                       io.Writer
+	clients, messages, spread, rounds int
+	claims                            time.Duration
+	kinds                             []string
+	out                               io.Writer
 
 	nats []*child
 	urls []string // of NATS
 }
 
-func (b *bench) small() { b.clients, b.messages, b.spread, b.claims = 60, 5, 10, 200*time.Millisecond }
+func (b *bench) small() {
+	b.clients, b.messages, b.spread, b.rounds, b.claims = 60, 5, 10, 1, 200*time.Millisecond
+}
 
 func (b *bench) run() error {
+	for _, kind := range b.kinds {
+		if variants[kind] == nil {
+			return fmt.Errorf("no server is called %q; there are %v", kind, kinds)
+		}
+	}
 	stop, err := b.startNATS()
 	defer stop()
 	if err != nil {
 		return err
 	}
-	if b.kinds == nil {
-		b.kinds = []string{"group", "cluster", "net", "cluster-ws", "centrifuge"}
-	}
 	for _, topics := range []int{1, 100} {
+		rows := make(map[string][]row)
+		for range b.rounds {
+			for _, kind := range b.kinds {
+				r, err := b.fanout(kind, topics)
+				if err != nil {
+					return fmt.Errorf("%s, %d topics: %w", kind, topics, err)
+				}
+				rows[kind] = append(rows[kind], r)
+			}
+		}
 		fmt.Fprintf(b.out, "\n%d clients, %d topics\n\n", b.clients, topics)
 		fmt.Fprintln(b.out, "| | CPU/delivery | and of NATS | p50 | p99 | heap a connection | + joined | deliveries | missing | told |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
 		for _, kind := range b.kinds {
-			if err := b.fanout(kind, topics); err != nil {
-				return fmt.Errorf("%s, %d topics: %w", kind, topics, err)
-			}
+			fmt.Fprintf(b.out, "| %s | %v |\n", kind, medians(rows[kind]))
 		}
 	}
+	if !slices.Equal(b.kinds, kinds) {
+		return nil
+	}
 	return b.presence()
+}
+
+// A row is what is measured of a server.
+type row struct {
+	cpu, nats    time.Duration // of all deliveries
+	p50, p99     time.Duration
+	heap, joined int // bytes a client
+	got, missing int
+	told         uint64
+}
+
+// medians returns the median of each column, and the sum of what is missing and of what is told.
+func medians(rows []row) (m row) {
+	m.cpu = median(rows, func(r row) time.Duration { return r.cpu / time.Duration(max(r.got, 1)) })
+	m.nats = median(rows, func(r row) time.Duration { return r.nats / time.Duration(max(r.got, 1)) })
+	m.p50 = median(rows, func(r row) time.Duration { return r.p50 })
+	m.p99 = median(rows, func(r row) time.Duration { return r.p99 })
+	m.heap = median(rows, func(r row) int { return r.heap })
+	m.joined = median(rows, func(r row) int { return r.joined })
+	for _, r := range rows {
+		m.got, m.missing, m.told = m.got+r.got, m.missing+r.missing, m.told+r.told
+	}
+	return m
+}
+
+func median[T cmp.Ordered](rows []row, of func(row) T) T {
+	all := make([]T, 0, len(rows))
+	for _, r := range rows {
+		all = append(all, of(r))
+	}
+	slices.Sort(all)
+	return all[len(all)/2]
+}
+
+func (r row) String() string {
+	return fmt.Sprintf("%.1f µs | %.1f µs | %v | %v | %d B | %d B | %d | %d | %d",
+		float64(r.cpu)/1e3, float64(r.nats)/1e3, r.p50, r.p99, r.heap, r.joined, r.got, r.missing, r.told)
 }
 
 // startNATS starts three servers of one cluster.
@@ -143,40 +202,41 @@ func total(nodes []*child, q command) (sum reply, err error) {
 	return sum, nil
 }
 
-func (b *bench) fanout(kind string, topics int) error {
+// fanout measures a server of a kind with so many topics.
+func (b *bench) fanout(kind string, topics int) (r row, err error) {
 	nodes, addrs, stop, err := b.startNodes(kind)
 	defer stop()
 	if err != nil {
-		return err
+		return r, err
 	}
 	rest, err := total(nodes, command{Do: "usage"})
 	if err != nil {
-		return err
+		return r, err
 	}
 	c, err := connect(kind, addrs, b.clients)
 	if err != nil {
-		return err
+		return r, err
 	}
 	defer c.close()
 	time.Sleep(300 * time.Millisecond) // until the servers have accepted them
 	connected, err := total(nodes, command{Do: "usage"})
 	if err != nil {
-		return err
+		return r, err
 	}
 	if err := c.join(kind, topics); err != nil {
-		return err
+		return r, err
 	}
-	count, every := b.messages, 100*time.Millisecond
-	if topics > 1 {
-		count, every = 20*b.messages, 10*time.Millisecond
+	publishers := nodes[:1]
+	if kind == "groups" { // each is a world of its own
+		publishers = nodes
 	}
 	// Until each client has got something: then all are joined.
 	for end := time.Now().Add(20 * time.Second); c.silent() > 0; {
 		if time.Now().After(end) {
-			return fmt.Errorf("%d clients get nothing", c.silent())
+			return r, fmt.Errorf("%d clients get nothing", c.silent())
 		}
-		if _, err := nodes[0].ask(command{Do: "pub", Topics: topics, Count: topics}); err != nil {
-			return err
+		if err := publish(publishers, command{Topics: topics, Count: topics}); err != nil {
+			return r, err
 		}
 		for asked := time.Now(); time.Since(asked) < 200*time.Millisecond && c.silent() > 0; {
 			time.Sleep(5 * time.Millisecond)
@@ -185,41 +245,55 @@ func (b *bench) fanout(kind string, topics int) error {
 	c.settle()
 	joined, err := total(nodes, command{Do: "usage"})
 	if err != nil {
-		return err
+		return r, err
 	}
 	natsBefore, err := total(b.nats, command{Do: "cpu"})
 	if err != nil {
-		return err
+		return r, err
 	}
 	c.reset()
-	if _, err := nodes[0].ask(command{Do: "pub", Topics: topics, Count: count, Every: every}); err != nil {
-		return err
+	pub := command{Topics: topics, Count: b.messages, Every: 100 * time.Millisecond}
+	if topics > 1 {
+		pub.Count, pub.Every = 20*b.messages, 10*time.Millisecond
+	}
+	if err := publish(publishers, pub); err != nil {
+		return r, err
 	}
 	want := 0
-	for i := range count {
+	for i := range pub.Count {
 		want += (b.clients - i%topics + topics - 1) / topics
 	}
 	c.await(want)
 	after, err := total(nodes, command{Do: "cpu"})
 	if err != nil {
-		return err
+		return r, err
 	}
 	natsAfter, err := total(b.nats, command{Do: "cpu"})
 	if err != nil {
-		return err
+		return r, err
 	}
-	got := int(c.got.Load())
-	p50, p99 := c.latency()
-	missing := want - got
-	per := func(a, z reply) int { return (int(z.Heap) - int(a.Heap)) / b.clients }
-	fmt.Fprintf(b.out, "| %s | %.1f µs | %.1f µs | %v | %v | %d B | %d B | %d | %d | %d |\n", kind,
-		float64((after.CPU-joined.CPU).Nanoseconds())/1e3/float64(max(got, 1)),
-		float64((natsAfter.CPU-natsBefore.CPU).Nanoseconds())/1e3/float64(max(got, 1)), p50, p99,
-		per(rest, connected), per(connected, joined), got, missing, after.Lost)
-	if missing != 0 && after.Lost == 0 && strings.HasPrefix(kind, "cluster") {
-		return fmt.Errorf("%d deliveries are missing in silence", missing)
+	r.cpu, r.nats = after.CPU-joined.CPU, natsAfter.CPU-natsBefore.CPU
+	r.heap = (int(connected.Heap) - int(rest.Heap)) / b.clients
+	r.joined = (int(joined.Heap) - int(connected.Heap)) / b.clients
+	r.p50, r.p99 = c.latency()
+	r.got, r.told = int(c.got.Load()), after.Lost
+	r.missing = want - r.got
+	if r.missing != 0 && r.told == 0 && strings.HasPrefix(kind, "cluster") {
+		return r, fmt.Errorf("%d deliveries are missing in silence", r.missing)
 	}
-	return nil
+	return r, nil
+}
+
+// publish has all publishers publish at the same moments, and returns when they have.
+func publish(publishers []*child, q command) error {
+	q.Do = "pub"
+	errs := make([]error, len(publishers))
+	var wg sync.WaitGroup
+	for i, n := range publishers {
+		wg.Go(func() { _, errs[i] = n.ask(q) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // presence has members in 100 topics at once, so that few connections make many, then claims, then
@@ -300,165 +374,4 @@ func awaitMembers(n *child, topics int, done func(reply) bool) (r reply, err err
 			return r, fmt.Errorf("the lists have %d members after a minute", r.Members)
 		}
 	}
-}
-
-// Clients are connections that look for the time in what they get, whatever is around it.
-type clients struct {
-	conns []net.Conn
-	got   atomic.Int64
-	heard []atomic.Bool
-
-	mu    sync.Mutex
-	delay []time.Duration
-}
-
-func connect(kind string, addrs []string, n int) (*clients, error) {
-	c := &clients{heard: make([]atomic.Bool, n)}
-	for i := range n {
-		conn, err := net.Dial("tcp", addrs[i%len(addrs)])
-		if err != nil {
-			c.close()
-			return nil, err
-		}
-		c.conns = append(c.conns, conn)
-		if isWebSocket(kind) {
-			if err := upgrade(conn); err != nil {
-				c.close()
-				return nil, err
-			}
-		}
-		go c.read(i, conn) // until close
-	}
-	return c, nil
-}
-
-func (c *clients) close() {
-	for _, conn := range c.conns {
-		conn.Close()
-	}
-}
-
-func (c *clients) join(kind string, topics int) error {
-	for i, conn := range c.conns {
-		topic := fmt.Sprint("t", i%topics)
-		var err error
-		switch kind {
-		case "centrifuge":
-			err = sendText(conn, `{"id":1,"connect":{}}`+"\n"+`{"id":2,"subscribe":{"channel":"`+topic+`"}}`)
-		case "cluster-ws":
-			err = sendText(conn, topic)
-		default:
-			_, err = conn.Write([]byte(topic + "\n"))
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (c *clients) read(i int, conn net.Conn) {
-	buf := make([]byte, 4096)
-	held := 0
-	for {
-		n, err := conn.Read(buf[held:])
-		if err != nil {
-			return
-		}
-		now, b := time.Now().UnixNano(), buf[:held+n]
-		for {
-			at := slices.Index(b, '@')
-			if at < 0 {
-				b = nil
-				break
-			}
-			if b = b[at:]; len(b) < 20 {
-				break
-			}
-			if sent, err := strconv.ParseInt(string(b[1:20]), 10, 64); err == nil {
-				c.heard[i].Store(true)
-				c.got.Add(1)
-				c.mu.Lock()
-				c.delay = append(c.delay, time.Duration(now-sent))
-				c.mu.Unlock()
-			}
-			b = b[1:]
-		}
-		held = copy(buf, b)
-	}
-}
-
-func (c *clients) silent() (n int) {
-	for i := range c.heard {
-		if !c.heard[i].Load() {
-			n++
-		}
-	}
-	return n
-}
-
-// settle waits until nothing has come for 300 ms.
-func (c *clients) settle() {
-	last := c.got.Load()
-	for begun := time.Now(); time.Since(begun) < 300*time.Millisecond; time.Sleep(10 * time.Millisecond) {
-		if got := c.got.Load(); got != last {
-			last, begun = got, time.Now()
-		}
-	}
-}
-
-func (c *clients) reset() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.delay = nil
-	c.got.Store(0)
-}
-
-// await waits for so many deliveries, or until none has come for two seconds.
-func (c *clients) await(want int) {
-	last := c.got.Load()
-	for begun := time.Now(); int(last) < want && time.Since(begun) < 2*time.Second; time.Sleep(10 * time.Millisecond) {
-		if got := c.got.Load(); got != last {
-			last, begun = got, time.Now()
-		}
-	}
-}
-
-func (c *clients) latency() (p50, p99 time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	slices.Sort(c.delay)
-	if n := len(c.delay); n > 0 {
-		p50, p99 = c.delay[n/2], c.delay[n*99/100]
-	}
-	return p50.Round(10 * time.Microsecond), p99.Round(10 * time.Microsecond)
-}
-
-func isWebSocket(kind string) bool { return kind == "cluster-ws" || kind == "centrifuge" }
-
-func upgrade(conn net.Conn) error {
-	_, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-	if err != nil {
-		return err
-	}
-	var head []byte
-	for one := make([]byte, 1); !strings.HasSuffix(string(head), "\r\n\r\n"); head = append(head, one[0]) {
-		if _, err := conn.Read(one); err != nil {
-			return err
-		}
-	}
-	if !strings.HasPrefix(string(head), "HTTP/1.1 101") {
-		return fmt.Errorf("no WebSocket: %.100q", head)
-	}
-	return nil
-}
-
-// sendText sends a short text message, with a mask of zeros.
-func sendText(conn net.Conn, text string) error {
-	if len(text) > 125 {
-		return fmt.Errorf("%d bytes are too long", len(text))
-	}
-	_, err := conn.Write(append([]byte{0x81, 0x80 | byte(len(text)), 0, 0, 0, 0}, text...))
-	return err
 }

@@ -31,7 +31,7 @@ type variant struct {
 }
 
 var variants = map[string]func(nc *nats.Conn) (*variant, error){
-	"group": newGroup, "cluster": newCluster, "cluster-ws": newClusterWS, "net": newNet, "centrifuge": newCentrifuge,
+	"group": newGroup, "groups": newGroup, "cluster": newCluster, "cluster-ws": newClusterWS, "net": newNet, "centrifuge": newCentrifuge,
 }
 
 // topicOf reads the line by which a client says what it wants.
@@ -66,7 +66,7 @@ func serve(join func(c *tcpio.Conn, topic string)) (*tcpio.Listener, error) {
 	return l, nil
 }
 
-// newGroup is one process without a cluster.
+// newGroup is one process without a cluster, or one of several that know nothing of each other.
 func newGroup(*nats.Conn) (*variant, error) {
 	var mu sync.Mutex
 	groups := make(map[string]*tcpio.Group)

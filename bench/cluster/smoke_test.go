@@ -16,7 +16,7 @@ func TestMain(m *testing.M) {
 // Every kind of server delivers everything, with few clients and for a short time.
 func TestSmoke(t *testing.T) {
 	var out bytes.Buffer
-	b := &bench{out: &out}
+	b := &bench{out: &out, kinds: kinds}
 	b.small()
 	if testing.Short() {
 		b.kinds = []string{"cluster", "centrifuge"}
