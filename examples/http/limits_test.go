@@ -128,7 +128,7 @@ func (c *client) wantCut(drip string) {
 
 func TestASlowHeaderIsCutOff(t *testing.T) {
 	cfg := testConfig()
-	cfg.headerTimeout = 100 * time.Millisecond
+	cfg.headerTimeout = 500 * time.Millisecond // in which a whole request comes
 	servers(t, cfg, newMux(), func(t *testing.T, addr string) {
 		slow := make([]*client, 20)
 		for i := range slow {
@@ -258,7 +258,7 @@ func isTimeout(err error) bool {
 
 func TestIdleConnectionsEndAfterTheirTime(t *testing.T) {
 	cfg := testConfig()
-	cfg.idleTimeout = 100 * time.Millisecond
+	cfg.idleTimeout = 500 * time.Millisecond // in which the next request comes
 	mux := newMux()
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
 		<-time.After(3 * cfg.idleTimeout) // a handler's time is not idle

@@ -5,6 +5,7 @@ package testnet
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -46,6 +47,16 @@ func (h *Log) String() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.buf.String()
+}
+
+// Await waits until n lines contain s, and fails the test if there are more. A Logger's line comes
+// from a goroutine of its own: usually before the effects of what it reports, not always.
+func (h *Log) Await(t T, s string, n int) {
+	t.Helper()
+	WaitFor(t, fmt.Sprintf("%d lines with %q", n, s), func() bool { return h.Count(s) >= n })
+	if got := h.Count(s); got != n {
+		t.Errorf("%d lines with %q, want %d:\n%s", got, s, n, h)
+	}
 }
 
 // Count returns how many lines contain s.

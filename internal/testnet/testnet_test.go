@@ -169,6 +169,10 @@ func TestLogHasALineForEachRecord(t *testing.T) {
 	if log.Count("") != 3 || log.Count("n=2") != 1 || log.Count("stack=a b") != 1 || log.Count("none") != 0 {
 		t.Errorf("it is %q", log)
 	}
+	log.Await(t, "o", 2)
+	var f failing
+	log.Await(&f, "", 2)
+	f.want(t, "3 lines")
 }
 
 func TestTLSPeersTrustTheServer(t *testing.T) {
