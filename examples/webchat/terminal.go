@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"os"
 	"strings"
@@ -155,9 +156,9 @@ func (c *client) run(ctx context.Context, s *websocket.Server, to []string, type
 			}
 			fmt.Fprintln(c.out, "* the connection is lost")
 			clear(told)
-		} else if why := err.Error(); why != told[next%len(to)] && ctx.Err() == nil {
-			told[next%len(to)] = why // once, however often it is tried
-			fmt.Fprintln(c.out, "* cannot connect, trying again:", why)
+		} else if i, why := next%len(to), cause(err); why != told[i] && ctx.Err() == nil {
+			told[i] = why // once, however often it is tried
+			fmt.Fprintf(c.out, "* cannot connect to %s, trying again: %s\n", to[i], why)
 		}
 		select {
 		case <-time.After(wait):
@@ -166,6 +167,14 @@ func (c *client) run(ctx context.Context, s *websocket.Server, to []string, type
 		wait = min(2*wait, most)
 	}
 	return nil
+}
+
+// cause is err without addresses, which have another port each time.
+func cause(err error) string {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err
+	}
+	return err.Error()
 }
 
 // talk uses one connection until it ends. done says that there is nothing left to do. typed is set
