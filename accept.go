@@ -138,9 +138,10 @@ func (a *accepting) one(target *loop) acceptState {
 	return acceptMore
 }
 
-// hook calls the user's hook f for peer. After a panic or runtime.Goexit, which it logs, it returns
-// false. A goroutine that exits calls exited, and abandon, and nothing else of this turn.
-func (a *accepting) hook(in, what string, peer netip.AddrPort, f, exited func()) (ok bool) {
+// hook calls the user's hook f, of the given name, for peer. After a panic or runtime.Goexit, which
+// it logs, it returns false. A goroutine that exits calls exited, and abandon, and nothing else of
+// this turn.
+func (a *accepting) hook(name string, peer netip.AddrPort, f, exited func()) (ok bool) {
 	lp := a.lp
 	w := uint64(0)
 	if a.kept {
@@ -149,8 +150,8 @@ func (a *accepting) hook(in, what string, peer netip.AddrPort, f, exited func())
 		w = lp.enter(hook)
 	}
 	back := func() { a.kept = a.kept && lp.state.CompareAndSwap(w, w&^roleMask) }
-	ok = guard(in, f, func(p *PanicError, exiting bool) {
-		lp.l.logPanic(what, p, "peer", peer.String())
+	ok = guard(name, f, func(p *PanicError, exiting bool) {
+		lp.l.logPanic(name, p, "peer", peer.String())
 		if exiting {
 			back()
 			exited()
@@ -196,7 +197,7 @@ func (l *Listener) leastBusy(all bool) *loop {
 func (a *accepting) askForActor(c *Conn) {
 	var actor Actor
 	ask := func() { actor = c.sh.opts.NewActor(c) }
-	if !a.hook("Actor", "handler", c.addrPort(), ask, func() { c.employ(nil) }) {
+	if !a.hook("NewActor", c.addrPort(), ask, func() { c.employ(nil) }) {
 		actor = nil
 	}
 	c.employ(actor)
@@ -328,7 +329,7 @@ func (a *accepting) addrPort() netip.AddrPort { return a.peer.AddrPort(a.zone.Na
 // callHook asks a hook of the user whether it admits the peer. If not, admission returns no; if the
 // hook exits its goroutine, callHook refuses the peer for that reason.
 func (a *accepting) callHook(in string, admits func() bool, no refusal) (ok bool) {
-	return a.hook(in, in, a.addrPort(), func() { ok = admits() }, func() { a.refuse(no) }) && ok
+	return a.hook(in, a.addrPort(), func() { ok = admits() }, func() { a.refuse(no) }) && ok
 }
 
 // refuse ends the connection that has just been accepted, and gives back what admission took.

@@ -81,7 +81,8 @@ func (c *Conn) moveLocked(s *stream, a Actor) {
 	if unread {
 		c.announceReadableLocked()
 	}
-	c.todo.add(todoProgress | todoIdle) // a Writable that was owed before there was a route, or EOFTimeout, comes now
+	// A Writable that was owed before there was a route, or EOFTimeout, comes now.
+	c.todo.add(todoProgress | todoIdle)
 }
 
 // endTurnLocked ends a turn.

@@ -63,7 +63,8 @@ func (s *listenSocket) open(endpoints []Endpoint, o *ListenerOptions) (err error
 			}
 		}
 	}
-	for i, at := range endpoints { // at the end: Listen leaves alone what it is given, unless it succeeds
+	// At the end: Listen leaves alone what it is given, unless it succeeds.
+	for i, at := range endpoints {
 		if at.Listener != nil {
 			if err = s.entries[i].take(at.Listener, o); err != nil {
 				return inEndpoint(i, err)

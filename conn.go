@@ -35,7 +35,7 @@ type Conn struct {
 	// Guarded by mu.
 	fd      int32  // -1 once the descriptor is being released
 	sentAt  uint32 // with a stream: the number that the outstanding Readable has in it
-	stamp   uint32 // with a stream: the demand batch of the outstanding Readable; without one: how many reads there were
+	stamp   uint32 // with a stream: the outstanding Readable's demand batch; without: the number of reads
 	phase   phase
 	todo    set[todo]
 	origin  origin // immutable
@@ -66,7 +66,7 @@ type connExt struct {
 
 	// Guarded by the Conn's mu.
 	err          error             // why the connection ended
-	readErr      error             // why reading failed; the peer's end of stream is peerEnd. See ends.go
+	readErr      error             // why reading failed; for the end of stream see peerEnd
 	sendErr      error             // why writing failed
 	local        net.Addr          // the local address, kept at release
 	timer        *timer            // of a close that is under way
@@ -75,11 +75,11 @@ type connExt struct {
 	mailbox      sched.Queue[mail] // values not yet delivered
 	posted       int32             // of them, those that count against MailboxSize
 	copies       int32             // that are under way to the connection
-	fdUsers      int32             // functions of SyscallConn that run; the last one to return releases fd
-	late         int32             // calls of a callback that wait for their turn, or run after that; see callback.lateCall
+	fdUsers      int32             // functions of SyscallConn that run; the last one releases fd
+	late         int32             // calls of a callback that had to wait; see callback.lateCall
 	heard        bool              // the close has thrown input away since the timer was set
-	raw          bool              // SyscallConn was called: others may have received how the connection ended
-	given        bool              // the socket is somebody else's, who has a duplicate: its options are left alone
+	raw          bool              // SyscallConn was called: others may have met the end
+	given        bool              // somebody else has the socket too: its options are left alone
 	counted      bool              // with a Preface: MaxConnsPerIP counts the connection for addrPort
 	connecting   bool              // of a dial: the socket is not connected; stays when that fails
 	ownInput     bool              // inputTimeout is set
@@ -111,7 +111,7 @@ type connContext struct {
 // limitState is a connection's part: 24 bytes, and 16 in its loop's list. The connection's mu
 // guards lastIn, lastOut and idle, the list's lock guards place.
 type limitState struct {
-	lastIn  int64  // when bytes arrived or were read (of TLS: decrypted), or the connection was accepted
+	lastIn  int64  // when it was accepted, or bytes arrived or were read (of TLS: decrypted)
 	lastOut int64  // when bytes went out, or began to wait; like lastIn on the coarse clock
 	idle    uint32 // the idle limit in milliseconds; 0: none
 	place   int32  // in the list, see sched.Item
@@ -210,8 +210,8 @@ const (
 	phaseOpen     phase = iota
 	phaseDraining       // Draining was emitted: the listener is in its Shutdown
 	phaseDrained        // the actor has received it: the connection closes behind the actor's turn
-	phaseClosing        // Close, an error or a time limit has begun the end: flush, send the FIN, discard input
-	phaseReleased       // nothing is sent or received any more; the last user of the descriptor closes it
+	phaseClosing        // the end has begun, by Close say: flush, send the FIN, discard input
+	phaseReleased       // nothing is sent or received; the descriptor's last user closes it
 	phaseGone           // the descriptor is closed and Closed emitted
 )
 

@@ -78,7 +78,8 @@ func (c *Conn) cutOffLocked() error {
 	if !c.peer.IsIP || c.finSent() || !sys.Disconnected(c.fd) || sys.HasError(c.fd) {
 		return nil // an error that is still pending comes behind a FIN, or recv had returned it
 	}
-	return c.opErrorLocked("read", syscall.ECONNRESET) // another user of the descriptor got it: see SyscallConn
+	// Another user of the descriptor got it: see SyscallConn.
+	return c.opErrorLocked("read", syscall.ECONNRESET)
 }
 
 // socketErrorLocked takes the socket's pending error, nil if there is none.
@@ -106,7 +107,8 @@ func (c *Conn) causeLocked() error {
 // net.ErrClosed, and the system's error too if that is what ended the connection.
 func (c *Conn) endedLocked(op string) error {
 	err := net.ErrClosed
-	if x := c.ext; x != nil && x.err != nil && (x.err == x.readErr || x.err == x.sendErr) { // no error of the user's
+	// An error of the user's is not looked into.
+	if x := c.ext; x != nil && x.err != nil && (x.err == x.readErr || x.err == x.sendErr) {
 		var errno syscall.Errno
 		if errors.As(x.err, &errno) {
 			err = &endedError{errno}

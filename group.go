@@ -57,7 +57,7 @@ type Group struct {
 	home    groupHome     // immutable; nil unless the group is one of a Groups
 	skipped atomic.Uint64 // see Skipped
 
-	writing sync.Mutex // held by Write and Post: all members see the same order. Taken before a Conn's mu.
+	writing sync.Mutex // of Write and Post: members see the same order. Taken before a Conn's mu.
 
 	mu sync.Mutex
 	// Guarded by mu, which is taken under a Conn's mu.

@@ -18,8 +18,8 @@ type Groups[K comparable] struct {
 	// made one at a time, under no lock, on a goroutine that lives while there is something to say.
 	// For each key they alternate, beginning with true, and the last one is true to the state that
 	// lasts. Changes of a key that undo each other before their call are left out, so a Changed that
-	// takes long is not called for ever more. It may block and may call any
-	// method; a panic in it is logged.
+	// takes long is not called for ever more. It may block and may call any method; a panic in it is
+	// logged.
 	Changed func(key K, occupied bool)
 
 	mu sync.Mutex

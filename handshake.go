@@ -140,7 +140,7 @@ func (c *Conn) handshakeDoneLocked() {
 		c.queueLocked()
 	}
 	c.todo.add(todoProgress)
-	c.announceReadableLocked() // crypto/tls may have read the first bytes already: no edge would say so
+	c.announceReadableLocked() // crypto/tls may have read the first bytes: no edge would say so
 }
 
 // handshakeFailedLocked ends a connection whose handshake failed, behind the alert for the peer.

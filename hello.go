@@ -59,7 +59,7 @@ const (
 	recordHandshake = 22
 	messageHeader   = 4 // a type, three bytes of length; RFC 8446, 4
 	messageHello    = 1
-	noVersion       = 0x10 // a record's version says nothing (RFC 8446, 5.1), but crypto/tls takes none from 0x1000 on
+	noVersion       = 0x10 // a version says nothing (RFC 8446, 5.1); crypto/tls takes none above
 )
 
 // helloWhole reports whether crypto/tls can say what head is. Before that it need not be asked,

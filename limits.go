@@ -16,20 +16,9 @@ import (
 // on; 0 means none. It fails on a negative or too long (20 days) limit and, after Close, with
 // net.ErrClosed.
 func (c *Conn) SetIdleTimeout(d time.Duration) error {
-	c.mu.Lock()
-	defer c.unlock()
-	if d < 0 || d > longestLimit {
-		return c.opErrorLocked("set", fmt.Errorf("tcpio: idle timeout out of range: %v", d))
-	}
-	if c.ended() {
-		return c.endedLocked("set")
-	}
-	c.sh.timed.Store(true)
-	c.sh.tick() // it may have stood still so far
-	c.beginNotesLocked()
-	c.limit.idle = uint32((d + time.Millisecond - 1) / time.Millisecond)
-	c.armLimitLocked()
-	return nil
+	return c.setTimeout("idle", d, func() {
+		c.limit.idle = uint32((d + time.Millisecond - 1) / time.Millisecond)
+	})
 }
 
 // SetInputTimeout replaces [ListenerOptions.InputTimeout] for this connection, from the last
@@ -37,10 +26,18 @@ func (c *Conn) SetIdleTimeout(d time.Duration) error {
 // It fails on a negative or too long (20 days) limit and, after Close, with net.ErrClosed. It does
 // not block; any goroutine may call it.
 func (c *Conn) SetInputTimeout(d time.Duration) error {
+	return c.setTimeout("input", d, func() {
+		x := c.extLocked()
+		x.inputTimeout, x.ownInput = d, true
+	})
+}
+
+// setTimeout checks a connection's own limit of d, has setLocked note it, and begins it.
+func (c *Conn) setTimeout(name string, d time.Duration, setLocked func()) error {
 	c.mu.Lock()
 	defer c.unlock()
 	if d < 0 || d > longestLimit {
-		return c.opErrorLocked("set", fmt.Errorf("tcpio: input timeout out of range: %v", d))
+		return c.opErrorLocked("set", fmt.Errorf("tcpio: %s timeout out of range: %v", name, d))
 	}
 	if c.ended() {
 		return c.endedLocked("set")
@@ -48,8 +45,7 @@ func (c *Conn) SetInputTimeout(d time.Duration) error {
 	c.sh.timed.Store(true)
 	c.sh.tick() // it may have stood still so far
 	c.beginNotesLocked()
-	x := c.extLocked()
-	x.inputTimeout, x.ownInput = d, true
+	setLocked()
 	c.armLimitLocked()
 	return nil
 }

@@ -125,7 +125,8 @@ func (c *Conn) HandlerFailed(err error) {
 	if err == nil || err == io.EOF {
 		return
 	}
-	if p, ok := err.(*PanicError); ok { // not errors.As: an error of the user's has methods of the user's
+	// Not errors.As: an error of the user's has methods of the user's.
+	if p, ok := err.(*PanicError); ok {
 		c.logPanic(p)
 		return
 	}

@@ -25,7 +25,7 @@ import (
 //
 // Its Close stops accepting, as Shutdown does. It leaves alone the connections that were handed
 // out, and aborts the others. Accept then fails with net.ErrClosed. NetListener panics after Events
-// or EventsPerLoop, and with an Actor or OnConnEvent.
+// or EventsPerLoop, and with NewActor or OnConnEvent.
 func (l *Listener) NetListener() net.Listener {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -32,8 +32,8 @@ type stream struct {
 	// Guarded by mu, which is taken under a Conn's mu.
 	queue   sched.Queue[*Conn] // connections with undelivered events, each once
 	failed  error              // a Failed that found no room
-	left    bool               // the connection moved to another route: ch is closed once the feeder is done
-	sent    uint32             // the number of the last event; the feeder counts one before it waits for room
+	left    bool               // the connection has another route: the feeder closes ch at its end
+	sent    uint32             // the last event's number; the feeder counts one before it waits
 	waiting bool               // the feeder waits for room with that one, or has just found it
 }
 
@@ -145,7 +145,8 @@ func (s *stream) startFeederLocked() {
 	}
 	s.blocked.Store(true)
 	s.sh.fedAt.Store(now())
-	s.sh.feeders.Add(1) // a WaitGroup forbids that beside a Wait, and a connection may be claimed when all is over
+	// A WaitGroup forbids that beside a Wait, and a connection may be claimed when all is over.
+	s.sh.feeders.Add(1)
 	go s.feed()
 }
 
@@ -200,8 +201,8 @@ func (s *stream) feed() {
 			case s.ch <- ev:
 				s.sh.fedAt.Store(now())
 			case <-s.sh.dropEvents:
-				// Nobody will receive any more; what is left is dropped by contract, the rest of
-				// the queue too.
+				// Nobody will receive any more; what is left is dropped by contract, the rest of the
+				// queue too.
 			}
 			s.mu.Lock()
 			s.waiting = false
@@ -260,7 +261,7 @@ func (s *stream) next() (c *Conn, failed error, done bool) {
 func (c *Conn) emitLocked(kind event) {
 	if !c.isClaimed() && kind != pendOpened || c.isEarly() {
 		if kind == pendClosed && c.stream != nil {
-			c.stream.leave() // the goroutine that claimed it gets no Closed, but does not wait for ever either
+			c.stream.leave() // who has claimed it gets no Closed, but does not wait for ever either
 		}
 		return
 	}

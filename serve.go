@@ -222,8 +222,9 @@ func (l *Listener) finishUnserved() {
 //
 // Whatever ctx is, a connection has DrainTimeout, or CloseTimeout while its actor's Receive blocks,
 // and then CloseTimeout. Shutdown does not wait longer for a hook that blocks (Admit, AcceptRate,
-// Actor): it gives up its connection and the backlog. A Receive that itself calls Shutdown counts
-// as one that blocks, so the call takes CloseTimeout; call it from a goroutine of its own instead.
+// NewActor): it gives up its connection and the backlog. A Receive that itself calls Shutdown
+// counts as one that blocks, so the call takes CloseTimeout; call it from a goroutine of its own
+// instead.
 func (l *Listener) Shutdown(ctx context.Context) error {
 	l.endAt(endTold)
 	if !l.hurried.Swap(true) {

@@ -158,7 +158,8 @@ func (c *Conn) readyLocked(bits uint32) {
 			c.relayErrorLocked()
 		}
 		c.announceReadableLocked()
-		if bits&pollErr != 0 && bits&pollHup != 0 { // without a hang-up it may be the error queue of recvmsg(2)
+		// Without a hang-up it may be the error queue of recvmsg(2).
+		if bits&pollErr != 0 && bits&pollHup != 0 {
 			c.awaitReaderLocked()
 		}
 	case bits&pollErr != 0:

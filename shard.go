@@ -19,7 +19,7 @@ type poller interface {
 	add(fd int, k sched.Key, mask uint32) error
 	remove(fd int) error
 	wait(events []readyEvent, timeout time.Duration) (int, error) // negative: until something happens
-	wake()                                                        // ends a wait that blocks, or the next one
+	wake()                                                        // ends this wait, or the next
 	close()
 }
 
@@ -39,7 +39,7 @@ type shared struct {
 
 	// With locks of their own, or atomic.
 	pool        buf.Pool
-	hurried     atomic.Bool         // Shutdown has begun: a close waits for nobody who is silent, see closeDueLocked
+	hurried     atomic.Bool         // Shutdown has begun: no close waits for a silent peer
 	fedAt       atomic.Int64        // when a feeder last sent an event, or began
 	pipes       sys.Pipes           // of relays
 	timed       atomic.Bool         // there are time limits: the loops keep their coarse clocks
@@ -53,7 +53,7 @@ type shared struct {
 	debugLimit  quota.LogLimit         // of lines at the level Debug
 	logging     wait.CallQueue         // lines on their way to the logger
 	panics      atomic.Uint64          // of user code
-	reportedAt  [troubles]atomic.Int64 // when the last Failed of each was reported, on the clock of now
+	reportedAt  [troubles]atomic.Int64 // of the last Failed, on the clock of now
 }
 
 // An entry is a listening socket, with what differs between a listener's. The first one has none if
@@ -91,7 +91,7 @@ type shard struct {
 	state      atomic.Uint64                   // a role
 	kicked     atomic.Bool                     // look at queue, timers and the listener's state
 	live       atomic.Int64                    // connections that have a descriptor
-	closedOwed atomic.Int64                    // Closed events that actors have yet to receive; see closedGivenUp
+	closedOwed atomic.Int64                    // Closed that actors have yet to receive; see closedGivenUp
 	trouble    [troubles]atomic.Pointer[error] // reported and not delivered yet
 	demand     sched.Demand                    // Readables in channels that no read has answered yet
 	conns      sched.Table[*Conn]

@@ -204,7 +204,8 @@ func (c *Conn) rawWriteLocked(p []byte) error {
 // sentLocked accounts for n bytes that the socket took.
 func (c *Conn) sentLocked(n int) {
 	c.sh.count.bytesOut.Add(uint64(n))
-	if c.sock.has(sockTimed) && (c.tls() == nil || !c.ext.tls.reading) { // an answer to a key update is no activity
+	// An answer to a key update is no activity.
+	if c.sock.has(sockTimed) && (c.tls() == nil || !c.ext.tls.reading) {
 		c.limit.lastOut = c.sh.coarse()
 	}
 }

@@ -72,27 +72,26 @@ func (s LengthSplitter) Split(data []byte, atEOF bool) (advance int, frame []byt
 	case most == 0:
 		most = mostBytes
 	}
-	tooLong := &tooLongError{"LengthSplitter.Max", most}
 	length, size := uint64(0), 0
 	if len(data) > s.Offset {
 		if length, size = s.length(data[s.Offset:]); size < 0 {
-			return 0, nil, tooLong
+			return 0, nil, &tooLongError{"LengthSplitter.Max", most}
 		}
 	}
 	switch {
 	case size == 0 && len(data) > 0 && s.Offset+max(s.Size, 1) > most:
-		return 0, nil, tooLong
+		return 0, nil, &tooLongError{"LengthSplitter.Max", most}
 	case size == 0:
 		return 0, nil, cutOff(data, atEOF)
 	case length > 2*mostBytes: // so that the sum below fits
-		return 0, nil, tooLong
+		return 0, nil, &tooLongError{"LengthSplitter.Max", most}
 	}
 	body := int64(length) + int64(s.Adjust)
 	switch head := int64(s.Offset + size); {
 	case body < 0:
 		return 0, nil, fmt.Errorf("tcpio: length prefix of %d, which LengthSplitter.Adjust %d makes negative", length, s.Adjust)
 	case head+body > int64(most):
-		return 0, nil, tooLong
+		return 0, nil, &tooLongError{"LengthSplitter.Max", most}
 	case head+body > int64(len(data)):
 		return 0, nil, cutOff(data, atEOF)
 	case s.Keep:

@@ -45,8 +45,8 @@ func (c *Conn) StartTLS(config *tls.Config) error {
 //
 // Session resumption (ClientSessionCache), client certificates and ALPN work as in crypto/tls; the
 // tickets of TLS 1.3 come with the first bytes that are read. It fails on a config that has neither
-// a ServerName nor InsecureSkipVerify, or that allows renegotiation. config
-// must not be changed any more, and may be used for any number of connections.
+// a ServerName nor InsecureSkipVerify, or that allows renegotiation. config must not be changed any
+// more, and may be used for any number of connections.
 func (c *Conn) StartTLSClient(config *tls.Config) error {
 	config, err := guardTLSClient(config)
 	c.mu.Lock()

@@ -91,7 +91,7 @@ const (
 	sockNew     sockMark = 1 << iota // register has not returned yet: the descriptor stays open
 	sockUnsure                       // a short read does not prove that the socket is empty
 	sockHeard                        // a byte has arrived
-	sockFinSeen                      // the peer's FIN was read; with TLS its end of stream is another thing
+	sockFinSeen                      // the peer's FIN was read, which is not TLS's end of stream
 	sockTimed                        // activity is noted: the connection has, or had, a time limit
 	sockReset                        // unlock closes the descriptor with a reset
 	sockWaiting                      // bytes wait for room in the socket, with nothing queued

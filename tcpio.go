@@ -40,7 +40,7 @@ type Listener struct {
 	mu sync.Mutex
 	// Guarded by mu until routesKnown is closed, immutable after that.
 	loops       []*loop
-	perLoop     bool         // each loop has a stream; with an actor or callbacks guarded by mu for good
+	perLoop     bool         // each loop has a stream; with actors guarded by mu for good
 	callbacks   *callback    // OnConnEvent, or Start without any other route
 	netListener net.Listener // what NetListener returned
 	accepted    *stream      // the Opened of its connections

@@ -46,7 +46,8 @@ func Socket(network string, multipath bool) (int32, error) {
 // for more connections than there are ports.
 func Bind(fd int32, local net.Addr) error {
 	if tcp, ok := local.(*net.TCPAddr); ok && tcp.Port == 0 {
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1) // else Bind chooses
+		// Without it Bind chooses the port.
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 	}
 	sa, err := sockaddr(fd, local)
 	if err != nil {
@@ -63,7 +64,8 @@ func Connect(fd int32, remote net.Addr) error {
 		return err
 	}
 	switch err := unix.Connect(int(fd), sa); err {
-	case nil, unix.EISCONN, unix.EINPROGRESS, unix.EALREADY, unix.EINTR: // after EINTR it goes on (connect(2))
+	// After EINTR it goes on (connect(2)).
+	case nil, unix.EISCONN, unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
 		return nil
 	default:
 		return os.NewSyscallError("connect", err)

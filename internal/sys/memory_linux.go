@@ -23,7 +23,8 @@ func MemoryLimit(root string) int64 {
 	if err != nil {
 		return limit
 	}
-	for line := range bytes.Lines(groups) { // number:controllers:path; version 2 has neither of the first two
+	// A line is number:controllers:path; version 2 has neither of the first two.
+	for line := range bytes.Lines(groups) {
 		part := strings.SplitN(strings.TrimSuffix(string(line), "\n"), ":", 3)
 		if len(part) != 3 {
 			continue

@@ -336,9 +336,9 @@ func TestFloodOfFailuresIsAFewLinesThatCountTheRest(t *testing.T) {
 				})
 			}}
 		}, "handler failed"},
-		"panics in Actor": {func(failed *atomic.Int64) tcpio.ListenerOptions {
+		"panics in NewActor": {func(failed *atomic.Int64) tcpio.ListenerOptions {
 			return tcpio.ListenerOptions{NewActor: func(*tcpio.Conn) tcpio.Actor { failed.Add(1); panic("flood") }}
-		}, "handler panicked"},
+		}, "NewActor panicked"},
 		"panics in Admit": {func(failed *atomic.Int64) tcpio.ListenerOptions {
 			return tcpio.ListenerOptions{
 				Admit:    func(netip.AddrPort) error { failed.Add(1); panic("flood") },

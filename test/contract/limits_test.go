@@ -235,31 +235,6 @@ func echoed(t *testing.T, c net.Conn) {
 	}
 }
 
-func TestStatsAddUp(t *testing.T) {
-	s := serveLimited(t, tcpio.ListenerOptions{Loops: 2}, readAll)
-	for range 10 {
-		c := s.dial(t)
-		echoed(t, c)
-		c.Close()
-		<-s.closed
-	}
-	// Closed is emitted just before the last counters are.
-	for limit := time.Now().Add(testnet.Limit); s.l.Len() > 0 && time.Now().Before(limit); time.Sleep(time.Millisecond) {
-	}
-	st := s.l.Stats()
-	if st.Accepted != 10 || st.Closed != 10 || st.Open != 0 || st.BytesIn != 10 || st.BytesOut != 10 || len(st.Loops) != 2 {
-		t.Errorf("stats: %+v", st)
-	}
-	var sum uint64
-	for _, l := range st.Loops {
-		sum += l.Events
-	}
-	// Opened, Readable, Readable for the end, Closed.
-	if sum != st.Events || st.Events < 40 {
-		t.Errorf("%d events, the loops' sum is %d", st.Events, sum)
-	}
-}
-
 // The peer has sent in time; that the consumer, or the loop, does not come to it is not the peer's
 // fault.
 func TestReadStallTimeoutDoesNotCountInputThatWaitsForItsReader(t *testing.T) {

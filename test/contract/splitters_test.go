@@ -238,3 +238,21 @@ func FuzzLineSplitter(f *testing.F) {
 		}
 	})
 }
+
+// To see it fail: make the error of a frame that is too long before it is known to be.
+func TestSplittersDoNotAllocate(t *testing.T) {
+	length := tcpio.LengthSplitter{Size: 4, Max: 100}.Split
+	line := tcpio.LineSplitter{Max: 100}.Split
+	message, text := []byte("\x00\x00\x00\x05hello"), []byte("hello\r\n")
+	for name, cut := range map[string]func() ([]byte, error){
+		"length": func() ([]byte, error) { _, f, err := length(message, false); return f, err },
+		"line":   func() ([]byte, error) { _, f, err := line(text, false); return f, err },
+	} {
+		if frame, err := cut(); string(frame) != "hello" || err != nil {
+			t.Fatalf("%s: %q, %v", name, frame, err)
+		}
+		if n := testing.AllocsPerRun(100, func() { _, _ = cut() }); n != 0 {
+			t.Errorf("%s: %v allocations for a frame", name, n)
+		}
+	}
+}
