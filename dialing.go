@@ -369,7 +369,8 @@ func (d *dialing) won() {
 	if !c.ended() {
 		c.ext.connecting = false
 		c.sh.count.accepted.Add(1)
-		c.ext.local = sys.LocalAddr(c.fd, c.peer.Zone(c.fd))
+		c.ext.remote, c.ext.local = sys.ConnectedAddrs(c.fd, c.ext.remote)
+		c.peer = sys.AddrOf(c.ext.remote) // nobody has seen c yet
 		if d.config != nil {
 			c.beginTLSLocked(d.config, true)
 		}

@@ -98,6 +98,21 @@ func Connected(fd int32) (connected, self bool, err error) {
 	return true, self, nil
 }
 
+// ConnectedAddrs asks for both addresses of fd, which was connected to remote. The zone of a
+// link-local address is the kernel's: it may have come from the local address alone.
+func ConnectedAddrs(fd int32, remote net.Addr) (peer, local net.Addr) {
+	zone := Zone{}
+	if tcp, ok := remote.(*net.TCPAddr); ok && tcp.IP.To4() == nil && tcp.IP.IsLinkLocalUnicast() {
+		if sa, err := unix.Getpeername(int(fd)); err == nil {
+			if in, ok := sa.(*unix.SockaddrInet6); ok && in.ZoneId != 0 {
+				zone = zoneOf(fd, in.ZoneId)
+				remote = &net.TCPAddr{IP: tcp.IP, Port: tcp.Port, Zone: zone.name}
+			}
+		}
+	}
+	return remote, LocalAddr(fd, zone)
+}
+
 // SetKeepAlive sets the keep-alive options as the package net sets those of a net.Dialer: zero
 // values are its defaults, and what is negative is left alone.
 func SetKeepAlive(fd int32, ka net.KeepAliveConfig) error { return tune(fd, ka, 0, true) }

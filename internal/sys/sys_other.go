@@ -45,11 +45,12 @@ func TuneDialed(int32, bool, bool, net.KeepAliveConfig, time.Duration) error {
 	return errors.ErrUnsupported
 }
 
-func Socket(string, bool) (int32, error)            { return -1, errors.ErrUnsupported }
-func Bind(int32, net.Addr) error                    { return errors.ErrUnsupported }
-func Connect(int32, net.Addr) error                 { return errors.ErrUnsupported }
-func Connected(int32) (bool, bool, error)           { return false, false, errors.ErrUnsupported }
-func SetKeepAlive(int32, net.KeepAliveConfig) error { return errors.ErrUnsupported }
+func Socket(string, bool) (int32, error)                    { return -1, errors.ErrUnsupported }
+func Bind(int32, net.Addr) error                            { return errors.ErrUnsupported }
+func Connect(int32, net.Addr) error                         { return errors.ErrUnsupported }
+func Connected(int32) (bool, bool, error)                   { return false, false, errors.ErrUnsupported }
+func ConnectedAddrs(int32, net.Addr) (peer, local net.Addr) { return nil, nil }
+func SetKeepAlive(int32, net.KeepAliveConfig) error         { return errors.ErrUnsupported }
 
 type RawSocket int32
 
