@@ -10,11 +10,11 @@ import (
 
 // runControl sends and takes heartbeats, and watches the connection. It alone knows the peers.
 func (n *Node) runControl() {
-	tick := time.NewTicker(n.opts.Heartbeat / ticks)
-	defer tick.Stop()
 	status := n.status
+	due := time.Now() // the next heartbeat
 	n.tick()
-	passed := 0
+	timer := time.NewTimer(n.wait(&due))
+	defer timer.Stop()
 	for {
 		select {
 		case m := <-n.control:
@@ -24,12 +24,13 @@ func (n *Node) runControl() {
 				status = nil
 			}
 			n.checkConnection()
-		case <-tick.C:
-			if passed++; passed%ticks == 0 {
-				n.tick()
-			} else {
+		case now := <-timer.C:
+			if now.Before(due) {
 				n.look()
+			} else {
+				n.tick()
 			}
+			timer.Reset(n.wait(&due))
 		case sent := <-n.poke:
 			n.number++
 			_ = n.beat(0)
@@ -40,13 +41,25 @@ func (n *Node) runControl() {
 	}
 }
 
-// ticks is how often in a heartbeat the node looks who has not been heard of.
-const ticks = 4
+// wait returns how long there is nothing to do: until the heartbeat that is due, or somebody is down
+// if nothing is heard of him. due is moved on when it is over. A node that others keep hearing of
+// wakes up for its heartbeats alone.
+func (n *Node) wait(due *time.Time) time.Duration {
+	now := time.Now()
+	for !due.After(now) {
+		if *due = due.Add(n.opts.Heartbeat); !due.After(now) { // it was held up
+			*due = now.Add(n.opts.Heartbeat)
+		}
+	}
+	next := n.peers.next(*due, n.opts.Heartbeat/8)
+	n.planned = next.Sub(n.peers.last)
+	return next.Sub(now)
+}
 
 // look looks who has not been heard of, and whether NATS is there.
 func (n *Node) look() {
 	n.checkConnection()
-	n.follow(n.peers.tick(time.Now(), n.opts.Heartbeat/ticks, n.opts.Heartbeat))
+	n.follow(n.peers.tick(time.Now(), n.planned, n.opts.Heartbeat))
 }
 
 // tick does what there is to do once in a heartbeat.

@@ -68,8 +68,9 @@ type Node struct {
 
 	// Owned by the control goroutine.
 	peers      peers
-	number     uint64 // of the last heartbeat
-	hello      bool   // the next heartbeat asks for the others'
+	planned    time.Duration // from the last look who has not been heard of to the next
+	number     uint64        // of the last heartbeat
+	hello      bool          // the next heartbeat asks for the others'
 	answered   time.Time
 	connected  bool
 	reconnects uint64

@@ -407,7 +407,7 @@ func TestStatsAreRendered(t *testing.T) {
 }
 
 // A node that is killed is in no list any more within 4.5 heartbeats.
-// To see it fail: set ticks to 1.
+// To see it fail: set missed to 5.
 func TestAKilledNodeIsGoneInTime(t *testing.T) {
 	const beat = 400 * time.Millisecond
 	servers := natsServers(t, 2)

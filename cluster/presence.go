@@ -366,7 +366,19 @@ func (ps *peers) hear(b beat, now time.Time) (r report) {
 	return r
 }
 
-// tick looks who has not been heard of. every is how often it is called, beat this node's heartbeat.
+// next returns when to look again who has not been heard of: when somebody is down by then unless he
+// is heard, and grace has passed, but not after due.
+func (ps *peers) next(due time.Time, grace time.Duration) time.Time {
+	for id, p := range ps.all {
+		if at := p.heard.Add(missed*p.every + grace); id != ps.self && p.state != peerDown && at.Before(due) {
+			due = at
+		}
+	}
+	return due
+}
+
+// tick looks who has not been heard of. every is after what time since the last call it was to be
+// called, beat this node's heartbeat.
 func (ps *peers) tick(now time.Time, every, beat time.Duration) (r report) {
 	if late := now.Sub(ps.last) - every; !ps.last.IsZero() && late > beat/2 {
 		for _, p := range ps.all { // what they have said meanwhile is not heard yet

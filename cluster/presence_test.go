@@ -244,6 +244,37 @@ func TestANodeIsDownAfter4HeartbeatsAndUpWhenItIsHeardAgain(t *testing.T) {
 	}
 }
 
+// To see it fail: have next look at all nodes, or at none.
+func TestANodeLooksWhenSomebodyIsDownByThen(t *testing.T) {
+	const beat, grace, idC = time.Second, time.Second / 8, "c"
+	c := newClock()
+	next := func() time.Duration { return c.ps.next(c.now.Add(10*beat), grace).Sub(c.now) }
+	c.beat(idA, 0, 0)
+	if got := next(); got != 10*beat {
+		t.Errorf("alone it looks after %v", got)
+	}
+	c.beat(idB, 0, 0)
+	c.tick(beat)
+	c.beat(idC, 0, 0)
+	if got := next(); got != 3*beat+grace {
+		t.Errorf("it looks after %v", got)
+	}
+	c.tick(beat)
+	c.beat(idB, 0, 0)
+	if got := next(); got != 3*beat+grace {
+		t.Errorf("it looks for another after %v", got)
+	}
+	for range 3 {
+		c.tick(beat)
+	}
+	if got := next(); got != beat+grace {
+		t.Errorf("with one down it looks after %v", got)
+	}
+	if got := c.ps.next(c.now.Add(beat/2), grace).Sub(c.now); got != beat/2 {
+		t.Errorf("before its heartbeat it looks after %v", got)
+	}
+}
+
 func TestANodeThatWasHeldUpTakesNobodyForDead(t *testing.T) {
 	c := newClock()
 	c.beat(idA, 0, 0)
