@@ -256,12 +256,12 @@ func TestAdoptedAndDialedConnectionsHaveNoPreface(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := l.Adopt(nc)
+	d, err := l.Dial(testnet.Context(t), "tcp", other.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	harness.Expect[tcpio.Opened](t, events)
-	d, err := l.Dial(testnet.Context(t), "tcp", other.Addr().String())
+	c, err := l.Adopt(nc) // in contrast to Dial it does not wait for Serve
 	if err != nil {
 		t.Fatal(err)
 	}
