@@ -1,11 +1,13 @@
 package tcpio
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/rabbit-backend/tcpio/internal/sys"
 )
@@ -159,8 +161,9 @@ func (l *Listener) fileLocked(e *entry) (*os.File, error) {
 // Opened first and at once. NetListener too hands it out at once, even with DeferAccept: its first
 // bytes may have been read. Bytes that were read from nc before do not come again.
 //
-// Serve must be running. Adopt fails with net.ErrClosed once the listener is stopping; nc is
-// untouched then, and after any other error.
+// Serve must be running: Adopt waits 5 s at most for one that a goroutine is about to call, and
+// fails then. It fails with net.ErrClosed once the listener is stopping. nc is untouched after any
+// error.
 func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	fail := func(err error) (*Conn, error) {
 		return nil, &net.OpError{Op: "adopt", Net: l.addr.Network(), Addr: l.addr, Err: err}
@@ -184,10 +187,19 @@ func (l *Listener) Adopt(nc net.Conn) (*Conn, error) {
 	return c, nil
 }
 
+// servePatience is how long Adopt waits for Serve. Nothing tells a program that the goroutine in
+// which it calls Serve has begun.
+const servePatience = 5 * time.Second
+
 // adoptSocket serves nc's connection. On an error nc is as it was.
 func (l *Listener) adoptSocket(nc net.Conn) (*Conn, error) {
 	if err := l.mayAdd(); err != nil {
-		return nil, err
+		ctx, cancel := context.WithTimeout(context.Background(), servePatience)
+		defer cancel()
+		_ = l.awaitServe(ctx)
+		if err = l.mayAdd(); err != nil {
+			return nil, err
+		}
 	}
 	local, remote := nc.LocalAddr(), nc.RemoteAddr()
 	fd, peer, err := sys.Take(nc)

@@ -208,7 +208,8 @@ func TestFencesStrictlyGrow(t *testing.T) {
 							if errors.Is(err, ErrNoQuorum) {
 								failed.Store(true)
 							}
-							if errors.Is(err, ErrReplaced) || errors.Is(err, ErrNoQuorum) {
+							// It may have been replaced before Claim returned, and closed.
+							if errors.Is(err, ErrReplaced) || errors.Is(err, net.ErrClosed) || errors.Is(err, ErrNoQuorum) {
 								continue
 							}
 							if err != nil {

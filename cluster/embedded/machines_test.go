@@ -40,14 +40,25 @@ func mutual() *tls.Config {
 	return c
 }
 
+// eventually is testnet.WaitFor with more patience, for what needs an election: on a busy machine one
+// may take several rounds, of up to 9 s.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(4 * testnet.Limit); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("still not: ", what)
+		}
+	}
+}
+
 // Three servers with fixed names, TLS and JetStream: what is stored survives one of them.
 func TestMachines(t *testing.T) {
 	t.Parallel()
-	ctx := testnet.Context(t)
+	ctx := t.Context()
 	peers := freeAddrs(t, "a", "b", "c")
 	stores := map[string]string{"a": t.TempDir(), "b": t.TempDir(), "c": t.TempDir()}
 	start := func(name string) *Server {
-		s, err := Start(ctx, &Machine{Name: name, Peers: peers, Secret: secret, TLS: mutual(), Store: stores[name]})
+		s, err := Start(testnet.Context(t), &Machine{Name: name, Peers: peers, Secret: secret, TLS: mutual(), Store: stores[name]})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,16 +77,16 @@ func TestMachines(t *testing.T) {
 		t.Cleanup(cancel)
 		return short
 	}
-	testnet.WaitFor(t, "a leader", func() bool {
+	eventually(t, "a leader", func() bool {
 		kv, err = js.CreateKeyValue(try(), jetstream.KeyValueConfig{Bucket: "b", Replicas: 3})
 		return err == nil
 	})
-	testnet.WaitFor(t, "an acknowledged put", func() bool {
+	eventually(t, "an acknowledged put", func() bool {
 		_, err = kv.PutString(try(), "k", "v")
 		return err == nil
 	})
 	b.Close()
-	testnet.WaitFor(t, "a put with two servers of three", func() bool {
+	eventually(t, "a put with two servers of three", func() bool {
 		_, err := kv.PutString(try(), "k", "w")
 		return err == nil
 	})
@@ -83,7 +94,7 @@ func TestMachines(t *testing.T) {
 	if js, err = jetstream.New(again.Conn()); err != nil {
 		t.Fatal(err)
 	}
-	testnet.WaitFor(t, "the value at the server that came back", func() bool {
+	eventually(t, "the value at the server that came back", func() bool {
 		kv, err := js.KeyValue(try(), "b")
 		if err != nil {
 			return false

@@ -432,3 +432,36 @@ func TestConnectionAdoptedAfterItsResetIsStillTCP(t *testing.T) {
 	}
 	tc.Close()
 }
+
+// A program calls Serve in a goroutine, and has the first connection before that has begun.
+// To see it fail: have Adopt not wait.
+func TestAdoptWaitsForServe(t *testing.T) {
+	nc, peer := established(t, "tcp")
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Network: "none", NewActor: func(c *tcpio.Conn) tcpio.Actor {
+		return tcpio.ActorFunc(func(ev tcpio.Event) error {
+			if _, ok := ev.(tcpio.Opened); ok {
+				_, err := c.TryWrite([]byte("hello"))
+				return err
+			}
+			return nil
+		})
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	adopted := make(chan error, 1)
+	go func() { // until Adopt returns
+		_, err := l.Adopt(nc)
+		adopted <- err
+	}()
+	testnet.WaitFor(t, "Adopt was called", func() bool { return testnet.Goroutines("(*Listener).Adopt(") > 0 || len(adopted) > 0 })
+	served := make(chan error, 1)
+	go func() { served <- l.Serve(context.Background()) }() // until Close
+	t.Cleanup(func() { l.Close(); <-served })
+	if err := testnet.Receive(t, "Adopt returns", adopted); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(peer, make([]byte, 5)); err != nil {
+		t.Errorf("the peer: %v", err)
+	}
+}

@@ -128,6 +128,7 @@ pools:
 	go func() {
 		defer close(done)
 		for pause := time.Duration(0); traffic.Err() == nil; pause = (pause + 7*time.Millisecond) % (60 * time.Millisecond) {
+			_ = clients[9].SetDeadline(time.Now().Add(patience))
 			if _, err := clients[9].Write(block); err != nil {
 				t.Error(err)
 				return

@@ -268,6 +268,7 @@ func dialTo(t testing.TB, addr string) *client {
 // ask sends a line and returns the answer, a line too.
 func (c *client) ask(line string) string {
 	c.t.Helper()
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(c, line+"\n"); err != nil {
 		c.t.Fatal(err)
 	}
