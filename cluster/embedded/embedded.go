@@ -58,6 +58,10 @@ func connOptions(more []nats.Option) []nats.Option {
 	}, more...)
 }
 
+// greeting is how long a client and its server may take to greet each other. NATS has 2 s, which is
+// little on a busy machine, and both are here.
+const greeting = 10 * time.Second
+
 // serverOptions are what all servers here have in common: no signal handlers, a port for clients on
 // loopback alone, routes whose death is noticed after 8 s although nothing is sent.
 //
@@ -70,6 +74,7 @@ func serverOptions(name string) *server.Options {
 		Port:                   server.RANDOM_PORT,
 		Username:               "tcpio",
 		Password:               rand.Text(),
+		AuthTimeout:            greeting.Seconds(),
 		NoSigs:                 true,
 		DisableJetStreamBanner: true,
 		Cluster: server.ClusterOpts{
@@ -105,7 +110,7 @@ func startServer(ctx context.Context, o *server.Options, log *slog.Logger) (*ser
 // connect connects this process with its own server.
 func connect(srv *server.Server, so *server.Options, more []nats.Option) (*nats.Conn, error) {
 	nc, err := nats.Connect("", connOptions(append([]nats.Option{
-		nats.InProcessServer(srv), nats.UserInfo(so.Username, so.Password)}, more...))...)
+		nats.InProcessServer(srv), nats.UserInfo(so.Username, so.Password), nats.Timeout(greeting)}, more...))...)
 	if err != nil {
 		return nil, fmt.Errorf("embedded: %w", err)
 	}
