@@ -34,7 +34,7 @@ func TestExhaustedChild(t *testing.T) {
 	}
 	var failed atomic.Int64
 	handle := harness.Echo(t)
-	l := harness.Stream(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) {
+	l := harness.Stream(t, tcpio.ListenerOptions{Loops: 2}, func(ev tcpio.Event) {
 		if ev, ok := ev.(tcpio.Failed); ok {
 			if failed.Add(1) == 1 {
 				fmt.Printf("first: %v\n", ev.Err)
