@@ -315,6 +315,18 @@ func TestEndlessAcceptErrorsStarveNobody(t *testing.T) {
 
 func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
 	t.Parallel()
+	var took time.Duration
+	for range 3 { // a machine that stands still for a moment waits as long as the back-off
+		if took = backOffAndRecover(t); took < acceptSlowest-10*time.Millisecond {
+			return
+		}
+	}
+	t.Errorf("the next attempt came after %v", took)
+}
+
+// backOffAndRecover runs out of descriptors until the back-off is at its longest, and returns how long behind
+// the last attempt a connection is opened once a descriptor is free.
+func backOffAndRecover(t *testing.T) (took time.Duration) {
 	r, _ := fakeOne(t, ListenerOptions{})
 	events := r.Events()
 	r.serve()
@@ -358,15 +370,14 @@ func TestExhaustedDescriptorsBackOffAndRecover(t *testing.T) {
 			t.Fatalf("got %T", ev)
 		}
 	}
-	if d := time.Since(last); d > acceptSlowest-10*time.Millisecond {
-		t.Errorf("the next attempt came after %v", d)
-	}
+	took = time.Since(last)
 	if _, err := c.TryWrite([]byte("welcome")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadFull(peer, make([]byte, 7)); err != nil {
 		t.Errorf("the peer that waited: %v", err)
 	}
+	return took
 }
 
 // To see it fail: leave out the comparison with reportedAt in shard.report.
