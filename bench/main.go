@@ -62,8 +62,11 @@ func main() {
 	flag.Parse()
 
 	err := func() (err error) {
-		if *relay {
+		switch {
+		case *relay:
 			servers, workloads = relays(), relayWorkloads
+		case *smoke:
+			servers = append(servers, relays()...)
 		}
 		if o.servers, err = pick(servers, *ss, func(s server) string { return s.name }); err != nil {
 			return err
@@ -288,7 +291,11 @@ func (o *options) smoke() error {
 				return fmt.Errorf("%s %s: %w", s.name, strings.Join(loads[j].load, " "), err)
 			}
 		}
-		fmt.Println("ok", s.name)
+		if s.between {
+			fmt.Println("ok", s.name, "(proxy)")
+		} else {
+			fmt.Println("ok", s.name)
+		}
 	}
 	return nil
 }
