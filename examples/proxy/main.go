@@ -53,12 +53,13 @@ func main() {
 
 // run serves until ctx ends, and returns when every pair and every goroutine has ended.
 func run(ctx context.Context, out, log io.Writer, cfg config) error {
+	p := &proxy{to: cfg.to, dialer: &net.Dialer{Timeout: cfg.dialTimeout}, log: log}
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr:              cfg.listen,
 		MaxConns:          20000,          // both sides of 10,000 pairs
 		WriteStallTimeout: time.Minute,    // nobody has to wait longer for a peer that takes nothing
 		DrainTimeout:      24 * time.Hour, // -drain is the limit
-		NewActor:          func(*tcpio.Conn) tcpio.Actor { return &pair{cfg: cfg, log: log} },
+		NewActor:          func(*tcpio.Conn) tcpio.Actor { return p },
 	})
 	if err != nil {
 		return err
@@ -73,19 +74,21 @@ func run(ctx context.Context, out, log io.Writer, cfg config) error {
 	return g.Wait()
 }
 
-// A pair is the actor of a client's connection: it dials, and joins the two.
-type pair struct {
-	cfg config
-	log io.Writer
+// A proxy is the actor of every client's connection: it dials, and joins the two. It keeps nothing
+// of a connection, so that one does for all.
+type proxy struct {
+	to     string
+	dialer *net.Dialer
+	log    io.Writer
 }
 
 // Receive resets a client that gets no upstream: a reset is no answer, and the client sees that it
 // is none.
-func (p *pair) Receive(ev tcpio.Event) error {
+func (p *proxy) Receive(ev tcpio.Event) error {
 	switch ev := ev.(type) {
 	case tcpio.Opened:
 		_, err := ev.Conn.Listener().DialAsync(tcpio.DialRequest{
-			Address: p.cfg.to, Dialer: &net.Dialer{Timeout: p.cfg.dialTimeout}, To: ev.Conn,
+			Address: p.to, Dialer: p.dialer, To: ev.Conn,
 		})
 		if err != nil {
 			p.fail(ev.Conn, err)
@@ -100,7 +103,7 @@ func (p *pair) Receive(ev tcpio.Event) error {
 	return nil
 }
 
-func (p *pair) fail(client *tcpio.Conn, err error) {
+func (p *proxy) fail(client *tcpio.Conn, err error) {
 	client.Abort()
 	fmt.Fprintf(p.log, "proxy: %v: %v\n", client.RemoteAddr(), err)
 }
