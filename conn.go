@@ -52,7 +52,7 @@ type Conn struct {
 	stream  *stream    // where events go; nil: to the actor
 	actor   Actor
 	ext     *connExt // what few connections need
-	data    any      // of SetData; of a relayed connection its *relaySide, which has that
+	data    any      // of SetData; of a relayed connection its *relaySide or a *sideAndData
 	limit   limitState
 }
 
@@ -83,6 +83,7 @@ type connExt struct {
 	counted      bool              // with a Preface: MaxConnsPerIP counts the connection for addrPort
 	connecting   bool              // of a dial: the socket is not connected; stays when that fails
 	ownInput     bool              // inputTimeout is set
+	edges        uint16            // while connecting: what epoll has said of the socket
 	groups       []membership      // of Groups
 	tls          *tlsState
 	preface      *preface // until Preface is done with the connection
@@ -375,7 +376,9 @@ func (c *Conn) fdUsedLocked() bool { return c.sock.has(sockNew) || c.ext != nil 
 
 func (c *Conn) extLocked() *connExt {
 	if c.ext == nil {
-		c.ext = new(connExt)
+		if c.ext, _ = c.sh.exts.Get().(*connExt); c.ext == nil {
+			c.ext = new(connExt)
+		}
 	}
 	return c.ext
 }

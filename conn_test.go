@@ -10,6 +10,7 @@ import (
 	"math/big"
 	"math/rand/v2"
 	"net"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -138,6 +139,42 @@ var _ [connLimit - unsafe.Sizeof(Conn{})]byte
 func TestConnIsSmall(t *testing.T) {
 	t.Logf("a Conn is %d bytes, what few connections need another %d, a timer %d",
 		unsafe.Sizeof(Conn{}), unsafe.Sizeof(connExt{}), unsafe.Sizeof(timer{}))
+}
+
+// Every field but the addresses, and what has a meaning only beside another, keeps an ext. One that
+// is added has to be thought of.
+func TestAnExtThatHoldsSomethingIsNotBlank(t *testing.T) {
+	idle := map[string]bool{ // true without being of use: see blank
+		"remote": true, "local": true, "client": true, "closeBy": true, "heard": true, "counted": true,
+		"edges": true, "preface": true, "inputTimeout": true,
+	}
+	if !new(connExt).blank() {
+		t.Error("an empty ext is not blank")
+	}
+	held := map[string]func(x *connExt){
+		"err": func(x *connExt) { x.err = io.EOF }, "readErr": func(x *connExt) { x.readErr = io.EOF },
+		"sendErr": func(x *connExt) { x.sendErr = io.EOF }, "timer": func(x *connExt) { x.timer = new(timer) },
+		"timers": func(x *connExt) { x.timers = new(timer) }, "mailbox": func(x *connExt) { x.mailbox.Push(mail{}) },
+		"posted": func(x *connExt) { x.posted = 1 }, "copies": func(x *connExt) { x.copies = 1 },
+		"fdUsers": func(x *connExt) { x.fdUsers = 1 }, "late": func(x *connExt) { x.late = 1 },
+		"raw": func(x *connExt) { x.raw = true }, "given": func(x *connExt) { x.given = true },
+		"connecting": func(x *connExt) { x.connecting = true }, "ownInput": func(x *connExt) { x.ownInput = true },
+		"groups": func(x *connExt) { x.groups = make([]membership, 1) }, "tls": func(x *connExt) { x.tls = new(tlsState) },
+		"frames":  func(x *connExt) { x.frames.busy = true },
+		"context": func(x *connExt) { x.context.ctx = t.Context() },
+		"dial":    func(x *connExt) { x.dial = new(dialing) }, "dialed": func(x *connExt) { x.dialed = new(Dialed) },
+		"waits": func(x *connExt) { x.waits = new(waits) },
+	}
+	for i := range reflect.TypeFor[connExt]().NumField() {
+		f := reflect.TypeFor[connExt]().Field(i)
+		x, hold := new(connExt), held[f.Name]
+		if hold != nil {
+			hold(x)
+		}
+		if hold == nil && !idle[f.Name] || hold != nil && x.blank() {
+			t.Errorf("%s: an ext that holds it is blank, or the test does not know it", f.Name)
+		}
+	}
 }
 
 // Sending an event through a channel allocates nothing: it is one pointer, which the interface
@@ -408,7 +445,7 @@ func TestBytesThatCameWithTheConnectAreAnnounced(t *testing.T) {
 	r.dials.add(d)
 	d.lanes[0].begun, d.lanes[0].next = true, 1
 	d.steps.Store(1) // as inside a step
-	d.register(0, &madeSocket{fd: fd})
+	d.register(0, madeSocket{fd: fd})
 	testnet.WaitFor(t, "the edge has poked", func() bool { return d.steps.Load() > 1 })
 	d.steps.Store(0)
 	d.step()

@@ -33,11 +33,11 @@ func (c *Conn) Context() context.Context {
 // at it and drops it with the Conn.
 func (c *Conn) SetData(v any) {
 	c.mu.Lock()
+	var side *relaySide
 	if c.relayed() {
-		c.side().data = v
-	} else {
-		c.data = v
+		side = c.side()
 	}
+	c.setDataLocked(side, v)
 	c.unlock()
 }
 
@@ -46,10 +46,7 @@ func (c *Conn) SetData(v any) {
 func (c *Conn) Data() any {
 	c.mu.Lock()
 	defer c.unlock()
-	if c.relayed() {
-		return c.side().data
-	}
-	return c.data
+	return c.userDataLocked()
 }
 
 // Endpoint returns the Name of the [Endpoint] that the connection came by. It is empty for one that

@@ -64,7 +64,7 @@ func (d *dialAnswer) tell(m membership, answer *Dialed) bool {
 		return false
 	}
 	if answer != nil {
-		c.deliverLocked(mail{value: answerTo(*answer)})
+		c.deliverLocked(mail{value: (*answerTo)(answer)})
 	}
 	return true
 }
@@ -83,7 +83,9 @@ func (d *dialAnswer) take() bool {
 func (d *dialAnswer) beginLocked(c *Conn) *Dialed {
 	answer := &Dialed{Conn: c, Value: d.value, To: d.to}
 	c.ext.dial = nil
-	unread := c.announced() || sys.Unread(c.fd) > 0 || sys.HungUp(c.fd) // its edge may be over
+	// An edge that came before may have said so, or the handshake may have taken it.
+	unread := c.announced() || c.ext.edges&^pollOut != 0 || c.tls() != nil && (sys.Unread(c.fd) > 0 || sys.HungUp(c.fd))
+	c.ext.edges = 0
 	c.withdrawReadableLocked()
 	if d.stream == nil && d.actor == nil {
 		c.route.add(routeOpened) // moveLocked emits Opened

@@ -112,12 +112,12 @@ func (d *dialing) mayBeAsync() error {
 func (l *Listener) newDialing(r *DialRequest) (*dialing, error) {
 	d := &dialing{l: l, dialAnswer: dialAnswer{value: r.Value, to: r.To, actor: r.Actor}}
 	d.network = r.Network
-	if r.Dialer != nil {
-		d.dialer = *r.Dialer
-	} else {
-		d.dialer.SetMultipathTCP(false) // as for the listening socket, also if GODEBUG says otherwise
+	d.opts, d.given, d.dialer = &l.opts, r.Dialer, &l.plainDialer
+	if own := r.Dialer; own != nil && !onlyTimes(own) {
+		theirs := *own
+		d.dialer = &theirs
 	}
-	if d.dialer.Timeout < 0 {
+	if d.given != nil && d.given.Timeout < 0 {
 		return nil, errors.New("Dialer.Timeout is negative")
 	}
 	if err := d.setAddress(r.Address); err != nil {
@@ -134,10 +134,15 @@ func (l *Listener) newDialing(r *DialRequest) (*dialing, error) {
 			return nil, err
 		}
 	}
-	d.keep = l.opts.KeepAlive
-	d.userTimeout = l.opts.TCPUserTimeout
 	d.timer = timer{kind: timerDial, value: d}
 	return d, nil
+}
+
+// onlyTimes reports whether d has nothing but Timeout and Deadline.
+func onlyTimes(d *net.Dialer) bool {
+	//lint:ignore SA1019 programs use it
+	return d.Cancel == nil && d.LocalAddr == nil && d.FallbackDelay == 0 && d.KeepAlive == 0 && !d.KeepAliveConfig.Enable &&
+		d.Resolver == nil && d.Control == nil && d.ControlContext == nil && !d.MultipathTCP()
 }
 
 // routeOf finds d's loop and where its answer goes.

@@ -49,12 +49,12 @@ type dialing struct {
 
 // A lane tries its addresses one after the other. The second one has those of the other family.
 type lane struct {
-	next    int
+	next    int32
+	retries int32 // of the same address
 	conn    *Conn // the attempt under way
 	making  bool  // a worker makes its socket
 	begun   bool
 	limit   int64 // when the attempt has had its share of the time; 0: never
-	retries int   // of the same address
 	err     error // of the first address that failed
 }
 
@@ -141,7 +141,7 @@ func (d *dialing) advance() {
 		case m == nil:
 		case !d.ended:
 			d.lanes[i].making = false
-			d.register(i, m)
+			d.register(i, *m)
 		case m.err == nil:
 			sys.CloseFD(m.fd)
 		}
@@ -215,7 +215,7 @@ func (d *dialing) connect(found *foundAddrs, t int64) {
 // done reports whether the lane i has no address left.
 func (d *dialing) done(i int) bool {
 	ln := &d.lanes[i]
-	return ln.conn == nil && !ln.making && ln.next == len(d.addrs[i])
+	return ln.conn == nil && !ln.making && int(ln.next) == len(d.addrs[i])
 }
 
 // drive looks at the attempt of the lane i, and begins the next one if that has failed.
@@ -223,7 +223,7 @@ func (d *dialing) drive(i int, t int64) {
 	ln := &d.lanes[i]
 	for d.winner == nil && !ln.making {
 		if ln.conn != nil {
-			done, err := ln.conn.lookConnected(d.mayBeSelf())
+			done, err := ln.conn.lookConnected(d.mayBeSelf(), d.caller != nil)
 			switch {
 			case done && err == nil:
 				d.winner, ln.conn = ln.conn, nil
@@ -238,25 +238,30 @@ func (d *dialing) drive(i int, t int64) {
 			ln.conn = nil
 			d.setback(i, err)
 		}
-		if ln.next == len(d.addrs[i]) {
+		if int(ln.next) == len(d.addrs[i]) {
 			return
 		}
 		a := d.addrs[i][ln.next]
 		ln.next++
-		ln.limit = d.share(t, len(d.addrs[i])-ln.next+1)
-		m := &madeSocket{fd: -1}
-		open := func() (err error) {
-			m.fd, err = d.open(a)
-			return err
-		}
+		ln.limit = d.share(t, len(d.addrs[i])-int(ln.next)+1)
 		if d.hasControl() {
 			ln.making = true
-			d.runElsewhere("Dialer.Control", open, func(err error) { m.err, d.made[i] = err, m })
+			d.openElsewhere(i, a)
 			return
 		}
-		m.err = open()
-		d.register(i, m)
+		fd, err := d.open(a)
+		d.register(i, madeSocket{fd, err})
 	}
+}
+
+// openElsewhere is open for the lane i.
+func (d *dialing) openElsewhere(i int, a net.Addr) {
+	m := &madeSocket{fd: -1}
+	open := func() (err error) {
+		m.fd, err = d.open(a)
+		return err
+	}
+	d.runElsewhere("Dialer.Control", open, func(err error) { m.err, d.made[i] = err, m })
 }
 
 // runElsewhere runs f, which calls what may block, and has note take in its error under mu: also
@@ -296,7 +301,7 @@ func (d *dialing) share(t int64, n int) int64 {
 	return min(d.deadline, t+max(part, int64(2*time.Second)))
 }
 
-// errSelf is the error of a connection with itself; see sys.Connected.
+// errSelf is the error of a connection with itself; see lookConnected.
 var errSelf = &os.SyscallError{Syscall: "connect", Err: syscall.ECONNREFUSED}
 
 // setback notes why the attempt at the last address of the lane i failed, or has it tried again.
@@ -315,7 +320,7 @@ func (d *dialing) setback(i int, err error) {
 }
 
 // register makes a Conn of a socket that is connecting, or notes why there is none.
-func (d *dialing) register(i int, m *madeSocket) {
+func (d *dialing) register(i int, m madeSocket) {
 	if m.err != nil {
 		d.setback(i, m.err)
 		return
@@ -323,7 +328,8 @@ func (d *dialing) register(i int, m *madeSocket) {
 	ln := &d.lanes[i]
 	a := d.addrs[i][ln.next-1]
 	c := &Conn{sh: d.sh, id: lastID.Add(1), peer: sys.AddrOf(a), origin: dialed, fd: m.fd, claim: unclaimed}
-	c.ext = &connExt{remote: a, dial: d, connecting: true}
+	x := c.extLocked() // nobody else sees c yet
+	x.remote, x.dial, x.connecting = a, d, true
 	if !c.peer.IsIP || d.dialer.MultipathTCP() && sys.Multipath(m.fd) {
 		c.sock.add(sockUnsure) // a short read of it proves nothing
 	}
@@ -334,18 +340,31 @@ func (d *dialing) register(i int, m *madeSocket) {
 	ln.conn = c // an edge pokes, if it is not connected already
 }
 
-// lookConnected reports whether the attempt is over, and why it failed.
-func (c *Conn) lookConnected(mayBeSelf bool) (done bool, err error) {
+// lookConnected reports whether the attempt is over, and why it failed. What epoll has said tells:
+// a socket that connects is neither writable nor hung up (connect(2)), and an edge comes when that
+// changes. The kernel is asked of one that has failed too; and, with ask, of one of which epoll has
+// said nothing.
+//
+// A port of the dynamic range that nobody listens on can be given to the very socket that connects
+// to it. Such a connection with itself is not wanted, unless mayBeSelf.
+func (c *Conn) lookConnected(mayBeSelf, ask bool) (done bool, err error) {
 	c.mu.Lock()
 	defer c.unlock()
-	if c.ended() {
+	bits := uint32(c.ext.edges)
+	switch {
+	case c.ended():
 		return true, net.ErrClosed
+	case bits == 0 && !ask:
+		return false, nil
+	case bits&pollOut == 0 || bits&(pollErr|pollHup) != 0:
+		if done, err = sys.Connected(c.fd); err != nil || !done {
+			return err != nil, err
+		}
 	}
-	connected, self, err := sys.Connected(c.fd)
-	if self && !mayBeSelf {
-		err = errSelf
+	if !mayBeSelf && c.peer.IsIP && c.peer.Same(sys.Local(c.fd)) {
+		return true, errSelf
 	}
-	return connected || err != nil, err
+	return true, nil
 }
 
 // drop ends a connection that is not wanted.
@@ -369,8 +388,10 @@ func (d *dialing) won() {
 	if !c.ended() {
 		c.ext.connecting = false
 		c.sh.count.accepted.Add(1)
-		c.ext.remote, c.ext.local = sys.ConnectedAddrs(c.fd, c.ext.remote)
-		c.peer = sys.AddrOf(c.ext.remote) // nobody has seen c yet
+		if peer, local, ok := sys.LinkLocalAddrs(c.fd, c.ext.remote); ok {
+			c.ext.remote, c.ext.local = peer, local
+			c.peer = sys.AddrOf(peer) // nobody has seen c yet
+		}
 		if d.config != nil {
 			c.beginTLSLocked(d.config, true)
 		}

@@ -12,14 +12,14 @@ import (
 
 // A dialPlan is what a dial connects, by which addresses, and how. Only setAddrs changes it later.
 type dialPlan struct {
-	network     string
-	host        string // of the address
-	service     string // likewise, its port
-	dialer      net.Dialer
-	deadline    int64               // on the clock of now; 0: none
-	keep        net.KeepAliveConfig // the listener's
-	userTimeout time.Duration       // likewise
-	addrs       [2][]net.Addr       // those of the first one's family, and the others; none: the name is to be looked up
+	network  string
+	host     string           // of the address
+	service  string           // likewise, its port
+	given    *net.Dialer      // the request's, which is its user's again when the dial has begun
+	dialer   *net.Dialer      // a copy, or the listener's plainDialer, but for the times
+	opts     *ListenerOptions // the listener's
+	deadline int64            // on the clock of now; 0: none
+	addrs    [2][]net.Addr    // those of the first one's family, and the others; none: the name is to be looked up
 
 	// For what may block, on a goroutine of Listener.dialWorkers; nil where there is none of it.
 	ctx    context.Context
@@ -37,8 +37,8 @@ func (d *dialPlan) setAddress(address string) error {
 	case "unix":
 		if u, ok := local.(*net.UnixAddr); local != nil && !ok {
 			return mismatch()
-		} else if u == nil || u.Name == "" {
-			d.dialer.LocalAddr = nil
+		} else if local != nil && (u == nil || u.Name == "") {
+			d.dialer.LocalAddr = nil // of a copy
 		}
 		d.addrs[0] = []net.Addr{&net.UnixAddr{Name: address, Net: "unix"}}
 		return nil
@@ -48,8 +48,8 @@ func (d *dialPlan) setAddress(address string) error {
 	}
 	if a, ok := local.(*net.TCPAddr); local != nil && !ok {
 		return mismatch()
-	} else if a == nil {
-		d.dialer.LocalAddr = nil
+	} else if local != nil && a == nil {
+		d.dialer.LocalAddr = nil // of a copy
 	}
 	host, service, err := net.SplitHostPort(address)
 	if err != nil {
@@ -126,11 +126,14 @@ func (d *dialPlan) begin(ctx context.Context) {
 			d.deadline = at
 		}
 	}
-	if d.dialer.Timeout > 0 {
-		limit(d.dialer.Timeout)
-	}
-	if at := d.dialer.Deadline; !at.IsZero() {
-		limit(time.Until(at))
+	if given := d.given; given != nil {
+		d.given = nil
+		if given.Timeout > 0 {
+			limit(given.Timeout)
+		}
+		if !given.Deadline.IsZero() {
+			limit(time.Until(given.Deadline))
+		}
 	}
 	if at, ok := ctx.Deadline(); ok {
 		limit(time.Until(at))
@@ -176,6 +179,9 @@ func (d *dialPlan) open(a net.Addr) (fd int32, err error) {
 	if err == nil && d.dialer.LocalAddr != nil {
 		err = sys.Bind(fd, d.dialer.LocalAddr)
 	}
+	if err == nil && d.hasControl() {
+		err = sys.LimitCalls(fd) // it may have cleared O_NONBLOCK
+	}
 	if err == nil {
 		err = sys.Connect(fd, a)
 	}
@@ -191,7 +197,7 @@ func (d *dialPlan) tune(fd int32, multipath bool) error {
 		own = net.KeepAliveConfig{Enable: true, Idle: d.dialer.KeepAlive}
 	}
 	ours := !own.Enable && d.dialer.KeepAlive == 0
-	if err := sys.TuneDialed(fd, ours, multipath, d.keep, d.userTimeout); err != nil {
+	if err := sys.TuneDialed(fd, ours, multipath, d.opts.KeepAlive, d.opts.TCPUserTimeout); err != nil {
 		return err
 	}
 	if own.Enable {

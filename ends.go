@@ -75,6 +75,9 @@ func (c *Conn) cutOffLocked() error {
 		}
 		return nil
 	}
+	if c.origin == accepted && (c.ext == nil || !c.ext.raw) {
+		return nil // nobody else has had the descriptor
+	}
 	if !c.peer.IsIP || c.finSent() || !sys.Disconnected(c.fd) || sys.HasError(c.fd) {
 		return nil // an error that is still pending comes behind a FIN, or recv had returned it
 	}

@@ -22,7 +22,7 @@ const (
 // held is how many bytes of the direction the relay holds, at most: of those in the other
 // connection's queue it takes no lock to know.
 func (s *relaySide) held() int {
-	if n := int(s.inPipe.Load()); n > 0 || !s.full.Load() {
+	if n := int(s.inPipe.Load()); n > 0 || !s.full() {
 		return n
 	}
 	return buf.Large
@@ -96,7 +96,7 @@ func (s *relaySide) emptyPipe() bool {
 	c := s.other().c
 	c.mu.Lock()
 	all := s.emptyPipeLocked(c)
-	full := !all && s.full.Load()
+	full := !all && s.full()
 	c.unlock()
 	if full {
 		s.lookForError()
@@ -121,7 +121,7 @@ func (s *relaySide) emptyPipeLocked(c *Conn) bool {
 			if !waits {
 				c.outputWaitsLocked()
 			}
-			s.full.Store(true)
+			s.mark.Or(relayFull)
 			return false
 		case errno == 0 || sys.Unspliceable(errno):
 			s.copies = true
@@ -138,7 +138,7 @@ func (s *relaySide) emptyPipeLocked(c *Conn) bool {
 		s.passed.Add(uint64(n))
 	}
 	if c.out != nil {
-		s.full.Store(true) // what was copied
+		s.mark.Or(relayFull) // what was copied
 		return false
 	}
 	return true
@@ -160,8 +160,8 @@ func (s *relaySide) lookForError() {
 // direction is broken too.
 func (s *relaySide) breakLocked(c *Conn) {
 	s.ended = true
-	s.broken.Store(true)
-	if err := c.sendErrLocked(); err != nil && s.other().broken.Load() {
+	s.mark.Or(relayBroken)
+	if err := c.sendErrLocked(); err != nil && s.other().mark.Load()&relayBroken != 0 {
 		c.releaseLocked(err)
 	}
 }

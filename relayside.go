@@ -14,22 +14,34 @@ import (
 // A Relay joins two connections; see Conn.Relay. It has no goroutine: the loops of the two move the
 // bytes. What belongs to one connection is guarded by its mu, and nobody holds both.
 type Relay struct {
-	// Immutable once joined is set.
+	// Immutable once joined.
 	sides  [2]relaySide
-	idle   time.Duration // 0: no limit
-	timer  *timer        // of idle
-	sealed bool          // a connection has TLS
+	idle   *relayIdle // nil: no limit
+	sealed bool       // a connection has TLS
 
 	// Atomic.
-	end    atomic.Pointer[RelayEnd] // nil while bytes are passed on; set under mu
-	first  atomic.Pointer[Conn]     // whose peer's end of stream was the first to be passed on
-	ends   atomic.Int32             // directions that have ended in order
-	joined atomic.Bool              // both connections are in it
-	due    atomic.Bool              // the idle limit could have been reached
+	state atomic.Uint32            // relayJoined, relayOver
+	first atomic.Int32             // 1 + the side whose peer was the first to end; 0: none
+	ends  atomic.Int32             // directions that have ended in order
+	end   atomic.Pointer[RelayEnd] // nil while bytes are passed on; set under mu
 
 	mu sync.Mutex
 	// Guarded by mu, under which nothing else is locked.
 	done chan struct{} // of Done; nil until it is asked for
+}
+
+const (
+	relayJoined uint32 = 1 << iota // both connections are in it
+	relayOver                      // somebody brings its end to both
+)
+
+func (r *Relay) joined() bool { return r.state.Load()&relayJoined != 0 }
+
+// A relayIdle is the idle limit of a Relay.
+type relayIdle struct {
+	timer timer // immutable
+	limit time.Duration
+	due   atomic.Bool // it could have been reached
 }
 
 // A RelayEnd says how a Relay ended.
@@ -50,31 +62,42 @@ type relaySide struct {
 	relay *Relay
 	c     *Conn
 
-	// Guarded by c.mu.
-	data     any  // of SetData: Conn.data has the side
-	readable bool // a Readable was out before, which leave owes
-	writable bool // likewise a Writable
-	failed   bool // epoll has reported an error, which may be behind unread input
-	told     bool // RelayEnded was sent
-	room     bool // the other direction may go on
-
-	// Atomic. full is true while the other connection cannot be written to; it changes under that
-	// one's mu.
-	full   atomic.Bool
-	turn   atomic.Uint32 // a relayTurn
+	// Atomic.
 	passed atomic.Uint64 // bytes that the other connection took
+	mark   atomic.Uint32 // relayMarks
+	turn   atomic.Uint32 // a relayTurn
 	inPipe atomic.Int32  // bytes in the pipe; the turn changes it
-	broken atomic.Bool   // the other connection cannot be written to for good
 
 	// Owned by the turn.
+	pipe    sys.Pipe // holds inPipe bytes
 	atEnd   bool     // the peer's end of stream was read and noted in the other connection
 	ended   bool     // it has gone out, or writing has failed
 	copies  bool     // a socket refuses splice
 	limited bool     // LimitCalls was called
 	busy    bool     // the last turn moved bulk
 	hasPipe bool     // there is a pipe
-	pipe    sys.Pipe // holds inPipe bytes
+
+	// Guarded by c.mu.
+	readable bool // a Readable was out before, which leave owes
+	writable bool // likewise a Writable
+	failed   bool // epoll has reported an error, which may be behind unread input
+	told     bool // RelayEnded was sent
+	room     bool // the other direction may go on
 }
+
+// A sideAndData is Conn.data of a connection with a relay, if SetData was called.
+type sideAndData struct {
+	side *relaySide
+	data any
+}
+
+// relayMarks are facts about a direction. They change under the mu of the other connection.
+const (
+	relayFull   uint32 = 1 << iota // that cannot be written to at the moment
+	relayBroken                    // nor ever again
+)
+
+func (s *relaySide) full() bool { return s.mark.Load()&relayFull != 0 }
 
 // A relayTurn says whether a goroutine moves the bytes of a direction.
 type relayTurn = uint32
@@ -86,7 +109,35 @@ const (
 )
 
 // side is the part of the connection's relay, which it must have.
-func (c *Conn) side() *relaySide { return c.data.(*relaySide) }
+func (c *Conn) side() *relaySide {
+	if s, ok := c.data.(*relaySide); ok {
+		return s
+	}
+	return c.data.(*sideAndData).side
+}
+
+// userDataLocked is what SetData has set.
+func (c *Conn) userDataLocked() any {
+	if !c.relayed() {
+		return c.data
+	}
+	if d, ok := c.data.(*sideAndData); ok {
+		return d.data
+	}
+	return nil
+}
+
+// setDataLocked sets the user's data; side is that of the connection's relay, nil if there is none.
+func (c *Conn) setDataLocked(side *relaySide, v any) {
+	switch {
+	case side == nil:
+		c.data = v
+	case v == nil:
+		c.data = side
+	default:
+		c.data = &sideAndData{side, v}
+	}
+}
 
 // relaySide is side without mu; nil if the connection is in no relay.
 func (c *Conn) relaySide() *relaySide {
@@ -119,7 +170,7 @@ func (r *Relay) decide(end RelayEnd) {
 	if r.end.Load() != nil {
 		return
 	}
-	r.end.Store(&end)
+	r.end.Store(&RelayEnd{end.By, end.Err}) // end itself would be on the heap each time
 	if r.done != nil {
 		close(r.done)
 	}
@@ -152,14 +203,14 @@ func (c *Conn) relayTurnLocked() (s *relaySide, todo relayTodo) {
 func (c *Conn) relayRoomLocked() {
 	s := c.side()
 	if c.out == nil && c.outputFree() && !c.handshaking() && !c.ended() {
-		s.other().full.Store(false)
+		s.other().mark.And(^relayFull)
 		s.room = true
 		c.wantLocked(wantRelay)
 	}
 }
 
 // relayStuckLocked reports whether nobody will read the connection before the other one has room.
-func (c *Conn) relayStuckLocked() bool { return c.relayed() && c.side().full.Load() }
+func (c *Conn) relayStuckLocked() bool { return c.relayed() && c.side().full() }
 
 // leaveRelayLocked ends the relay of a connection that is released.
 func (c *Conn) leaveRelayLocked() {
@@ -169,5 +220,7 @@ func (c *Conn) leaveRelayLocked() {
 		end.Err = c.ext.err
 	}
 	s.relay.decide(end)
-	c.wantLocked(wantRelay)
+	if s.relay.state.Load()&relayOver == 0 {
+		c.wantLocked(wantRelay)
+	}
 }

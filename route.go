@@ -413,8 +413,8 @@ type mail struct {
 
 // event is m as an event of c. The answer to a dial that c has asked for is one by itself.
 func (m mail) event(c *Conn) Event {
-	if answer, ok := m.value.(answerTo); ok {
-		return Dialed(answer)
+	if answer, ok := m.value.(*answerTo); ok {
+		return Dialed(*answer)
 	}
 	return Message{c, m.value, m.ask}
 }

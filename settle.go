@@ -126,6 +126,7 @@ func (c *Conn) readyLocked(bits uint32) {
 		c.sock.add(sockUnsure)
 	}
 	if !c.opened() && c.ext != nil && c.ext.connecting {
+		c.ext.edges |= uint16(bits)
 		if c.ext.dial != nil {
 			c.ext.dial.poke()
 		}
@@ -175,7 +176,7 @@ func (c *Conn) readyLocked(bits uint32) {
 func (c *Conn) relayErrorLocked() {
 	s := c.side()
 	s.failed = true
-	if c.released() || !s.full.Load() {
+	if c.released() || !s.full() {
 		return
 	}
 	if err := c.sendErrLocked(); err != nil {
@@ -215,7 +216,7 @@ func (c *Conn) expireLocked(tm *timer) {
 	case timerMessage:
 		c.timedLocked(tm)
 	case timerRelay:
-		c.side().relay.due.Store(true)
+		c.side().relay.idle.due.Store(true)
 		c.wantLocked(wantRelay)
 	case timerClose:
 		c.closeDueLocked()
@@ -312,7 +313,7 @@ func (c *Conn) endWaitLocked() {
 // tellRelayEndLocked sends RelayEnded to the route of the relay's first connection, once.
 func (c *Conn) tellRelayEndLocked() {
 	s := c.side()
-	if r := s.relay; s == &r.sides[0] && !s.told && r.joined.Load() {
+	if r := s.relay; s == &r.sides[0] && !s.told && r.joined() {
 		s.told = true
 		c.emitLocked(pendRelayEnded)
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"math"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -39,6 +40,7 @@ type shared struct {
 
 	// With locks of their own, or atomic.
 	pool        buf.Pool
+	exts        sync.Pool           // connExts that a relay had no use for; zero values
 	hurried     atomic.Bool         // Shutdown has begun: no close waits for a silent peer
 	fedAt       atomic.Int64        // when a feeder last sent an event, or began
 	pipes       sys.Pipes           // of relays

@@ -35,7 +35,8 @@ type Listener struct {
 	allClosedAt int64         // when that was; read after allClosed is closed
 	lateBefore  atomic.Uint64 // what Timeouts.Close was when Shutdown began
 
-	newPoller func() (poller, error) // epoll; a fake in tests
+	newPoller   func() (poller, error) // epoll; a fake in tests
+	plainDialer net.Dialer             // of dials without one; immutable
 
 	mu sync.Mutex
 	// Guarded by mu until routesKnown is closed, immutable after that.
@@ -84,6 +85,7 @@ func Listen(opts *ListenerOptions) (*Listener, error) {
 			return p, nil
 		},
 	}
+	l.plainDialer.SetMultipathTCP(false) // as for the listening socket, also if GODEBUG says otherwise
 	l.roomAgain, l.onClosed, l.listener = l.retryAccept, l.connClosed, l
 	if err := l.opts.check(); err != nil {
 		return nil, err

@@ -43,6 +43,9 @@ func (a Addr) Unnamed() Addr {
 	return a
 }
 
+// Same reports whether the addresses, without their zones, are the same IP and port.
+func (a *Addr) Same(b Addr) bool { return a.IsIP && b.IsIP && a.ip == b.ip && a.port == b.port }
+
 // Zone asks for the name of the zone of an IPv6 peer, in the network namespace of the socket fd.
 func (a *Addr) Zone(fd int32) Zone {
 	if !a.IsIP || !a.Named() {

@@ -47,22 +47,40 @@ func peerName(fd int32) net.Addr {
 	return a
 }
 
+// Local asks for the local address of fd. The zero Addr is that of a unix socket, or of none.
+func Local(fd int32) Addr {
+	var rsa unix.RawSockaddrAny
+	if !sockname(fd, &rsa) {
+		return Addr{}
+	}
+	return parseAddr(&rsa)
+}
+
 // LocalAddr asks for the local address of fd, nil if it has none. z is the zone that it may have.
 func LocalAddr(fd int32, z Zone) net.Addr {
-	sa, err := unix.Getsockname(int(fd))
-	if err != nil {
+	var rsa unix.RawSockaddrAny
+	if !sockname(fd, &rsa) {
 		return nil
 	}
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return &net.TCPAddr{IP: append(net.IP(nil), sa.Addr[:]...), Port: sa.Port}
-	case *unix.SockaddrInet6:
-		ip := append(net.IP(nil), sa.Addr[:]...)
-		return &net.TCPAddr{IP: ip, Port: sa.Port, Zone: z.nameOf(sa.ZoneId)}
-	case *unix.SockaddrUnix:
-		return &net.UnixAddr{Name: sa.Name, Net: "unix"}
+	switch a := parseAddr(&rsa); rsa.Addr.Family {
+	case unix.AF_INET:
+		return &net.TCPAddr{IP: append(net.IP(nil), a.ip[12:]...), Port: int(a.port)}
+	case unix.AF_INET6:
+		return &net.TCPAddr{IP: append(net.IP(nil), a.ip[:]...), Port: int(a.port), Zone: z.nameOf(a.zone)}
+	case unix.AF_UNIX:
+		if sa, err := unix.Getsockname(int(fd)); err == nil {
+			return &net.UnixAddr{Name: sa.(*unix.SockaddrUnix).Name, Net: "unix"}
+		}
 	}
 	return nil
+}
+
+// sockname is getsockname(2). The function of x/sys allocates, and asks for the protocol as well.
+func sockname(fd int32, rsa *unix.RawSockaddrAny) bool {
+	size := uint32(unix.SizeofSockaddrAny)
+	_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd),
+		uintptr(unsafe.Pointer(rsa)), uintptr(unsafe.Pointer(&size)))
+	return errno == 0
 }
 
 // zoneOf asks for the name of the network interface index, in the network namespace of fd.

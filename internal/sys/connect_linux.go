@@ -34,10 +34,6 @@ func Socket(network string, multipath bool) (int32, error) {
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	if err := LimitCalls(int32(fd)); err != nil {
-		CloseFD(int32(fd))
-		return -1, err
-	}
 	return int32(fd), nil
 }
 
@@ -49,21 +45,24 @@ func Bind(fd int32, local net.Addr) error {
 		// Without it Bind chooses the port.
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 	}
-	sa, err := sockaddr(fd, local)
+	family, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if err != nil {
-		return err
+		return os.NewSyscallError("getsockopt", err)
 	}
+	sa := sockaddr(fd, family, local)
 	return os.NewSyscallError("bind", unix.Bind(int(fd), sa))
 }
 
-// Connect begins to connect fd to remote, a *net.TCPAddr or *net.UnixAddr. What becomes of it
-// Connected says, when it is over: fd is writable then.
+// Connect begins to connect fd, a socket of remote's network, to remote, a *net.TCPAddr or
+// *net.UnixAddr. When that is over, fd is writable. If poll(2) reports an error or a hang-up then,
+// Connected says what became of it; if not, fd is connected. Connect does not block; a socket that
+// others have seen, who may have cleared O_NONBLOCK, needs LimitCalls before.
 func Connect(fd int32, remote net.Addr) error {
-	sa, err := sockaddr(fd, remote)
-	if err != nil {
-		return err
+	family := unix.AF_INET6
+	if tcp, ok := remote.(*net.TCPAddr); ok && tcp.IP.To4() != nil {
+		family = unix.AF_INET
 	}
-	switch err := unix.Connect(int(fd), sa); err {
+	switch err := unix.Connect(int(fd), sockaddr(fd, family, remote)); err {
 	// After EINTR it goes on (connect(2)).
 	case nil, unix.EISCONN, unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
 		return nil
@@ -72,61 +71,43 @@ func Connect(fd int32, remote net.Addr) error {
 	}
 }
 
-// Connected reports whether fd, which Connect has begun to connect, is connected, and to its own
-// address (self): a port of the dynamic range that nobody listens on can be given to the very
-// socket that connects to it. It takes a pending error out of the socket.
-func Connected(fd int32) (connected, self bool, err error) {
+// Connected reports whether fd, which Connect has begun to connect, is connected. It takes a
+// pending error out of the socket.
+func Connected(fd int32) (bool, error) {
 	if errno := TakeError(fd); errno != 0 {
-		return false, false, os.NewSyscallError("connect", errno)
+		return false, os.NewSyscallError("connect", errno)
 	}
-	peer, err := unix.Getpeername(int(fd))
-	if err != nil {
-		return false, false, nil // readiness is a hint
-	}
-	local, err := unix.Getsockname(int(fd))
-	if err != nil {
-		return true, false, nil
-	}
-	switch p := peer.(type) {
-	case *unix.SockaddrInet4:
-		l, ok := local.(*unix.SockaddrInet4)
-		self = ok && l.Port == p.Port && l.Addr == p.Addr
-	case *unix.SockaddrInet6:
-		l, ok := local.(*unix.SockaddrInet6)
-		self = ok && l.Port == p.Port && l.Addr == p.Addr
-	}
-	return true, self, nil
+	_, err := unix.Getpeername(int(fd))
+	return err == nil, nil
 }
 
-// ConnectedAddrs asks for both addresses of fd, which was connected to remote. The zone of a
-// link-local address is the kernel's: it may have come from the local address alone.
-func ConnectedAddrs(fd int32, remote net.Addr) (peer, local net.Addr) {
+// LinkLocalAddrs asks for both addresses of fd, which was connected to remote, if that is a
+// link-local one: its zone may have come from the local address alone, and only the kernel knows.
+func LinkLocalAddrs(fd int32, remote net.Addr) (peer, local net.Addr, ok bool) {
+	tcp, ok := remote.(*net.TCPAddr)
+	if !ok || tcp.IP.To4() != nil || !tcp.IP.IsLinkLocalUnicast() {
+		return nil, nil, false
+	}
 	zone := Zone{}
-	if tcp, ok := remote.(*net.TCPAddr); ok && tcp.IP.To4() == nil && tcp.IP.IsLinkLocalUnicast() {
-		if sa, err := unix.Getpeername(int(fd)); err == nil {
-			if in, ok := sa.(*unix.SockaddrInet6); ok && in.ZoneId != 0 {
-				zone = zoneOf(fd, in.ZoneId)
-				remote = &net.TCPAddr{IP: tcp.IP, Port: tcp.Port, Zone: zone.name}
-			}
+	if sa, err := unix.Getpeername(int(fd)); err == nil {
+		if in, ok := sa.(*unix.SockaddrInet6); ok && in.ZoneId != 0 {
+			zone = zoneOf(fd, in.ZoneId)
+			remote = &net.TCPAddr{IP: tcp.IP, Port: tcp.Port, Zone: zone.name}
 		}
 	}
-	return remote, LocalAddr(fd, zone)
+	return remote, LocalAddr(fd, zone), true
 }
 
 // SetKeepAlive sets the keep-alive options as the package net sets those of a net.Dialer: zero
 // values are its defaults, and what is negative is left alone.
 func SetKeepAlive(fd int32, ka net.KeepAliveConfig) error { return tune(fd, ka, 0, true) }
 
-// sockaddr is an address as the kernel has it. Of a TCP address without an IP, the family of fd
-// says which kind it is.
-func sockaddr(fd int32, a net.Addr) (unix.Sockaddr, error) {
+// sockaddr is an address as the kernel has it, for a socket fd of the family if it is a TCP address:
+// one without an IP is of that family.
+func sockaddr(fd int32, family int, a net.Addr) unix.Sockaddr {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
-		return &unix.SockaddrUnix{Name: a.(*net.UnixAddr).Name}, nil
-	}
-	family, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN)
-	if err != nil {
-		return nil, os.NewSyscallError("getsockopt", err)
+		return &unix.SockaddrUnix{Name: a.(*net.UnixAddr).Name}
 	}
 	ip, _ := netip.AddrFromSlice(tcp.IP)
 	if ip = ip.Unmap(); family == unix.AF_INET {
@@ -134,13 +115,13 @@ func sockaddr(fd int32, a net.Addr) (unix.Sockaddr, error) {
 		if ip.Is4() {
 			sa.Addr = ip.As4()
 		}
-		return sa, nil
+		return sa
 	}
 	sa := &unix.SockaddrInet6{Port: tcp.Port, ZoneId: zoneIndex(fd, tcp.Zone)}
 	if ip.IsValid() && !ip.IsUnspecified() {
 		sa.Addr = ip.As16()
 	}
-	return sa, nil
+	return sa
 }
 
 // zoneIndex asks for the index of the network interface zone, or reads it if it is a number. It is

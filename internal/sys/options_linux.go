@@ -3,7 +3,9 @@ package sys
 import (
 	"net"
 	"os"
+	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -66,9 +68,11 @@ func TuneDialed(fd int32, keepAlive, multipath bool, ka net.KeepAliveConfig,
 		}
 		ka = net.KeepAliveConfig{Enable: on != 0, Idle: -1, Interval: -1, Count: -1} // as it is
 	}
-	was, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
-	if err == nil && was != 0 {
-		userTimeout = 0
+	if userTimeout > 0 {
+		was, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
+		if err == nil && was != 0 {
+			userTimeout = 0
+		}
 	}
 	return tune(fd, ka, userTimeout, multipath)
 }
@@ -100,15 +104,23 @@ func tune(fd int32, ka net.KeepAliveConfig, userTimeout time.Duration, mayLack b
 		if o.value < 0 {
 			continue
 		}
-		err := unix.SetsockoptInt(int(fd), o.level, o.opt, o.value)
-		if mayLack && (err == unix.EOPNOTSUPP || err == unix.ENOPROTOOPT) {
-			continue
-		}
-		if err != nil {
-			return os.NewSyscallError("setsockopt "+o.name, err)
+		switch errno := setOption(fd, o.level, o.opt, o.value); {
+		case errno == 0:
+		case mayLack && (errno == unix.EOPNOTSUPP || errno == unix.ENOPROTOOPT):
+		default:
+			return os.NewSyscallError("setsockopt "+o.name, errno)
 		}
 	}
 	return nil
+}
+
+// setOption sets an option of an int. It is a raw call: a dialed connection makes some of them, and
+// none takes long.
+func setOption(fd int32, level, option, value int) syscall.Errno {
+	v := int32(value)
+	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
+		uintptr(unsafe.Pointer(&v)), unsafe.Sizeof(v), 0)
+	return errno
 }
 
 // seconds rounds a keep-alive time up to whole seconds, as the package net does. 0 is the default,

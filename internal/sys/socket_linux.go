@@ -157,7 +157,10 @@ func inState(fd int32, state byte) bool {
 
 // ShutdownWrite sends the end of our stream behind what was sent before.
 func ShutdownWrite(fd int32) error {
-	return os.NewSyscallError("shutdown", unix.Shutdown(int(fd), unix.SHUT_WR))
+	if _, _, errno := unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0); errno != 0 {
+		return os.NewSyscallError("shutdown", errno)
+	}
+	return nil
 }
 
 // Close closes a connected socket, by a reset if reset is set (SO_LINGER of zero, socket(7)).
@@ -172,7 +175,7 @@ func Close(fd int32, reset bool) {
 	}
 	unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER,
 		uintptr(unsafe.Pointer(&linger)), unix.SizeofLinger, 0)
-	CloseFD(fd)
+	unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) // which does not wait now
 }
 
 // CloseFD closes a descriptor and leaves the socket's options alone, for a socket that others have

@@ -57,7 +57,7 @@ func TestBytesArriveInOrderAndPeekLeavesThem(t *testing.T) {
 	}
 }
 
-// To see it fail: let p, or v, escape.
+// To see it fail: let p, or v, or Local's address, escape.
 func TestHotCallsDoNotAllocate(t *testing.T) {
 	a, b := pair(t)
 	p := make([]byte, 64)
@@ -72,6 +72,9 @@ func TestHotCallsDoNotAllocate(t *testing.T) {
 		_, e5 := Recv(b, p)
 		if e1|e2|e3|e4|e5 != 0 {
 			t.Fatal(e1, e2, e3, e4, e5)
+		}
+		if local := Local(a); local.IsIP {
+			t.Fatal("a unix socket with an IP address")
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)

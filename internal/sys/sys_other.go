@@ -45,12 +45,12 @@ func TuneDialed(int32, bool, bool, net.KeepAliveConfig, time.Duration) error {
 	return errors.ErrUnsupported
 }
 
-func Socket(string, bool) (int32, error)                    { return -1, errors.ErrUnsupported }
-func Bind(int32, net.Addr) error                            { return errors.ErrUnsupported }
-func Connect(int32, net.Addr) error                         { return errors.ErrUnsupported }
-func Connected(int32) (bool, bool, error)                   { return false, false, errors.ErrUnsupported }
-func ConnectedAddrs(int32, net.Addr) (peer, local net.Addr) { return nil, nil }
-func SetKeepAlive(int32, net.KeepAliveConfig) error         { return errors.ErrUnsupported }
+func Socket(string, bool) (int32, error)                             { return -1, errors.ErrUnsupported }
+func Bind(int32, net.Addr) error                                     { return errors.ErrUnsupported }
+func Connect(int32, net.Addr) error                                  { return errors.ErrUnsupported }
+func Connected(int32) (bool, error)                                  { return false, errors.ErrUnsupported }
+func LinkLocalAddrs(int32, net.Addr) (peer, local net.Addr, ok bool) { return nil, nil, false }
+func SetKeepAlive(int32, net.KeepAliveConfig) error                  { return errors.ErrUnsupported }
 
 type RawSocket int32
 
@@ -59,6 +59,7 @@ func (RawSocket) Read(func(uintptr) bool) error  { return errors.ErrUnsupported 
 func (RawSocket) Write(func(uintptr) bool) error { return errors.ErrUnsupported }
 
 func peerName(int32) net.Addr        { return nil }
+func Local(int32) Addr               { return Addr{} }
 func LocalAddr(int32, Zone) net.Addr { return nil }
 func zoneOf(int32, uint32) Zone      { return Zone{} }
 func Device(int32) Zone              { return Zone{} }

@@ -7,10 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/rabbit-backend/tcpio"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
+	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
 func TestBytesFlowBothWaysOnAnyRoute(t *testing.T) {
@@ -87,35 +91,60 @@ func TestOfTwoRelaysOfTheSameConnectionsOneSucceeds(t *testing.T) {
 	}
 }
 
-// A Hijack that waits for queued output finds a relay when that has gone out, and leaves it alone.
-func TestABlockedHijackLearnsOfTheRelay(t *testing.T) {
-	s := serve(t, "none", tcpio.ListenerOptions{})
-	p, c := s.open(t)
-	q, to := s.open(t)
-	const size = 16 << 20 // more than sockets take
-	if _, err := c.TryWrite(make([]byte, size)); err != nil {
+// An upstream may say something, and end, before its dial is answered, between that and Relay, or
+// later. The edge of that is over then, or is still to come.
+func TestWhatAnUpstreamSaysFirstIsPassedOn(t *testing.T) {
+	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
 		t.Fatal(err)
 	}
-	hijacked := make(chan error, 1)
+	defer ln.Close()
+	const greeting = "220 ready\r\n"
+	moment := func(i int) time.Duration { return time.Duration(i%8) * 50 * time.Microsecond }
 	go func() {
-		tc, err := c.Hijack()
-		if err == nil {
-			tc.Close()
+		for i := 0; ; i++ {
+			c, err := ln.AcceptTCP()
+			if err != nil {
+				return
+			}
+			time.Sleep(moment(i))
+			_, _ = c.Write([]byte(greeting))
+			if i%3 == 0 {
+				_ = c.CloseWrite()
+			}
+			go func() {
+				_, _ = io.Copy(c, c)
+				c.Close()
+			}()
 		}
-		hijacked <- err
 	}()
-	testnet.WaitFor(t, "Hijack", func() bool { return testnet.Goroutines("tcpio.(*Conn).waitRoomLocked") == 1 })
-	if _, err := c.Relay(to, nil); err != nil {
-		t.Fatal(err)
+	var dialed atomic.Int64
+	l := harness.Actor(t, tcpio.ListenerOptions{}, tcpio.ActorFunc(func(ev tcpio.Event) error {
+		switch ev := ev.(type) {
+		case tcpio.Opened:
+			_, err := ev.Conn.Listener().DialAsync(tcpio.DialRequest{Address: ln.Addr().String(), To: ev.Conn})
+			return err
+		case tcpio.Dialed:
+			if ev.Err != nil {
+				return ev.Err
+			}
+			if i := int(dialed.Add(1)); i%2 == 0 {
+				time.Sleep(moment(i / 3))
+			}
+			_, err := ev.To.Relay(ev.Conn, nil)
+			return err
+		}
+		return nil
+	}))
+	for i := range 300 {
+		peer := testnet.DialTCP(t, l)
+		testnet.ExpectBytes(t, peer, greeting)
+		if i%3 == 0 {
+			testnet.FIN(t, peer)
+			testnet.ExpectEOF(t, peer)
+		} else {
+			testnet.Ping(t, peer, "still there")
+		}
+		peer.Close()
 	}
-	if _, err := io.CopyN(io.Discard, p, size); err != nil {
-		t.Fatal(err)
-	}
-	if err := testnet.Await(t, "Hijack", hijacked); !errors.Is(err, tcpio.ErrRelayed) {
-		t.Errorf("Hijack: %v", err)
-	}
-	testnet.Send(t, p, "x")
-	testnet.ExpectBytes(t, q, "x")
-	testnet.Send(t, q, "y")
-	testnet.ExpectBytes(t, p, "y")
 }
