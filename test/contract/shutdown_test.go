@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rabbit-backend/tcpio"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 	"github.com/rabbit-backend/tcpio/test/harness"
@@ -103,6 +105,10 @@ func TestShutdownWaitsForAPeerThatIsAtWork(t *testing.T) {
 		l, events := harness.Manual(t, tcpio.ListenerOptions{CloseTimeout: drainNever})
 		c, peer := harness.Open(t, l, events)
 		// The socket takes it, so that nothing is queued here, but the peer's has no room for all of it.
+		// Its size is said: the kernel's own choice is small while others use much of its memory.
+		testnet.Control(t, c, func(fd int) error {
+			return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<20)
+		})
 		if err := peer.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
 			t.Fatal(err)
 		}
