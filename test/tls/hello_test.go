@@ -5,6 +5,7 @@ package tls_test
 import (
 	"bytes"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -89,6 +90,56 @@ func TestClientHelloIsReadWhereverItIsCut(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// withExtension puts one more extension before the others of a ClientHello in one record, and cuts
+// the result into records of size bytes.
+func withExtension(record []byte, kind uint16, body []byte, size int) []byte {
+	msg := record[5:]
+	at := 4 + 2 + 32                           // the message's header, the version, the random
+	at += 1 + int(msg[at])                     // the session
+	at += 2 + int(msg[at])<<8 + int(msg[at+1]) // the cipher suites
+	at += 1 + int(msg[at])                     // the compressions
+	all := binary.BigEndian.AppendUint16(nil, kind)
+	all = binary.BigEndian.AppendUint16(all, uint16(len(body)))
+	all = append(append(all, body...), msg[at+2:]...)
+	out := slices.Clone(msg[4:at])
+	out = append(binary.BigEndian.AppendUint16(out, uint16(len(all))), all...)
+	out = append(record[:5:5], append([]byte{1, byte(len(out) >> 16), byte(len(out) >> 8), byte(len(out))}, out...)...)
+	return inRecords(out, size)
+}
+
+// An Encrypted ClientHello of a client that only pretends, and the largest message there may be.
+func TestClientHelloWithAnyExtension(t *testing.T) {
+	const padding, encrypted = 21, 0xfe0d
+	one := hello(t, &tls.Config{ServerName: "example.org", NextProtos: []string{"h2"}})
+	most := 64<<10 + 4 - (len(one) - 5) - 4 // bytes of padding
+	pretended := append([]byte{0, 0, 1, 0, 1, 42, 0, 32}, make([]byte, 32+2+144)...)
+	pretended[8+32+1] = 144
+	for name, tc := range map[string]struct {
+		kind uint16
+		body []byte
+		bad  bool
+	}{
+		"a pretended Encrypted ClientHello": {encrypted, pretended, false},
+		"one of 64 KiB":                     {padding, make([]byte, most), false},
+		"one byte more":                     {padding, make([]byte, most+1), true},
+	} {
+		for _, size := range []int{1, 1000, 16 << 10} {
+			all := withExtension(one, tc.kind, tc.body, size)
+			info, err := tcpio.ParseClientHello(all)
+			switch {
+			case tc.bad && (err == nil || err == tcpio.ErrShortPreface):
+				t.Errorf("%s, in records of %d: %v, %v", name, size, info, err)
+			case tc.bad:
+			case err != nil || info.ServerName != "example.org" || !slices.Equal(info.SupportedProtos, []string{"h2"}):
+				t.Errorf("%s, in records of %d: %v, %v", name, size, info, err)
+			}
+			if part, err := tcpio.ParseClientHello(all[:len(all)-1]); !tc.bad && (part != nil || err != tcpio.ErrShortPreface) {
+				t.Errorf("%s, in records of %d, without its last byte: %v, %v", name, size, part, err)
+			}
+		}
 	}
 }
 
