@@ -125,5 +125,5 @@ func (t *Topic) sendTail() {
 	}
 	t.listed = false
 	// Without NATS the others ask when it is there again.
-	_ = t.n.nc.Publish(t.subject, appendStamp(nil, kindTail, t.n.id, t.run, t.seq, t.data))
+	_ = t.n.publish(t.subject, appendStamp(nil, kindTail, t.n.id, t.run, t.seq, t.data))
 }

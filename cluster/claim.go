@@ -53,7 +53,7 @@ func (n *Node) claim(ctx context.Context, key string, c *tcpio.Conn) (*Session, 
 		return nil, errors.New("the connection is nil")
 	case n.closed.Load() || n.leaving.Load():
 		return nil, ErrClosed
-	case !n.nc.IsConnected():
+	case n.link.cut():
 		return nil, fmt.Errorf("%w: %w", ErrNoQuorum, ErrDisconnected)
 	}
 	select {

@@ -305,7 +305,7 @@ func (t *Topic) put(ctx context.Context, id string, p []byte) (seq uint64, err e
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		m := &nats.Msg{Subject: t.streamSubject(), Header: nats.Header{}, Data: p}
 		m.Header.Set(hdrMsgID, id)
-		if err = ctx.Err(); err == nil && t.n.nc.IsConnected() {
+		if err = ctx.Err(); err == nil && !t.n.link.cut() {
 			seq, err = t.n.put(ctx, m, nil, callLimit)
 		} else if err == nil {
 			err = ErrDisconnected
@@ -318,7 +318,7 @@ func (t *Topic) put(ctx context.Context, id string, p []byte) (seq uint64, err e
 			_ = t.class.ensure(ctx)
 		case errors.Is(err, ErrNoQuorum), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 			doubt = err
-		case errors.Is(err, ErrDisconnected) && t.n.nc.IsConnected():
+		case errors.Is(err, ErrDisconnected) && !t.n.link.cut():
 			doubt = err // it was lost and is back
 		case errors.Is(err, ErrDisconnected):
 			if doubt == nil {
@@ -356,6 +356,6 @@ func (cs *classes) tell(n *Node) {
 	cs.lasts = make(map[*Topic]uint64)
 	cs.mu.Unlock()
 	for t, seq := range lasts {
-		_ = n.nc.Publish(t.subject, appendLast(seq)) // without NATS everybody asks when it is back
+		_ = n.publish(t.subject, appendLast(seq)) // without NATS everybody asks when it is back
 	}
 }

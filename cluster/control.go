@@ -10,7 +10,6 @@ import (
 
 // runControl sends and takes heartbeats, and watches the connection. It alone knows the peers.
 func (n *Node) runControl() {
-	status := n.status
 	due := time.Now() // the next heartbeat
 	n.tick()
 	timer := time.NewTimer(n.wait(&due))
@@ -19,10 +18,7 @@ func (n *Node) runControl() {
 		select {
 		case m := <-n.control:
 			n.receiveControl(m)
-		case _, ok := <-status:
-			if !ok {
-				status = nil
-			}
+		case <-n.link.now:
 			n.checkConnection()
 		case now := <-timer.C:
 			if now.Before(due) {
@@ -65,6 +61,7 @@ func (n *Node) look() {
 // tick does what there is to do once in a heartbeat.
 func (n *Node) tick() {
 	n.look()
+	n.link.count(n.heardAt.Load(), n.opts.Heartbeat)
 	n.number++
 	_ = n.beat(0) // a number that was not sent is a hole, which tells the others
 	n.classes.tell(n)
@@ -86,7 +83,10 @@ func (n *Node) beat(flags byte) error {
 		flags |= flagHello
 	}
 	b := beat{n.id, n.number, uint64(n.opts.Heartbeat.Milliseconds()), flags}
-	return n.nc.Publish(n.subj.heartbeat(), b.append(nil))
+	if !n.link.up.Load() {
+		return nats.ErrDisconnected
+	}
+	return n.nc.Publish(n.subj.heartbeat(), b.append(nil)) // also when it is silent: so it hears itself again
 }
 
 func (n *Node) receiveControl(m *nats.Msg) {
@@ -166,11 +166,14 @@ func (n *Node) skipNumber() { n.number++ }
 
 // checkConnection looks whether the connection has gone or come back since.
 func (n *Node) checkConnection() {
-	connected, reconnects := n.nc.IsConnected(), n.nc.Stats().Reconnects
+	connected, reconnects := n.link.up.Load(), n.reconnects
+	if connected {
+		reconnects = n.nc.Stats().Reconnects
+	}
 	if n.connected && (!connected || reconnects != n.reconnects) {
 		n.connected, n.lostAt = false, time.Now()
 		n.count.disconnects.Add(1)
-		n.log(slog.LevelWarn, "disconnected from NATS", "error", n.nc.LastError())
+		n.start(func() { n.log(slog.LevelWarn, "disconnected from NATS", "error", n.nc.LastError()) }) // it may wait
 		n.out.put(Disconnected{1})
 		n.requests.failAll(ErrDisconnected)
 	}
@@ -223,6 +226,6 @@ func (n *Node) answerSync(q syncRequest) {
 			continue
 		}
 		p := appendStamp(nil, kindNone, n.id, n.runs.Load(), 0, 0)
-		_ = n.nc.Publish(to, piece{token: q.token, place: place, last: true}.appendHead(p))
+		_ = n.publish(to, piece{token: q.token, place: place, last: true}.appendHead(p))
 	}
 }

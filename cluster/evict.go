@@ -109,7 +109,7 @@ func (s *sessions) evict(reply, token string, fence uint64, wait bool) {
 	lost := se != nil && se.fence < fence && s.endLocked(se)
 	s.mu.Unlock()
 	answer := func(outcome byte) {
-		_ = s.n.nc.Publish(reply, appendAnswer(nil, outcome, nil)) // who waits asks again, or waits for the lease
+		_ = s.n.publish(reply, appendAnswer(nil, outcome, nil)) // who waits asks again, or waits for the lease
 	}
 	if !lost {
 		answer(outcomeNobody)

@@ -80,7 +80,7 @@ func (n *Node) call(ctx context.Context, m *nats.Msg, limit time.Duration) (*nat
 	token, r := n.requests.begin(1)
 	defer n.requests.end(token)
 	m.Reply = n.subj.node(n.id, "re."+token)
-	if err := n.nc.PublishMsg(m); err != nil {
+	if err := n.publishMsg(m); err != nil {
 		return nil, sendCause(err)
 	}
 	timer := time.NewTimer(limit)
@@ -383,7 +383,7 @@ func (n *Node) batchOf(ctx context.Context, stream, subject string, from uint64)
 	token, r := n.requests.begin(batchMessages + 1)
 	defer n.requests.end(token)
 	m := &nats.Msg{Subject: "$JS.API.DIRECT.GET." + stream, Reply: n.subj.node(n.id, "re."+token), Data: request}
-	if err := n.nc.PublishMsg(m); err != nil {
+	if err := n.publishMsg(m); err != nil {
 		return nil, 0, sendCause(err)
 	}
 	timer := time.NewTimer(callLimit)

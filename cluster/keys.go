@@ -272,7 +272,7 @@ func outcomeOf(err error) byte {
 }
 
 func (ks *keys) answer(m *nats.Msg, outcome byte, p []byte) {
-	_ = ks.n.nc.Publish(m.Reply, appendAnswer(nil, outcome, p)) // otherwise who waits does not know
+	_ = ks.n.publish(m.Reply, appendAnswer(nil, outcome, p)) // otherwise who waits does not know
 }
 
 // ask asks all conns, and answers with the first reply.

@@ -61,7 +61,7 @@ func (s *sessions) runLease() {
 		case <-next.C:
 		case <-s.n.done:
 			// Without its lease nobody waits for this node.
-			_ = s.n.nc.PublishMsg(s.leaseMessage(s.n.id, leaseOver))
+			_ = s.n.publishMsg(s.leaseMessage(s.n.id, leaseOver))
 			return
 		}
 		switch err := s.renew(s.n.ctx); {

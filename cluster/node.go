@@ -20,10 +20,10 @@ import (
 // A Node is this process in the cluster. Its methods may be called from any goroutine.
 //
 // It has a few goroutines, whatever the numbers of topics, members and keys: one for each shard of
-// the topics (GOMAXPROCS of them, 8 at most), one for control, one that tells others who is here when
-// they ask, one for answers, one that announces members, and 16 at most that get records from
-// streams, while some are missing. NATS delivers to the channels of these; nothing that blocks runs
-// in its callbacks.
+// the topics (GOMAXPROCS of them, 8 at most), one for control, one that watches the connection, one
+// that tells others who is here when they ask, one for answers, one that announces members, and 16 at
+// most that get records from streams, while some are missing. NATS delivers to the channels of these;
+// nothing that blocks runs in its callbacks.
 type Node struct {
 	// Immutable.
 	nc      *nats.Conn
@@ -35,7 +35,7 @@ type Node struct {
 	control chan *nats.Msg
 	syncs   chan *nats.Msg
 	answers chan *nats.Msg
-	status  chan nats.Status
+	status  chan nats.Status     // of runLink
 	subs    []*nats.Subscription // the node's own
 	out     *outbox
 	opened  time.Time
@@ -58,6 +58,7 @@ type Node struct {
 	batches  chan struct{} // has a value for each batch that is got from a stream
 	sessions *sessions     // nil without Options.Sessions
 	requests requests
+	link     link
 	announce announcer
 	tails    tails
 	delay    delay
@@ -139,6 +140,7 @@ func Open(ctx context.Context, nc *nats.Conn, opts *Options) (*Node, error) {
 		n.sessions = n.newSessions()
 	}
 	n.requests.init()
+	n.link.now = make(chan struct{}, 1)
 	n.announce.init()
 	shards := min(runtime.GOMAXPROCS(0), maxShards)
 	for i := range shards {
@@ -149,9 +151,11 @@ func Open(ctx context.Context, nc *nats.Conn, opts *Options) (*Node, error) {
 		return nil, fmt.Errorf("cluster: Open: %w", err)
 	}
 	n.status = nc.StatusChanged()
+	n.link.up.Store(nc.IsConnected())
 	for _, s := range n.shards {
 		n.over.Go(s.run) // until done is closed, as are all of them
 	}
+	n.over.Go(n.runLink)
 	n.over.Go(n.runControl)
 	n.over.Go(n.runSync)
 	n.over.Go(n.runAnswers)
@@ -216,8 +220,8 @@ func (n *Node) Ready() error {
 	if n.leaving.Load() {
 		return fmt.Errorf("%w: it is in Drain", ErrClosed)
 	}
-	if s := n.nc.Status(); s != nats.CONNECTED {
-		return fmt.Errorf("%w: the connection is %v", ErrDisconnected, s)
+	if !n.link.up.Load() {
+		return fmt.Errorf("%w: the connection is away", ErrDisconnected)
 	}
 	at := n.heardAt.Load()
 	if at == 0 {

@@ -168,7 +168,7 @@ func (t *Topic) answer(to string, token uint64) {
 			end++
 		}
 		p := piece{token: token, place: t.place, index: index, last: end == len(members), members: members[:end]}
-		if t.n.nc.Publish(to, p.append(appendStamp(nil, kindPart, t.n.id, t.run, t.seq, t.data))) != nil {
+		if t.n.publish(to, p.append(appendStamp(nil, kindPart, t.n.id, t.run, t.seq, t.data))) != nil {
 			return // it will be asked for again
 		}
 		if members = members[end:]; p.last {

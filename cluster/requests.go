@@ -115,7 +115,7 @@ func (n *Node) request(ctx context.Context, op, subject string, data []byte) (ou
 	token, r := n.requests.begin(maxAnswers)
 	defer n.requests.end(token)
 	reply := n.subj.node(n.id, "re."+token)
-	if err := n.nc.PublishRequest(subject, reply, data); err != nil {
+	if err := n.publishMsg(&nats.Msg{Subject: subject, Reply: reply, Data: data}); err != nil {
 		return 0, nil, sendError(op, err)
 	}
 	every := firstProbe
@@ -150,7 +150,7 @@ func (n *Node) request(ctx context.Context, op, subject string, data []byte) (ou
 				}
 			}
 		case <-probe.C:
-			_ = n.nc.PublishRequest(subject, reply+probeMark, []byte{byte(kindProbe)}) // the next one may be sent
+			_ = n.publishMsg(&nats.Msg{Subject: subject, Reply: reply + probeMark, Data: []byte{byte(kindProbe)}}) // the next one may be sent
 			every = min(2*every, lastProbe)
 			probe.Reset(every)
 		case <-over:

@@ -279,7 +279,7 @@ func (s *sessions) free(token string, rev uint64) {
 	m := &nats.Msg{Subject: s.keySubject(token), Header: nats.Header{}, Data: freeRecord.append(nil)}
 	m.Header.Set(hdrExpected, strconv.FormatUint(rev, 10))
 	m.Header.Set(hdrTTL, freeTTL)
-	_ = s.n.nc.PublishMsg(m)
+	_ = s.n.publishMsg(m)
 }
 
 // end takes a session out of the tables. It reports false if it was over.

@@ -394,7 +394,7 @@ func (s *shard) request(node string, token uint64, topics []*Topic) {
 			topics = topics[1:]
 		}
 		s.n.count.asks.Add(uint64(len(q.places)))
-		_ = s.n.nc.Publish(s.n.subj.node(node, "sync"), q.append(nil))
+		_ = s.n.publish(s.n.subj.node(node, "sync"), q.append(nil))
 	}
 }
 

@@ -314,8 +314,9 @@ func (t *Topic) endLinger() {
 // see this node's messages of the topic in one order. Each gets it once at most; what is lost on the
 // way comes out as Lost at the node that has missed it.
 //
-// A nil error means that NATS took it, not that there is anybody. Without a connection Publish fails
-// at once with ErrDisconnected, and nobody has it. ErrTooLong: p has more than the server's
+// A nil error means that NATS took it, not that there is anybody. Without a connection, and when the
+// node has not heard itself for 4 heartbeats (4 s at least), Publish fails at once with
+// ErrDisconnected, and nobody has it. ErrTooLong: p has more than the server's
 // max_payload (1 MiB by default) less 64 bytes. Publish blocks for as long as NATS takes no bytes,
 // FlusherTimeout at most. On a topic of a Class it is [Topic.PublishRecord]. p is the caller's again
 // afterwards.
@@ -373,7 +374,7 @@ func (t *Topic) sendLocked(k kind, body []byte) error {
 		frame = new([]byte)
 	}
 	b := append(appendStamp((*frame)[:0], k, t.n.id, t.run, t.seq+1, data), body...)
-	err := t.n.nc.Publish(t.subject, b)
+	err := t.n.publish(t.subject, b)
 	if cap(b) <= 4<<10 {
 		*frame = b
 		t.n.frames.Put(frame)
