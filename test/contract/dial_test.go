@@ -22,30 +22,9 @@ import (
 	"github.com/rabbit-backend/tcpio/test/harness"
 )
 
-// upstream listens and hands over what it accepts.
-func upstream(t testing.TB, network, addr string) (string, <-chan net.Conn) {
-	t.Helper()
-	ln, err := net.Listen(network, addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	accepted := make(chan net.Conn, 16)
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			_ = c.SetDeadline(time.Now().Add(testnet.Limit))
-			t.Cleanup(func() { c.Close() })
-			accepted <- c
-		}
-	}()
-	return ln.Addr().String(), accepted
+func tcpUpstream(t testing.TB) (string, <-chan net.Conn) {
+	return testnet.Upstream(t, "tcp", "127.0.0.1:0")
 }
-
-func tcpUpstream(t testing.TB) (string, <-chan net.Conn) { return upstream(t, "tcp", "127.0.0.1:0") }
 
 // serving waits until Serve has begun: before, Dial fails.
 func serving(t testing.TB, l *tcpio.Listener) {
@@ -65,7 +44,7 @@ func serving(t testing.TB, l *tcpio.Listener) {
 func TestDialedConnectionIsOnTheStreamLikeAcceptedOnes(t *testing.T) {
 	for network, addr := range map[string]string{"tcp": "127.0.0.1:0", "unix": filepath.Join(t.TempDir(), "s")} {
 		t.Run(network, func(t *testing.T) {
-			address, accepted := upstream(t, network, addr)
+			address, accepted := testnet.Upstream(t, network, addr)
 			l, events := harness.Manual(t, tcpio.ListenerOptions{})
 			harness.Open(t, l, events) // Serve is there
 			c, err := l.Dial(t.Context(), network, address)

@@ -60,7 +60,7 @@ func TestAsyncDialHasTheDialersSourceAndControl(t *testing.T) {
 		t.Errorf("Control ran %d times", controls.Load())
 	}
 	// Both ends of a unix socket with a name.
-	path, uaccepted := upstream(t, "unix", filepath.Join(t.TempDir(), "s"))
+	path, uaccepted := testnet.Upstream(t, "unix", filepath.Join(t.TempDir(), "s"))
 	from := &net.UnixAddr{Name: filepath.Join(t.TempDir(), "c"), Net: "unix"}
 	dialAsync(t, l, tcpio.DialRequest{Network: "unix", Address: path, Dialer: &net.Dialer{LocalAddr: from}})
 	c := harness.Expect[tcpio.Dialed](t, events).Conn

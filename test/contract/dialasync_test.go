@@ -75,7 +75,7 @@ func TestAnswerOfADialComesBeforeTheConnectionsEvents(t *testing.T) {
 	for network, at := range map[string]string{"tcp": "127.0.0.1:0", "unix": filepath.Join(t.TempDir(), "s")} {
 		for _, route := range []string{"stream", "actor"} {
 			t.Run(network+", "+route, func(t *testing.T) {
-				addr, accepted := upstream(t, network, at)
+				addr, accepted := testnet.Upstream(t, network, at)
 				l, events := client(t)
 				r := tcpio.DialRequest{Network: network, Address: addr, Value: "mine"}
 				if route == "actor" {

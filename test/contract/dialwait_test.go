@@ -30,7 +30,7 @@ func dialLater(ctx context.Context, l *tcpio.Listener, addr string) (<-chan *tcp
 
 func TestDialWaitsForServe(t *testing.T) {
 	t.Parallel()
-	addr, accepted := upstream(t, "tcp", "127.0.0.1:0")
+	addr, accepted := testnet.Upstream(t, "tcp", "127.0.0.1:0")
 	for name, network := range map[string]string{"with an address": "", "none": "none"} {
 		t.Run(name, func(t *testing.T) {
 			opts := tcpio.ListenerOptions{Network: network}
@@ -116,7 +116,7 @@ func TestAListenerWithoutAnAddress(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ln := l.NetListener()
 	served := harness.Go(ctx, l)
-	addr, accepted := upstream(t, "tcp", "127.0.0.1:0")
+	addr, accepted := testnet.Upstream(t, "tcp", "127.0.0.1:0")
 	c, err := l.Dial(ctx, "tcp", addr)
 	if err != nil {
 		t.Fatal(err)

@@ -204,7 +204,7 @@ func TestConnectionEndsAsTheTableSays(t *testing.T) {
 
 func endsAs(t *testing.T, route string, row endRow) {
 	dialed := make(chan struct{}) // Dial fails if a limit resets the connection before it returns
-	l, opened, closed := serveRoute(t, route, row.opts, func(ev tcpio.Event) error {
+	l, opened, closed := harness.Route(t, route, row.opts, func(ev tcpio.Event) error {
 		switch ev := ev.(type) {
 		case tcpio.Opened:
 			if row.opened != nil {
@@ -251,52 +251,6 @@ func endsAs(t *testing.T, route string, row endRow) {
 	}
 }
 
-// serveRoute serves with handle on a route: "stream", "claimed" or "actor". What handle returns
-// counts on an actor alone.
-func serveRoute(t *testing.T, route string, opts tcpio.ListenerOptions, handle func(tcpio.Event) error) (l *tcpio.Listener,
-	opened, closed <-chan *tcpio.Conn) {
-	o, e := make(chan *tcpio.Conn, 10), make(chan *tcpio.Conn, 10)
-	all := func(ev tcpio.Event) error {
-		switch ev := ev.(type) {
-		case tcpio.Opened:
-			o <- ev.Conn
-		case tcpio.Closed:
-			e <- ev.Conn
-		}
-		return handle(ev)
-	}
-	switch route {
-	case "claimed":
-		opts.NewActor = func(c *tcpio.Conn) tcpio.Actor {
-			events := c.Events()
-			go func() {
-				for ev := range events {
-					_ = all(ev)
-				}
-			}()
-			return nil
-		}
-	case "actor":
-		opts.NewActor = func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(all) }
-	}
-	l = harness.Listen(t, opts)
-	if route == "stream" {
-		go func() {
-			for ev := range l.Events() {
-				_ = all(ev)
-			}
-		}()
-	}
-	served := harness.Go(context.Background(), l)
-	t.Cleanup(func() {
-		l.Close()
-		if err := testnet.Await(t, "the end of Serve", served); err != nil {
-			t.Errorf("Serve: %v", err)
-		}
-	})
-	return l, o, e
-}
-
 // The row "a read fails": Err is the very error that the read returned.
 func TestErrIsTheErrorThatTheReadReturned(t *testing.T) {
 	t.Parallel()
@@ -304,7 +258,7 @@ func TestErrIsTheErrorThatTheReadReturned(t *testing.T) {
 		t.Run(route, func(t *testing.T) {
 			t.Parallel()
 			failed := make(chan error, 1)
-			l, opened, closed := serveRoute(t, route, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+			l, opened, closed := harness.Route(t, route, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 				if ev, ok := ev.(tcpio.Readable); ok {
 					if _, err := ev.Conn.TryRead(make([]byte, 64)); err != nil && err != tcpio.ErrWouldBlock {
 						failed <- err
@@ -332,7 +286,7 @@ func TestWriteThatFailsLeavesTheInput(t *testing.T) {
 	for _, route := range []string{"stream", "claimed", "actor"} {
 		t.Run(route, func(t *testing.T) {
 			t.Parallel()
-			l, opened, closed := serveRoute(t, route, tcpio.ListenerOptions{}, func(tcpio.Event) error { return nil })
+			l, opened, closed := harness.Route(t, route, tcpio.ListenerOptions{}, func(tcpio.Event) error { return nil })
 			peer := testnet.Dial(t, l)
 			c := testnet.Await(t, "Opened", opened)
 			testnet.Send(t, peer, "last words")
@@ -371,7 +325,7 @@ func TestEndOfStreamIsReadAgainAndAnswered(t *testing.T) {
 		t.Run(route, func(t *testing.T) {
 			t.Parallel()
 			readables := make(chan error, 100)
-			l, opened, closed := serveRoute(t, route, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+			l, opened, closed := harness.Route(t, route, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 				if ev, ok := ev.(tcpio.Readable); ok {
 					_, err := ev.Conn.TryRead(make([]byte, 64))
 					readables <- err
@@ -426,7 +380,7 @@ func TestOneReadForEachReadableGetsEverything(t *testing.T) {
 				t.Parallel()
 				total, buf := 0, make([]byte, 777)
 				ended := make(chan int, 2)
-				l, _, closed := serveRoute(t, route, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+				l, _, closed := harness.Route(t, route, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
 					r, ok := ev.(tcpio.Readable)
 					for ok {
 						n, err := r.Conn.TryRead(buf)
