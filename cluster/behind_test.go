@@ -170,8 +170,8 @@ func TestAReplicaThatStaysBehindLosesNothing(t *testing.T) {
 	}
 }
 
-// A record that the stream does not have any more is told as lost as soon as its leader says so, and
-// what comes behind it is delivered.
+// A record that the stream does not have any more is told as lost as soon as its leader says so,
+// and what comes behind it is delivered.
 // To see it fail: have gone say false.
 func TestARecordThatHasGoneIsTold(t *testing.T) {
 	t.Parallel()

@@ -35,14 +35,15 @@
 // partition and the loss of all that is stored. In a partition two may have the key for one Lease,
 // with Sessions.Strict none. The side without a majority cannot claim.
 //
-// Recorded topics, those of a [Class]: a message that Publish has returned for is kept by a majority,
-// and all members see all of them in one order. What NATS loses on the way to a node is got from the
-// stream. Resume goes on from a position with nothing twice and nothing missing, or says that it is
-// not whole.
+// Recorded topics, those of a [Class]: a message that Publish has returned for is kept by a
+// majority, and all members see all of them in one order. What NATS loses on the way to a node is
+// got from the stream. Resume goes on from a position with nothing twice and nothing missing, or
+// says that it is not whole.
 //
 // Nodes trust each other: who may publish under the cluster's subjects can post to any key.
 //
 // # Where user code runs
 //
-// Functions that are passed to Watch run on a goroutine of the node's, under no lock, and may block.
+// Functions that are passed to Watch run on a goroutine of the node's, under no lock, and may
+// block.
 package cluster

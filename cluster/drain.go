@@ -10,15 +10,15 @@ import (
 )
 
 // Drain takes the node out, before a restart say. Its members and keys leave at once for the other
-// nodes, as a goodbye and not as a loss; Ready fails, and so do Join and Register from then on, with
-// ErrClosed. Every connection that has joined a topic or has a key gets a [Moved] with a delay of
-// its own, spread evenly over over, so that not all clients reconnect at once: choose over so that
-// the other nodes can take them. A Moved does not count against MailboxSize. Publishing goes on
-// working both ways.
+// nodes, as a goodbye and not as a loss; Ready fails, and so do Join and Register from then on,
+// with ErrClosed. Every connection that has joined a topic or has a key gets a [Moved] with a delay
+// of its own, spread evenly over over, so that not all clients reconnect at once: choose over so
+// that the other nodes can take them. A Moved does not count against MailboxSize. Publishing goes
+// on working both ways.
 //
 // Drain blocks until these connections have closed, then returns nil, or until ctx ends. Stop
-// accepting before it; call Close, and Listener.Shutdown for the rest, after it. A second Drain sends
-// Moved once more.
+// accepting before it; call Close, and Listener.Shutdown for the rest, after it. A second Drain
+// sends Moved once more.
 func (n *Node) Drain(ctx context.Context, over time.Duration) error {
 	if n.closed.Load() {
 		return fmt.Errorf("cluster: Drain: %w", ErrClosed)

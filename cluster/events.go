@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// An Event is what concerns the node: a [NodeUp], [NodeDown], [Disconnected], [Connected], [Isolated]
-// or [Lost].
+// An Event is what concerns the node: a [NodeUp], [NodeDown], [Disconnected], [Connected],
+// [Isolated] or [Lost].
 type Event interface {
 	fmt.Stringer
 	event()
@@ -21,8 +21,8 @@ type NodeUp struct{ Nodes []string }
 // heartbeats. Their members are in no list any more.
 type NodeDown struct{ Nodes []string }
 
-// Disconnected says that the node has lost its connection to NATS, Times times since the last event.
-// Publish and Post fail with ErrDisconnected until Connected.
+// Disconnected says that the node has lost its connection to NATS, Times times since the last
+// event. Publish and Post fail with ErrDisconnected until Connected.
 type Disconnected struct{ Times int }
 
 // Connected says that the connection to NATS is there again, after Down.
@@ -31,8 +31,8 @@ type Connected struct{ Down time.Duration }
 // Isolated says that all other nodes are down at once: this one may be cut off from them.
 type Isolated struct{}
 
-// Lost says that members here have missed messages. Of a node that was down for more than 10 minutes
-// nothing is known any more: its NodeUp has no Lost.
+// Lost says that members here have missed messages. Of a node that was down for more than 10
+// minutes nothing is known any more: its NodeUp has no Lost.
 type Lost struct {
 	Topic string // its name; "" when Several topics are meant
 	Node  string // that published them; "" when several are meant

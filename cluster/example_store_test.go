@@ -100,8 +100,8 @@ func ExampleNode_Claim() {
 	// the phone gets: you have logged in elsewhere as ann
 }
 
-// A client that was away gets what it has missed, and then what comes, without a seam. The lines have
-// their position in them, from which it goes on.
+// A client that was away gets what it has missed, and then what comes, without a seam. The lines
+// have their position in them, from which it goes on.
 func ExampleTopic_Resume() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()

@@ -17,9 +17,9 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// A node has failed, and all its clients resume at another one at the same moment, each from where it
-// was, while more is published: all catch up, each record comes once and in order, and the stream is
-// asked once for each position at most, not for each client.
+// A node has failed, and all its clients resume at another one at the same moment, each from where
+// it was, while more is published: all catch up, each record comes once and in order, and the
+// stream is asked once for each position at most, not for each client.
 // To see it fail: have extend do nothing.
 func TestAHerdThatResumesAsksTheStreamOnce(t *testing.T) {
 	const (

@@ -24,8 +24,8 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// A member costs less than 700 bytes, of which a third is for the group that it is in, when all three
-// nodes know all members.
+// A member costs less than 700 bytes, of which a third is for the group that it is in, when all
+// three nodes know all members.
 func TestMemoryOfAMember(t *testing.T) {
 	if testnet.Race {
 		t.Skip("the race detector's memory is not the program's")
@@ -64,8 +64,8 @@ func TestMemoryOfAMember(t *testing.T) {
 	runtime.KeepAlive(conns)
 }
 
-// A topic costs little: each node has all that it has members of, often a handful, and of these each node
-// knows those of all others.
+// A topic costs little: each node has all that it has members of, often a handful, and of these
+// each node knows those of all others.
 var (
 	_ [448 - unsafe.Sizeof(Topic{})]byte
 	_ [80 - unsafe.Sizeof(origin{})]byte

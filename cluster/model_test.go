@@ -109,7 +109,8 @@ func (w *world) publish(i int, topic string, n int) {
 	}
 }
 
-// check holds that nothing came twice or out of order, and that nothing is missing that was not told.
+// check holds that nothing came twice or out of order, and that nothing is missing that was not
+// told.
 func (w *world) check(t testing.TB) {
 	for i, st := range w.places {
 		sum := make(map[string]int) // of publishers that are there: came and published

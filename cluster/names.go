@@ -15,8 +15,8 @@ func plain(b byte) bool {
 	return 'A' <= b && b <= 'Z' || 'a' <= b && b <= 'z' || '0' <= b && b <= '9' || b == '-' || b == '_'
 }
 
-// encodeName makes any string one token of a NATS subject, which is a legal key of its KV store too:
-// letters, digits, - and _ stay, any other byte is =XX, the empty string is a single =. No two
+// encodeName makes any string one token of a NATS subject, which is a legal key of its KV store
+// too: letters, digits, - and _ stay, any other byte is =XX, the empty string is a single =. No two
 // strings have one encoding.
 func encodeName(s string) string {
 	if s == "" {

@@ -276,8 +276,8 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// A topic without members stays subscribed for Linger and no longer, and its name is one Topic for as
-// long as anybody holds it.
+// A topic without members stays subscribed for Linger and no longer, and its name is one Topic for
+// as long as anybody holds it.
 func TestATopicLingersAndIsForgotten(t *testing.T) {
 	s := openSites(t, natsServers(t, 1), Options{Linger: 300 * time.Millisecond})[0]
 	c := s.client(t)

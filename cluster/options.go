@@ -85,11 +85,11 @@ func (o *Options) withDefaults() (Options, error) {
 	return d, nil
 }
 
-// NATSOptions returns what a node's NATS connection needs, for nats.Connect, before your own options
-// (addresses, TLS, credentials): no reconnect buffer, which Open insists on; reconnecting for ever,
-// with jitter, every 2 s; writes that block for 5 s at most, which bounds how long Publish does; a
-// server that does not answer for 20 s counts as gone. NATS' client prints its asynchronous errors
-// to stderr unless you add nats.ErrorHandler.
+// NATSOptions returns what a node's NATS connection needs, for nats.Connect, before your own
+// options (addresses, TLS, credentials): no reconnect buffer, which Open insists on; reconnecting
+// for ever, with jitter, every 2 s; writes that block for 5 s at most, which bounds how long
+// Publish does; a server that does not answer for 20 s counts as gone. NATS' client prints its
+// asynchronous errors to stderr unless you add nats.ErrorHandler.
 func NATSOptions() []nats.Option {
 	return []nats.Option{
 		nats.ReconnectBufSize(-1),

@@ -46,8 +46,8 @@ type use struct {
 	users  int
 }
 
-// JoinAs is Join for a member that takes messages in the format f. as is what f's outlet knows c as.
-// A member has one format: the last Join or JoinAs says which.
+// JoinAs is Join for a member that takes messages in the format f. as is what f's outlet knows c
+// as. A member has one format: the last Join or JoinAs says which.
 func (t *Topic) JoinAs(f Format, c *tcpio.Conn, as any, who *Member) error {
 	if f == nil {
 		return errors.New("cluster: JoinAs: the format is nil")

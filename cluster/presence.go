@@ -35,8 +35,8 @@ type pieces struct {
 // memory.
 type roster []seat
 
-// A seat is a member's number, as a varint, and its record, "" while it is being taken out. It takes
-// a third less than a struct of both.
+// A seat is a member's number, as a varint, and its record, "" while it is being taken out. It
+// takes a third less than a struct of both.
 type seat string
 
 func newSeat(num uint64, record string) seat {
@@ -314,8 +314,8 @@ const (
 	peerLeaving
 )
 
-// keepPeer is how long a node that is down is remembered: coming back within that time it shows what
-// was lost meanwhile.
+// keepPeer is how long a node that is down is remembered: coming back within that time it shows
+// what was lost meanwhile.
 const keepPeer = 10 * time.Minute
 
 // peers is what a node knows of all nodes, itself among them. It is the control goroutine's.
@@ -366,8 +366,8 @@ func (ps *peers) hear(b beat, now time.Time) (r report) {
 	return r
 }
 
-// next returns when to look again who has not been heard of: when somebody is down by then unless he
-// is heard, and grace has passed, but not after due.
+// next returns when to look again who has not been heard of: when somebody is down by then unless
+// he is heard, and grace has passed, but not after due.
 func (ps *peers) next(due time.Time, grace time.Duration) time.Time {
 	for id, p := range ps.all {
 		if at := p.heard.Add(missed*p.every + grace); id != ps.self && p.state != peerDown && at.Before(due) {

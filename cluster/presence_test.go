@@ -96,8 +96,9 @@ func TestAPartIsWholeOrNothing(t *testing.T) {
 	}
 }
 
-// A view that misses any messages, and is given the part again after each doubt, has the members that
-// the node has, and the losses it is told of and the messages that came are all that were sent.
+// A view that misses any messages, and is given the part again after each doubt, has the members
+// that the node has, and the losses it is told of and the messages that came are all that were
+// sent.
 // To see it fail: have part not take the members, or change apply while the part is in doubt.
 func TestAViewFollowsItsNode(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

@@ -16,11 +16,11 @@ import (
 )
 
 // How the records of a topic reach its members here. The stream publishes each record again when a
-// majority has it, and the shard's goroutine gets them. Delivering is a role that one has at a time:
-// the shard's goroutine for the record that comes next; a filler for some records of a hole, or a
-// timer until it is its turn again; a goroutine that resumes a connection, for a moment. Who does not
-// have the role does not wait for it: the shard notes how far the stream is, and who lets go of the
-// role has it filled up to there, by asking the stream.
+// majority has it, and the shard's goroutine gets them. Delivering is a role that one has at a
+// time: the shard's goroutine for the record that comes next; a filler for some records of a hole,
+// or a timer until it is its turn again; a goroutine that resumes a connection, for a moment. Who
+// does not have the role does not wait for it: the shard notes how far the stream is, and who lets
+// go of the role has it filled up to there, by asking the stream.
 //
 // A replica of the stream answers for it, the one next to the node, which may be behind what the
 // stream has published, for as long as its server takes to catch up. What it does not have is got
@@ -123,7 +123,8 @@ func (t *Topic) fillLocked() {
 	}
 }
 
-// letGo gives the role to whoever waits for it, or to a filler, after a pause if need be, or ends it.
+// letGo gives the role to whoever waits for it, or to a filler, after a pause if need be, or ends
+// it.
 func (t *Topic) letGo() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

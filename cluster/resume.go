@@ -9,18 +9,18 @@ import (
 	"github.com/rabbit-backend/tcpio"
 )
 
-// Resume makes c a member of a topic of a Class, and has write called with every record behind since
-// before c gets what comes then: nothing twice, and nothing between missing. Of the zero Pos all that
-// is kept is written. write is called on the caller's goroutine, in order; its error ends Resume, and
-// c is no member then. To write by c's blocking Write is fine.
+// Resume makes c a member of a topic of a Class, and has write called with every record behind
+// since before c gets what comes then: nothing twice, and nothing between missing. Of the zero Pos
+// all that is kept is written. write is called on the caller's goroutine, in order; its error ends
+// Resume, and c is no member then. To write by c's blocking Write is fine.
 //
-// whole is false when the stream no longer has all of it, or cannot tell: since is of another epoch,
-// or its record is not kept any more. Then what is kept has been written, the first of it with
-// Record.Gap set, and the client must load anew what it derives from earlier records. A client that
-// was away for longer than Age gets false even when there was nothing.
+// whole is false when the stream no longer has all of it, or cannot tell: since is of another
+// epoch, or its record is not kept any more. Then what is kept has been written, the first of it
+// with Record.Gap set, and the client must load anew what it derives from earlier records. A client
+// that was away for longer than Age gets false even when there was nothing.
 //
-// It blocks until c has caught up, which takes some milliseconds and as long as write does; c gets no
-// message meanwhile. Many may resume at one moment: what they have missed is got from the stream
+// It blocks until c has caught up, which takes some milliseconds and as long as write does; c gets
+// no message meanwhile. Many may resume at one moment: what they have missed is got from the stream
 // once. A stream that is lost is made anew, empty, and what comes in it has another Epoch.
 //
 // It fails with ErrNoQuorum, ErrDisconnected, ErrClosed, ctx's error, as Join does, and with
@@ -121,8 +121,8 @@ func (u *upward) begin(ctx context.Context, since Pos) error {
 // missed notes that records behind at are missing.
 func (u *upward) missed() { u.whole, u.gap = false, true }
 
-// step has the connection come further: by the records that were delivered last, as soon as it is as
-// far as these, before that by the stream's. At the end it enters.
+// step has the connection come further: by the records that were delivered last, as soon as it is
+// as far as these, before that by the stream's. At the end it enters.
 func (u *upward) step(ctx context.Context, enter func() error) (joined bool, err error) {
 	t := u.t
 	t.mu.Lock()

@@ -22,8 +22,8 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// storeServers runs n servers of one cluster with JetStream until the end of the test, and waits for
-// a leader.
+// storeServers runs n servers of one cluster with JetStream until the end of the test, and waits
+// for a leader.
 func storeServers(t testing.TB, n int) []*server.Server {
 	t.Helper()
 	var ports []int
@@ -362,8 +362,8 @@ func TestWithoutAMajority(t *testing.T) {
 	}
 }
 
-// quick fails the test unless f, which returns how long it took, takes less than limit. On a machine
-// that is busy it may need a few times.
+// quick fails the test unless f, which returns how long it took, takes less than limit. On a
+// machine that is busy it may need a few times.
 func quick(t testing.TB, what string, limit time.Duration, f func() time.Duration) {
 	t.Helper()
 	var all []time.Duration

@@ -63,8 +63,8 @@ type Stats struct {
 	Sampled uint64        `metric:"fan_out_seconds_count" help:"Messages of which that was measured."`
 }
 
-// Stats returns what the node has counted. It looks at every topic and key, so call it every few seconds at
-// most. It works after Close.
+// Stats returns what the node has counted. It looks at every topic and key, so call it every few
+// seconds at most. It works after Close.
 func (n *Node) Stats() Stats {
 	s := Stats{
 		Nodes:        1 + len(*n.others.Load()),
@@ -136,8 +136,8 @@ func (s Stats) WriteMetrics(w io.Writer) error {
 	return nil
 }
 
-// A delay measures how long a message takes from Publish to the end of the fan-out here, one message
-// at a time.
+// A delay measures how long a message takes from Publish to the end of the fan-out here, one
+// message at a time.
 type delay struct {
 	running atomic.Pointer[sample]
 

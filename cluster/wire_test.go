@@ -79,8 +79,8 @@ func TestMessagesComeThroughTheWire(t *testing.T) {
 	}
 }
 
-// FuzzWire holds that no message makes the node panic or allocate beyond its length, and that what is
-// accepted is what was sent.
+// FuzzWire holds that no message makes the node panic or allocate beyond its length, and that what
+// is accepted is what was sent.
 func FuzzWire(f *testing.F) {
 	for _, p := range samples(f) {
 		f.Add(p)

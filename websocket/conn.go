@@ -14,8 +14,8 @@ import (
 
 // An Actor receives the events of a connection, one at a time and in order, as a [tcpio.Actor]
 // does; it may block. An error it returns closes the connection with InternalError, and Conn.Err
-// is that error; io.EOF closes it with Normal. A panic closes it with InternalError, and Conn.Err is a
-// *[tcpio.PanicError]. Both are counted and logged as those of tcpio's actors are; see
+// is that error; io.EOF closes it with Normal. A panic closes it with InternalError, and Conn.Err
+// is a *[tcpio.PanicError]. Both are counted and logged as those of tcpio's actors are; see
 // [tcpio.Conn.HandlerFailed].
 type Actor interface{ Receive(ev Event) error }
 

@@ -371,8 +371,8 @@ func (t *turn) whole(op ws.OpCode, packed bool, p []byte, checked bool) bool {
 	return !t.halted()
 }
 
-// inflate decompresses a part of a message, and delivers it if that was the last. It reports false if
-// the turn has to end: another one follows if there is more.
+// inflate decompresses a part of a message, and delivers it if that was the last. It reports false
+// if the turn has to end: another one follows if there is more.
 func (t *turn) inflate(op ws.OpCode, u *unpacker) bool {
 	c := t.c
 	done, code := u.inflate(c.s.opts.MaxMessage)
@@ -429,8 +429,8 @@ func (t *turn) peerCloses(p []byte) bool {
 	return false
 }
 
-// fail ends the connection for what the peer did wrong. It returns false. The peer knows the RFC, but
-// not the limits here: a Close frame for one of those has a reason.
+// fail ends the connection for what the peer did wrong. It returns false. The peer knows the RFC,
+// but not the limits here: a Close frame for one of those has a reason.
 func (t *turn) fail(code Code, what string) bool {
 	c, e := t.c, ending{code: code, by: Local, err: &FrameError{code, what}}
 	if code != ProtocolError && code != InvalidPayload {

@@ -22,12 +22,12 @@ import (
 // Dial connects to a ws or wss URL and blocks until the handshake is done, ctx ends, or
 // HandshakeTimeout is over. The connection is served on s's loops, under s's options: its
 // Subprotocols and Compress are offered, and its ClientTLS holds for wss, with the URL's host as
-// ServerName if it has none. header, which may be nil, goes into the request; its Host takes the place
-// of the URL's, and what belongs to the handshake is an error.
+// ServerName if it has none. header, which may be nil, goes into the request; its Host takes the
+// place of the URL's, and what belongs to the handshake is an error.
 //
 // Without [Options].NewActor its events go to Server.Events, Opened first; with it call Conn.Attach
-// or Conn.Events on what Dial returns. Before Serve runs Dial waits for it. An actor may call it; the
-// consumer of Events should not, since everybody else would wait.
+// or Conn.Events on what Dial returns. Before Serve runs Dial waits for it. An actor may call it;
+// the consumer of Events should not, since everybody else would wait.
 //
 // A server that refuses the handshake is a *[HandshakeError]. Other errors are those of
 // [tcpio.Listener.DialTLS], such as a certificate that is not trusted, and ctx's own.

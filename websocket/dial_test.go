@@ -131,8 +131,8 @@ func TestDialFails(t *testing.T) {
 	}
 }
 
-// A header's Host takes the place of the URL's; what the handshake has itself is an error, and so is
-// what no request can have.
+// A header's Host takes the place of the URL's; what the handshake has itself is an error, and so
+// is what no request can have.
 func TestDialHeader(t *testing.T) {
 	s, r := watched(t, "stream", tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
 		if ev, ok := ev.(Opened); ok && ev.Request != nil {
@@ -163,8 +163,8 @@ func TestDialHeader(t *testing.T) {
 }
 
 // wss: to our own server and to coder's, which prefers HTTP/2; the URL's host is the name that is
-// asked for and checked; the server may ask for a certificate. The server that dials may itself have
-// a TLSConfig, which is for those that it accepts.
+// asked for and checked; the server may ask for a certificate. The server that dials may itself
+// have a TLSConfig, which is for those that it accepts.
 func TestDialTLS(t *testing.T) {
 	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, err := coder.Accept(w, r, nil)

@@ -228,8 +228,8 @@ func TestPanicGoesToTheDefaultLogger(t *testing.T) {
 	}
 }
 
-// What every peer can cause is counted each time, and logged at a limited rate. In an HTTP handler a
-// panic is the handler's.
+// What every peer can cause is counted each time, and logged at a limited rate. In an HTTP handler
+// a panic is the handler's.
 func TestPanicsOfCheck(t *testing.T) {
 	const peers = 50
 	var lines lockedBuffer

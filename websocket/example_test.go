@@ -327,8 +327,8 @@ func ExampleServer_Dial() {
 	// end: <nil>
 }
 
-// A client by wss, with a listener that has no port. The name that the certificate is checked for is
-// the URL's; a server that only some roots know is named in RootCAs.
+// A client by wss, with a listener that has no port. The name that the certificate is checked for
+// is the URL's; a server that only some roots know is named in RootCAs.
 func ExampleServer_Dial_tls() {
 	cert := httptest.NewUnstartedServer(nil)
 	cert.StartTLS() // it has a certificate for 127.0.0.1

@@ -140,8 +140,8 @@ func TestGroupSkips(t *testing.T) {
 	slow.expect("text again")
 }
 
-// A member that is closed for being slow gets what it was owed and a Close frame, if it reads on; if
-// not, CloseTimeout ends it.
+// A member that is closed for being slow gets what it was owed and a Close frame, if it reads on;
+// if not, CloseTimeout ends it.
 func TestGroupClosesSlow(t *testing.T) {
 	for _, reads := range []bool{false, true} {
 		limit := 100 * time.Millisecond

@@ -102,8 +102,8 @@ func (e *HandshakeError) header(h http.Header) {
 	}
 }
 
-// handshake checks a request and makes the answer to it, or says why it is refused. The user's Check is
-// called by check.
+// handshake checks a request and makes the answer to it, or says why it is refused. The user's
+// Check is called by check.
 func (s *Server) handshake(r *http.Request, header http.Header, check func(*http.Request) int) (o opened, answer []byte, no *HandshakeError) {
 	if no = admissible(r); no != nil {
 		return o, nil, no

@@ -147,9 +147,9 @@ func (s *Server) Conns() iter.Seq[*Conn] {
 	}
 }
 
-// Receive iterates over what an event of s.Listener().Events(), or EventsPerLoop, means: none or more
-// events. It does not block. Every event that is received from the channel has to be passed to it,
-// in order. Behind a break the rest follows with a later event, by itself.
+// Receive iterates over what an event of s.Listener().Events(), or EventsPerLoop, means: none or
+// more events. It does not block. Every event that is received from the channel has to be passed to
+// it, in order. Behind a break the rest follows with a later event, by itself.
 func (s *Server) Receive(ev tcpio.Event) iter.Seq[Event] {
 	return func(yield func(Event) bool) { s.receive(ev, yield) }
 }

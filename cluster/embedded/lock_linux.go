@@ -12,8 +12,8 @@ import (
 
 var errLocked = errors.New("locked by another process")
 
-// lockFile locks f, until f is closed or the process ends, or returns errLocked. The lock is that of
-// the open file, so that two of one process exclude each other too.
+// lockFile locks f, until f is closed or the process ends, or returns errLocked. The lock is that
+// of the open file, so that two of one process exclude each other too.
 func lockFile(f *os.File) error {
 	for {
 		switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {

@@ -24,12 +24,13 @@ var (
 	storeData = filepath.Join("store", "jetstream")
 )
 
-// How long a server that lives may take to accept a connection and to prove that it knows the secret.
+// How long a server that lives may take to accept a connection and to prove that it knows the
+// secret.
 const storeDialTimeout = 2 * time.Second
 
-// A store is how a process reaches the one server of a directory. NATS' client calls Dial whenever it
-// wants a connection, for the first time and after a loss. Whoever then finds that no process runs
-// the server, runs it: there is nothing that watches.
+// A store is how a process reaches the one server of a directory. NATS' client calls Dial whenever
+// it wants a connection, for the first time and after a loss. Whoever then finds that no process
+// runs the server, runs it: there is nothing that watches.
 type store struct {
 	// Immutable.
 	dir  *directory

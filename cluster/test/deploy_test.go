@@ -22,8 +22,8 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// The files of docs/cluster make three servers that a node works with: with TLS, with the permissions
-// that they list and no more, and while a server is killed and started again.
+// The files of docs/cluster make three servers that a node works with: with TLS, with the
+// permissions that they list and no more, and while a server is killed and started again.
 func TestDeploymentFiles(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -231,8 +231,8 @@ func membersOf(nodes ...*node) string {
 	return "true " + strings.Join(ids, " ")
 }
 
-// awaitMembers waits until every node sees the members of all of them and no others, and returns how
-// long that took.
+// awaitMembers waits until every node sees the members of all of them and no others, and returns
+// how long that took.
 func awaitMembers(t testing.TB, nodes ...*node) time.Duration {
 	t.Helper()
 	begun := time.Now()

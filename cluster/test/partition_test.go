@@ -12,8 +12,8 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// A network has three machines, each in a network namespace with a node and an embedded NATS server,
-// and a bridge between them.
+// A network has three machines, each in a network namespace with a node and an embedded NATS
+// server, and a bridge between them.
 type network struct {
 	t     testing.TB
 	hub   testnet.Netns
@@ -73,8 +73,8 @@ func (w *network) leader() int {
 	return leader
 }
 
-// One machine of three is cut off and joined again, under load: that with the leader or another, for
-// less than a Lease or for longer.
+// One machine of three is cut off and joined again, under load: that with the leader or another,
+// for less than a Lease or for longer.
 func TestPartition(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {

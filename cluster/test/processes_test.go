@@ -66,8 +66,8 @@ func TestProcesses(t *testing.T) {
 	check(t, a, b, c, d)
 }
 
-// Three processes find each other by a directory. The one that runs the server is killed, and another
-// takes over with all that is stored: sessions, and every record.
+// Three processes find each other by a directory. The one that runs the server is killed, and
+// another takes over with all that is stored: sessions, and every record.
 func TestEmbeddedStoreIsTakenOver(t *testing.T) {
 	t.Parallel()
 	dir := "DIR=" + filepath.Join(t.TempDir(), "cluster")
@@ -88,8 +88,8 @@ func TestEmbeddedStoreIsTakenOver(t *testing.T) {
 	check(t, owner, b, c)
 }
 
-// Nodes are replaced one after the other, a hundred times, under load: fences grow all the time, and
-// those that are left see all that is.
+// Nodes are replaced one after the other, a hundred times, under load: fences grow all the time,
+// and those that are left see all that is.
 func TestRollingRestart(t *testing.T) {
 	t.Parallel()
 	nats := startServers(t)

@@ -1,5 +1,5 @@
-// Package ws makes WebSocket connections members of a cluster's topics, beside those that take plain
-// bytes: a chat for browsers and for nc.
+// Package ws makes WebSocket connections members of a cluster's topics, beside those that take
+// plain bytes: a chat for browsers and for nc.
 //
 //	asText := new(ws.Format)
 //	...
@@ -41,15 +41,16 @@ type Format struct {
 
 var _ cluster.Format = (*Format)(nil)
 
-// Join makes c a member of t, as t.Join does. A text message is made valid UTF-8. It fails as t.Join
-// does, with an error that matches net.ErrClosed also for a connection that is in its handshake, or
-// in its closing handshake.
+// Join makes c a member of t, as t.Join does. A text message is made valid UTF-8. It fails as
+// t.Join does, with an error that matches net.ErrClosed also for a connection that is in its
+// handshake, or in its closing handshake.
 func (f *Format) Join(t *cluster.Topic, c *websocket.Conn, who *cluster.Member) error {
 	return t.JoinAs(f, c.Underlying(), c, who)
 }
 
-// Resume makes c a member of a topic of a Class, and has write called with every record behind since
-// before, as t.Resume does. write is the place to send what Encode and Render make of live ones.
+// Resume makes c a member of a topic of a Class, and has write called with every record behind
+// since before, as t.Resume does. write is the place to send what Encode and Render make of live
+// ones.
 func (f *Format) Resume(ctx context.Context, t *cluster.Topic, c *websocket.Conn, who *cluster.Member,
 	since cluster.Pos, write func(cluster.Record) error) (whole bool, err error) {
 	return t.ResumeAs(ctx, f, c.Underlying(), c, who, since, write)
