@@ -383,3 +383,43 @@ func TestCloseFlushesThenSendsFin(t *testing.T) {
 		t.Errorf("Err: %v", err)
 	}
 }
+
+// TLS may begin while Hijack waits for a write to end. To see it fail: let Hijack look at TLS only
+// before it waits.
+func TestHijackThatWaitsGivesNoTLSAway(t *testing.T) {
+	r := listen(t, ListenerOptions{})
+	r.Events()
+	r.serve()
+	_, c := r.open()
+	c.mu.Lock()
+	c.writing = writeHeld // as within a Write
+	c.unlock()
+	hijacked := make(chan error, 1)
+	go func() {
+		tc, err := c.Hijack()
+		if err == nil {
+			tc.Close()
+		}
+		hijacked <- err
+	}()
+	testnet.WaitFor(t, "Hijack waits", func() bool {
+		return locked(c, func() bool { return c.extLocked().waiting().canSend.Waiting() == 1 })
+	})
+	c.mu.Lock()
+	c.endWriteLocked()
+	err := c.mayStartTLSLocked(testnet.ServerTLS())
+	c.beginTLSLocked(testnet.ServerTLS(), false)
+	c.ext.tls.done = true // as behind its handshake
+	c.ext.waits.openSend()
+	c.unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := testnet.Receive(t, "the end of Hijack", hijacked); err == nil {
+		t.Error("Hijack gave away a connection that speaks TLS")
+	}
+	c.mu.Lock()
+	c.ext.tls.done = false
+	c.abortLocked(net.ErrClosed)
+	c.unlock()
+}

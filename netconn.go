@@ -243,15 +243,23 @@ func (c *Conn) SetNoDelay(on bool) error {
 func (c *Conn) Hijack() (*net.TCPConn, error) {
 	c.mu.Lock()
 	defer c.unlock()
-	if (c.tls() != nil || c.handshaking()) && !c.ended() {
-		return nil, c.opErrorLocked("hijack", errors.New("the connection speaks TLS, or Preface is not done"))
+	if err := c.mayHijackLocked(); err != nil {
+		return nil, err
 	}
 	if err := c.beginWriteLocked(); err != nil {
 		return nil, err
 	}
 	defer c.endWriteLocked()
-	if err := c.waitFlushedLocked(); err != nil {
-		return nil, err
+	for {
+		if err := c.mayHijackLocked(); err != nil { // it may have TLS or a Relay by now
+			return nil, err
+		}
+		if c.out == nil {
+			break
+		}
+		if err := c.waitRoomLocked(); err != nil {
+			return nil, err
+		}
 	}
 	switch {
 	case !c.peer.IsIP:
@@ -268,4 +276,17 @@ func (c *Conn) Hijack() (*net.TCPConn, error) {
 	c.extLocked().given = true
 	c.releaseLocked(ErrHijacked)
 	return tc, nil
+}
+
+// mayHijackLocked says why somebody else has the connection's bytes.
+func (c *Conn) mayHijackLocked() error {
+	switch {
+	case c.ended():
+		return c.endedLocked("hijack")
+	case c.relayed():
+		return c.relayedLocked("hijack")
+	case c.tls() != nil || c.handshaking():
+		return c.opErrorLocked("hijack", errors.New("the connection speaks TLS, or Preface is not done"))
+	}
+	return c.checkWritableLocked()
 }

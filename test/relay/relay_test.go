@@ -148,3 +148,36 @@ func TestWhatAnUpstreamSaysFirstIsPassedOn(t *testing.T) {
 		peer.Close()
 	}
 }
+
+// A Hijack that waits for queued output finds a relay when that has gone out, and leaves it alone.
+func TestABlockedHijackLearnsOfTheRelay(t *testing.T) {
+	s := serve(t, "none", tcpio.ListenerOptions{})
+	p, c := s.open(t)
+	q, to := s.open(t)
+	const size = 16 << 20 // more than sockets take
+	if _, err := c.TryWrite(make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	hijacked := make(chan error, 1)
+	go func() {
+		tc, err := c.Hijack()
+		if err == nil {
+			tc.Close()
+		}
+		hijacked <- err
+	}()
+	testnet.WaitFor(t, "Hijack", func() bool { return testnet.Goroutines("tcpio.(*Conn).waitRoomLocked") > 0 })
+	if _, err := c.Relay(to, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, p, size); err != nil {
+		t.Fatal(err)
+	}
+	if err := testnet.Await(t, "Hijack", hijacked); !errors.Is(err, tcpio.ErrRelayed) {
+		t.Errorf("Hijack: %v", err)
+	}
+	testnet.Send(t, p, "x")
+	testnet.ExpectBytes(t, q, "x")
+	testnet.Send(t, q, "y")
+	testnet.ExpectBytes(t, p, "y")
+}
