@@ -3,12 +3,14 @@
 package relay
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -58,15 +60,22 @@ func randomScript(rng *rand.Rand) script {
 	return s
 }
 
+// A talker is a peer's end: a *net.TCPConn, or a *tls.Conn on one.
+type talker interface {
+	net.Conn
+	CloseWrite() error
+}
+
 // A walker is a peer that does what its script says.
 type walker struct {
 	script
-	peer   *net.TCPConn
+	peer   talker
+	tcp    *net.TCPConn // below it
 	seed   uint64
 	sent   atomic.Int64 // bytes that the kernel took
 	got    int
 	err    error // why reading ended
-	failed bool  // writing has
+	failed bool  // writing has, or ending the stream
 	bad    error // what is wrong
 }
 
@@ -77,20 +86,22 @@ func (w *walker) walk(over <-chan struct{}) {
 	w.write()
 	switch w.act {
 	case actFIN:
-		_ = w.peer.CloseWrite()
+		if w.peer.CloseWrite() != nil {
+			w.failed = true
+		}
 		reading.Wait()
 	case actReset:
-		_ = w.peer.SetLinger(0)
-		_ = w.peer.Close()
+		_ = w.tcp.SetLinger(0)
+		_ = w.tcp.Close()
 	case actClose:
 		_ = w.peer.Close()
 	case actSilent:
 		<-over
 	case actVanish:
-		if raw, err := w.peer.SyscallConn(); err == nil {
+		if raw, err := w.tcp.SyscallConn(); err == nil {
 			_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_REPAIR, 1) })
 		}
-		_ = w.peer.Close()
+		_ = w.tcp.Close()
 	}
 	if w.act == actSilent {
 		_ = w.peer.SetReadDeadline(time.Now())
@@ -165,7 +176,10 @@ func TestPairsAtRandom(t *testing.T) {
 		serve(t, "stream", tcpio.ListenerOptions{Loops: 2, EventBuffer: 4096}),
 		serve(t, "actor", tcpio.ListenerOptions{Loops: 2}),
 		serve(t, "none", tcpio.ListenerOptions{}),
+		serve(t, "stream", tcpio.ListenerOptions{Loops: 2, EventBuffer: 4096, TLSConfig: testnet.ServerTLS()}),
+		serve(t, "none", tcpio.ListenerOptions{TLSConfig: testnet.ServerTLS()}),
 	}
+	sealed := sides[3:]
 	start := time.Now()
 	var done atomic.Int64
 	var kinds [acts][acts]atomic.Int64
@@ -178,14 +192,18 @@ func TestPairsAtRandom(t *testing.T) {
 				seed := rand.Uint64()
 				rng := rand.New(rand.NewPCG(seed, 0))
 				connecting.Lock()
-				p, c := sides[rng.IntN(len(sides))].random(t)
-				q, to := sides[rng.IntN(len(sides))].random(t)
+				var conns [2]*tcpio.Conn
+				var walkers [2]*walker
+				for i := range walkers {
+					s := sides[rng.IntN(len(sides))]
+					walkers[i] = &walker{script: randomScript(rng), seed: seed + uint64(i)}
+					walkers[i].tcp, walkers[i].peer, conns[i] = s.random(t, slices.Contains(sealed, s))
+				}
 				connecting.Unlock()
-				if p == nil || q == nil {
+				if conns[0] == nil || conns[1] == nil {
 					return
 				}
-				one := &walker{script: randomScript(rng), peer: p, seed: seed}
-				two := &walker{script: randomScript(rng), peer: q, seed: seed + 1}
+				c, to, one, two := conns[0], conns[1], walkers[0], walkers[1]
 				if err := randomPair(rng, c, to, one, two); err != nil {
 					t.Errorf("seed %d: %+v and %+v: %v", seed, one.script, two.script, err)
 				}
@@ -211,19 +229,29 @@ func TestPairsAtRandom(t *testing.T) {
 }
 
 // random connects a peer; the caller is alone.
-func (s *side) random(t *testing.T) (*net.TCPConn, *tcpio.Conn) {
-	peer, err := net.DialTimeout("tcp", s.l.Addr().String(), testnet.Limit)
+func (s *side) random(t *testing.T, sealed bool) (*net.TCPConn, talker, *tcpio.Conn) {
+	nc, err := net.DialTimeout("tcp", s.l.Addr().String(), testnet.Limit)
 	if err != nil {
 		t.Errorf("dial: %v", err)
-		return nil, nil
+		return nil, nil, nil
 	}
-	_ = peer.SetDeadline(time.Now().Add(testnet.Limit))
+	_ = nc.SetDeadline(time.Now().Add(testnet.Limit))
+	tcp := nc.(*net.TCPConn)
+	var peer talker = tcp
+	if sealed {
+		tc := tls.Client(tcp, testnet.ClientTLS())
+		if err := tc.Handshake(); err != nil {
+			t.Errorf("handshake: %v", err)
+			return nil, nil, nil
+		}
+		peer = tc
+	}
 	select {
 	case c := <-s.opened:
-		return peer.(*net.TCPConn), c
+		return tcp, peer, c
 	case <-time.After(testnet.Limit):
 		t.Error("no connection")
-		return nil, nil
+		return nil, nil, nil
 	}
 }
 
@@ -288,5 +316,8 @@ func randomPair(rng *rand.Rand, c, to *tcpio.Conn, one, two *walker) error {
 			return errors.Join(one.bad, two.bad)
 		}
 	}
-	return errors.Join(one.check(two), two.check(one))
+	if err := errors.Join(one.check(two), two.check(one)); err != nil {
+		return fmt.Errorf("%T and %T, early: %v, the end is %+v: %w", one.peer, two.peer, early, end, err)
+	}
+	return nil
 }
