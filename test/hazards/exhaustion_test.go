@@ -4,10 +4,14 @@ package hazards
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -173,4 +177,168 @@ func TestDialWithoutDescriptors(t *testing.T) {
 	if line := child.Line("dialed "); line != "true <nil>" {
 		t.Errorf("without descriptors: EMFILE %s", line)
 	}
+}
+
+const proxyExhaustedEnv = "TCPIO_TEST_PROXY_EXHAUSTED"
+
+// TestProxyExhaustedChild is the child of TestAProxyWithoutDescriptors: a proxy whose Preface takes
+// a line. It answers each line on its standard input with "processor time in ns, dials that found
+// no descriptor, connections and dials, descriptors".
+func TestProxyExhaustedChild(t *testing.T) {
+	upstream := os.Getenv(proxyExhaustedEnv)
+	if upstream == "" {
+		t.Skip("the child of another test")
+	}
+	var without atomic.Int64
+	handle := func(ev tcpio.Event) error {
+		switch ev := ev.(type) {
+		case tcpio.Opened:
+			_, err := ev.Conn.Listener().DialAsync(tcpio.DialRequest{Address: upstream, To: ev.Conn})
+			return err
+		case tcpio.Dialed:
+			if ev.Err != nil {
+				if errors.Is(ev.Err, unix.EMFILE) {
+					without.Add(1)
+				}
+				ev.To.Abort()
+				return nil
+			}
+			if _, err := ev.To.Relay(ev.Conn, nil); err != nil {
+				ev.Conn.Abort()
+				ev.To.Abort()
+			}
+		}
+		return nil
+	}
+	l := harness.Listen(t, tcpio.ListenerOptions{
+		NewActor: func(*tcpio.Conn) tcpio.Actor { return tcpio.ActorFunc(handle) },
+		Preface: func(_ *tcpio.Conn, head []byte) (int, error) {
+			if i := bytes.IndexByte(head, '\n'); i >= 0 {
+				return i + 1, nil
+			}
+			return 0, tcpio.ErrShortPreface
+		},
+		PrefaceTimeout: 2 * testnet.Limit,
+	})
+	harness.Start(t, l)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	old := limit
+	limit.Cur = 60
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
+	fmt.Printf("listening on %s\n", l.Addr())
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		fds := 0
+		for fd := range limit.Cur {
+			if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
+				fds++
+			}
+		}
+		fmt.Printf("state %d %d %d %d\n", testnet.CPU(t), without.Load(), l.Len()+l.Stats().Dialing, fds)
+	}
+}
+
+// A proxy has no descriptor left for accepting, for dials and for the pipes of relays, at the same
+// time. Clients are cut off, or wait; nobody gets wrong bytes, everybody is served in the end, and
+// nothing is left.
+func TestAProxyWithoutDescriptors(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				if _, err := io.Copy(c, c); err == nil {
+					_ = c.(*net.TCPConn).CloseWrite()
+				}
+			}()
+		}
+	}()
+	child := testnet.StartChild(t, "TestProxyExhaustedChild", proxyExhaustedEnv+"="+ln.Addr().String())
+	addr := child.Line("listening on ")
+	state := func() (cpu time.Duration, without, open, fds int) {
+		t.Helper()
+		child.Say("")
+		if _, err := fmt.Sscan(child.Line("state "), &cpu, &without, &open, &fds); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	_, _, _, before := state()
+	want := testnet.Pattern(300 << 10)
+	end := time.Now().Add(2 * testnet.Limit)
+	var cut atomic.Int64
+	try := func() error {
+		nc, err := net.Dial("tcp", addr)
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		_ = nc.SetDeadline(end)
+		if _, err := nc.Write([]byte("head")); err != nil {
+			return err
+		}
+		time.Sleep(time.Duration(rand.IntN(3000)) * time.Microsecond)
+		if _, err := nc.Write([]byte("er\n")); err != nil {
+			return err
+		}
+		written := make(chan error, 1)
+		go func() {
+			_, err := nc.Write(want)
+			if err == nil {
+				err = nc.(*net.TCPConn).CloseWrite()
+			}
+			written <- err
+		}()
+		got, err := io.ReadAll(nc)
+		if err == nil {
+			err = <-written // the kernel tells a reset once, and may have told the writer
+		}
+		if !bytes.Equal(got, want[:len(got)]) {
+			t.Errorf("wrong bytes among the first %d", len(got))
+		}
+		if err == nil && len(got) < len(want) {
+			t.Errorf("an end of stream behind %d bytes of %d", len(got), len(want))
+		}
+		return err
+	}
+	var all sync.WaitGroup
+	for range 60 {
+		all.Go(func() {
+			for range 3 {
+				for {
+					err := try()
+					if err == nil {
+						break
+					}
+					cut.Add(1)
+					if time.Now().After(end) || t.Failed() {
+						t.Errorf("a client was never served: %v", err)
+						return
+					}
+					time.Sleep(time.Duration(rand.IntN(50)) * time.Millisecond)
+				}
+			}
+		})
+	}
+	all.Wait()
+	cpu, without, _, _ := state()
+	t.Logf("%d times a client was cut off, %d dials without a descriptor, %v of processor time", cut.Load(), without, cpu)
+	testnet.WaitFor(t, "nothing is left", func() bool {
+		_, _, open, fds := state()
+		return open == 0 && fds <= before+2*8 // some pipes are kept for the next relays
+	})
 }

@@ -75,7 +75,7 @@ type walker struct {
 	sent   atomic.Int64 // bytes that the kernel took
 	got    int
 	err    error // why reading ended
-	failed bool  // writing has, or ending the stream
+	failed bool  // writing has, or the end of that
 	bad    error // what is wrong
 }
 
@@ -94,7 +94,9 @@ func (w *walker) walk(over <-chan struct{}) {
 		_ = w.tcp.SetLinger(0)
 		_ = w.tcp.Close()
 	case actClose:
-		_ = w.peer.Close()
+		if w.peer.Close() != nil { // of TLS: its close_notify
+			w.failed = true
+		}
 	case actSilent:
 		<-over
 	case actVanish:
