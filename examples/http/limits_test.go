@@ -237,13 +237,13 @@ func TestAHandlersTimeIsNoStall(t *testing.T) {
 func TestASlowBodyThatGoesOnIsTaken(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig()
-	cfg.stallTimeout = time.Second
+	cfg.stallTimeout = 4 * time.Second // a pause of the machine's is no stall
 	servers(t, cfg, newMux(), func(t *testing.T, addr string) {
 		t.Parallel()
 		c := dial(t, addr)
 		c.send("POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n")
 		for range 20 {
-			<-time.After(cfg.stallTimeout / 15) // together more than stallTimeout
+			<-time.After(cfg.stallTimeout / 18) // together more than stallTimeout
 			c.send("x")
 		}
 		c.want("", 200, fmt.Sprintf("20 %x\n", sha256.Sum256(bytes.Repeat([]byte("x"), 20))))
