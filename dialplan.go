@@ -4,7 +4,9 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/rabbit-backend/tcpio/internal/sys"
@@ -240,4 +242,44 @@ func (d *dialPlan) resolve() (ips []netip.Addr, port int, err error) {
 func (d *dialPlan) mayBeSelf() bool {
 	a, ok := d.dialer.LocalAddr.(*net.TCPAddr)
 	return ok && a.Port != 0
+}
+
+// share is until when one of n addresses may take: an equal part of the time that is left, but two
+// seconds at least, as net.Dialer has it.
+func (d *dialPlan) share(t int64, n int) int64 {
+	if d.deadline == 0 {
+		return 0
+	}
+	part := (d.deadline - t) / int64(n)
+	return min(d.deadline, t+max(part, int64(2*time.Second)))
+}
+
+// errSelf is the error of a connection with itself; see lookConnected.
+var errSelf = &os.SyscallError{Syscall: "connect", Err: syscall.ECONNREFUSED}
+
+// lookConnected reports whether the attempt is over, and why it failed. What epoll has said tells:
+// a socket that connects is neither writable nor hung up (connect(2)), and an edge comes when that
+// changes. The kernel is asked of one that has failed too; and, with ask, of one of which epoll has
+// said nothing.
+//
+// A port of the dynamic range that nobody listens on can be given to the very socket that connects
+// to it. Such a connection with itself is not wanted, unless mayBeSelf.
+func (c *Conn) lookConnected(mayBeSelf, ask bool) (done bool, err error) {
+	c.mu.Lock()
+	defer c.unlock()
+	bits := uint32(c.ext.edges)
+	switch {
+	case c.ended():
+		return true, net.ErrClosed
+	case bits == 0 && !ask:
+		return false, nil
+	case bits&pollOut == 0 || bits&(pollErr|pollHup) != 0:
+		if done, err = sys.Connected(c.fd); err != nil || !done {
+			return err != nil, err
+		}
+	}
+	if !mayBeSelf && c.peer.IsIP && c.peer.Same(sys.Local(c.fd)) {
+		return true, errSelf
+	}
+	return true, nil
 }
