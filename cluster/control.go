@@ -10,9 +10,9 @@ import (
 
 // runControl sends and takes heartbeats, and watches the connection. It alone knows the peers.
 func (n *Node) runControl() {
-	due := time.Now() // the next heartbeat
 	n.tick()
-	timer := time.NewTimer(n.wait(&due))
+	due := time.Now().Add(n.opts.Heartbeat) // the next heartbeat
+	timer := time.NewTimer(n.wait(due))
 	defer timer.Stop()
 	for {
 		select {
@@ -25,8 +25,11 @@ func (n *Node) runControl() {
 				n.look()
 			} else {
 				n.tick()
+				if due = due.Add(n.opts.Heartbeat); due.Before(now) { // it was held up
+					due = now.Add(n.opts.Heartbeat)
+				}
 			}
-			timer.Reset(n.wait(&due))
+			timer.Reset(n.wait(due))
 		case sent := <-n.poke:
 			n.number++
 			_ = n.beat(0)
@@ -38,18 +41,11 @@ func (n *Node) runControl() {
 }
 
 // wait returns how long there is nothing to do: until the heartbeat that is due, or somebody is down
-// if nothing is heard of him. due is moved on when it is over. A node that others keep hearing of
-// wakes up for its heartbeats alone.
-func (n *Node) wait(due *time.Time) time.Duration {
-	now := time.Now()
-	for !due.After(now) {
-		if *due = due.Add(n.opts.Heartbeat); !due.After(now) { // it was held up
-			*due = now.Add(n.opts.Heartbeat)
-		}
-	}
-	next := n.peers.next(*due, n.opts.Heartbeat/8)
+// if nothing is heard of him. A node that others keep hearing of wakes up for its heartbeats alone.
+func (n *Node) wait(due time.Time) time.Duration {
+	next := n.peers.next(due, n.opts.Heartbeat/8)
 	n.planned = next.Sub(n.peers.last)
-	return next.Sub(now)
+	return time.Until(next)
 }
 
 // look looks who has not been heard of, and whether NATS is there.
