@@ -51,7 +51,7 @@ func (n *Node) claim(ctx context.Context, key string, c *tcpio.Conn) (*Session, 
 		return nil, ErrName
 	case c == nil:
 		return nil, errors.New("the connection is nil")
-	case n.closed.Load() || n.leaving.Load():
+	case n.refuses():
 		return nil, ErrClosed
 	case n.link.cut():
 		return nil, fmt.Errorf("%w: %w", ErrNoQuorum, ErrDisconnected)
@@ -121,7 +121,7 @@ func (s *sessions) write(ctx context.Context, key, tok string, c *tcpio.Conn) (*
 	older, err := s.establish(se, p)
 	if err == nil {
 		// Before the older one loses it, so that somebody has it all the time.
-		err = s.n.keys.add("Claim", key, c)
+		err = s.n.keys.add(tok, key, c)
 		if err != nil {
 			s.end(se)
 		}

@@ -34,15 +34,16 @@ var (
 
 // sendError is what NATS said to a publish, in this package's terms.
 func sendError(op string, err error) error {
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.Is(err, nats.ErrMaxPayload):
-		return fmt.Errorf("cluster: %s: %w: %w", op, ErrTooLong, err)
-	case errors.Is(err, nats.ErrReconnectBufExceeded), errors.Is(err, nats.ErrConnectionClosed),
-		errors.Is(err, nats.ErrConnectionReconnecting), errors.Is(err, nats.ErrDisconnected),
-		errors.Is(err, nats.ErrConnectionDraining):
-		return fmt.Errorf("cluster: %s: %w (%w)", op, ErrDisconnected, err)
 	}
-	return fmt.Errorf("cluster: %s: %w: %w", op, ErrDisconnected, err)
+	return fmt.Errorf("cluster: %s: %w", op, sendCause(err))
+}
+
+// sendCause is sendError without a prefix.
+func sendCause(err error) error {
+	if errors.Is(err, nats.ErrMaxPayload) {
+		return fmt.Errorf("%w: %w", ErrTooLong, err)
+	}
+	return fmt.Errorf("%w: %w", ErrDisconnected, err)
 }

@@ -100,14 +100,6 @@ func (n *Node) call(ctx context.Context, m *nats.Msg, limit time.Duration) (*nat
 	}
 }
 
-// sendCause is sendError without a prefix.
-func sendCause(err error) error {
-	if errors.Is(err, nats.ErrMaxPayload) {
-		return fmt.Errorf("%w: %w", ErrTooLong, err)
-	}
-	return fmt.Errorf("%w: %w", ErrDisconnected, err)
-}
-
 // api calls JetStream's API. answer is where to put what it says.
 func (n *Node) api(ctx context.Context, subject string, request, answer any) error {
 	data := []byte(nil)

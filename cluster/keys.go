@@ -67,7 +67,19 @@ func (ks *keys) init(n *Node) {
 // Register may block for as long as NATS takes no bytes (FlusherTimeout). It works without a
 // connection to NATS: c is reachable when it is there again. It fails with ErrName, ErrClosed, and
 // an error that matches net.ErrClosed if c is closing.
-func (n *Node) Register(key string, c *tcpio.Conn) error { return n.keys.add("Register", key, c) }
+func (n *Node) Register(key string, c *tcpio.Conn) error {
+	tok, err := token("Register", key)
+	if err != nil {
+		return err
+	}
+	if c == nil {
+		return errors.New("cluster: Register: the connection is nil")
+	}
+	if err := n.keys.add(tok, key, c); err != nil {
+		return fmt.Errorf("cluster: Register: %w", err)
+	}
+	return nil
+}
 
 // Unregister takes key from c. On a connection that does not have it it does nothing. A message that
 // is being posted may still arrive.
@@ -87,16 +99,10 @@ func (n *Node) Registered(key string) []*tcpio.Conn {
 	return nil
 }
 
-func (ks *keys) add(op, key string, c *tcpio.Conn) error {
-	tok, err := token(op, key)
-	if err != nil {
-		return err
-	}
-	if c == nil {
-		return errors.New("cluster: " + op + ": the connection is nil")
-	}
-	if err := ks.n.refusal(op); err != nil {
-		return err
+// add has c reached by the key. Its errors do not say for which call.
+func (ks *keys) add(tok, key string, c *tcpio.Conn) error {
+	if ks.n.refuses() {
+		return ErrClosed
 	}
 	ks.sub.Lock()
 	defer ks.sub.Unlock()
@@ -109,14 +115,14 @@ func (ks *keys) add(op, key string, c *tcpio.Conn) error {
 		sub, err := ks.n.nc.ChanSubscribe(subject, ks.n.shardOf(subject).ch)
 		ks.mu.Lock()
 		if err != nil {
-			return sendError(op, err)
+			return sendCause(err)
 		}
 		k = &keyed{key: key, token: tok, sub: sub}
 		ks.byToken[tok] = k
 	}
 	if ks.over {
 		ks.dropLocked(k)
-		return fmt.Errorf("cluster: %s: %w", op, ErrClosed)
+		return ErrClosed
 	}
 	if slices.Contains(k.conns, c) {
 		return nil
@@ -124,7 +130,7 @@ func (ks *keys) add(op, key string, c *tcpio.Conn) error {
 	ks.group.Join(c)
 	if !ks.group.Has(c) {
 		ks.dropLocked(k)
-		return ended(op, c)
+		return endedCause(c)
 	}
 	k.conns = append(slices.Clip(k.conns), c)
 	ks.byConn[c] = append(ks.byConn[c], k)

@@ -333,13 +333,18 @@ func (n *Node) lost(t *Topic, node string, count uint64) {
 
 // refusal says why nothing new may begin.
 func (n *Node) refusal(op string) error {
-	if n.closed.Load() || n.leaving.Load() {
+	if n.refuses() {
 		return fmt.Errorf("cluster: %s: %w", op, ErrClosed)
 	}
 	return nil
 }
 
+// refuses reports whether the node takes nothing new: it is leaving, or has closed.
+func (n *Node) refuses() bool { return n.closed.Load() || n.leaving.Load() }
+
 // ended is the error for a connection that has ended.
 func ended(op string, c *tcpio.Conn) error {
-	return fmt.Errorf("cluster: %s: connection %v: %w", op, c, errConnClosed)
+	return fmt.Errorf("cluster: %s: %w", op, endedCause(c))
 }
+
+func endedCause(c *tcpio.Conn) error { return fmt.Errorf("connection %v: %w", c, errConnClosed) }

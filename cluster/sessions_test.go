@@ -463,10 +463,14 @@ func TestClaimIsChecked(t *testing.T) {
 		t.Errorf("a context that has ended: %v", err)
 	}
 	must(t, c.conn.Close())
+	var err error
 	testnet.WaitFor(t, "a closing connection is refused", func() bool {
-		_, err := s.Claim(testnet.Context(t), "k", c.conn)
+		_, err = s.Claim(testnet.Context(t), "k", c.conn)
 		return errors.Is(err, net.ErrClosed)
 	})
+	if strings.Count(err.Error(), "Claim") != 1 {
+		t.Errorf("the call is to be named once: %v", err)
+	}
 	for want, o := range map[string]Sessions{"Lease": {Lease: time.Millisecond}, "Replicas": {Replicas: 2},
 		"Strict": {Strict: true, KeepUnsure: true}} {
 		if _, err := Open(testnet.Context(t), s.nc, &Options{Sessions: &o}); err == nil || !strings.Contains(err.Error(), want) {
