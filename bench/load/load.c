@@ -168,7 +168,9 @@ static void readable(struct conn *c, uint64_t t, int hung) {
 		} else if (n > 0) {
 			if ((uint32_t)n > c->count) errno = 0, die("answer to nothing");
 			for (int i = 0; i < n; i++) {
-				if (counted) record(t - c->start[c->head]);
+				uint64_t start = c->start[c->head];
+				if (t < start) t = now(); // it was begun since, and has its answer already
+				if (counted) record(t - start);
 				if (++c->head == (uint32_t)depth) c->head = 0;
 				c->count--;
 			}
