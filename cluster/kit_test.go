@@ -21,7 +21,8 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-func TestMain(m *testing.M) { testnet.Main(m) }
+// NATS' client leaves what it has dialed to the garbage collector if the server says nothing.
+func TestMain(m *testing.M) { testnet.Main(m, "socket") }
 
 const beatForTests = 100 * time.Millisecond
 

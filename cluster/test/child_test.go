@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	if proc.Main(map[string]func(*bufio.Scanner) error{"node": nodeRole}) {
 		return
 	}
-	testnet.Main(m)
+	testnet.Main(m, "socket") // NATS' client leaves what it has dialed if the server says nothing
 }
 
 // A child is a node with members, in a process of its own.

@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,9 +23,7 @@ import (
 func TestNothingWaitsForAServerThatHangs(t *testing.T) {
 	t.Parallel()
 	s := startOneServer(t)
-	dialed := &dialer{}
-	defer dialed.close()
-	nc, err := nats.Connect(s.urls, append(cluster.NATSOptions(), nats.SetCustomDialer(dialed), nats.PingInterval(200*time.Millisecond),
+	nc, err := nats.Connect(s.urls, append(cluster.NATSOptions(), nats.PingInterval(200*time.Millisecond),
 		nats.ReconnectWait(time.Millisecond), nats.ReconnectJitter(time.Millisecond, time.Millisecond), nats.Timeout(time.Second))...)
 	must(t, err)
 	defer nc.Close()
@@ -68,31 +64,6 @@ func TestNothingWaitsForAServerThatHangs(t *testing.T) {
 	goesOn = func() {}
 	testnet.WaitFor(t, "the node is ready again", func() bool { return n.Ready() == nil })
 	testnet.WaitFor(t, "it publishes again", func() bool { return plain.Publish([]byte("x")) == nil && log.Publish([]byte("x")) == nil })
-}
-
-// A dialer closes what NATS' client leaves to the garbage collector: connections on which the server
-// has said nothing.
-type dialer struct {
-	mu  sync.Mutex
-	all []net.Conn
-}
-
-func (d *dialer) Dial(network, addr string) (net.Conn, error) {
-	c, err := net.Dial(network, addr)
-	if err == nil {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.all = append(d.all, c)
-	}
-	return c, err
-}
-
-func (d *dialer) close() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, c := range d.all {
-		c.Close() // it may be closed
-	}
 }
 
 func startOneServer(t testing.TB) *servers {

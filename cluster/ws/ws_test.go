@@ -20,7 +20,8 @@ import (
 	"github.com/rabbit-backend/tcpio/websocket"
 )
 
-func TestMain(m *testing.M) { testnet.Main(m) }
+// NATS' client leaves what it has dialed to the garbage collector if the server says nothing.
+func TestMain(m *testing.M) { testnet.Main(m, "socket") }
 
 // A site is a node with a server for WebSocket; join is called with each connection.
 type site struct {

@@ -135,8 +135,8 @@ func TestLeftDescriptorsAreFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if left, pipes := newDescriptors(before, after); len(left) != 2 || !pipes {
-		t.Errorf("left are %q, pipes alone: %v", left, pipes)
+	if left, goes := newDescriptors(before, after, []string{"pipe"}); len(left) != 2 || !goes {
+		t.Errorf("left are %q, pipes alone: %v", left, goes)
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -145,8 +145,10 @@ func TestLeftDescriptorsAreFound(t *testing.T) {
 	if after, err = Descriptors(); err != nil {
 		t.Fatal(err)
 	}
-	if left, pipes := newDescriptors(before, after); len(left) != 3 || pipes {
-		t.Errorf("left are %q, pipes alone: %v", left, pipes)
+	for _, collected := range [][]string{{"pipe"}, {"pipe", "socket"}} {
+		if left, goes := newDescriptors(before, after, collected); len(left) != 3 || goes != (len(collected) == 2) {
+			t.Errorf("left are %q, of %q alone: %v", left, collected, goes)
+		}
 	}
 	ln.Close()
 	for _, fd := range ends {
@@ -155,7 +157,7 @@ func TestLeftDescriptorsAreFound(t *testing.T) {
 	if after, err = Descriptors(); err != nil {
 		t.Fatal(err)
 	}
-	if left, _ := newDescriptors(before, after); left != nil {
+	if left, _ := newDescriptors(before, after, nil); left != nil {
 		t.Errorf("left are %q", left)
 	}
 }
