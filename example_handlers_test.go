@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -447,4 +449,42 @@ func Example_errDrainTimeout() {
 	// Output:
 	// true tcpio: Shutdown ended the connection before its peer had
 	// serve: <nil> cut off: 1
+}
+
+// A package that calls handlers of its users' has their failures counted and logged with the others.
+func ExampleConn_HandlerFailed() {
+	handle := func(*tcpio.Conn) error { panic("a nil map") } // the user's
+	call := func(c *tcpio.Conn) {
+		defer func() {
+			if v := recover(); v != nil {
+				c.HandlerFailed(&tcpio.PanicError{Value: v, Stack: debug.Stack()})
+				c.Abort()
+			}
+		}()
+		c.HandlerFailed(handle(c)) // nil is no failure
+	}
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+	peer, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	for ev := range l.Events() {
+		switch ev := ev.(type) {
+		case tcpio.Opened:
+			call(ev.Conn)
+		case tcpio.Closed:
+			stop()
+		}
+	}
+	fmt.Println("serve:", g.Wait(), "panics:", l.Stats().Panics)
+	peer.Close()
+	// Output:
+	// serve: <nil> panics: 1
 }
