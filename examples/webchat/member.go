@@ -152,11 +152,13 @@ func (m *member) hello(q *request) {
 		m.part(m.room != r)
 	}
 	m.name, m.room = q.Name, r
-	if err = m.resume(ctx, q); err != nil {
+	stayed, err := m.resume(ctx, q)
+	if err != nil {
 		m.later(err)
 		return
 	}
 	switch {
+	case was == "" && stayed: // its node was lost, and nobody was there who saw that
 	case was == "":
 		err = r.Record(ctx, "", rooms.Line{Kind: "came", Name: m.name, By: m.by})
 	case was != m.name:
@@ -172,12 +174,13 @@ func (m *member) hello(q *request) {
 const everything = 1<<53 - 1
 
 // resume gives the page what it does not have, and what comes then. What of its own is among it
-// need not be said again: no say is handled before.
-func (m *member) resume(ctx context.Context, q *request) error {
+// need not be said again: no say is handled before. stayed is true if it has seen some lines of the
+// room before, and none behind them says that it left.
+func (m *member) resume(ctx context.Context, q *request) (stayed bool, err error) {
 	r, conn := m.room, m.c.Underlying()
-	err := m.c.WriteText(mustJSON(&answer{T: "welcome", Room: q.Room, Epoch: m.chat.Epoch(), Name: m.name, Me: m.by, Last: everything}))
+	err = m.c.WriteText(mustJSON(&answer{T: "welcome", Room: q.Room, Epoch: m.chat.Epoch(), Name: m.name, Me: m.by, Last: everything}))
 	if err != nil {
-		return err
+		return false, err
 	}
 	var since cluster.Pos
 	if q.Epoch != "" && q.Last != 0 {
@@ -185,23 +188,25 @@ func (m *member) resume(ctx context.Context, q *request) error {
 			since = cluster.Pos{Epoch: "none"} // it is told that lines may be missing
 		}
 	}
-	told := false
+	told, left := false, false
 	whole, err := r.Join(ctx, asPage, conn, m.c, m.by, m.name, since, func(l rooms.Line) error {
 		if l.By == m.by {
 			m.top = max(m.top, l.N)
+			left = left || l.Kind == "left"
 		}
 		told = told || l.Gap
 		return m.c.WriteText(rooms.Lines(r.Name, l))
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	if !whole && !told {
 		m.reply(&answer{T: "gap", Missed: -1, Last: everything})
 	}
 	r.Pages.Join(m.c)
 	_ = m.c.WriteText(r.People())
-	return asTyping.Join(m.chat.Topic("typing "+chatline.FoldName(r.Name)), m.c, nil)
+	err = asTyping.Join(m.chat.Topic("typing "+chatline.FoldName(r.Name)), m.c, nil)
+	return since != (cluster.Pos{}) && whole && !left, err
 }
 
 // part ends what the page is in the room. One that has not said that it leaves may come back, to

@@ -114,6 +114,26 @@ func checkOrder(t *testing.T, shown []string, lines int) {
 	}
 }
 
+// Who is alone in a room when the node is killed goes on at the other, which knew of neither: that is
+// no arrival.
+func TestAloneOnANodeThatIsKilled(t *testing.T) {
+	all := nodes(t, 2)
+	ann := all[1].dial()
+	epoch := ann.join("ann", "lobby").Epoch
+	ann.expect("came ann")
+	ann.say(1, "one")
+	ann.expect("say ann one")
+	all[1].kill()
+	again := all[0].dial()
+	again.send(request{T: "hello", Token: token("ann"), Name: "ann", Room: "lobby", Epoch: epoch, Last: ann.last})
+	again.say(2, "two")
+	again.expect("say ann two")
+	// Whoever comes from elsewhere sees all of it.
+	bob := all[0].dial()
+	bob.join("bob", "lobby")
+	bob.expect("came ann", "say ann one", "say ann two", "came bob")
+}
+
 // Terminals say lines all the time on three nodes, while the nodes are killed one after the other
 // and another takes its place. Each shows all lines of all, once, in one order.
 func TestTerminalsOnNodes(t *testing.T) {
