@@ -70,12 +70,13 @@ func (n *Node) claim(ctx context.Context, key string, c *tcpio.Conn) (*Session, 
 		if s.end(se) {
 			n.Unregister(key, c)
 		}
-		if !s.opts.Strict {
-			s.free(tok, se.revision())
-		}
+		s.giveBack(se)
 		return nil, err
 	}
-	if se.over.Load() {
+	s.mu.Lock()
+	se.alone = !se.over.Load()
+	s.mu.Unlock()
+	if !se.alone {
 		return nil, fmt.Errorf("%w, or the connection is closing", ErrReplaced)
 	}
 	return se, nil
@@ -83,8 +84,9 @@ func (n *Node) claim(ctx context.Context, key string, c *tcpio.Conn) (*Session, 
 
 // An owner is who had a key before.
 type owner struct {
-	node string   // "" is nobody
-	here *Session // if it was this node
+	node  string   // "" is nobody
+	claim uint64   // of that node's
+	here  *Session // if it was this node
 }
 
 // write writes that c has the key, in place of whoever has it.
@@ -128,38 +130,37 @@ func (s *sessions) write(ctx context.Context, key, tok string, c *tcpio.Conn) (*
 	}
 	if older != nil && older.conn != c {
 		s.n.count.evicted.Add(1)
-		s.replaced(older, fence, nil)
+		s.dismiss(older, Replaced{Key: key, Fence: fence})
 	}
 	if err != nil {
 		se.over.Store(true)
-		if !s.opts.Strict {
-			s.free(tok, fence)
-		}
+		s.giveBack(se)
 		return nil, owner{}, err
 	}
 	if se.over.Load() { // it was replaced or has closed meanwhile, before it was registered
 		s.n.Unregister(key, c)
 		return nil, owner{}, ErrReplaced
 	}
-	if before == s.n.id {
-		return se, owner{before, older}, nil
+	was := owner{node: before.node, claim: before.claim}
+	if before.node == s.n.id {
+		was.here = older
 	}
-	return se, owner{node: before}, nil
+	return se, was, nil
 }
 
 // put writes the record, and returns whose there was before.
-func (s *sessions) put(ctx context.Context, se *Session, p *claiming) (before string, fence uint64, err error) {
+func (s *sessions) put(ctx context.Context, se *Session, p *claiming) (before record, fence uint64, err error) {
 	subject := s.keySubject(se.token)
 	begun := time.Now()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		last, err := s.n.lastOf(ctx, s.stream, subject)
 		if err != nil {
-			return "", 0, s.doubtful(err)
+			return record{}, 0, s.doubtful(err)
 		}
-		if before = ""; last.seq != 0 {
+		if before = (record{}); last.seq != 0 {
 			// What cannot be read is nobody's.
 			if rec, err := readRecord(last.data); err == nil && rec != freeRecord {
-				before = rec.node
+				before = rec
 			}
 		}
 		m := &nats.Msg{Subject: subject, Header: nats.Header{}, Data: record{s.n.id, se.claim}.append(nil)}
@@ -173,16 +174,16 @@ func (s *sessions) put(ctx context.Context, se *Session, p *claiming) (before st
 			return before, fence, nil
 		}
 		if !errors.Is(err, errConflict) {
-			return "", 0, s.doubtful(err)
+			return record{}, 0, s.doubtful(err)
 		}
 		s.n.count.conflicts.Add(1)
 		if time.Since(begun) > 5*callLimit {
-			return "", 0, fmt.Errorf("%w: the key is written to all the time, or a replica is far behind", ErrNoQuorum)
+			return record{}, 0, fmt.Errorf("%w: the key is written to all the time, or a replica is far behind", ErrNoQuorum)
 		}
 		select {
 		case <-time.After(wait): // the read was of a replica that is behind, or others claim too
 		case <-ctx.Done():
-			return "", 0, ctx.Err()
+			return record{}, 0, ctx.Err()
 		}
 	}
 }
@@ -195,9 +196,6 @@ func (s *sessions) doubtful(err error) error {
 	return err
 }
 
-// flagClosed: answer when the connection is closed.
-const flagClosed = 1
-
 // takeFrom has the connection told that had the key before.
 func (s *sessions) takeFrom(ctx context.Context, se *Session, before owner) error {
 	if s.opts.Strict {
@@ -207,42 +205,46 @@ func (s *sessions) takeFrom(ctx context.Context, se *Session, before owner) erro
 		return nil
 	}
 	// Without an answer the node is cut off, and loses its lease, or hears of the record.
-	_, _ = s.evictFrom(ctx, se, before.node, toldWait)
+	_, _ = s.evictFrom(ctx, se, before.node, before.claim, toldWait)
 	return ctx.Err()
 }
 
 // takeStrictly waits until nobody else has the key for certain.
 func (s *sessions) takeStrictly(ctx context.Context, se *Session, before owner) error {
-	if before.here != nil {
-		if before.here.conn == se.conn {
-			return nil
-		}
-		return s.awaitClosed(ctx, before.here.conn)
-	}
 	if before.node == "" {
-		return nil // who has freed it has closed
+		return nil // who has freed it has closed, and was alone
+	}
+	if s.wasOurs(se, before) {
+		return nil
 	}
 	limit := s.goodbye() + toldWait
-	if before.node != s.n.id {
-		if had, err := s.evictFrom(ctx, se, before.node, limit); err == nil && had {
-			return nil // it was established there, so nobody before it was left
-		}
+	var had bool
+	var err error
+	if before.node == s.n.id {
+		had, err = s.evictHere(ctx, se, before.claim)
+	} else {
+		had, err = s.evictFrom(ctx, se, before.node, before.claim, limit)
 	}
-	// Whoever wrote the record does not have the key, or does not answer. One before may have it.
+	if err == nil && had {
+		return nil
+	}
+	// Whoever wrote the record does not have the key, or has waited for another, or does not answer.
+	// One before may have it.
 	nodes, err := s.holders(ctx)
 	if err != nil {
 		return err
 	}
-	failed := make(chan error, len(nodes))
+	failed := make(chan error, len(nodes)+1)
 	for _, id := range nodes {
 		go func() { // until the node has answered, or its lease is over
-			_, err := s.evictFrom(ctx, se, id, limit)
+			_, err := s.evictFrom(ctx, se, id, noClaim, limit)
 			if err != nil {
 				err = s.revoke(ctx, id)
 			}
 			failed <- err
 		}()
 	}
+	_, err = s.evictHere(ctx, se, noClaim)
 	for range nodes {
 		if e := <-failed; e != nil && err == nil {
 			err = e
@@ -251,26 +253,35 @@ func (s *sessions) takeStrictly(ctx context.Context, se *Session, before owner) 
 	return err
 }
 
-// awaitClosed waits for a connection of this node.
-func (s *sessions) awaitClosed(ctx context.Context, c *tcpio.Conn) error {
+// noClaim is the number of no claim.
+const noClaim = 0
+
+// wasOurs reports whether the session before was alone and of the same connection.
+func (s *sessions) wasOurs(se *Session, before owner) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := before.here
+	return h != nil && h.conn == se.conn && h.claim == before.claim && h.alone
+}
+
+// evictHere is evictFrom for this node. It waits for as long as a connection may take to close.
+func (s *sessions) evictHere(ctx context.Context, se *Session, claim uint64) (had bool, err error) {
+	answer := make(chan bool, 1)
+	s.giveUp(se.token, se.fence, claim, func(had bool) { answer <- had })
 	select {
-	case <-c.Context().Done():
-		return nil
-	case <-time.After(2 * s.goodbye()): // closing by then
-		return nil
+	case had = <-answer:
+		return had, nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return false, ctx.Err()
 	}
 }
 
-// evictFrom has a node give the key up, and reports whether it had it.
-func (s *sessions) evictFrom(ctx context.Context, se *Session, id string, limit time.Duration) (had bool, err error) {
-	flags := byte(0)
-	if s.opts.Strict {
-		flags = flagClosed
-	}
-	data := append(binary.AppendUvarint([]byte{byte(kindEvict)}, se.fence), flags)
-	a, err := s.n.call(ctx, &nats.Msg{Subject: s.n.subj.node(id, "evict"), Data: append(data, se.token...)}, limit)
+// evictFrom has a node give the key up. had reports whether the session of that claim had it; with
+// Strict, whether it had it alone: then there is no other.
+func (s *sessions) evictFrom(ctx context.Context, se *Session, id string, claim uint64, limit time.Duration) (had bool, err error) {
+	data := binary.AppendUvarint([]byte{byte(kindEvict)}, se.fence)
+	data = append(binary.AppendUvarint(data, claim), se.token...)
+	a, err := s.n.call(ctx, &nats.Msg{Subject: s.n.subj.node(id, "evict"), Data: data}, limit)
 	if err != nil {
 		return false, err
 	}

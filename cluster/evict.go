@@ -2,8 +2,10 @@ package cluster
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -47,12 +49,18 @@ func (s *sessions) receive(m *nats.Msg) {
 			}
 		}
 	case kindEvict:
-		fence, flags, token := r.uint(), r.byte(), string(r.p)
+		fence, claim, token := r.uint(), r.uint(), string(r.p)
 		if r.bad || m.Reply == "" {
 			err = &malformed{"eviction"}
 			break
 		}
-		s.evict(m.Reply, token, fence, flags&flagClosed != 0)
+		s.giveUp(token, fence, claim, func(had bool) {
+			outcome := byte(outcomeNobody)
+			if had {
+				outcome = outcomeTaken
+			}
+			_ = s.n.publish(m.Reply, appendAnswer(nil, outcome, nil)) // who waits asks again, or waits for the lease
+		})
 	default:
 		err = &malformed{"kind"}
 	}
@@ -88,17 +96,18 @@ func (s *sessions) hear(token string, seq uint64, rec record) {
 			p.newest = max(p.newest, seq)
 		}
 	}
-	lost := se != nil && seq > se.rev && s.endLocked(se)
+	lost := se != nil && seq > se.rev && s.loseLocked(se)
 	s.mu.Unlock()
 	if lost {
 		s.n.count.evicted.Add(1)
-		s.replaced(se, seq, nil)
+		s.dismiss(se, Replaced{Key: se.key, Fence: seq})
 	}
 }
 
-// evict takes a key away from a connection here: another has it with that fence. The reply says
-// whether there was one, when it was told, or with wait when it is closed.
-func (s *sessions) evict(reply, token string, fence uint64, wait bool) {
+// giveUp takes a key away from whoever has it here: another has it with that fence. It calls then
+// with whether the session of that claim had it: at once, or with Strict when all connections here
+// that had the key are closed, and with whether that session had it alone.
+func (s *sessions) giveUp(token string, fence, claim uint64, then func(had bool)) {
 	s.mu.Lock()
 	se := s.byToken[token]
 	for _, p := range s.pending {
@@ -106,31 +115,55 @@ func (s *sessions) evict(reply, token string, fence uint64, wait bool) {
 			p.newest = max(p.newest, fence)
 		}
 	}
-	lost := se != nil && se.fence < fence && s.endLocked(se)
+	lost := se != nil && se.fence < fence && s.loseLocked(se)
+	had := lost
+	var left atomic.Int32
+	if s.opts.Strict {
+		had = false
+		for _, x := range s.leaving[token] {
+			had = had || x.claim == claim && x.alone
+			x.waiting = append(x.waiting, func() {
+				if left.Add(-1) == 0 {
+					then(had)
+				}
+			})
+		}
+		left.Store(int32(len(s.leaving[token])))
+	}
+	none := left.Load() == 0
 	s.mu.Unlock()
-	answer := func(outcome byte) {
-		_ = s.n.publish(reply, appendAnswer(nil, outcome, nil)) // who waits asks again, or waits for the lease
+	if lost {
+		s.n.count.evicted.Add(1)
+		s.dismiss(se, Replaced{Key: se.key, Fence: fence})
 	}
-	if !lost {
-		answer(outcomeNobody)
-		return
-	}
-	s.n.count.evicted.Add(1)
-	closed := func() { answer(outcomeTaken) }
-	if !wait {
-		closed = nil
-	}
-	s.replaced(se, fence, closed)
-	if !wait {
-		answer(outcomeTaken)
+	if none {
+		then(had)
 	}
 }
 
-// replaced tells a connection that it has lost its key, and closes it behind that. It calls closed,
-// unless that is nil, when it has.
-func (s *sessions) replaced(se *Session, fence uint64, closed func()) {
+// dismiss tells the connection of a session that was lost, and closes it behind that.
+func (s *sessions) dismiss(se *Session, word any) {
 	s.n.Unregister(se.key, se.conn)
-	s.tell(se.conn, Replaced{Key: se.key, Fence: fence}, closed)
+	var closed func()
+	if s.opts.Strict {
+		closed = func() { s.gone(se) }
+	}
+	s.tell(se.conn, word, closed)
+}
+
+// gone tells whoever waits that the connection of a session is closed.
+func (s *sessions) gone(se *Session) {
+	s.mu.Lock()
+	list := slices.DeleteFunc(s.leaving[se.token], func(x *Session) bool { return x == se })
+	if s.leaving[se.token] = list; len(list) == 0 {
+		delete(s.leaving, se.token)
+	}
+	waiting := se.waiting
+	se.waiting = nil
+	s.mu.Unlock()
+	for _, f := range waiting {
+		f()
+	}
 }
 
 // tell posts a word and closes the connection a little later, so that the handler can pass it on.

@@ -139,7 +139,11 @@ func (s *sessions) lapsed() {
 		all = append(all, se)
 	}
 	for _, se := range all {
-		s.endLocked(se)
+		if s.opts.KeepUnsure {
+			s.endLocked(se)
+		} else {
+			s.loseLocked(se)
+		}
 	}
 	s.mu.Unlock()
 	if len(all) == 0 {
@@ -148,11 +152,11 @@ func (s *sessions) lapsed() {
 	s.n.count.unsure.Add(uint64(len(all)))
 	s.n.log(slog.LevelWarn, "sessions given up: the lease could not be renewed", "sessions", len(all))
 	for _, se := range all {
-		s.n.Unregister(se.key, se.conn)
 		if s.opts.KeepUnsure {
+			s.n.Unregister(se.key, se.conn)
 			_ = se.conn.Post(Unsure{Key: se.key}) // without room it learns from Held
 		} else {
-			s.tell(se.conn, Unsure{Key: se.key}, nil)
+			s.dismiss(se, Unsure{Key: se.key})
 		}
 	}
 }
@@ -293,7 +297,7 @@ func (s *sessions) checkOne(se *Session) error {
 	se.rev, se.written = max(se.rev, seq), now
 	s.mu.Unlock()
 	if se.over.Load() {
-		s.free(se.token, seq)
+		s.giveBack(se)
 	}
 	return nil
 }

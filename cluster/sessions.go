@@ -91,6 +91,11 @@ type Session struct {
 	written time.Time
 
 	over atomic.Bool // set once, under sessions.mu
+
+	// Guarded by sessions.mu.
+	alone   bool     // nobody else has the key for certain: Claim has returned it
+	lost    bool     // it is over, and its connection is told so and closed, or will be
+	waiting []func() // with Strict, who is to be called when that is closed
 }
 
 // Key returns the key.
@@ -113,15 +118,9 @@ func (s *Session) Held() bool { return !s.over.Load() && s.ss.leased() }
 // block, and does nothing on a session that is over.
 func (s *Session) Release() {
 	if s.ss.end(s) {
-		s.ss.free(s.token, s.revision())
+		s.ss.giveBack(s)
 		s.ss.n.Unregister(s.key, s.conn)
 	}
-}
-
-func (s *Session) revision() uint64 {
-	s.ss.mu.Lock()
-	defer s.ss.mu.Unlock()
-	return s.rev
 }
 
 // sessions are those of a node. Records are messages of a stream, the last one of a key's subject
@@ -152,8 +151,9 @@ type sessions struct {
 	// Guarded by mu.
 	byToken map[string]*Session
 	byConn  map[*tcpio.Conn][]*Session
-	pending map[uint64]*claiming // by claim
-	taken   map[string]taking    // leases that this node has taken away
+	leaving map[string][]*Session // with Strict, by token: those that were lost, until their connection is closed
+	pending map[uint64]*claiming  // by claim
+	taken   map[string]taking     // leases that this node has taken away
 	closed  bool
 
 	// Owned by the goroutine that renews.
@@ -178,6 +178,7 @@ func (n *Node) newSessions() *sessions {
 		starting: make(chan struct{}, 1),
 		byToken:  make(map[string]*Session),
 		byConn:   make(map[*tcpio.Conn][]*Session),
+		leaving:  make(map[string][]*Session),
 		pending:  make(map[uint64]*claiming),
 		taken:    make(map[string]taking),
 	}
@@ -272,11 +273,20 @@ func readRecord(p []byte) (rec record, err error) {
 // freeRecord is that of a key that nobody has.
 var freeRecord = record{node: "----------------------"}
 
+// giveBack says that nobody has the key of a session that is over. With Strict it does so only for
+// one that was alone, and whose connection has closed or given it back: behind any other an owner
+// before it, or its own connection, may still be there.
+func (s *sessions) giveBack(se *Session) {
+	s.mu.Lock()
+	rev, nobody := se.rev, se.alone && !se.lost
+	s.mu.Unlock()
+	if nobody || !s.opts.Strict {
+		s.free(se.token, rev)
+	}
+}
+
 // free says that nobody has the key, unless its record has another revision by now. It is not
 // waited for: what does not arrive is replaced by the next claim, or gone after recordAge.
-//
-// A free record says that nobody has the key. So with Strict it follows a session that was
-// established alone: behind a claim that failed, the owner before it may still be there.
 func (s *sessions) free(token string, rev uint64) {
 	m := &nats.Msg{Subject: s.keySubject(token), Header: nats.Header{}, Data: freeRecord.append(nil)}
 	m.Header.Set(hdrExpected, strconv.FormatUint(rev, 10))
@@ -312,6 +322,18 @@ func (s *sessions) endLocked(se *Session) bool {
 	return true
 }
 
+// loseLocked ends a session whose connection is to be told and closed; dismiss follows, without mu.
+// It reports false if the session was over.
+func (s *sessions) loseLocked(se *Session) bool {
+	if !s.endLocked(se) {
+		return false
+	}
+	if se.lost = true; s.opts.Strict {
+		s.leaving[se.token] = append(s.leaving[se.token], se)
+	}
+	return true
+}
+
 // left releases the sessions of a connection that has closed, or left its groups.
 func (s *sessions) left(c *tcpio.Conn) {
 	s.mu.Lock()
@@ -340,8 +362,12 @@ func (s *sessions) establish(se *Session, p *claiming) (older *Session, err erro
 	if !s.leased() {
 		return nil, fmt.Errorf("%w: the lease has just ended", ErrNoQuorum)
 	}
-	if older != nil {
+	switch {
+	case older == nil:
+	case older.conn == se.conn:
 		s.endLocked(older)
+	default:
+		s.loseLocked(older)
 	}
 	s.group.Join(se.conn)
 	if !s.group.Has(se.conn) {
@@ -370,7 +396,7 @@ func (s *sessions) close() {
 	}
 	for _, se := range all {
 		if s.end(se) {
-			s.free(se.token, se.revision())
+			s.giveBack(se)
 		}
 	}
 }
