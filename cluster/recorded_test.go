@@ -415,6 +415,7 @@ func TestPublishRecord(t *testing.T) {
 	})
 	// Without JetStream nobody has it, which Publish says.
 	stop(servers[0])
+	testnet.WaitFor(t, "the node knows", func() bool { return errors.Is(s.Ready(), ErrDisconnected) })
 	short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 	defer cancel()
 	_, err = topic.PublishRecord(short, "", nil)
