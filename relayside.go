@@ -56,6 +56,47 @@ type RelayEnd struct {
 	Err error
 }
 
+// Relayed returns the relay that the connection is in, or was in; nil if there was none. It works
+// after the connection closed.
+func (c *Conn) Relayed() *Relay {
+	if s := c.relaySide(); s != nil {
+		return s.relay
+	}
+	return nil
+}
+
+// End returns how the relay ended, and false while it has not.
+func (r *Relay) End() (RelayEnd, bool) {
+	if end := r.end.Load(); end != nil {
+		return *end, true
+	}
+	return RelayEnd{}, false
+}
+
+// Conns returns the connections, the one whose method Relay was called first. It works after the end.
+func (r *Relay) Conns() (c, to *Conn) { return r.sides[0].c, r.sides[1].c }
+
+// Passed returns how many bytes of the first connection's peer were passed on to the second, and
+// of the second one's to the first: the other connection's socket has them, or its queue. The
+// counts are final once both connections have closed.
+func (r *Relay) Passed() (out, in uint64) {
+	return r.sides[0].passed.Load(), r.sides[1].passed.Load()
+}
+
+// Done returns a channel that is closed when the relay has ended. It costs nothing until it is
+// called. The connections may still be closing then.
+func (r *Relay) Done() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.done == nil {
+		r.done = make(chan struct{})
+		if r.end.Load() != nil {
+			close(r.done)
+		}
+	}
+	return r.done
+}
+
 // A relaySide is what a Relay has of one connection, and the direction from that to the other.
 type relaySide struct {
 	// Immutable.
