@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // A client that has sent its last byte gets all its replies, and then the end.
@@ -102,12 +104,12 @@ func TestConnectionsOfTheirOwnComeAndGo(t *testing.T) {
 	other.expect("*-1\r\n", "EXEC") // what it watched has changed
 	other.expect("+OK\r\n", "MULTI")
 	other.Close()
-	until(t, "an open transaction goes with its client", func() bool { return redis.connections() == 1 })
+	testnet.WaitFor(t, "an open transaction goes with its client", func() bool { return redis.connections() == 1 })
 	for range 3 {
 		waiting := connect(t, addr)
 		waiting.Write(encode("BLPOP", "nothing", "0"))
 	}
-	until(t, "three have one", func() bool { return redis.connections() == 4 })
+	testnet.WaitFor(t, "three have one", func() bool { return redis.connections() == 4 })
 	if got := c.do("BLPOP", "nothing", "0"); !strings.HasPrefix(got, "-ERR too many") {
 		t.Errorf("a fourth: %q", got)
 	}
@@ -186,7 +188,7 @@ func TestStopWaitsForReplies(t *testing.T) {
 	c, idle := connect(t, addr), connect(t, addr)
 	idle.expect("+PONG\r\n", "PING")
 	c.Write(encode("BLPOP", "list", "0"))
-	until(t, "it waits", func() bool { return redis.connections() > 8 })
+	testnet.WaitFor(t, "it waits", func() bool { return redis.connections() > 8 })
 	stopped := make(chan struct{})
 	go func() { stop(); close(stopped) }()
 	if _, err := idle.read(); err != io.EOF {

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // Thousands of clients on eight connections: every reply is the one to its request, in order, also
@@ -177,11 +179,11 @@ func TestLossOfRedisIsAnsweredByErrors(t *testing.T) {
 					}
 				})
 			}
-			until(t, "replies", func() bool { return good.Load() > 1000 })
+			testnet.WaitFor(t, "replies", func() bool { return good.Load() > 1000 })
 			disturb(redis)
-			until(t, "errors", func() bool { return lost.Load() > 0 })
+			testnet.WaitFor(t, "errors", func() bool { return lost.Load() > 0 })
 			again.Store(true)
-			until(t, "replies again", func() bool { return good2.Load() > 1000 })
+			testnet.WaitFor(t, "replies again", func() bool { return good2.Load() > 1000 })
 			close(over)
 			all.Wait()
 			t.Logf("%d replies, %d errors", good.Load(), lost.Load())
@@ -263,7 +265,7 @@ func TestOneClientDoesNotStallTheOthers(t *testing.T) {
 	for i := range 1000 {
 		other.expect("$"+strconv.Itoa(len(strconv.Itoa(i)))+"\r\n"+strconv.Itoa(i)+"\r\n", "ECHO", strconv.Itoa(i))
 	}
-	until(t, "the slow client is cut off", func() bool {
+	testnet.WaitFor(t, "the slow client is cut off", func() bool {
 		_, err := slow.Write([]byte("x"))
 		return err != nil
 	})

@@ -56,7 +56,7 @@ func (r *redisServer) start() {
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
-	until(r.t, "Redis answers", func() bool {
+	testnet.WaitFor(r.t, "Redis answers", func() bool {
 		c, err := net.Dial("tcp", r.addr())
 		if err != nil {
 			return false
@@ -80,15 +80,6 @@ func (r *redisServer) connections() int {
 	c := connect(r.t, r.addr())
 	defer c.Close()
 	return strings.Count(c.do("CLIENT", "LIST"), "id=") - 1
-}
-
-func until(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	for start := time.Now(); !cond(); time.Sleep(5 * time.Millisecond) {
-		if time.Since(start) > patience {
-			t.Fatalf("still not after %v: %s", patience, what)
-		}
-	}
 }
 
 // start runs a gateway until the test ends, and returns its address.

@@ -212,8 +212,7 @@ func TestStatsAddUp(t *testing.T) {
 		<-s.closed
 	}
 	// Closed is emitted just before the last counters are.
-	for limit := time.Now().Add(testnet.Limit); s.l.Len() > 0 && time.Now().Before(limit); time.Sleep(time.Millisecond) {
-	}
+	testnet.WaitFor(t, "the last counters", func() bool { return s.l.Len() == 0 })
 	st := s.l.Stats()
 	if st.Accepted != 10 || st.Closed != 10 || st.Open != 0 || st.BytesIn != 10 || st.BytesOut != 10 || len(st.Loops) != 2 {
 		t.Errorf("stats: %+v", st)
