@@ -5,15 +5,9 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -21,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // SIGTERM sends 1001 to pages and a goodbye to nc, and the program ends with status 0.
@@ -180,7 +176,7 @@ func TestTerminalIsRefused(t *testing.T) {
 // Over TLS the terminal client takes part as it does without, if it is told whom to trust; if not, it
 // says what is wrong, once.
 func TestTerminalByTLS(t *testing.T) {
-	cert, key := certificate(t)
+	cert, key := testnet.CertificateFiles(t)
 	s := start(t, config{addr: "127.0.0.1:0", cert: cert, key: key})
 	if !strings.HasPrefix(s.page, "https://127.0.0.1:") {
 		t.Error(s.page)
@@ -229,35 +225,9 @@ func TestTerminalByTLS(t *testing.T) {
 	}
 }
 
-// certificate writes a self-signed one for 127.0.0.1, and returns the paths of it and its key.
-func certificate(t *testing.T) (cert, key string) {
-	t.Helper()
-	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, priv.Public(), priv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(priv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
-		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return cert, key
-}
-
 // A bad value is an error that names its flag.
 func TestFlags(t *testing.T) {
-	cert, _ := certificate(t)
+	cert, _ := testnet.CertificateFiles(t)
 	good := config{addr: "127.0.0.1:0", history: 1, ping: testPing}
 	for want, spoil := range map[string]func(*config){
 		"-history":    func(c *config) { c.history = 0 },

@@ -10,15 +10,18 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"io"
 	"math/big"
 	"net"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 )
 
-// pki is a certificate for localhost and for Host, made for the test run, and a client's
+// pki is a certificate for localhost, 127.0.0.1 and Host, made for the test run, and a client's
 // configuration that trusts it.
 var pki = sync.OnceValues(func() (cert tls.Certificate, client *tls.Config) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -27,7 +30,7 @@ var pki = sync.OnceValues(func() (cert tls.Certificate, client *tls.Config) {
 	}
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
-		IPAddresses: []net.IP{net.ParseIP(Host())},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.ParseIP(Host())},
 		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true,
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
@@ -57,6 +60,26 @@ func ServerTLS() *tls.Config {
 func ClientTLS() *tls.Config {
 	_, c := pki()
 	return c.Clone()
+}
+
+// CertificateFiles writes the certificate of ServerTLS and its key, in PEM, and returns their paths.
+func CertificateFiles(t testing.TB) (cert, key string) {
+	t.Helper()
+	c, _ := pki()
+	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for path, block := range map[string]*pem.Block{
+		cert: {Type: "CERTIFICATE", Bytes: c.Certificate[0]}, key: {Type: "PRIVATE KEY", Bytes: der},
+	} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cert, key
 }
 
 // DialTLS is Dial with a handshake.

@@ -5,14 +5,7 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
-	"math/big"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -30,34 +23,6 @@ import (
 
 func TestMain(m *testing.M) { testnet.MainOfProgram(m) }
 
-// certificate writes a self-signed one for localhost, and returns the paths of it and its key.
-func certificate(t *testing.T) (cert, key string, pool *x509.CertPool) {
-	t.Helper()
-	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, priv.Public(), priv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(priv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool = x509.NewCertPool()
-	parsed, _ := x509.ParseCertificate(der)
-	pool.AddCert(parsed)
-	cert, key = filepath.Join(t.TempDir(), "cert"), filepath.Join(t.TempDir(), "key")
-	for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
-		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return cert, key, pool
-}
-
 // The program, as it is built, on each route: it says where it listens, echoes, and at SIGTERM
 // sends 1001 and ends with status 0.
 func TestProgram(t *testing.T) {
@@ -65,7 +30,8 @@ func TestProgram(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	cert, key, pool := certificate(t)
+	cert, key := testnet.CertificateFiles(t)
+	pool := testnet.ClientTLS().RootCAs
 	for _, args := range []string{
 		"-route stream", "-route mailbox", "-route actor", "-route http", "-route actor -compress", "-route http -compress",
 		"-route actor -max-message 100", "-route stream -cert " + cert + " -key " + key, "-route http -cert " + cert + " -key " + key,
