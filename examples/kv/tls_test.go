@@ -1,17 +1,41 @@
 package main
 
 import (
+	"crypto/x509"
+	"encoding/pem"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
+
+// certFiles writes a certificate and its key as -tls-cert and -tls-key take them.
+func certFiles(t *testing.T) (cert, key string) {
+	t.Helper()
+	c, err := selfSigned()
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	write := func(name, kind string, der []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	return write("cert.pem", "CERTIFICATE", c.Certificate[0]), write("key.pem", "PRIVATE KEY", der)
+}
 
 // redis-cli talks TLS to the program: without trust to a certificate that it has made, and with
 // trust to one of files.
 func TestRedisCLIOverTLS(t *testing.T) {
 	cli := needProgram(t, "redis-cli")
-	cert, key := testnet.CertificateFiles(t)
+	cert, key := certFiles(t)
 	for _, tt := range []struct {
 		name  string
 		flags []string
@@ -47,7 +71,7 @@ func TestRedisCLIOverTLS(t *testing.T) {
 }
 
 func TestTLSFlags(t *testing.T) {
-	cert, key := testnet.CertificateFiles(t)
+	cert, key := certFiles(t)
 	for _, tt := range []struct {
 		on        bool
 		cert, key string
