@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,7 +30,7 @@ func (s *sessions) safe() time.Duration { return s.opts.Lease - s.goodbye() }
 // renew renews the lease once. errConflict says that it was taken away.
 func (s *sessions) renew(ctx context.Context) error {
 	begun := time.Since(s.n.opened)
-	m := s.leaseMessage(s.n.id, leaseHeld)
+	m := s.leaseMessage(s.n.id, leaseRecord{leaseHeld, s.opts.Lease})
 	var expect *uint64
 	if s.leaseRev != 0 {
 		expect = &s.leaseRev
@@ -61,7 +62,7 @@ func (s *sessions) runLease() {
 		case <-next.C:
 		case <-s.n.done:
 			// Without its lease nobody waits for this node.
-			_ = s.n.publishMsg(s.leaseMessage(s.n.id, leaseOver))
+			_ = s.n.publishMsg(s.leaseMessage(s.n.id, leaseRecord{leaseOver, s.opts.Lease}))
 			return
 		}
 		switch err := s.renew(s.n.ctx); {
@@ -99,7 +100,7 @@ func (s *sessions) resolve() bool {
 		s.suspect.Store(true)
 		return false // a stale read
 	}
-	if len(last.data) == 2 && last.data[1] == leaseHeld {
+	if rec, err := readLease(last.data); err == nil && rec.state == leaseHeld {
 		s.leaseRev = last.seq // it was renewed, and the acknowledgement was lost
 		return true
 	}
@@ -121,9 +122,33 @@ const (
 	leaseTaken        // another node has taken it away
 )
 
-func (s *sessions) leaseMessage(id string, state byte) *nats.Msg {
-	m := &nats.Msg{Subject: s.leaseSubject(id), Header: nats.Header{}, Data: []byte{byte(kindLease), state}}
-	m.Header.Set(hdrTTL, strconv.Itoa(int(10*s.opts.Lease.Seconds())))
+// A leaseRecord is what the stream has of a node's lease. It says how long that is, since each node
+// decides for itself.
+type leaseRecord struct {
+	state byte
+	lease time.Duration
+}
+
+func (rec leaseRecord) append(dst []byte) []byte {
+	// Rounded up: nobody waits for less than the lease.
+	ms := (rec.lease + time.Millisecond - 1) / time.Millisecond
+	return binary.AppendUvarint(append(dst, byte(kindLease), rec.state), uint64(ms))
+}
+
+func readLease(p []byte) (leaseRecord, error) {
+	k, r := kindOf(p)
+	rec := leaseRecord{state: r.byte()}
+	ms := r.uint()
+	rec.lease = time.Duration(ms) * time.Millisecond
+	if r.bad || k != kindLease || ms > uint64(maxLease/time.Millisecond) || rec.lease < minLease {
+		return leaseRecord{}, &malformed{"lease"}
+	}
+	return rec, nil
+}
+
+func (s *sessions) leaseMessage(id string, rec leaseRecord) *nats.Msg {
+	m := &nats.Msg{Subject: s.leaseSubject(id), Header: nats.Header{}, Data: rec.append(nil)}
+	m.Header.Set(hdrTTL, strconv.Itoa(int(10*rec.lease.Seconds())))
 	return m
 }
 
@@ -163,9 +188,13 @@ func (s *sessions) lapsed() {
 
 // A taking is that the lease of a node was taken from it.
 type taking struct {
-	at  time.Time
-	rev uint64
+	at    time.Time
+	lease time.Duration // how long it was
+	rev   uint64
 }
+
+// over is when the node has no lease for certain.
+func (t taking) over() time.Time { return t.at.Add(t.lease) }
 
 // revoke takes the lease of a node away, and waits until that has none for certain.
 func (s *sessions) revoke(ctx context.Context, id string) error {
@@ -173,28 +202,36 @@ func (s *sessions) revoke(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if last.seq == 0 || len(last.data) == 2 && last.data[1] == leaseOver {
-		return nil // it has closed, or was not heard of for ten Leases
+	if last.seq == 0 {
+		return nil // it was not heard of for ten Leases
+	}
+	rec, err := readLease(last.data)
+	if err != nil {
+		return fmt.Errorf("the lease of node %s: %w", id, err)
+	}
+	if rec.state == leaseOver {
+		return nil // it has closed
 	}
 	s.mu.Lock()
 	t, known := s.taken[id]
 	s.mu.Unlock()
 	if !known || t.rev != last.seq {
-		if t.rev, err = s.n.put(ctx, s.leaseMessage(id, leaseTaken), nil, callLimit); err != nil {
+		t.lease = rec.lease
+		if t.rev, err = s.n.put(ctx, s.leaseMessage(id, leaseRecord{leaseTaken, t.lease}), nil, callLimit); err != nil {
 			return err
 		}
 		t.at = time.Now()
 		s.mu.Lock()
 		s.taken[id] = t
 		for old, t := range s.taken {
-			if time.Since(t.at) > 20*s.opts.Lease { // its record has gone
+			if time.Since(t.at) > 20*t.lease { // its record has gone
 				delete(s.taken, old)
 			}
 		}
 		s.mu.Unlock()
 	}
 	select {
-	case <-time.After(time.Until(t.at.Add(s.opts.Lease))):
+	case <-time.After(time.Until(t.over())):
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

@@ -30,9 +30,10 @@ type Sessions struct {
 	// Strict has Claim wait until the older connection is closed, or its node has lost its lease for
 	// certain: two connections never have a key at once. A Claim may then take twice Lease when a
 	// node is cut off or was killed. Without it Claim waits for the word that the older one was
-	// told, a second at most, and in a partition two may have the key for Lease. Give Strict and Lease
-	// the same values on all nodes: a node that claims without Strict does not wait for the others,
-	// whatever theirs is, and the promise is none.
+	// told, a second at most, and in a partition two may have the key for Lease. Set it on all nodes or
+	// on none: a node that claims without Strict does not wait for the others, whatever theirs is, and
+	// the promise is none. Lease may be another on each node: whoever waits for a node waits for that
+	// node's.
 	Strict bool
 	// KeepUnsure leaves a connection open whose node has lost its lease. It has its Unsure, and what
 	// follows is the program's affair. Not together with Strict.

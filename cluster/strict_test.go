@@ -97,3 +97,22 @@ func TestStrictOnTheSameConnection(t *testing.T) {
 		t.Errorf("alone %v, %d leave", again.alone, len(s.sessions.leaving))
 	}
 }
+
+// Nodes may have leases of different lengths: a node whose own is short waits for the end of the
+// longer one of a node that does not answer.
+func TestStrictWaitsForALongerLease(t *testing.T) {
+	t.Parallel()
+	servers := storeServers(t, 1)
+	long := openSite(t, servers[0], withSessions(Sessions{Strict: true, Lease: 2 * leaseForTests}))
+	short := openSite(t, servers[0], withSessions(Sessions{Strict: true}))
+	other := openSite(t, servers[0], withSessions(Sessions{Strict: true}))
+	firsts := []*Session{long.claim(t, "a", long.client(t)), long.claim(t, "b", long.client(t))}
+	long.nc.Close() // as by kill -9
+	// The second is told the length by the record that says that the first took the lease away.
+	for i, s := range []*site{short, other} {
+		second := s.claim(t, firsts[i].Key(), s.client(t))
+		if firsts[i].Held() {
+			t.Errorf("Claim has returned with fence %d, and the one before has the key with %d", second.Fence(), firsts[i].Fence())
+		}
+	}
+}

@@ -20,8 +20,8 @@ import (
 //	answer  outcome                  | payload           to a reply
 //	probe                                                to where a post or an ask went: is anybody there?
 //	record  node claim                                   who has the key of a session; into a stream
-//	evict   fence flags token                            to a node: give up a session
-//	lease   state                                        a node may have sessions; into a stream
+//	evict   fence claim token                            to a node: give up a session
+//	lease   state lease(ms)                              a node may have sessions; into a stream
 //	last    seq                                          to a recorded topic: its last record is this
 type kind byte
 

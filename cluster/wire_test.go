@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 const (
@@ -29,6 +30,7 @@ func samples(t testing.TB) map[kind][]byte {
 		kindPart:   piece{5, "t.a", 1, true, changes[:1]}.append(appendStamp(nil, kindPart, idA, 2, 3, 2)),
 		kindNone:   piece{token: 5, place: "t.a", last: true}.append(appendStamp(nil, kindNone, idA, 2, 0, 0)),
 		kindAnswer: appendAnswer(nil, outcomeReply, []byte("reply")),
+		kindLease:  leaseRecord{leaseTaken, 90 * time.Second}.append(nil),
 	}
 }
 
@@ -56,6 +58,9 @@ func encodedAgain(p []byte) ([]byte, error) {
 		s := r.stamp()
 		q, err := readPiece(r)
 		return q.append(appendStamp(nil, k, string(s.node), s.run, s.seq, s.data)), err
+	case kindLease:
+		rec, err := readLease(p)
+		return rec.append(nil), err
 	case kindAnswer:
 		outcome, payload, err := readAnswer(p)
 		return appendAnswer(nil, outcome, payload), err
