@@ -49,6 +49,32 @@ func TestTLSEchoesInEveryVersion(t *testing.T) {
 	}
 }
 
+// crypto/tls offers a key of the first curve alone, so a server that wants another one has the client
+// say hello again, RFC 8446, section 4.1.4.
+func TestTLSHelloRetryRequest(t *testing.T) {
+	config := testnet.ServerTLS()
+	config.MinVersion, config.CurvePreferences = tls.VersionTLS13, []tls.CurveID{tls.CurveP384}
+	client := testnet.ClientTLS()
+	client.CurvePreferences = []tls.CurveID{tls.X25519, tls.CurveP384}
+
+	l, ended := harness.TLS(t, tcpio.ListenerOptions{TLSConfig: config}, harness.EchoActor)
+	peer := testnet.DialTLS(t, l, client)
+	testnet.Ping(t, peer, "accepted")
+	peer.Close()
+	accepted := testnet.Receive(t, "Closed", ended)
+
+	dialed, err := plainClients(t, tcpio.ListenerOptions{}).DialTLS(t.Context(), nil, "tcp", echoTLS(t, config), client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	testnet.Ping(t, dialed, "dialed")
+	for name, c := range map[string]*tcpio.Conn{"accepted": accepted, "dialed": dialed} {
+		if st := c.TLS(); st == nil || st.CurveID != tls.CurveP384 {
+			t.Errorf("%s: TLS() is %+v", name, st)
+		}
+	}
+}
+
 func TestTLSSessionsResume(t *testing.T) {
 	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
 	config := testnet.ClientTLS()
