@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 // first is the first word of an answer: the upstream's name.
@@ -229,6 +231,33 @@ pools:
 	}
 	if st := s.status().Pools[0]; st.Queued != 2 || st.QueueFull != 1 || st.QueueLate != 0 || st.Waiting != 0 {
 		t.Errorf("%+v", st.poolCounts)
+	}
+}
+
+// The next gets the place in the queue of one that has gone.
+func TestAClientThatResetsLeavesTheQueue(t *testing.T) {
+	a := named(t, "a")[0]
+	s := start(t, fmt.Sprintf(`
+listeners: {main: {listen: '127.0.0.1:0', to: main}}
+pools:
+  main:
+    queue: 1
+    queue_timeout: 1h
+    upstreams: [{addr: '%s', max_conns: 1}]
+`, a.addr()))
+	c := s.dial("main")
+	c.ask("hello")
+	for range 3 {
+		gone := s.dial("main")
+		s.when("waiting", func(st *status) bool { return st.Pools[0].Waiting == 1 })
+		testnet.RST(t, gone.TCPConn)
+		s.when("gone", func(st *status) bool { return st.Pools[0].Waiting == 0 })
+	}
+	last := s.dial("main")
+	s.when("waiting", func(st *status) bool { return st.Pools[0].Waiting == 1 })
+	c.Close()
+	if got := last.ask("hello"); got != "a hello" {
+		t.Error(got)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -28,7 +29,7 @@ type session struct {
 	cfg    *poolConfig
 
 	back    *tcpio.Conn // while securing or relaying
-	stop    func() bool // ends the timer of waiting, or the dial
+	stop    func() bool // ends waiting, the dial, or the timer of securing
 	counted bool        // among the front's ends
 }
 
@@ -112,9 +113,20 @@ func (s *session) ask() {
 		return
 	}
 	if s.ticket.at() == nil && s.stop == nil {
-		s.stop = s.client.After(s.cfg.QueueTimeout.Duration, late{})
+		s.stop = s.queue()
 	}
 	s.seat()
+}
+
+// queue limits the time in the queue, and has a client that resets its connection leave at once:
+// nobody reads from it, so that nothing else would say that it has gone.
+func (s *session) queue() (stop func() bool) {
+	timer := s.client.After(s.cfg.QueueTimeout.Duration, late{})
+	gone := context.AfterFunc(s.client.Context(), func() { _ = s.client.Abort() })
+	return func() bool {
+		gone()
+		return timer()
+	}
 }
 
 // seat dials if the ticket has a place.
