@@ -52,26 +52,14 @@ func (l *Listener) newConn(lp *loop, fd int32, peer sys.Addr, from origin) *Conn
 // descriptor is closed. A connection that gets its actor from the user's hook has no turn before
 // employ.
 func (l *Listener) register(c *Conn) error {
-	sh := c.sh
 	served := c.origin != refused
 	arrived := c.origin == accepted || !served
 	if served {
-		sh.live.Add(1)
+		c.sh.live.Add(1)
 	} else {
 		l.refusing.Add(1)
 	}
-	if arrived && !l.socket.arrived() {
-		l.unadmit(c)
-		l.connClosed(c)
-		return net.ErrClosed
-	}
-	if l.stopping.Load() && (!arrived || l.ending.Load() == endCut) {
-		// The loops may have ended; for one that was accepted they wait, see checkAllClosed.
-		if arrived {
-			sys.Close(c.fd, false)
-		} else {
-			sys.CloseFD(c.fd) // the caller keeps its own
-		}
+	if l.tooLate(c, arrived) {
 		l.unadmit(c)
 		l.connClosed(c)
 		return net.ErrClosed
@@ -84,29 +72,15 @@ func (l *Listener) register(c *Conn) error {
 		c.route.add(routeRunning)
 	}
 	if served {
-		c.mu.Lock()
-		switch {
-		case c.dialing(): // the rest comes when it is connected
-		case c.prefaced():
-			c.beginPrefaceLocked() // TLS comes behind it
-		case c.entry().tls != nil && c.origin != dialed:
-			c.beginTLSLocked(c.entry().tls, false)
-		}
-		if !c.dialing() {
-			c.beginLimitsLocked() // before anybody can set others
-		}
-		c.unlock()
+		c.prepare()
 	}
-	sh.conns.Add(c, &c.key)
-	err := sh.p.add(int(c.fd), c.key, pollConn)
+	c.sh.conns.Add(c, &c.key)
+	err := c.sh.p.add(int(c.fd), c.key, pollConn)
 	c.mu.Lock()
 	defer c.unlock()
 	c.sock.drop(sockNew)
 	if served && !c.dialing() {
-		sh.count.accepted.Add(1)
-	}
-	if !arrived && err == nil && !c.released() && !c.opened() && !c.isEarly() {
-		c.emitLocked(pendOpened)
+		c.sh.count.accepted.Add(1)
 	}
 	if err != nil {
 		if !c.opened() {
@@ -121,6 +95,9 @@ func (l *Listener) register(c *Conn) error {
 		c.releaseLocked(err)
 		return err
 	}
+	if !arrived && !c.released() && !c.opened() && !c.isEarly() {
+		c.emitLocked(pendOpened)
+	}
 	// Shutdown and Close set ending and then visit the connections. They may have missed this one.
 	switch l.ending.Load() {
 	case endTold:
@@ -133,6 +110,37 @@ func (l *Listener) register(c *Conn) error {
 		c.abortLocked(net.ErrClosed)
 	}
 	return nil
+}
+
+// tooLate reports whether l has stopped before c was registered. c's descriptor is closed then.
+func (l *Listener) tooLate(c *Conn, arrived bool) bool {
+	switch {
+	case arrived && !l.socket.arrived():
+		return true // and has closed it
+	case !l.stopping.Load() || arrived && l.ending.Load() != endCut:
+		return false // the loops wait for one that was accepted, see checkAllClosed
+	case arrived:
+		sys.Close(c.fd, false)
+	default:
+		sys.CloseFD(c.fd) // the caller keeps its own
+	}
+	return true
+}
+
+// prepare begins what comes before c's first event, Preface or TLS, and the time limits.
+func (c *Conn) prepare() {
+	c.mu.Lock()
+	defer c.unlock()
+	if c.dialing() {
+		return // it comes when c is connected
+	}
+	switch config := c.entry().tls; {
+	case c.prefaced():
+		c.beginPrefaceLocked() // TLS comes behind it
+	case config != nil && c.origin != dialed:
+		c.beginTLSLocked(config, false)
+	}
+	c.beginLimitsLocked() // before anybody can set others
 }
 
 // asksForActor reports whether the user's hook makes c's actor. c is not registered yet.
