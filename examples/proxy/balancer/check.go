@@ -120,14 +120,14 @@ func (c *checker) pool(at place, p *poolConfig) {
 		c.count(at.at("max_conns"), u.MaxConns, 0)
 	}
 	c.positive(at.at("connect_timeout"), p.ConnectTimeout)
-	c.count(at.at("retries"), *p.Retries, 0)
-	c.count(at.at("queue"), *p.Queue, 0)
+	c.count(at.at("retries"), p.Retries, 0)
+	c.count(at.at("queue"), p.Queue, 0)
 	c.positive(at.at("queue_timeout"), p.QueueTimeout)
 
 	h, e := p.Health, p.Eject
-	if h.Interval.Duration > 0 {
+	if h.Interval.Duration >= 0 {
 		if h.Interval.Duration < 10*time.Millisecond {
-			c.bad(at.at("health", "interval"), "is below 10ms")
+			c.bad(at.at("health", "interval"), "is below 10ms; -1s is no checks")
 		}
 		c.positive(at.at("health", "timeout"), h.Timeout)
 	}
@@ -228,8 +228,8 @@ func (c *checker) notNegative(at place, d duration) {
 	}
 }
 
-func (c *checker) count(at place, n, least int) {
-	if n < least || n > maxCount {
+func (c *checker) count(at place, number count, least int) {
+	if number.n < least || number.n > maxCount {
 		c.bad(at, "has to be from %d to %d", least, maxCount)
 	}
 }

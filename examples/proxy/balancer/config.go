@@ -40,8 +40,8 @@ type listenerConfig struct {
 	IdleTimeout duration `yaml:"idle_timeout"`
 	// MaxConns bounds the connections of this address, MaxConnsPerClient those of one client's
 	// address. More are closed at once. Default 0: no bound but the descriptors.
-	MaxConns          int `yaml:"max_conns"`
-	MaxConnsPerClient int `yaml:"max_conns_per_client"`
+	MaxConns          count `yaml:"max_conns"`
+	MaxConnsPerClient count `yaml:"max_conns_per_client"`
 }
 
 // A routeConfig takes connections by what their ClientHello says.
@@ -77,10 +77,10 @@ type poolConfig struct {
 	// ConnectTimeout bounds one attempt to connect. Default 2s.
 	ConnectTimeout duration `yaml:"connect_timeout"`
 	// Retries is how many other upstreams are tried behind a failed attempt. Default 2.
-	Retries *int `yaml:"retries"`
+	Retries count `yaml:"retries"`
 	// Queue is how many clients may wait while every usable upstream is at its max_conns, and
 	// QueueTimeout how long. Defaults 1024 and 5s.
-	Queue        *int     `yaml:"queue"`
+	Queue        count    `yaml:"queue"`
 	QueueTimeout duration `yaml:"queue_timeout"`
 	// SendProxy has each connection begin with a PROXY v2 header that names the client.
 	SendProxy bool `yaml:"send_proxy"`
@@ -96,7 +96,7 @@ type poolConfig struct {
 type upstreamConfig struct {
 	Addr string `yaml:"addr"`
 	// MaxConns bounds the connections to it. Default 0: no bound.
-	MaxConns int `yaml:"max_conns"`
+	MaxConns count `yaml:"max_conns"`
 	// Drain has it take no new connection.
 	Drain bool `yaml:"drain"`
 }
@@ -118,8 +118,8 @@ type healthConfig struct {
 	// Timeout bounds one check. Default: the interval, at most 2s.
 	Timeout duration `yaml:"timeout"`
 	// Rise and Fall are how many checks in a row bring an upstream up or down. Defaults 2 and 2.
-	Rise   int     `yaml:"rise"`
-	Fall   int     `yaml:"fall"`
+	Rise   count   `yaml:"rise"`
+	Fall   count   `yaml:"fall"`
 	Send   payload `yaml:"send"`
 	Expect payload `yaml:"expect"`
 }
@@ -127,19 +127,27 @@ type healthConfig struct {
 // An ejectConfig is about what clients' connections show.
 type ejectConfig struct {
 	// Failures is how many failed attempts in a row eject an upstream. Default 3.
-	Failures int `yaml:"failures"`
+	Failures count `yaml:"failures"`
 	// For is how long it is passed over, the first time. Each ejection that follows without a
 	// success in between takes twice as long, up to Max. Defaults 5s and 2m.
 	For duration `yaml:"for"`
 	Max duration `yaml:"max"`
 }
 
-// A duration is written as in Go: "1m30s". A prefix may be a single address. A payload is a text,
+// A duration is written as in Go: "1m30s". A count is a whole number. Both know whether the file has
+// them: a zero that is written is no default. A prefix may be a single address. A payload is a text,
 // or bytes as "hex:0a 0b": in YAML "\xff" is a character, which is two bytes.
 type (
-	duration struct{ time.Duration }
-	prefix   struct{ netip.Prefix }
-	payload  string
+	duration struct {
+		time.Duration
+		given bool
+	}
+	count struct {
+		n     int
+		given bool
+	}
+	prefix  struct{ netip.Prefix }
+	payload string
 )
 
 // Bounds that hold whatever the file says.
@@ -148,18 +156,24 @@ const (
 	maxCount = 1 << 20
 )
 
-func orElse(d *duration, otherwise time.Duration) {
-	if d.Duration == 0 {
+func (d *duration) orElse(otherwise time.Duration) {
+	if d.Duration == 0 && !d.given {
 		d.Duration = otherwise
+	}
+}
+
+func (c *count) orElse(otherwise int) {
+	if c.n == 0 && !c.given {
+		c.n = otherwise
 	}
 }
 
 // fill sets what the file leaves out.
 func (c *config) fill() {
-	orElse(&c.Drain, 30*time.Second)
+	c.Drain.orElse(30 * time.Second)
 	for _, l := range c.Listeners {
 		if l != nil {
-			orElse(&l.HelloTimeout, 10*time.Second)
+			l.HelloTimeout.orElse(10 * time.Second)
 		}
 	}
 	for _, p := range c.Pools {
@@ -176,27 +190,18 @@ func (p *poolConfig) fill() {
 	if p.WhenDown == "" {
 		p.WhenDown = keepConns
 	}
-	if p.Retries == nil {
-		p.Retries = new(2)
-	}
-	if p.Queue == nil {
-		p.Queue = new(1024)
-	}
-	orElse(&p.ConnectTimeout, 2*time.Second)
-	orElse(&p.QueueTimeout, 5*time.Second)
+	p.Retries.orElse(2)
+	p.Queue.orElse(1024)
+	p.ConnectTimeout.orElse(2 * time.Second)
+	p.QueueTimeout.orElse(5 * time.Second)
 	h, e := &p.Health, &p.Eject
-	orElse(&h.Interval, 2*time.Second)
-	orElse(&h.Timeout, min(h.Interval.Duration, 2*time.Second))
-	orElse(&e.For, 5*time.Second)
-	orElse(&e.Max, max(2*time.Minute, e.For.Duration))
-	for _, n := range []struct {
-		p         *int
-		otherwise int
-	}{{&h.Rise, 2}, {&h.Fall, 2}, {&e.Failures, 3}} {
-		if *n.p == 0 {
-			*n.p = n.otherwise
-		}
-	}
+	h.Interval.orElse(2 * time.Second)
+	h.Timeout.orElse(min(h.Interval.Duration, 2*time.Second))
+	e.For.orElse(5 * time.Second)
+	e.Max.orElse(max(2*time.Minute, e.For.Duration))
+	h.Rise.orElse(2)
+	h.Fall.orElse(2)
+	e.Failures.orElse(3)
 }
 
 // simple is the configuration of the flags -listen and -to.
@@ -207,7 +212,7 @@ func simple(listen string, to []string, admin string, drain time.Duration) *conf
 	}
 	c := &config{
 		Admin:     admin,
-		Drain:     duration{drain},
+		Drain:     duration{drain, true},
 		Listeners: map[string]*listenerConfig{"main": {Listen: listen, To: "main"}},
 		Pools:     map[string]*poolConfig{"main": pool},
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +27,16 @@ func TestAMistakeInAFileIsToldWithItsLine(t *testing.T) {
 		{"an unknown key further down", frame("    retrys: 2\n"), `6:5: unknown field "retrys"`},
 		{"a key twice", frame("    retries: 2\n    retries: 3\n"), `7:5: mapping key "retries" already defined at [6:5]`},
 		{"a text for a number", frame("    retries: two\n"), "6:14: this has to be a whole number"},
+		{"a fraction", frame("    retries: 1.5\n"), "6:14: this has to be a whole number, 1048576 at most"},
+		{"a number in quotes", frame("    retries: '1'\n"), "6:14: this has to be a whole number"},
+		{"a number beyond every integer", frame("    queue: 99999999999999999999\n"), "6:12: this has to be a whole number"},
+		{"a number beyond int", frame("    queue: 18446744073709551615\n"), "6:12: pools.b.queue: has to be from 0 to 1048576"},
+		{"a zero that is no default", frame("    eject: {failures: 0}\n"), "6:23: pools.b.eject.failures: has to be from 1 to 1048576"},
+		{"a time of zero", frame("    queue_timeout: 0s\n"), "6:20: pools.b.queue_timeout: has to be above 0"},
+		{"an interval of zero", frame("    health: {interval: 0s}\n"), "6:24: pools.b.health.interval: is below 10ms; -1s is no checks"},
+		{"a list for a block", frame("    health: [1]\n"), "6:13: this has to be a block of keys and values"},
+		{"a text for a list", "listeners:\n  a: {listen: ':1', to: b, accept_proxy_from: ten}\n", "2:47: this has to be a list"},
+		{"a second document", frame("") + "---\nretrys: 1\n", "7:7: a second document is not read"},
 		{"a number for a time", frame("    connect_timeout: 5\n"), `6:22: this has to be a time such as "1.5s" or "2m"`},
 		{"a bad time", frame("    connect_timeout: 5 minutes\n"), `6:22: this has to be a time`},
 		{"a time that is too long", frame("    connect_timeout: 25h\n"), "6:22: this time is longer than 24h0m0s"},
@@ -81,9 +92,28 @@ func TestAMistakeInAFileIsToldWithItsLine(t *testing.T) {
 }
 
 func TestAllMistakesAreToldAtOnce(t *testing.T) {
-	_, faults := parse([]byte(frame("    balance: random\n    queue: -1\n    when_down: panic\n")), ".")
-	if len(faults) != 3 || faults[0].line != 6 || faults[1].line != 7 || faults[2].line != 8 {
-		t.Errorf("%v", faults)
+	for name, c := range map[string]struct {
+		pool string
+		at   []fault // without texts
+	}{
+		"what the values mean": {"    balance: random\n    queue: -1\n    when_down: panic\n",
+			[]fault{{line: 6, column: 14}, {line: 7, column: 12}, {line: 8, column: 16}}},
+		"the form of keys and values": {"    retrys: 2\n    queue: 1.5\n    health: {send: [a], rise: two, ryse: 1}\n    tls: no\n    eject: 3\n",
+			[]fault{{line: 6, column: 5}, {line: 7, column: 12}, {line: 8, column: 20}, {line: 8, column: 31}, {line: 8, column: 36},
+				{line: 9, column: 10}, {line: 10, column: 12}}},
+		"in a list": {"  c: {upstreams: [7, {addr: [], port: 1}, {addr: d:1, drain: 1}]}\n",
+			[]fault{{line: 6, column: 19}, {line: 6, column: 29}, {line: 6, column: 33}, {line: 6, column: 62}}},
+		"behind an anchor": {"    health: &h {rise: 1.5, fall: two}\n  c: {upstreams: [{addr: d:1}], health: *h}\n",
+			[]fault{{line: 6, column: 23}, {line: 6, column: 34}}},
+	} {
+		_, faults := parse([]byte(frame(c.pool)), ".")
+		var at []fault
+		for _, f := range faults {
+			at = append(at, fault{line: f.line, column: f.column})
+		}
+		if !slices.Equal(at, c.at) {
+			t.Errorf("%s: %v", name, faults)
+		}
 	}
 }
 
@@ -93,16 +123,16 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(faults)
 	}
 	p := cfg.Pools["b"]
-	if p.Balance != roundRobin || *p.Retries != 2 || *p.Queue != 1024 || p.QueueTimeout.Duration != 5*time.Second ||
-		p.ConnectTimeout.Duration != 2*time.Second || p.Health != (healthConfig{Interval: duration{2 * time.Second},
-		Timeout: duration{2 * time.Second}, Rise: 2, Fall: 2}) || p.Eject.Failures != 3 || p.WhenDown != keepConns {
+	if p.Balance != roundRobin || p.Retries.n != 2 || p.Queue.n != 1024 || p.QueueTimeout.Duration != 5*time.Second ||
+		p.ConnectTimeout.Duration != 2*time.Second || p.Health != (healthConfig{Interval: duration{Duration: 2 * time.Second},
+		Timeout: duration{Duration: 2 * time.Second}, Rise: count{n: 2}, Fall: count{n: 2}}) || p.Eject.Failures.n != 3 || p.WhenDown != keepConns {
 		t.Errorf("%+v", p)
 	}
 	if cfg.Drain.Duration != 30*time.Second || cfg.Listeners["a"].HelloTimeout.Duration != 10*time.Second {
 		t.Errorf("%+v", cfg)
 	}
 	zero, faults := parse([]byte(frame("    retries: 0\n    queue: 0\n")), ".")
-	if len(faults) > 0 || *zero.Pools["b"].Retries != 0 || *zero.Pools["b"].Queue != 0 {
+	if len(faults) > 0 || zero.Pools["b"].Retries.n != 0 || zero.Pools["b"].Queue.n != 0 {
 		t.Errorf("%v: a zero that is written has become a default", faults)
 	}
 }
@@ -163,8 +193,12 @@ func TestCheckAndBadArguments(t *testing.T) {
 			t.Errorf("%s: %q, %v", c.args, out.String(), err)
 		}
 	}
-	if err := command(context.Background(), []string{"-h"}, io.Discard, io.Discard, nil); !errors.Is(err, flag.ErrHelp) {
-		t.Error(err)
+	for arg, want := range map[string]error{"-h": flag.ErrHelp, "-nope": errTold} {
+		var told strings.Builder
+		err := command(context.Background(), []string{arg}, io.Discard, &told, nil)
+		if !errors.Is(err, want) || !strings.Contains(told.String(), "-config file") {
+			t.Errorf("%s: %v, told %q", arg, err, told.String())
+		}
 	}
 }
 

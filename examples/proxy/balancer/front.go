@@ -56,7 +56,7 @@ func shapeOf(name string, cfg *listenerConfig) shape {
 	return shape{
 		name: name, listen: cfg.Listen, tls: cfg.TLS != nil, routes: len(cfg.Routes) > 0,
 		proxies: fmt.Sprint(cfg.AcceptProxyFrom), hello: cfg.HelloTimeout.Duration,
-		idle: cfg.IdleTimeout.Duration, most: cfg.MaxConns, perPeer: cfg.MaxConnsPerClient,
+		idle: cfg.IdleTimeout.Duration, most: cfg.MaxConns.n, perPeer: cfg.MaxConnsPerClient.n,
 	}
 }
 
@@ -66,9 +66,9 @@ func (p *proxy) openFront(name string, cfg *listenerConfig, old *front) (*front,
 	f := &front{name: name, spare: p.spare, log: p.log.With("listener", name), shape: shapeOf(name, cfg)}
 	o := &tcpio.ListenerOptions{
 		Addr:             cfg.Listen,
-		MaxConns:         2 * cfg.MaxConns, // those to upstreams count too
+		MaxConns:         2 * cfg.MaxConns.n, // those to upstreams count too
 		Admit:            f.admit,
-		MaxConnsPerIP:    cfg.MaxConnsPerClient,
+		MaxConnsPerIP:    cfg.MaxConnsPerClient.n,
 		HandshakeTimeout: cfg.HelloTimeout.Duration,
 		EOFTimeout:       maxTime, // an upstream may think for long about what a client has sent
 		DrainTimeout:     maxTime, // end has a limit of its own

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,15 +61,77 @@ func parse(src []byte, folder string) (cfg *config, faults []*fault) {
 	if err != nil {
 		return nil, []*fault{decodeFault(err)}
 	}
-	cfg = new(config)
-	if err := yaml.UnmarshalWithOptions(src, cfg, yaml.Strict()); err != nil {
-		return nil, []*fault{decodeFault(err)}
+	for i, d := range file.Docs {
+		if i > 0 && d.Body != nil {
+			return nil, []*fault{faultAt(d.Body, "a second document is not read")}
+		}
 	}
-	cfg.fill()
-	c := checker{cfg: cfg, folder: folder, file: file}
-	c.check()
-	slices.SortStableFunc(c.faults, func(a, b *fault) int { return a.line - b.line })
-	return cfg, c.faults
+	if cfg, faults = decode(src); len(faults) == 0 {
+		cfg.fill()
+		c := checker{cfg: cfg, folder: folder, file: file}
+		c.check()
+		faults = c.faults
+	}
+	slices.SortStableFunc(faults, func(a, b *fault) int { return cmp.Or(a.line-b.line, a.column-b.column) })
+	return cfg, faults
+}
+
+// decode takes the keys and values out of src. The YAML package tells the first mistake, so behind
+// each one it is asked again without what is wrong there.
+func decode(src []byte) (cfg *config, faults []*fault) {
+	cfg = new(config)
+	err := yaml.UnmarshalWithOptions(src, cfg, yaml.Strict())
+	file, _ := parser.ParseBytes(src, 0) // to be cut; parse has seen that it is YAML
+	for err != nil && len(faults) < maxFaults {
+		f := decodeFault(err)
+		faults = append(faults, f)
+		if len(file.Docs) == 0 || !cut(file.Docs[0].Body, f) {
+			break
+		}
+		err = yaml.NodeToValue(file.Docs[0].Body, new(config), yaml.Strict())
+	}
+	return cfg, faults
+}
+
+// maxFaults is how many mistakes of decode one looks at.
+const maxFaults = 100
+
+// cut removes the key at f's place from what is in n, or has null for the value there. It reports
+// whether there is one.
+func cut(n ast.Node, f *fault) bool {
+	stands := func(n ast.Node) bool {
+		t := n.GetToken()
+		return t != nil && t.Position.Line == f.line && t.Position.Column == f.column
+	}
+	switch n := n.(type) {
+	case *ast.MappingNode:
+		for i, pair := range n.Values {
+			if stands(pair.Key) {
+				n.Values = slices.Delete(n.Values, i, i+1)
+				return true
+			}
+			if cut(pair.Value, f) {
+				return true
+			}
+			if _, null := pair.Value.(*ast.NullNode); stands(pair.Value) && !null {
+				pair.Value = ast.Null(pair.Value.GetToken())
+				return true
+			}
+		}
+	case *ast.SequenceNode:
+		for i, v := range n.Values {
+			if cut(v, f) {
+				return true
+			}
+			if _, null := v.(*ast.NullNode); stands(v) && !null {
+				n.Values[i] = ast.Null(v.GetToken())
+				return true
+			}
+		}
+	case *ast.AnchorNode:
+		return cut(n.Value, f)
+	}
+	return false
 }
 
 // decodeFault says in the file's terms what the YAML package says in those of Go.
@@ -84,20 +148,23 @@ func decodeFault(err error) *fault {
 		f.line, f.column = t.Position.Line, t.Position.Column
 	}
 	if wrong, ok := errors.AsType[*yaml.TypeError](err); ok {
-		f.text = fmt.Sprintf("this has to be %s", kindOf(wrong.DstType.Kind().String()))
+		f.text = "this has to be " + kindOf(wrong.DstType.Kind())
+	}
+	if wrong, ok := errors.AsType[*yaml.UnexpectedNodeTypeError](err); ok && wrong.Expected == ast.SequenceType {
+		f.text = "this has to be " + kindOf(reflect.Slice)
+	} else if ok {
+		f.text = "this has to be " + kindOf(reflect.Struct)
 	}
 	return f
 }
 
-func kindOf(kind string) string {
+func kindOf(kind reflect.Kind) string {
 	switch kind {
-	case "int":
-		return "a whole number"
-	case "bool":
+	case reflect.Bool:
 		return "true or false"
-	case "string":
+	case reflect.String:
 		return "a text"
-	case "slice":
+	case reflect.Slice:
 		return "a list"
 	}
 	return "a block of keys and values"
@@ -128,6 +195,22 @@ func (d *duration) UnmarshalYAML(n ast.Node) error {
 	if d.Duration > maxTime || d.Duration < -maxTime {
 		return faultAt(n, fmt.Sprintf("this time is longer than %v", maxTime))
 	}
+	d.given = true
+	return nil
+}
+
+func (c *count) UnmarshalYAML(n ast.Node) error {
+	number, ok := n.(*ast.IntegerNode)
+	if !ok {
+		return faultAt(n, fmt.Sprintf("this has to be a whole number, %d at most", maxCount))
+	}
+	switch v := number.Value.(type) {
+	case int64:
+		c.n = int(min(max(v, -1), maxCount+1)) // what is out of range is said later
+	case uint64:
+		c.n = int(min(v, maxCount+1))
+	}
+	c.given = true
 	return nil
 }
 

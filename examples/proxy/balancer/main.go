@@ -30,13 +30,18 @@ func main() {
 	context.AfterFunc(ctx, stop)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
-	if err := command(ctx, os.Args[1:], os.Stdout, os.Stderr, hup); err != nil {
-		if !errors.Is(err, flag.ErrHelp) {
-			fmt.Fprintln(os.Stderr, err)
-		}
-		os.Exit(1)
+	err := command(ctx, os.Args[1:], os.Stdout, os.Stderr, hup)
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
 	}
+	if !errors.Is(err, errTold) {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(1)
 }
+
+// errTold is a mistake in the flags, which the package flag has told.
+var errTold = errors.New("a bad flag")
 
 // command is the program with these arguments.
 func command(ctx context.Context, args []string, out, log io.Writer, hup <-chan os.Signal) error {
@@ -49,8 +54,10 @@ func command(ctx context.Context, args []string, out, log io.Writer, hup <-chan 
 	admin := flags.String("admin", "", "`address` of the status page, in place of the file's")
 	drain := flags.Duration("drain", 30*time.Second, "without a file: how long connections may go on at the end")
 	debug := flags.Bool("debug", false, "log every connection that is refused")
-	if err := flags.Parse(args); err != nil {
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return err
+	} else if err != nil {
+		return errTold
 	}
 	cfg, err := configOf(flags, *path, *listen, *to, *drain)
 	if err != nil {

@@ -70,7 +70,7 @@ func (p *pool) update(cfg *poolConfig) {
 		if u == nil {
 			u = newUpstream(uc.Addr)
 		}
-		u.limit, u.drainByConfig = uc.MaxConns, uc.Drain
+		u.limit, u.drainByConfig = uc.MaxConns.n, uc.Drain
 		ups = append(ups, u)
 		if cfg.Health.Interval.Duration > 0 {
 			p.watchers.Go(func() { p.watch(ctx, u, cfg) })
@@ -141,7 +141,7 @@ func (t *ticket) take() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(t.tried) > 0 {
-		if len(t.tried) > *p.cfg.Retries {
+		if len(t.tried) > p.cfg.Retries.n {
 			p.counts.NoUpstream++
 			return errNoUpstream
 		}
@@ -154,7 +154,7 @@ func (t *ticket) take() error {
 	case !full:
 		p.counts.NoUpstream++
 		return errNoUpstream
-	case p.waiting.Len() >= *p.cfg.Queue:
+	case p.waiting.Len() >= p.cfg.Queue.n:
 		p.counts.QueueFull++
 		return errQueueFull
 	default:

@@ -119,9 +119,9 @@ func TestClientHashIsStableUnderChanges(t *testing.T) {
 
 func TestAFullPoolHasClientsWaitInTheirOrder(t *testing.T) {
 	p := testPool(t, 2, func(c *poolConfig) {
-		c.Queue = new(3)
+		c.Queue.n = 3
 		for i := range c.Upstreams {
-			c.Upstreams[i].MaxConns = 1
+			c.Upstreams[i].MaxConns.n = 1
 		}
 	})
 	have, _ := seats(t, p, 2)
@@ -156,7 +156,7 @@ func TestAFullPoolHasClientsWaitInTheirOrder(t *testing.T) {
 }
 
 func TestARoomierConfigurationServesTheQueue(t *testing.T) {
-	one := func(c *poolConfig) { c.Upstreams[0].MaxConns = 1 }
+	one := func(c *poolConfig) { c.Upstreams[0].MaxConns.n = 1 }
 	p := testPool(t, 1, one)
 	seats(t, p, 1)
 	k := p.ticket("10.0.0.1")
@@ -181,7 +181,7 @@ func TestARetryGoesElsewhere(t *testing.T) {
 	if slices.Sort(tried); !errors.Is(err, errNoUpstream) || !slices.Equal(tried, []string{"a:1", "b:1", "c:1"}) {
 		t.Errorf("%v, %v", tried, err)
 	}
-	p.update(poolOf(3, func(c *poolConfig) { c.Retries = new(0) }))
+	p.update(poolOf(3, func(c *poolConfig) { c.Retries = count{given: true} }))
 	k = p.ticket("10.0.0.1")
 	if err := k.take(); err != nil {
 		t.Fatal(err)
@@ -194,7 +194,7 @@ func TestARetryGoesElsewhere(t *testing.T) {
 
 func TestFailuresEjectForTwiceAsLongEachTime(t *testing.T) {
 	p := testPool(t, 2, func(c *poolConfig) {
-		c.Eject = ejectConfig{Failures: 2, For: duration{time.Second}, Max: duration{3 * time.Second}}
+		c.Eject = ejectConfig{Failures: count{n: 2}, For: duration{Duration: time.Second}, Max: duration{Duration: 3 * time.Second}}
 	})
 	u, now := p.ups[0], time.Now()
 	for _, step := range []struct {
@@ -232,7 +232,7 @@ func TestFailuresEjectForTwiceAsLongEachTime(t *testing.T) {
 func TestChecksBringAnUpstreamDownAndUp(t *testing.T) {
 	p := testPool(t, 2, func(c *poolConfig) {
 		c.WhenDown = resetConns
-		c.Health.Fall, c.Health.Rise = 2, 3
+		c.Health.Fall.n, c.Health.Rise.n = 2, 3
 	})
 	have, _ := seats(t, p, 6)
 	for _, k := range have[:4] { // the rest still connect

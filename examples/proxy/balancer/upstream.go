@@ -82,7 +82,7 @@ func (p *pool) attemptFailedLocked(u *upstream, err error, now time.Time) {
 	u.failures++
 	u.lastError = err.Error()
 	e := p.cfg.Eject
-	if u.failures < e.Failures || u.ejected(now) {
+	if u.failures < e.Failures.n || u.ejected(now) {
 		return
 	}
 	d := e.Max.Duration
@@ -109,11 +109,11 @@ func (p *pool) checkedLocked(u *upstream, err error) {
 	}
 	u.streak++
 	switch {
-	case u.down && u.streak >= p.cfg.Health.Rise:
+	case u.down && u.streak >= p.cfg.Health.Rise.n:
 		u.down, u.streak = false, 0
 		u.connectedNow()
 		p.log.Info("upstream up", "upstream", u.addr)
-	case !u.down && u.streak >= p.cfg.Health.Fall:
+	case !u.down && u.streak >= p.cfg.Health.Fall.n:
 		u.down, u.streak = true, 0
 		u.counts.Downs++
 		p.log.Warn("upstream down", "upstream", u.addr, "err", err)
