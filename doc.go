@@ -92,7 +92,7 @@
 //	… and nobody closes             Close after EOFTimeout without output             nil
 //	Receive returns io.EOF          Close                                             nil
 //	Receive returns another error   Close                                             that error
-//	Receive panics                  reset at once                                     *PanicError
+//	Receive or OnConnEvent panics   reset at once                                     *PanicError
 //	OnConnEvent has read io.EOF     Close                                             nil
 //	a frame is too long for Frames  Close                                             matches bufio.ErrTooLong; or split's error
 //	a Group closes a slow member    Close                                             ErrSlow

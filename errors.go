@@ -90,14 +90,15 @@ func (e *TimeoutError) Temporary() bool { return false }
 // Is reports whether target is os.ErrDeadlineExceeded.
 func (e *TimeoutError) Is(target error) bool { return target == os.ErrDeadlineExceeded }
 
-// A PanicError is the Err of a connection whose actor panicked, or called runtime.Goexit; Value
-// then says so.
+// A PanicError is code of yours that panicked, or called runtime.Goexit; Value then says so. It is
+// the Err of a connection whose actor or OnConnEvent did so. Around it is a *net.OpError where a
+// function of a TLS config did so in a handshake, or a function of a Dialer in a dial.
 type PanicError struct {
 	Value any    // what panic was called with
 	Stack []byte // of the goroutine at the panic, as runtime/debug.Stack has it
 }
 
-func (e *PanicError) Error() string { return fmt.Sprintf("tcpio: actor panicked: %v", e.Value) }
+func (e *PanicError) Error() string { return fmt.Sprintf("tcpio: panic: %v", e.Value) }
 
 // Unwrap returns the panic's value if it is an error, such as runtime.Error.
 func (e *PanicError) Unwrap() error {

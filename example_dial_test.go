@@ -66,6 +66,37 @@ func ExampleListener_Dial_clientOnly() {
 	// end: <nil>
 }
 
+// A connection from an address of this machine's, and within a time limit: what a net.Dialer can
+// do, DialWith does.
+func ExampleListener_DialWith() {
+	server := echoServer()
+	defer server.Close()
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Network: "none"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	l.NetListener() // nobody wants events
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+
+	from := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}, Timeout: 10 * time.Second}
+	c, err := l.DialWith(ctx, from, "tcp", server.Addr().String())
+	if err != nil {
+		log.Fatal(err) // a *net.OpError, as net.Dialer returns it
+	}
+	fmt.Fprintln(c, "hello")
+	fmt.Print(readLine(c), "from ", c.LocalAddr().(*net.TCPAddr).IP, "\n")
+	c.Close()
+	stop()
+	fmt.Println("end:", g.Wait())
+	// Output:
+	// hello
+	// from 127.0.0.2
+	// end: <nil>
+}
+
 // A client with TLS. Once the handshake is done the connection has no goroutine; here it is a plain
 // blocking net.Conn, and Attach would give it a handler.
 func ExampleListener_DialTLS() {

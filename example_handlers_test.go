@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -141,7 +140,11 @@ func ExampleConn_Context() {
 // A chat room. A member that does not keep up is closed, so that none misses a line without
 // noticing.
 func ExampleGroup() {
-	room := tcpio.Group{Slow: tcpio.CloseSlow, Notice: []byte("you are too slow\n")}
+	left := make(chan *tcpio.Conn, 10)
+	room := tcpio.Group{
+		Slow: tcpio.CloseSlow, Notice: []byte("you are too slow\n"),
+		Left: func(c *tcpio.Conn) { left <- c }, // what belonged to the membership ends here
+	}
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr: "127.0.0.1:0",
 		NewActor: func(c *tcpio.Conn) tcpio.Actor {
@@ -183,24 +186,27 @@ func ExampleGroup() {
 	for i, peer := range members {
 		fmt.Print("member ", i, " got ", readLine(peer))
 		peer.Close()
+		<-left
 	}
+	fmt.Println("members:", room.Len())
 	stop()
 	fmt.Println("end:", g.Wait())
 	// Output:
 	// member 0 got hello, everybody
 	// member 1 got hello, everybody
+	// members: 0
 	// end: <nil>
 }
 
-// A document that several people edit: a change goes to all but its author, and whoever comes is
-// told who else is there.
+// A document that several people edit: a change goes to all but its author, whoever comes is told
+// who else is there, and the program tells all handlers what they are to know.
 func ExampleGroup_WriteExcept() {
 	var editors tcpio.Group
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr: "127.0.0.1:0",
 		NewActor: func(c *tcpio.Conn) tcpio.Actor {
 			return tcpio.ActorFunc(func(ev tcpio.Event) error {
-				switch ev.(type) {
+				switch ev := ev.(type) {
 				case tcpio.Opened:
 					others := 0
 					for range editors.All() {
@@ -208,6 +214,8 @@ func ExampleGroup_WriteExcept() {
 					}
 					editors.Join(c) // until it closes; c.LeaveGroups ends that before
 					fmt.Fprintln(c, "others:", others)
+				case tcpio.Message:
+					fmt.Fprintln(c, ev.Value)
 				case tcpio.Readable:
 					for line, err := range c.Frames(bufio.ScanLines) {
 						if err != nil {
@@ -244,6 +252,8 @@ func ExampleGroup_WriteExcept() {
 	fmt.Fprintln(peers[0], "insert 7 x")
 	fmt.Print("author: ", readLine(peers[0]))
 	fmt.Print("other: ", readLine(peers[1]))
+	missed := editors.Post("saved") // by those whose mailbox is full
+	fmt.Print("author: ", readLine(peers[0]), "other: ", readLine(peers[1]), "missed: ", missed, "\n")
 	stop()
 	fmt.Println("end:", g.Wait())
 	// Output:
@@ -251,6 +261,9 @@ func ExampleGroup_WriteExcept() {
 	// others: 1
 	// author: done, skipped: 0
 	// other: insert 7 x
+	// author: saved
+	// other: saved
+	// missed: 0
 	// end: <nil>
 }
 
@@ -418,37 +431,6 @@ func ExampleConn_SetInputTimeout() {
 	// Output:
 	// tcpio: input time limit of 20ms reached
 	// end: <nil>
-}
-
-// A connection that Shutdown ends, since neither its handler nor its peer has, says so. Stats and a
-// line of the log count such connections.
-func Example_errDrainTimeout() {
-	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", DrainTimeout: 50 * time.Millisecond})
-	if err != nil {
-		log.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	defer stop()
-	var g errgroup.Group
-	g.Go(func() error { return l.Serve(ctx) })
-	peer, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		log.Fatal(err)
-	}
-	for ev := range l.Events() {
-		switch ev := ev.(type) {
-		case tcpio.Opened:
-			stop() // in the middle of an upload, say
-		case tcpio.Closed:
-			err := ev.Conn.Err() // what was read is not known to be all
-			fmt.Println(errors.Is(err, tcpio.ErrDrainTimeout), err)
-		}
-	}
-	fmt.Println("serve:", g.Wait(), "cut off:", l.Stats().Timeouts.Drain)
-	peer.Close()
-	// Output:
-	// true tcpio: Shutdown ended the connection before its peer had
-	// serve: <nil> cut off: 1
 }
 
 // A package that calls handlers of its users' has their failures counted and logged with the others.

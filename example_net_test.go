@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -285,6 +286,37 @@ func ExampleListener_Shutdown() {
 	// shutdown: <nil>
 	// serve: <nil>
 	// the client got: goodbye
+}
+
+// A connection that Shutdown ends, since neither its handler nor its peer has, says so. Stats and a
+// line of the log count such connections.
+func Example_errDrainTimeout() {
+	l, err := tcpio.Listen(&tcpio.ListenerOptions{Addr: "127.0.0.1:0", DrainTimeout: 50 * time.Millisecond})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error { return l.Serve(ctx) })
+	peer, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	for ev := range l.Events() {
+		switch ev := ev.(type) {
+		case tcpio.Opened:
+			stop() // in the middle of an upload, say
+		case tcpio.Closed:
+			err := ev.Conn.Err() // what was read is not known to be all
+			fmt.Println(errors.Is(err, tcpio.ErrDrainTimeout), err)
+		}
+	}
+	fmt.Println("serve:", g.Wait(), "cut off:", l.Stats().Timeouts.Drain)
+	peer.Close()
+	// Output:
+	// true tcpio: Shutdown ended the connection before its peer had
+	// serve: <nil> cut off: 1
 }
 
 // Functions written for the first tcpio's callbacks, as an actor. Those of one Callback are called

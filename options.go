@@ -107,9 +107,9 @@ type ListenerOptions struct {
 	// Draining does not mean that its peer has said everything.
 	DrainTimeout time.Duration
 	// IdleTimeout closes a connection when for this time nothing has arrived, was read or went out;
-	// see Conn.SetIdleTimeout. Only bytes that can be read count as arrived: not urgent data, and
-	// with TLS only plain text, so not records without data, nor key updates and the answers to
-	// them.
+	// see Conn.SetIdleTimeout. 0 means no bound. Only bytes that can be read count as arrived: not
+	// urgent data, and with TLS only plain text, so not records without data, nor key updates and the
+	// answers to them.
 	IdleTimeout time.Duration
 	// InputTimeout closes a connection from which nothing has arrived for this time, whatever goes out
 	// to it: what a keep-alive wants of MQTT or WebSocket, whose peers send something from time to
@@ -120,14 +120,16 @@ type ListenerOptions struct {
 	// ReadStallTimeout closes a connection that sends no byte within it after opening, or that for
 	// this time adds no byte to a frame that Conn.Frames has begun. Time in which received bytes wait
 	// for your code does not count. Bytes count as for IdleTimeout; with TLS both times begin when the
-	// handshake is done. Behind the peer's end of stream nothing can arrive, and it does not count.
+	// handshake is done. Behind the peer's end of stream nothing can arrive, and it does not count. 0
+	// means no bound.
 	ReadStallTimeout time.Duration
 	// FrameTimeout bounds the time from a frame's first byte to its last: it closes a connection on
 	// which Conn.Frames has begun a frame and finds it incomplete after this time, however steadily
 	// its bytes come. The frame begins when an iteration first leaves a part of it. Time in which
 	// received bytes wait for your code does not count. 0 means no bound.
 	FrameTimeout time.Duration
-	// WriteStallTimeout aborts a connection whose queued output makes no progress for this time.
+	// WriteStallTimeout aborts a connection whose queued output makes no progress for this time. 0
+	// means no bound.
 	WriteStallTimeout time.Duration
 	// TCPUserTimeout is the socket option TCP_USER_TIMEOUT (tcp(7)): how long sent data may stay
 	// without acknowledgement, or data may wait because the peer does not read and keeps its window

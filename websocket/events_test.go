@@ -154,7 +154,7 @@ func TestEndings(t *testing.T) {
 	}{
 		{"error", func(Event) error { return boom }, "close 1011", "closed 1011  Local: boom", func(err error) bool { return err == boom }},
 		{"io.EOF", func(Event) error { return io.EOF }, "close 1000", "closed 1000  Local", func(err error) bool { return err == nil }},
-		{"panic", func(Event) error { panic(boom) }, "close 1011", "closed 1011  Local: tcpio: actor panicked: boom",
+		{"panic", func(Event) error { panic(boom) }, "close 1011", "closed 1011  Local: tcpio: panic: boom",
 			func(err error) bool { p := new(tcpio.PanicError); return errors.As(err, &p) && errors.Is(err, boom) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {

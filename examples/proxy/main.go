@@ -53,6 +53,9 @@ func main() {
 
 // run serves until ctx ends, and returns when every pair and every goroutine has ended.
 func run(ctx context.Context, out, log io.Writer, cfg config) error {
+	if _, _, err := net.SplitHostPort(cfg.to); err != nil {
+		return fmt.Errorf("-to: %w", err)
+	}
 	p := &proxy{to: cfg.to, dialer: &net.Dialer{Timeout: cfg.dialTimeout}, log: log}
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr:              cfg.listen,

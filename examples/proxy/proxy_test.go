@@ -421,6 +421,13 @@ func sockets(t *testing.T) int {
 	return n
 }
 
+func TestAnAddressWithoutAPortIsAnErrorAtOnce(t *testing.T) {
+	err := run(t.Context(), io.Discard, io.Discard, config{listen: "127.0.0.1:0", to: "db1"})
+	if err == nil || !strings.Contains(err.Error(), "-to: address db1: missing port") {
+		t.Error(err)
+	}
+}
+
 func TestWithoutAnUpstreamAClientIsResetAndTheProxyGoesOn(t *testing.T) {
 	r := start(t, patience)
 	client, server := r.pair()

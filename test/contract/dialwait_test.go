@@ -255,7 +255,7 @@ func TestAPanicInControlFailsTheDial(t *testing.T) {
 		before := l.Stats().Panics
 		var p *tcpio.PanicError
 		c, err := l.DialWith(t.Context(), &net.Dialer{Control: control}, "tcp", "127.0.0.1:1")
-		if c != nil || !errors.As(err, &p) {
+		if c != nil || !errors.As(err, &p) || err.Error() != "dial tcp 127.0.0.1:1: tcpio: panic: "+fmt.Sprint(p.Value) {
 			t.Errorf("%s: %v, %v, want a PanicError", name, c, err)
 		}
 		if n := l.Stats().Panics; n != before+1 {
