@@ -15,7 +15,7 @@ import (
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
-// pipes returns the pipes of the process, and how many bytes they hold.
+// pipes returns the pipes that the process has made, and how many bytes they hold.
 func pipes(t *testing.T) (n, held int) {
 	t.Helper()
 	fds, err := testnet.Descriptors()
@@ -24,8 +24,8 @@ func pipes(t *testing.T) (n, held int) {
 	}
 	seen := make(map[string]bool)
 	for fd, what := range fds {
-		if !strings.HasPrefix(what, "pipe:") || seen[what] {
-			continue
+		if fd <= 2 || !strings.HasPrefix(what, "pipe:") || seen[what] {
+			continue // what the tests have printed may not have been read yet
 		}
 		seen[what] = true
 		if size, err := unix.IoctlGetInt(fd, unix.TIOCINQ); err == nil {
@@ -94,9 +94,10 @@ func TestAStalledPairHoldsLittle(t *testing.T) {
 		testnet.AwaitClosed(t, "the end", x.relay.Done())
 	}
 	const kept = 8 // for the next ones
-	if n, held := pipes(t); n > before+kept || held > heldBefore {
-		t.Errorf("%d pipes with %d bytes are left", n-before, held-heldBefore)
-	}
+	testnet.WaitFor(t, "pipes to go, of which Done does not wait", func() bool {
+		n, held := pipes(t)
+		return n <= before+kept && held <= heldBefore
+	})
 }
 
 // A pair whose connections are cut while a pipe is full leaves no pipe.

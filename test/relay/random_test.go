@@ -214,10 +214,17 @@ func TestPairsAtRandom(t *testing.T) {
 		})
 	}
 	workers.Wait()
-	t.Logf("%d pairs in %v", min(done.Load(), int64(pairs)), time.Since(start).Round(time.Millisecond))
+	made := int64(0)
 	for i := range kinds {
 		for j := range kinds[i] {
-			if n := kinds[i][j].Load(); n == 0 && !t.Failed() && testnet.Long {
+			made += kinds[i][j].Load()
+		}
+	}
+	t.Logf("%d pairs in %v", made, time.Since(start).Round(time.Millisecond))
+	for i := range kinds {
+		for j := range kinds[i] {
+			// One pair in a hundred is of a rare kind: among so many none is missing by chance.
+			if n := kinds[i][j].Load(); n == 0 && made > 3000 {
 				t.Errorf("no pair of %s and %s", actNames[i], actNames[j])
 			}
 		}
