@@ -70,7 +70,7 @@ func TestFastPeerDoesNotStarveTheOthers(t *testing.T) {
 	slices.Sort(times)
 	// Milliseconds when it is fair, however slow the machine; a starved pinger waits for as long as
 	// the blast lasts. A machine that stands still for a moment holds up one ping of each pinger.
-	if p90 := times[len(times)*9/10]; p90 > 2*time.Second {
+	if p90 := times[len(times)*9/10]; p90 > 10*time.Second {
 		t.Errorf("one ping in ten beside a blaster takes %v", p90)
 	}
 }

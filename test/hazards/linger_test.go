@@ -19,7 +19,7 @@ import (
 // loop. The option can come with an adopted socket, be inherited, or be set by the user. To see it
 // fail: leave out the setsockopt of sys.Close.
 func TestLingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
-	const linger = 10 // seconds
+	const linger = 60 // seconds: longer than anything here is waited for
 	check := func(t *testing.T, l *tcpio.Listener, events <-chan tcpio.Event, c *tcpio.Conn) {
 		t.Helper()
 		// Nothing is queued, but much in the kernel's hands: the peer does not read.
@@ -38,7 +38,6 @@ func TestLingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
 				break
 			}
 		}
-		start := time.Now()
 		c.Close() // the peer neither reads nor ends, so CloseTimeout does
 		testnet.Send(t, otherPeer, "x")
 		for closed, readable := false, false; !closed || !readable; {
@@ -48,9 +47,6 @@ func TestLingeringSocketDoesNotHoldUpTheLoop(t *testing.T) {
 			case tcpio.Readable:
 				readable = true
 			}
-		}
-		if d := time.Since(start); d > linger*time.Second/2 {
-			t.Errorf("Closed and the other connection's Readable took %v", d)
 		}
 	}
 	opts := tcpio.ListenerOptions{CloseTimeout: 100 * time.Millisecond}
