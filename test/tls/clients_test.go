@@ -31,7 +31,7 @@ import (
 // needProgram returned.
 func run(t *testing.T, program string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), testnet.Limit)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*testnet.Limit) // slowhttptest alone may take most of one
 	defer cancel()
 	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
 	if ctx.Err() != nil {
@@ -283,7 +283,7 @@ func TestSlowHTTPTestIsCutOverTLS(t *testing.T) {
 		}
 		return 0, nil, nil
 	}
-	l, _ := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: 300 * time.Millisecond}, func(ev tcpio.Event) error {
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{ReadStallTimeout: 3 * time.Second}, func(ev tcpio.Event) error {
 		if r, ok := ev.(tcpio.Readable); ok {
 			for _, err := range r.Conn.Frames(header) {
 				if err != nil {
@@ -296,7 +296,7 @@ func TestSlowHTTPTestIsCutOverTLS(t *testing.T) {
 		}
 		return nil
 	})
-	out := run(t, slowhttptest, "-H", "-c", "100", "-r", "500", "-i", "10", "-l", "25", "-p", "5", "-u", "https://"+l.Addr().String()+"/")
+	out := run(t, slowhttptest, "-H", "-c", "100", "-r", "500", "-i", "10", "-l", "25", "-p", "20", "-u", "https://"+l.Addr().String()+"/")
 	wantIn(t, out, "No open connections left", "YES")
 	if strings.Contains(out, "mNO\x1b") {
 		t.Errorf("the server was not available:\n%s", out)

