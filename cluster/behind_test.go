@@ -203,7 +203,7 @@ func TestARecordThatHasGoneIsTold(t *testing.T) {
 			t.Errorf("since %v: whole is %v", since, got)
 		}
 	}
-	// Nothing is left, and everybody knows it: nobody waits for it.
+	// Nothing is left, and everybody knows it: nobody waits for it. Otherwise each would.
 	purge(t, s, topic.class)
 	begun := time.Now()
 	for since, whole := range map[Pos]bool{first: false, {}: true} {
@@ -211,7 +211,7 @@ func TestARecordThatHasGoneIsTold(t *testing.T) {
 			t.Errorf("nothing is left, since %v: whole is %v", since, got)
 		}
 	}
-	if took := time.Since(begun); took >= goneAfter {
+	if took := time.Since(begun); took >= 2*goneAfter {
 		t.Errorf("it took %v", took)
 	}
 }
@@ -270,7 +270,7 @@ func TestALostStreamIsMadeAnewByWhoReads(t *testing.T) {
 func TestARecordBehindOneThatHasExpiredIsNoLoss(t *testing.T) {
 	t.Parallel()
 	s := openSite(t, storeServers(t, 1)[0], Options{})
-	topic := s.class(t, History{Age: 100 * time.Millisecond}).Topic("room")
+	topic := s.class(t, History{Age: time.Second}).Topic("room") // each is delivered before, also on a busy machine
 	c := s.client(t)
 	must(t, topic.Join(c.conn, nil))
 	for want := range 4 {

@@ -24,7 +24,9 @@ import (
 // NATS' client leaves what it has dialed to the garbage collector if the server says nothing.
 func TestMain(m *testing.M) { testnet.Main(m, "socket") }
 
-const beatForTests = 100 * time.Millisecond
+// beatForTests is short, and long enough for a machine that is busy: a node of which nothing is heard
+// for four of it is down.
+const beatForTests = 250 * time.Millisecond
 
 // natsServers runs n servers of one cluster until the end of the test.
 func natsServers(t testing.TB, n int) []*server.Server {

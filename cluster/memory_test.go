@@ -7,6 +7,7 @@ import (
 	"net"
 	"runtime"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/nats-io/nats.go"
@@ -110,7 +111,7 @@ func TestAMessageAllocatesNothing(t *testing.T) {
 	if testnet.Race {
 		t.Skip("the race detector allocates")
 	}
-	s := openSites(t, natsServers(t, 1), Options{})[0]
+	s := openSites(t, natsServers(t, 1), Options{Heartbeat: time.Minute})[0] // which allocates
 	topic := s.Topic("x")
 	must(t, topic.Join(s.client(t).conn, nil))
 	seq := uint64(0)

@@ -53,7 +53,7 @@ func newWorld(t *testing.T, servers []*server.Server) *world {
 // open makes the node of a place.
 func (w *world) open(i int) {
 	st := &station{
-		site:      openSiteAt(w.t, w.gates[i].url(), Options{Linger: 50 * time.Millisecond}),
+		site:      openSiteAt(w.t, w.gates[i].url(), Options{Heartbeat: 100 * time.Millisecond, Linger: 50 * time.Millisecond}),
 		recorders: make(map[string]*recorder), clients: make(map[string]*client),
 		published: map[string]map[string]int{"a": {}, "b": {}},
 	}

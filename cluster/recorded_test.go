@@ -10,9 +10,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/rabbit-backend/tcpio/cluster/internal/proc"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
@@ -32,7 +34,7 @@ func (s *site) class(t testing.TB, h History) *Class {
 		h.Encode = positioned
 	}
 	var c *Class
-	testnet.WaitFor(t, "the class is there", func() bool {
+	proc.Eventually(t, "the class is there", func() bool {
 		var err error
 		c, err = s.Class(testnet.Context(t), "log", h)
 		if err != nil && !errors.Is(err, ErrNoQuorum) {
@@ -188,18 +190,23 @@ func TestResumeLosesAndDoublesNothing(t *testing.T) {
 	}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
+	seen := make([][]uint64, 4)
+	var published, got atomic.Int64 // records; how many of them the clients have got, together
 	for _, topic := range topics {
 		wg.Go(func() {
 			for {
 				select {
 				case <-stop:
 					return
-				default:
+				case <-time.After(2 * time.Millisecond):
+					if published.Load() > got.Load()/int64(len(seen))+200 { // so that clients can keep up
+						continue
+					}
 					if err := topic.Publish([]byte("x")); err != nil {
 						t.Error(err)
 						return
 					}
-					time.Sleep(2 * time.Millisecond) // so that a client can keep up
+					published.Add(1)
 				}
 			}
 		})
@@ -208,7 +215,6 @@ func TestResumeLosesAndDoublesNothing(t *testing.T) {
 	if testnet.Long {
 		rounds = 15
 	}
-	seen := make([][]uint64, 4)
 	var clients sync.WaitGroup
 	for k := range seen {
 		clients.Go(func() {
@@ -233,6 +239,7 @@ func TestResumeLosesAndDoublesNothing(t *testing.T) {
 					}
 					at = pos
 					seen[k] = append(seen[k], pos.Seq)
+					got.Add(1)
 				}
 				c.Close()
 			}
@@ -416,9 +423,7 @@ func TestPublishRecord(t *testing.T) {
 	// Without JetStream nobody has it, which Publish says.
 	stop(servers[0])
 	testnet.WaitFor(t, "the node knows", func() bool { return errors.Is(s.Ready(), ErrDisconnected) })
-	short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-	defer cancel()
-	_, err = topic.PublishRecord(short, "", nil)
+	_, err = topic.PublishRecord(ctx, "", nil)
 	if unknown := (*UnknownError)(nil); err == nil || errors.As(err, &unknown) || !errors.Is(err, ErrDisconnected) {
 		t.Errorf("without NATS: %v", err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
+	"github.com/rabbit-backend/tcpio/cluster/internal/proc"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
@@ -46,7 +47,7 @@ func storeServers(t testing.TB, n int) []*server.Server {
 		}
 		all = append(all, runServer(t, o))
 	}
-	testnet.WaitFor(t, "JetStream has a leader", func() bool {
+	proc.Eventually(t, "JetStream has a leader", func() bool {
 		for _, s := range all {
 			if n == 1 || s.JetStreamIsLeader() {
 				return true
@@ -89,7 +90,7 @@ func withSessions(s Sessions) Options {
 func (s *site) claim(t testing.TB, key string, c *client) *Session {
 	t.Helper()
 	var se *Session
-	testnet.WaitFor(t, "a claim succeeds", func() bool {
+	proc.Eventually(t, "a claim succeeds", func() bool {
 		var err error
 		se, err = s.Claim(testnet.Context(t), key, c.conn)
 		if err != nil && !errors.Is(err, ErrNoQuorum) {
@@ -151,7 +152,11 @@ func TestNewestLoginWinsOnWhicheverNode(t *testing.T) {
 		t.Errorf("third %v, fourth %v", third.Held(), fourth.Held())
 	}
 	must(t, sites[2].Post(testnet.Context(t), "ann", []byte("again")))
-	if p, ok := sites[1].told(t, c).(Posted); !ok || string(p.Data) != "again" {
+	p, ok := sites[1].told(t, c).(Posted)
+	for ok && string(p.Data) == "hello" { // one that came late, so it was posted again
+		p, ok = sites[1].told(t, c).(Posted)
+	}
+	if !ok || string(p.Data) != "again" {
 		t.Errorf("got %+v", p)
 	}
 	fourth.Release()
@@ -285,8 +290,9 @@ func TestAClaimIsHeardOfWithoutItsClaimer(t *testing.T) {
 // A connection that closes gives its key back, and a node that closes all of its keys.
 func TestKeysAreGivenBack(t *testing.T) {
 	t.Parallel()
-	sites := openSites(t, storeServers(t, 1)[:1], withSessions(Sessions{Strict: true}))
-	s := sites[0]
+	o := withSessions(Sessions{Strict: true})
+	o.Heartbeat = time.Second // as long may NATS take to take Close's goodbye
+	s := openSites(t, storeServers(t, 1), o)[0]
 	a := s.client(t)
 	se := s.claim(t, "k", a)
 	a.Close()
@@ -338,7 +344,7 @@ func TestWithoutAMajority(t *testing.T) {
 		}
 		return time.Since(begun)
 	}
-	if took := claimFails(); took > 4*callLimit {
+	if took := claimFails(); took > 5*callLimit {
 		t.Errorf("the first Claim that failed took %v", took)
 	}
 	quick(t, "a Claim when it is known that there is no majority", callLimit/2, claimFails)
@@ -424,7 +430,8 @@ func TestKeysOfADeadNodeAreOverwritten(t *testing.T) {
 func TestSessionsOutliveTheirStore(t *testing.T) {
 	t.Parallel()
 	servers := storeServers(t, 1)
-	s := openSite(t, servers[0], withSessions(Sessions{}))
+	// A lease that does not end while the store is away, also on a machine that is busy.
+	s := openSite(t, servers[0], withSessions(Sessions{Lease: 3 * leaseForTests}))
 	a := s.client(t)
 	first := s.claim(t, "a", a)
 	var answer struct{ Success bool }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rabbit-backend/tcpio/cluster/internal/proc"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
@@ -38,17 +39,6 @@ func mutual() *tls.Config {
 	c.ClientCAs, c.ClientAuth = c.RootCAs, tls.RequireAndVerifyClientCert
 	c.ServerName = "localhost"
 	return c
-}
-
-// eventually is testnet.WaitFor with more patience, for what needs an election: on a busy machine one
-// may take several rounds, of up to 9 s.
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(4 * testnet.Limit); !cond(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("still not: ", what)
-		}
-	}
 }
 
 // Three servers with fixed names, TLS and JetStream: what is stored survives one of them.
@@ -77,16 +67,16 @@ func TestMachines(t *testing.T) {
 		t.Cleanup(cancel)
 		return short
 	}
-	eventually(t, "a leader", func() bool {
+	proc.Eventually(t, "a leader", func() bool {
 		kv, err = js.CreateKeyValue(try(), jetstream.KeyValueConfig{Bucket: "b", Replicas: 3})
 		return err == nil
 	})
-	eventually(t, "an acknowledged put", func() bool {
+	proc.Eventually(t, "an acknowledged put", func() bool {
 		_, err = kv.PutString(try(), "k", "v")
 		return err == nil
 	})
 	b.Close()
-	eventually(t, "a put with two servers of three", func() bool {
+	proc.Eventually(t, "a put with two servers of three", func() bool {
 		_, err := kv.PutString(try(), "k", "w")
 		return err == nil
 	})
@@ -94,7 +84,7 @@ func TestMachines(t *testing.T) {
 	if js, err = jetstream.New(again.Conn()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the value at the server that came back", func() bool {
+	proc.Eventually(t, "the value at the server that came back", func() bool {
 		kv, err := js.KeyValue(try(), "b")
 		if err != nil {
 			return false

@@ -65,7 +65,6 @@ func TestStoreWhoseServerHangs(t *testing.T) {
 // The process with the server is killed: another takes over, with all that was acknowledged.
 func TestStoreOutlivesItsProcess(t *testing.T) {
 	t.Parallel()
-	ctx := testnet.Context(t)
 	dir := filepath.Join(t.TempDir(), "d")
 	owner := startMember(t, dir, "owner", "STORE=1")
 	other := startMember(t, dir, "other", "STORE=1")
@@ -74,12 +73,12 @@ func TestStoreOutlivesItsProcess(t *testing.T) {
 	if got := answers(t, me.Conn(), 2); len(got) != len("owner other") {
 		t.Fatalf("answers of %q", got)
 	}
-	if _, err := kv.PutString(ctx, "k", "before"); err != nil {
+	if _, err := kv.PutString(testnet.Context(t), "k", "before"); err != nil {
 		t.Fatal(err)
 	}
 	// A request that meets the end of the server gets no answer, so each has a limit of its own.
 	short := func() context.Context {
-		short, cancel := context.WithTimeout(ctx, time.Second)
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
 		t.Cleanup(cancel)
 		return short
 	}
@@ -107,7 +106,7 @@ func TestStoreOutlivesItsProcess(t *testing.T) {
 	// And all of them.
 	me.Close()
 	again := open(t, &Options{Dir: dir, Store: true})
-	if e, err := putter(t, again.Conn()).Get(ctx, "k"); err != nil || string(e.Value()) != "before" {
+	if e, err := putter(t, again.Conn()).Get(testnet.Context(t), "k"); err != nil || string(e.Value()) != "before" {
 		t.Errorf("after all have ended: %v, %v", e, err)
 	}
 }

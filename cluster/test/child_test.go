@@ -83,7 +83,7 @@ func nodeRole(in *bufio.Scanner) error {
 	}
 	defer end()
 	c := &child{name: os.Getenv("NAME"), nc: nc}
-	opening, cancel := context.WithTimeout(ctx, testnet.Limit)
+	opening, cancel := context.WithTimeout(ctx, proc.Patience)
 	defer cancel()
 	c.n, err = cluster.Open(opening, nc, &cluster.Options{Name: "proof", Heartbeat: beat,
 		Sessions: &cluster.Sessions{Lease: lease, Strict: os.Getenv("STRICT") != ""}})
@@ -406,7 +406,7 @@ func (c *child) stop() {
 // verify compares what the members of the recorded topic have got with what is stored: nothing may
 // be missing or double behind the first record.
 func (c *child) verify(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, testnet.Limit/2) // before the test gives up
+	ctx, cancel := context.WithTimeout(ctx, proc.Patience/2) // before the test gives up
 	defer cancel()
 	peer, conn, err := c.dial()
 	if err != nil {

@@ -101,7 +101,7 @@ tls { cert_file: %q, key_file: %q }
 	load(a, b)
 	fence := a.awaitClaim("ann", 0)
 	b.awaitClaim("ann", fence)
-	testnet.WaitFor(t, "both have published", func() bool { return a.report().Recorded > 50 && b.report().Published > 50 })
+	proc.Eventually(t, "both have published", func() bool { return a.report().Recorded > 50 && b.report().Published > 50 })
 	settle(t, a, b)
 	check(t, a, b)
 

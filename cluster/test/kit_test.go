@@ -209,7 +209,7 @@ func (n *node) report() (r report) {
 func (n *node) awaitClaim(key string, above uint64) uint64 {
 	n.t.Helper()
 	var fence uint64
-	testnet.WaitFor(n.t, n.name+" claims "+key, func() bool {
+	proc.Eventually(n.t, n.name+" claims "+key, func() bool {
 		fence, _, _ = n.claim(key)
 		return fence != 0
 	})

@@ -61,7 +61,7 @@ func (w *network) heal(i int) { w.hub.IP(w.t, w.hub, "link set to-"+w.nodes[i].n
 func (w *network) leader() int {
 	w.t.Helper()
 	leader := -1
-	testnet.WaitFor(w.t, "the stream has a leader", func() bool {
+	proc.Eventually(w.t, "the stream has a leader", func() bool {
 		name, _, _ := strings.Cut(w.nodes[0].ask("leader", "leader "), " ")
 		for i, n := range w.nodes {
 			if n.name == name {

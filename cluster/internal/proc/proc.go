@@ -1,4 +1,5 @@
-// Package proc starts processes of a test program that the test may kill and stop.
+// Package proc starts processes of a test program that the test may kill and stop, and waits for what
+// JetStream does.
 package proc
 
 import (
@@ -16,6 +17,20 @@ import (
 
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
+
+// Patience is how long a test waits for what needs a leader of JetStream: on a busy machine an
+// election may take several rounds, of up to 9 s.
+const Patience = 4 * testnet.Limit
+
+// Eventually is testnet.WaitFor with Patience.
+func Eventually(t testnet.T, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(Patience); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("after %v still not: %s", Patience, what)
+		}
+	}
+}
 
 // role is the environment variable that tells a process that it is a child, and which.
 const role = "TCPIO_CLUSTER_TEST_ROLE"
@@ -109,10 +124,10 @@ func (c *Child) Say(format string, args ...any) {
 }
 
 // Line waits for the child's next line that begins with prefix, and returns the rest of that. The
-// test fails when the child ends before, or after testnet.Limit.
+// test fails when the child ends before, or after Patience.
 func (c *Child) Line(prefix string) string {
 	c.t.Helper()
-	limit := time.NewTimer(testnet.Limit)
+	limit := time.NewTimer(Patience)
 	defer limit.Stop()
 	for {
 		c.mu.Lock()
@@ -134,7 +149,7 @@ func (c *Child) Line(prefix string) string {
 		case <-limit.C:
 			_ = c.cmd.Process.Signal(syscall.SIGQUIT) // it says what every goroutine does
 			<-c.over
-			c.t.Fatalf("after %v no %q from the child:\n%s", testnet.Limit, prefix, strings.Join(c.Lines(), "\n"))
+			c.t.Fatalf("after %v no %q from the child:\n%s", Patience, prefix, strings.Join(c.Lines(), "\n"))
 		}
 	}
 }
