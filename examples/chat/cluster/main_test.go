@@ -72,7 +72,6 @@ func dial(t *testing.T, addr string, say ...string) *terminal {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(limit))
 	n := &terminal{t, c, bufio.NewReader(c)}
 	n.say(say...)
 	return n
@@ -80,6 +79,7 @@ func dial(t *testing.T, addr string, say ...string) *terminal {
 
 func (n *terminal) say(lines ...string) {
 	n.t.Helper()
+	_ = n.SetDeadline(time.Now().Add(limit))
 	for _, l := range lines {
 		if _, err := io.WriteString(n, l+"\n"); err != nil {
 			n.t.Fatal(err)
@@ -90,6 +90,7 @@ func (n *terminal) say(lines ...string) {
 // until reads to a line with that end, and returns those before it.
 func (n *terminal) until(end string) (before []string) {
 	n.t.Helper()
+	_ = n.SetDeadline(time.Now().Add(limit))
 	for {
 		l, err := n.in.ReadString('\n')
 		if err != nil {
@@ -105,7 +106,11 @@ func (n *terminal) until(end string) (before []string) {
 // who asks until the answer is want: presence takes milliseconds from node to node.
 func (n *terminal) who(want string) {
 	n.t.Helper()
-	for got := ""; got != want; {
+	got := ""
+	for end := time.Now().Add(limit); got != want; {
+		if time.Now().After(end) {
+			n.t.Fatalf("the last answer is %q, want %q", got, want)
+		}
 		n.say("/who")
 		for {
 			l, err := n.in.ReadString('\n')
