@@ -309,18 +309,6 @@ func TestPipelining(t *testing.T) {
 	}
 }
 
-// A pipeline that arrives at once is answered by one write: one read of the client has all of it.
-func TestRepliesOfABatchAreOneWrite(t *testing.T) {
-	p := dial(t, start(t))
-	const n = 1000
-	p.send(bytes.Repeat([]byte("PING\r\n"), n))
-	buf := make([]byte, 64<<10)
-	got, err := p.Read(buf)
-	if want := strings.Repeat("+PONG\r\n", n); string(buf[:got]) != want {
-		t.Errorf("the first read returned %d of %d bytes, %v", got, len(want), err)
-	}
-}
-
 func TestRequestByteByByte(t *testing.T) {
 	p := dial(t, start(t))
 	for i, b := range bytes.Repeat(encode("SET", "key", strings.Repeat("v", 500)), 3) {

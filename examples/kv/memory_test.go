@@ -206,8 +206,12 @@ func TestRepliesThatWaitSurviveTheEndOfTheServer(t *testing.T) {
 	other.do("SET", "long", value)
 	n := 0
 	for paused := false; !paused; n++ {
+		run, asked := other.commands(), 0
 		p.send(encode("GET", "long"))
-		other.do("PING")
+		eventually(t, "it is run", func() bool {
+			asked++
+			return other.commands() == run+asked+1
+		})
 		_, paused = other.output(p)
 	}
 	cancel()

@@ -73,6 +73,19 @@ func (p *peer) output(q *peer) (waiting int, paused bool) {
 	return 0, false
 }
 
+// commands asks how many commands the server has run, this one included.
+func (p *peer) commands() int {
+	p.t.Helper()
+	info := p.do("INFO", "stats")
+	_, n, _ := strings.Cut(info, "total_commands_processed:")
+	n, _, _ = strings.Cut(n, "\r\n")
+	run, err := strconv.Atoi(n)
+	if err != nil {
+		p.t.Fatalf("%v in %q", err, info)
+	}
+	return run
+}
+
 // wantEnd fails unless the server closes in order, with nothing before that.
 func (p *peer) wantEnd() {
 	p.t.Helper()
