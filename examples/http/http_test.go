@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-const limit = 20 * time.Second
+const limit = 60 * time.Second
 
 // servers starts the program's two servers and calls test for each.
 func servers(t *testing.T, cfg config, h http.Handler, test func(t *testing.T, addr string)) {

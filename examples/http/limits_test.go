@@ -128,8 +128,9 @@ func (c *client) wantCut(drip string) {
 
 func TestASlowHeaderIsCutOff(t *testing.T) {
 	cfg := testConfig()
-	cfg.headerTimeout = 500 * time.Millisecond // in which a whole request comes
+	cfg.headerTimeout = 2 * time.Second // in which a whole request comes
 	servers(t, cfg, newMux(), func(t *testing.T, addr string) {
+		t.Parallel()
 		slow := make([]*client, 20)
 		for i := range slow {
 			slow[i] = dial(t, addr)
@@ -203,13 +204,13 @@ func TestABodyThatStallsIsEnded(t *testing.T) {
 func TestAHandlersTimeIsNoStall(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig()
-	cfg.stallTimeout = 50 * time.Millisecond
+	cfg.stallTimeout = time.Second // a pause of the machine's within a read is no stall
 	mux := http.NewServeMux()
 	wait := func(r *http.Request) string {
 		select {
 		case <-r.Context().Done():
 			return "the context has ended"
-		case <-time.After(3 * cfg.stallTimeout):
+		case <-time.After(cfg.stallTimeout * 3 / 2):
 			return "done"
 		}
 	}
@@ -225,11 +226,14 @@ func TestAHandlersTimeIsNoStall(t *testing.T) {
 	mux.HandleFunc("/unread", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, wait(r), 4, nil) })
 	servers(t, cfg, mux, func(t *testing.T, addr string) {
 		t.Parallel()
-		c := dial(t, addr)
-		for range 2 {
-			for _, path := range []string{"/before", "/behind", "/unread"} {
-				c.want("POST "+path+" HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody", 200, "done4 <nil>")
-			}
+		for _, path := range []string{"/before", "/behind", "/unread"} {
+			t.Run(path[1:], func(t *testing.T) {
+				t.Parallel()
+				c := dial(t, addr)
+				for range 2 {
+					c.want("POST "+path+" HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody", 200, "done4 <nil>")
+				}
+			})
 		}
 	})
 }
@@ -257,11 +261,12 @@ func isTimeout(err error) bool {
 }
 
 func TestIdleConnectionsEndAfterTheirTime(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig()
-	cfg.idleTimeout = 500 * time.Millisecond // in which the next request comes
+	cfg.idleTimeout = 2 * time.Second // in which the next request comes
 	mux := newMux()
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
-		<-time.After(3 * cfg.idleTimeout) // a handler's time is not idle
+		<-time.After(cfg.idleTimeout * 3 / 2) // a handler's time is not idle
 		io.WriteString(w, "done\n")
 	})
 	servers(t, cfg, mux, func(t *testing.T, addr string) {

@@ -17,7 +17,7 @@ func TestSlowHeadersAreCut(t *testing.T) {
 	slow := needProgram(t, "slowhttptest")
 	curl := needProgram(t, "curl")
 	cfg := testConfig()
-	cfg.headerTimeout = 200 * time.Millisecond
+	cfg.headerTimeout = 2 * time.Second // in which a whole request comes
 	servers(t, cfg, newMux(), func(t *testing.T, addr string) {
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()

@@ -40,7 +40,7 @@ request = function() return batch end
 			{"-c", "64", "-H", "Connection: close"},
 			{"-c", "32", "-s", script},
 		} {
-			out := output(t, wrk, append(append([]string{"-t", "2", "-d", "1s"}, args...), "http://"+addr+"/")...)
+			out := output(t, wrk, append(append([]string{"-t", "2", "-d", "1s", "--timeout", "30s"}, args...), "http://"+addr+"/")...)
 			m := requests.FindStringSubmatch(out)
 			if m == nil {
 				t.Fatalf("wrk %v:\n%s", args, out)
