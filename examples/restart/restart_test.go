@@ -365,6 +365,11 @@ func TestIdleClientsAreToldTheEndInOrder(t *testing.T) {
 	}
 	defer silent.Close()
 	_ = silent.SetDeadline(time.Now().Add(limit))
+	// Behind the answer to one that has connected later, silent is this server's, and not left for its
+	// successor.
+	if _, err := (&client{addr: s.now.addr, once: true}).get(); err != nil {
+		t.Fatal(err)
+	}
 	before := s.succeed()
 	for _, conn := range []net.Conn{c.conn, silent} {
 		if n, err := conn.Read(make([]byte, 1)); n != 0 || err != io.EOF {

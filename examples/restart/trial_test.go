@@ -30,7 +30,7 @@ func put(t *testing.T, bin, script string) {
 func TestASuccessorThatSaysReadyAndDiesChangesNothing(t *testing.T) {
 	const sayReady = "echo ready >&$RESTART_READY_FD\n"
 	bin := build(t, "1")
-	s := start(t, exec.Command(bin, "-addr", "127.0.0.1:0", "-trial", "1s", "-ready-timeout", "2s", "-grace", "50s", "-drain-timeout", "60s"))
+	s := start(t, exec.Command(bin, "-addr", "127.0.0.1:0", "-trial", "2s", "-ready-timeout", "5s", "-grace", "50s", "-drain-timeout", "60s"))
 	l := &load{t: t, by: make(map[int]int)}
 	l.run(2, client{addr: s.now.addr})
 	l.run(2, client{addr: s.now.addr, once: true})
