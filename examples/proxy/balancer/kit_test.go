@@ -326,11 +326,11 @@ type backend struct {
 	total int
 }
 
-// newBackend listens on addr, or on any port if that is empty.
+// newBackend listens on addr, or where nobody has listened before if that is empty.
 func newBackend(t testing.TB, name, addr string, serve func(*backend, net.Conn)) *backend {
 	t.Helper()
 	if addr == "" {
-		addr = testnet.Host() + ":0"
+		addr = testnet.FreeAddr(t)
 	}
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {

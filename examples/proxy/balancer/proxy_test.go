@@ -137,7 +137,7 @@ func closed(t *testing.T) *backend {
 
 func TestADeadUpstreamCostsClientsNothing(t *testing.T) {
 	bs := append(named(t, "a"), closed(t))
-	s := start(t, onePool(bs, "    health: {interval: -1s}\n"))
+	s := start(t, onePool(bs, "    health: {interval: -1s}\n    eject: {for: 1h, max: 1h}\n"))
 	for range 10 {
 		if got := s.once("main"); got != "a" {
 			t.Errorf("the answer is %s's", got)
@@ -187,8 +187,9 @@ func TestAnUpstreamThatDoesNotAnswerIsGivenUp(t *testing.T) {
 listeners: {main: {listen: '127.0.0.1:0', to: main}}
 pools:
   main:
-    connect_timeout: 100ms
+    connect_timeout: 2s
     health: {interval: -1s}
+    eject: {failures: 1, for: 1h, max: 1h}
     upstreams: [{addr: '%s'}, {addr: '%s'}]
 `, silent, a.addr()))
 	for range 4 {
@@ -299,14 +300,39 @@ func TestMaxConnsRefusesMore(t *testing.T) {
 
 func TestAnIdlePairIsEnded(t *testing.T) {
 	bs := named(t, "a")
-	s := start(t, strings.Replace(onePool(bs, ""), "to: main}", "to: main, idle_timeout: 200ms}", 1))
-	c := s.dial("main")
-	for range 5 {
-		time.Sleep(80 * time.Millisecond) // less than the limit, and more together
-		c.ask("hello")
+	const limit = 300 * time.Millisecond
+	s := start(t, strings.Replace(onePool(bs, ""), "to: main}", fmt.Sprintf("to: main, idle_timeout: %v}", limit), 1))
+	tries := uint64(1)
+	for end := time.Now().Add(patience); !talks(t, s.dial("main"), 5, limit/3, limit); tries++ {
+		if time.Now().After(end) {
+			t.Fatal("this machine stands still all the time")
+		}
+	}
+	s.when("the count", func(st *status) bool { return st.ends()["idle"] == tries })
+}
+
+// talks asks so many times, with a pause before each, and then wants a reset. It reports false when
+// there was a reset before that, and nothing had moved for as long as limit: the machine stood still.
+func talks(t *testing.T, c *client, questions int, pause, limit time.Duration) bool {
+	t.Helper()
+	last := time.Now()
+	for range questions {
+		time.Sleep(pause)
+		begun := time.Now()
+		_, err := io.WriteString(c, "hello\n")
+		if err == nil {
+			_, err = c.in.ReadString('\n')
+		}
+		switch {
+		case err != nil && time.Since(last) >= limit:
+			return false
+		case err != nil:
+			t.Fatalf("%v after the last question: %v", time.Since(last), err)
+		}
+		last = begun
 	}
 	c.expectReset()
-	s.when("the count", func(st *status) bool { return st.ends()["idle"] == 1 })
+	return true
 }
 
 func TestADownedUpstreamMovesItsTraffic(t *testing.T) {

@@ -46,15 +46,13 @@ func TestAReloadDropsNoConnection(t *testing.T) {
 		}
 	}
 	check()
-	if st := s.status(); len(st.Listeners) != 2 || !st.Listeners[0].Leaving && !st.Listeners[1].Leaving {
-		t.Errorf("%+v", st.Listeners)
-	}
+	s.when("the old socket's listener leaves", func(st *status) bool {
+		return len(st.Listeners) == 2 && st.Listeners[0].Leaving != st.Listeners[1].Leaving
+	})
 	// The listener and the pool are gone altogether.
 	s.reload(strings.NewReplacer("main: {listen", "other: {listen", "to: main", "to: more", "  main:\n", "  more:\n").Replace(onePool(bs[2:], "")))
 	check()
-	if _, err := net.Dial("tcp", port); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("the old address: %v", err)
-	}
+	awaitRefusal(t, port) // those whose listener is gone stop accepting soon
 	if got := s.once("other"); got != "c" {
 		t.Errorf("a new connection goes to %s", got)
 	}
@@ -164,22 +162,30 @@ func TestABadFileChangesNothing(t *testing.T) {
 	}
 }
 
+// awaitRefusal waits until nobody listens on addr any more.
+func awaitRefusal(t *testing.T, addr string) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		c, err := net.Dial("tcp", addr)
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return
+		}
+		if err == nil {
+			c.Close()
+		}
+		if time.Now().After(end) {
+			t.Fatalf("dialing %s: %v, want a refusal", addr, err)
+		}
+	}
+}
+
 func TestTheEndWaitsForConnectionsAndTakesNoMore(t *testing.T) {
 	bs := named(t, "a")
 	s := start(t, onePool(bs, ""))
 	c := s.dial("main")
 	c.ask("hello")
 	s.end()
-	for end := time.Now().Add(patience); ; { // the listening socket is closed soon
-		n, err := net.Dial("tcp", s.addrs["main"])
-		if err != nil {
-			break
-		}
-		n.Close()
-		if time.Now().After(end) {
-			t.Fatal("it still listens")
-		}
-	}
+	awaitRefusal(t, s.addrs["main"])
 	for range 3 {
 		c.ask("still here")
 	}

@@ -255,7 +255,8 @@ func TestAClientIsHashedByItsOwnAddress(t *testing.T) {
 	bs := named(t, "a", "b", "c", "d")
 	s := start(t, strings.Replace(onePool(bs, "    balance: client_hash\n"), "to: main}", "to: main, accept_proxy_from: [127.0.0.1]}", 1))
 	seen := make(map[string]bool)
-	for i := range 40 {
+	const clients = 120 // so many that none of the four is without one
+	for i := range clients {
 		var names []string
 		for range 2 {
 			c := s.dial("main")
@@ -268,7 +269,7 @@ func TestAClientIsHashedByItsOwnAddress(t *testing.T) {
 		seen[names[0]] = true
 	}
 	if len(seen) != 4 {
-		t.Errorf("40 clients are at %v alone", seen)
+		t.Errorf("%d clients are at %v alone", clients, seen)
 	}
 }
 
@@ -293,8 +294,8 @@ func TestAHandshakeThatHangsIsTriedElsewhere(t *testing.T) {
 			}
 			answer(b, tls.Server(&peeked{c, in}, &tls.Config{Certificates: []tls.Certificate{pair}}))
 		})
-		s := start(t, onePool([]*backend{silent, refusing, good}, fmt.Sprintf(
-			"    connect_timeout: 300ms\n    health: {interval: -1s}\n    send_proxy: %v\n    tls: {server_name: back.example, ca: %s/cert.pem}\n", header, folder)))
+		s := start(t, onePool([]*backend{refusing, silent, good}, fmt.Sprintf(
+			"    connect_timeout: 2s\n    health: {interval: -1s}\n    send_proxy: %v\n    tls: {server_name: back.example, ca: %s/cert.pem}\n", header, folder)))
 		for range 3 {
 			if got := s.once("main"); got != "good" {
 				t.Errorf("header %v: the answer is of %s", header, got)
