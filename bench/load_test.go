@@ -95,7 +95,11 @@ func TestLoadChecksEveryByte(t *testing.T) {
 		{"close", after(func([]byte) []byte { return nil }), "server closed"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			cmd := exec.Command(bin, "-p", serve(t, tt.change), "-c", "2", "-w", "0", "-t", "0.2")
+			seconds := "0.2"
+			if tt.want != "" {
+				seconds = "20" // it ends with what is wrong, however long the server takes for that
+			}
+			cmd := exec.Command(bin, "-p", serve(t, tt.change), "-c", "2", "-w", "0", "-t", seconds)
 			stuck := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
 			defer stuck.Stop()
 			out, err := cmd.CombinedOutput()

@@ -198,6 +198,8 @@ func (v *variant) do(q command, r *reply) error {
 				return err
 			}
 		}
+	case "conns":
+		r.Count = len(v.conns())
 	case "members":
 		for i := range q.Topics {
 			all, whole := v.node.Topic(fmt.Sprint(q.Name, i)).Members()

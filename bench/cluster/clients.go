@@ -19,6 +19,7 @@ type clients struct {
 	heard []atomic.Bool
 
 	mu    sync.Mutex
+	since int64 // in Unix nanoseconds: what was sent before counts for heard alone
 	delay []time.Duration
 }
 
@@ -87,14 +88,21 @@ func (c *clients) read(i int, conn net.Conn) {
 			}
 			if sent, err := strconv.ParseInt(string(b[1:20]), 10, 64); err == nil {
 				c.heard[i].Store(true)
-				c.got.Add(1)
-				c.mu.Lock()
-				c.delay = append(c.delay, time.Duration(now-sent))
-				c.mu.Unlock()
+				c.count(sent, now)
 			}
 			b = b[1:]
 		}
 		held = copy(buf, b)
+	}
+}
+
+// count counts a delivery, unless it was sent before reset.
+func (c *clients) count(sent, now int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if sent >= c.since {
+		c.got.Add(1)
+		c.delay = append(c.delay, time.Duration(now-sent))
 	}
 }
 
@@ -122,12 +130,13 @@ func (c *clients) reset() {
 	defer c.mu.Unlock()
 	c.delay = nil
 	c.got.Store(0)
+	c.since = time.Now().UnixNano()
 }
 
-// await waits for so many deliveries, or until none has come for two seconds.
+// await waits for so many deliveries, or until none has come for ten seconds.
 func (c *clients) await(want int) {
 	last := c.got.Load()
-	for begun := time.Now(); int(last) < want && time.Since(begun) < 2*time.Second; time.Sleep(10 * time.Millisecond) {
+	for begun := time.Now(); int(last) < want && time.Since(begun) < 10*time.Second; time.Sleep(10 * time.Millisecond) {
 		if got := c.got.Load(); got != last {
 			last, begun = got, time.Now()
 		}

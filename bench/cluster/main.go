@@ -143,15 +143,18 @@ func (b *bench) startNATS() (stop func(), err error) {
 		os.RemoveAll(dir)
 	}
 	var addrs, routes []string
+	var held []net.Listener
 	for range 3 {
 		// Connections begin at 127.0.0.1, so none takes the port before the server has it.
 		ln, err := net.Listen("tcp", "127.0.0.2:0")
 		if err != nil {
 			return stop, err
 		}
-		defer ln.Close()
+		held = append(held, ln) // until all are chosen, so that none is chosen twice
 		addrs = append(addrs, ln.Addr().String())
 		routes = append(routes, "nats://"+ln.Addr().String())
+	}
+	for _, ln := range held {
 		ln.Close()
 	}
 	for i := range 3 {
@@ -310,7 +313,19 @@ func (b *bench) presence() error {
 		return err
 	}
 	defer c.close()
-	time.Sleep(300 * time.Millisecond) // until the servers have accepted them
+	// Until the servers have accepted them.
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		r, err := total(nodes, command{Do: "conns"})
+		if err != nil {
+			return err
+		}
+		if r.Count == conns {
+			break
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the servers have %d connections of %d", r.Count, conns)
+		}
+	}
 	// A topic that is not joined at a node is not held there, so each has members of all topics.
 	before, err := total(nodes, command{Do: "usage"})
 	if err != nil {

@@ -32,6 +32,7 @@ type loader struct {
 	dials   int // under way
 	ready   int // connections whose handshake is done
 	heard   int // members that have the group's message
+	rounds  int // messages of the group that all members have
 	buf     []byte
 	took    []time.Duration
 	counted bool
@@ -103,13 +104,17 @@ func load(args []string) error {
 	if err := l.connectAll(); err != nil {
 		return err
 	}
-	for i := range l.conns {
-		if l.mode == "group" && i > 0 {
-			break
+	if l.mode == "group" {
+		err = l.beginGroup()
+	} else {
+		for i := range l.conns {
+			if err == nil {
+				err = l.begin(&l.conns[i])
+			}
 		}
-		if err := l.begin(&l.conns[i]); err != nil {
-			return err
-		}
+	}
+	if err != nil {
+		return err
 	}
 	if err := l.until(time.Now().Add(time.Duration(*warm * 1e9))); err != nil {
 		return err
@@ -168,6 +173,26 @@ func (l *loader) connect(i int) error {
 	}
 	return unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, fd,
 		&unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLET, Fd: int32(i)})
+}
+
+// beginGroup sends the group's first message. A server may make a connection a member a moment
+// after it has answered the handshake, and then it misses that: after a while there is another.
+func (l *loader) beginGroup() error {
+	for end := time.Now().Add(time.Minute); l.rounds == 0; {
+		if time.Now().After(end) {
+			return fmt.Errorf("%d of %d members have the group's message", l.heard, len(l.conns))
+		}
+		l.heard = 0
+		if err := l.begin(&l.conns[0]); err != nil {
+			return err
+		}
+		for again := time.Now().Add(2 * time.Second); l.rounds == 0 && time.Now().Before(again); {
+			if err := l.poll(10); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (l *loader) until(end time.Time) error {
@@ -292,6 +317,7 @@ func (l *loader) answered(i int, now time.Time) error {
 			return nil
 		}
 		l.heard = 0
+		l.rounds++
 		c = &l.conns[0]
 		start = c.start
 	}
