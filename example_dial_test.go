@@ -42,19 +42,19 @@ func ExampleListener_Dial_clientOnly() {
 		c.SetData(i)
 		fmt.Fprintln(c, "hello")
 	}
-	answers := 0
+	answers, closed := 0, 0
 	for ev := range events { // of all three
 		switch ev := ev.(type) {
 		case tcpio.Readable:
 			for line, err := range ev.Conn.Frames(bufio.ScanLines) {
-				if err != nil || string(line) != "hello" {
-					log.Fatal(err)
+				if err == nil && string(line) == "hello" {
+					answers++
 				}
 				ev.Conn.Close()
 				break
 			}
 		case tcpio.Closed:
-			if answers++; answers == 3 {
+			if closed++; closed == 3 {
 				stop()
 			}
 		}
@@ -226,7 +226,8 @@ func ExampleListener_DialAsync() {
 		case tcpio.Readable:
 			for line, err := range ev.Conn.Frames(bufio.ScanLines) {
 				if err != nil {
-					log.Fatal(err)
+					ev.Conn.Close() // it has failed, or is closed already
+					break
 				}
 				fmt.Printf("%v says %s\n", ev.Conn.Data(), line)
 				ev.Conn.Close()

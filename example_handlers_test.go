@@ -41,7 +41,7 @@ func ExamplePublicDefaults() {
 // A proxy sends a line with its client's address before the client's bytes. The module proxyproto
 // has the protocol that HAProxy and others speak.
 func ExampleConn_SetRemoteAddr() {
-	events := make(chan tcpio.Event)
+	events := make(chan tcpio.Event, 10)
 	l, err := tcpio.Listen(&tcpio.ListenerOptions{
 		Addr:    "127.0.0.1:0",
 		Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")},
@@ -83,7 +83,6 @@ func ExampleConn_SetRemoteAddr() {
 			fmt.Printf("read %q\n", buf[:n])
 		}
 	}
-	go func() { <-events }() // Closed
 	l.Close()
 	fmt.Println("end:", g.Wait())
 	proxy.Close()

@@ -167,7 +167,7 @@ func TestFailingWaitEndsServeAndClosesEverything(t *testing.T) {
 		for range 4 {
 			peers = append(peers, r.dial())
 		}
-		testnet.WaitFor(t, "all are accepted", func() bool { return r.Len() == 4 })
+		testnet.WaitFor(t, "all are served", func() bool { return r.Stats().Accepted == 4 })
 		fakes[1].set(func() { fakes[1].broken = broken })
 		for range 4 {
 			if actors {
@@ -240,10 +240,10 @@ func TestRefusedRegistrationIsToldAndLeaksNothing(t *testing.T) {
 }
 
 func TestManyKicksAreOneWakeUp(t *testing.T) {
-	r, f := fakeOne(t, ListenerOptions{NewActor: echoActor})
+	r, f := fakeOne(t, ListenerOptions{}) // a handler that was held up would kick too
 	r.serve()
-	echo(t, r.dial(), []byte("warm"))
-	asleep(t, r.Listener)
+	r.open()
+	f.asleep(t, r.Listener)
 	hold := make(chan struct{})
 	f.mu.Lock()
 	f.hold = hold
@@ -275,8 +275,13 @@ func TestNoKickIsLost(t *testing.T) {
 	}})
 	r.serve()
 	r.dial()
-	testnet.WaitFor(t, "accepted", func() bool { return r.Len() == 1 })
-	c := slices.Collect(r.Conns())[0]
+	var c *Conn
+	testnet.WaitFor(t, "the connection", func() bool {
+		for c = range r.Conns() {
+			return true
+		}
+		return false
+	})
 	got := make(chan struct{}, 1)
 	for range 5000 { // each post comes while the loop is on its way to sleep
 		if err := c.Post(got); err != nil {
@@ -299,7 +304,7 @@ func TestIdleServerMakesNoPolls(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	asleep(t, r.Listener)
+	f.asleep(t, r.Listener)
 	before := f.waits.Load()
 	<-time.After(300 * time.Millisecond) // the window that is measured
 	if n := f.waits.Load() - before; n != 0 {
@@ -354,11 +359,12 @@ func TestOneReportASecond(t *testing.T) {
 	sh, _ := newShard()
 	first, second, third := errors.New("first"), errors.New("second"), errors.New("third")
 	sh.report(ofPeer, first)
+	sh.reportedAt[ofPeer].Add(int64(time.Hour)) // so that no second passes here
 	sh.report(ofPeer, second)
 	if err := sh.trouble[ofPeer].Swap(nil); err == nil || *err != first {
 		t.Errorf("reported %v, want the first", err)
 	}
-	sh.reportedAt[ofPeer].Add(-int64(time.Second))
+	sh.reportedAt[ofPeer].Add(-int64(time.Hour + time.Second))
 	sh.report(ofPeer, third)
 	if err := sh.trouble[ofPeer].Swap(nil); err == nil || *err != third {
 		t.Errorf("a second later: reported %v, want the third", err)

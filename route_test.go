@@ -404,7 +404,7 @@ func TestUnansweredReadablesAreWrittenOff(t *testing.T) {
 		testnet.Send(t, peer, "x")
 		receiveAs[Readable](t, events)
 	}
-	asleep(t, r.Listener)
+	f.asleep(t, r.Listener)
 	if r.loops[0].demand.Outstanding() {
 		t.Error("the loop sleeps and still counts on the consumer")
 	}
