@@ -149,11 +149,8 @@ func (lp *loop) willBlock(c *Conn) {
 // count, since there is one at a time.
 func (lp *loop) takeOver(w uint64, must bool) {
 	counts := role(w&roleMask) == handler
-	if counts {
-		if n := lp.l.blocked.Add(1); n > int64(lp.l.opts.MaxBlocked) && !must && !lp.l.timeIsUp() {
-			lp.l.blocked.Add(-1)
-			return
-		}
+	if counts && !lp.l.mayBlock(must) {
+		return
 	}
 	if !lp.state.CompareAndSwap(w, w&^roleMask) {
 		if counts {
@@ -163,4 +160,18 @@ func (lp *loop) takeOver(w uint64, must bool) {
 	}
 	lp.kicked.Store(true) // the handler's turn may have come from the queue: the others in it wait
 	go lp.resume()
+}
+
+// mayBlock counts one more handler that blocks, unless takeOver has to leave it the loop. Stats
+// shows the count, so that one that is over the bound must not be in it for a moment either.
+func (l *Listener) mayBlock(must bool) bool {
+	for {
+		n := l.blocked.Load()
+		if n >= int64(l.opts.MaxBlocked) && !must && !l.timeIsUp() {
+			return false
+		}
+		if l.blocked.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
 }

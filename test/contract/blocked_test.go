@@ -90,9 +90,8 @@ func TestOthersGoOnWhileAHandlerBlocksHoweverItWasWoken(t *testing.T) {
 			for range 50 {
 				testnet.Ping(t, other, "meanwhile")
 			}
-			if got := l.Stats().Blocked; got != 1 {
-				t.Errorf("Blocked: %d while one handler blocks", got)
-			}
+			// The other's handler may have lost the loop for a moment, on a busy machine.
+			testnet.WaitFor(t, "Blocked of the one handler", func() bool { return l.Stats().Blocked == 1 })
 			release()
 			want := "done"
 			if how == "readable" {
@@ -167,11 +166,10 @@ func TestBlockedHandlersAreBoundedByMaxBlocked(t *testing.T) {
 	for range limit + 1 {
 		testnet.Await(t, "a blocked handler", b.entered)
 	}
-	for range 100 {
+	for start := time.Now(); time.Since(start) < 50*time.Millisecond; { // in which the watchdog looks again and again
 		if got := l.Stats().Blocked; got > limit {
 			t.Fatalf("Blocked: %d, over MaxBlocked %d", got, limit)
 		}
-		time.Sleep(time.Millisecond / 2) // the watchdog's time, in which it could go wrong
 	}
 	if n := len(b.entered); n != 0 {
 		t.Errorf("%d more handlers were entered", n)
