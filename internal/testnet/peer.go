@@ -82,19 +82,32 @@ func Upstream(t testing.TB, network, addr string) (string, <-chan net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { ln.Close() })
-	accepted := make(chan net.Conn, 16)
+	accepted, over, ended := make(chan net.Conn, 16), make(chan struct{}), make(chan struct{})
+	var all []net.Conn // the goroutine's until it has ended: one may be accepted while the test ends
 	go func() {
+		defer close(ended)
 		for {
 			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
 			_ = c.SetDeadline(time.Now().Add(peerLife))
-			t.Cleanup(func() { c.Close() })
-			accepted <- c
+			all = append(all, c)
+			select {
+			case accepted <- c:
+			case <-over:
+				return
+			}
 		}
 	}()
+	t.Cleanup(func() {
+		close(over)
+		ln.Close()
+		<-ended
+		for _, c := range all {
+			c.Close()
+		}
+	})
 	return ln.Addr().String(), accepted
 }
 
