@@ -28,7 +28,7 @@ func TestNobodySeesARefusedConnection(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, events := harness.Manual(t, tcpio.ListenerOptions{Loops: 1, MaxConns: 1, RefuseReply: []byte("full"),
-				CloseTimeout: 200 * time.Millisecond})
+				CloseTimeout: testnet.Limit}) // so long a refused one is there, its peer does not close
 			served, _ := harness.Open(t, l, events)
 			stop := make(chan struct{})
 			var watching sync.WaitGroup

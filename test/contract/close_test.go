@@ -102,7 +102,7 @@ func TestErrSaysWhyTheConnectionEnded(t *testing.T) {
 	}{
 		{name: "the peer ended in order",
 			end: func(t *testing.T, _ *tcpio.Listener, _ *tcpio.Conn, peer net.Conn) { peer.Close() }},
-		{name: "the user closed and everything went out",
+		{name: "the user closed and everything went out", opts: tcpio.ListenerOptions{CloseTimeout: testnet.Limit},
 			end: func(t *testing.T, _ *tcpio.Listener, c *tcpio.Conn, peer net.Conn) {
 				if _, err := c.TryWrite(testnet.Pattern(8 << 20)); err != nil {
 					t.Fatal(err)
@@ -306,7 +306,7 @@ func TestQueuedOutputReachesASlowReaderAfterClose(t *testing.T) {
 }
 
 func TestUnreadInputDoesNotTurnTheReplyIntoAReset(t *testing.T) {
-	l := harness.Stream(t, tcpio.ListenerOptions{}, func(ev tcpio.Event) {
+	l := harness.Stream(t, tcpio.ListenerOptions{CloseTimeout: testnet.Limit}, func(ev tcpio.Event) {
 		if r, ok := ev.(tcpio.Readable); ok { // the rest of the request is never read
 			if _, err := r.Conn.TryWrite(testnet.Pattern(100_000)); err != nil && !testnet.Benign(err) {
 				t.Errorf("TryWrite: %v", err)

@@ -93,7 +93,7 @@ func TestDialDoesNotConnectToItself(t *testing.T) {
 	noDials(t, l)
 }
 
-// nameServer answers every question of the given name with v4 and v6.
+// nameServer answers every question with v4 and v6, or if there is none, that there is no such name.
 func nameServer(t *testing.T, v4, v6 net.IP) *net.Resolver {
 	t.Helper()
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -113,6 +113,10 @@ func nameServer(t *testing.T, v4, v6 net.IP) *net.Resolver {
 				end += int(buf[end]) + 1
 			}
 			question := buf[12 : end+5] // name, type, class
+			if v4 == nil {
+				_, _ = pc.WriteTo(append([]byte{buf[0], buf[1], 0x81, 0x83, 0, 1, 0, 0, 0, 0, 0, 0}, question...), from)
+				continue
+			}
 			ip := v4.To4()
 			if question[len(question)-3] == 28 {
 				ip = v6

@@ -111,9 +111,8 @@ func TestAnswerOfADialComesBeforeTheConnectionsEvents(t *testing.T) {
 				}
 				testnet.ExpectBytes(t, peer, "back")
 				peer.Close()
-				harness.Expect[tcpio.Readable](t, events)
-				if _, err := c.TryRead(buf); err != io.EOF {
-					t.Errorf("at the end: %v", err)
+				if got, err := harness.ReadStream(t, events, c, -1, len(buf)); len(got) != 0 || err != io.EOF {
+					t.Errorf("at the end: %q, %v", got, err)
 				}
 				c.Close()
 				if e := harness.Expect[tcpio.Closed](t, events); e.Conn.Err() != nil {
@@ -136,7 +135,7 @@ func TestDialThatFailsAnswersOnceWithTheCause(t *testing.T) {
 	}{
 		"refused":    {tcpio.DialRequest{Address: closed}, syscall.ECONNREFUSED},
 		"no socket":  {tcpio.DialRequest{Network: "unix", Address: filepath.Join(t.TempDir(), "none")}, syscall.ENOENT},
-		"name":       {tcpio.DialRequest{Address: "name.invalid:80"}, nil},
+		"name":       {tcpio.DialRequest{Address: "name.invalid:80", Dialer: &net.Dialer{Resolver: nameServer(t, nil, nil)}}, nil},
 		"timeout":    {tcpio.DialRequest{Address: hole, Dialer: &net.Dialer{Timeout: 20 * time.Millisecond}}, os.ErrDeadlineExceeded},
 		"deadline":   {tcpio.DialRequest{Address: hole, Dialer: &net.Dialer{Deadline: time.Now().Add(-time.Second)}}, os.ErrDeadlineExceeded},
 		"not ours":   {tcpio.DialRequest{Address: closed, Dialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}}}, syscall.EADDRNOTAVAIL},
@@ -254,14 +253,7 @@ func TestAnswerComesToTheConnectionThatAsked(t *testing.T) {
 			}
 			peer := testnet.Await(t, "the upstream's side", accepted)
 			testnet.Send(t, peer, "hello")
-			testnet.WaitFor(t, "the bytes are there", func() bool {
-				n := 0
-				testnet.Control(t, ev.Conn, func(fd int) (err error) {
-					n, err = unix.IoctlGetInt(fd, unix.SIOCINQ)
-					return err
-				})
-				return n == 5
-			})
+			waitUnread(t, ev.Conn, 5)
 			if err := ev.Conn.Attach(tcpio.ActorFunc(func(ev tcpio.Event) error { later <- ev; return nil })); err != nil {
 				t.Fatal(err)
 			}

@@ -114,7 +114,9 @@ func TestConnectionEndsAsTheTableSays(t *testing.T) {
 				room.Write(make([]byte, 2<<10))
 				return nil
 			},
-			peer: func(t *testing.T, _ *tcpio.Listener, peer net.Conn) {
+			peer: func(t *testing.T, l *tcpio.Listener, peer net.Conn) {
+				// It reads nothing before, else there may be room again.
+				testnet.AwaitClosed(t, "the Close", harness.Conns(t, l, 1)[0].Context().Done())
 				if _, err := io.Copy(io.Discard, peer); err != nil {
 					t.Errorf("the peer read to %v, want the end", err)
 				}
@@ -143,7 +145,7 @@ func TestConnectionEndsAsTheTableSays(t *testing.T) {
 			}
 			return err
 		}, err: func(err error) bool { return err == tcpio.ErrHijacked }},
-		{name: "Shutdown, and the user closes at Draining", draining: func(c *tcpio.Conn) { c.Close() },
+		{name: "Shutdown, and the user closes at Draining", opts: tcpio.ListenerOptions{DrainTimeout: testnet.Limit}, draining: func(c *tcpio.Conn) { c.Close() },
 			peer: func(t *testing.T, l *tcpio.Listener, peer net.Conn) {
 				go l.Shutdown(context.Background())
 				testnet.ExpectEOF(t, peer)

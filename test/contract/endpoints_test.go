@@ -170,7 +170,9 @@ func TestEndOfAllEndpoints(t *testing.T) {
 		"unserved": (*tcpio.Listener).Close,
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := harness.Listen(t, eachKind(t))
+			o := eachKind(t)
+			o.DrainTimeout = testnet.Limit
+			l := harness.Listen(t, o)
 			addrs := l.Addrs()
 			var peers []net.Conn
 			if name == "Shutdown" {

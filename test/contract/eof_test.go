@@ -3,11 +3,12 @@
 package contract
 
 import (
-	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -126,14 +127,17 @@ func TestEOFTimeoutWaitsForWhatIsUnderWay(t *testing.T) {
 	answer := testnet.Pattern(16 << 20) // more than the sockets take
 	l, events := harness.Manual(t, tcpio.ListenerOptions{EOFTimeout: limit, WriteBuffer: 1 << 20})
 	c, peer := harness.Open(t, l, events)
+	if _, err := c.TryWrite(answer); err != nil {
+		t.Fatal(err)
+	}
 	testnet.FIN(t, peer)
 	if _, err := harness.ReadStream(t, events, c, -1, 100); err != io.EOF {
 		t.Fatal(err)
 	}
-	if _, err := c.TryWrite(answer); err != nil {
-		t.Fatal(err)
-	}
 	harness.ExpectSilence(t, events, 2*limit)
+	if err := c.Context().Err(); err != nil {
+		t.Errorf("it is closed while output is queued: %v", err)
+	}
 	testnet.ExpectBytes(t, peer, answer)
 	testnet.ExpectEOF(t, peer)
 	harness.Expect[tcpio.Closed](t, events)
@@ -145,16 +149,21 @@ func TestEOFTimeoutWaitsForACopyWhoseSourceIsSilent(t *testing.T) {
 	const limit = 500 * time.Millisecond
 	l, events := harness.Manual(t, tcpio.ListenerOptions{EOFTimeout: limit})
 	c, peer := harness.Open(t, l, events)
+	r, w := io.Pipe()
+	copied, begun := make(chan error, 1), make(chan struct{})
+	begin := sync.OnceFunc(func() { close(begun) })
+	go func() {
+		_, err := io.Copy(c, readerFunc(func(p []byte) (int, error) {
+			begin()
+			return r.Read(p)
+		}))
+		copied <- err
+	}()
+	testnet.AwaitClosed(t, "the copy's first read", begun)
 	testnet.FIN(t, peer)
 	if _, err := harness.ReadStream(t, events, c, -1, 100); err != io.EOF {
 		t.Fatal(err)
 	}
-	r, w := io.Pipe()
-	copied := make(chan error, 1)
-	go func() {
-		_, err := io.Copy(c, r)
-		copied <- err
-	}()
 	harness.ExpectSilence(t, events, 2*limit)
 	if _, err := w.Write([]byte("late")); err != nil {
 		t.Fatal(err)
@@ -168,6 +177,10 @@ func TestEOFTimeoutWaitsForACopyWhoseSourceIsSilent(t *testing.T) {
 	testnet.ExpectEOF(t, peer) // its user has had the time
 	harness.Expect[tcpio.Closed](t, events)
 }
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func TestConnectionsThatWaitForTheirUserMakeRoomOldestFirst(t *testing.T) {
 	l, events := harness.Manual(t, tcpio.ListenerOptions{MaxConns: 3})
@@ -330,36 +343,40 @@ func TestDialedAndARelayedAnswerArrives(t *testing.T) {
 // ReadStallTimeout is for bytes that may still come: behind the end of stream there are none.
 func TestReadStallTimeoutEndsWithTheInput(t *testing.T) {
 	t.Parallel()
-	const limit = 500 * time.Millisecond // in which the input comes
 	for name, input := range map[string]string{"nothing": "", "a cut frame": "cut"} {
 		t.Run(name, func(t *testing.T) {
-			l, events := harness.Manual(t, tcpio.ListenerOptions{ReadStallTimeout: limit})
-			c, peer := harness.Open(t, l, events)
-			testnet.Send(t, peer, []byte(input))
-			testnet.FIN(t, peer)
-			lines := func(data []byte, _ bool) (int, []byte, error) {
-				if i := bytes.IndexByte(data, '\n'); i >= 0 {
-					return i + 1, data[:i+1], nil
-				}
-				return 0, nil, nil
-			}
-			for ended := false; !ended; {
-				harness.Expect[tcpio.Readable](t, events)
-				for _, err := range c.Frames(lines) {
-					if err != io.EOF && err != io.ErrUnexpectedEOF {
-						t.Fatal(err)
-					}
-					ended = true
-				}
-			}
-			harness.ExpectSilence(t, events, 2*limit)
-			if _, err := c.TryWrite([]byte("answer")); err != nil {
-				t.Fatal(err)
-			}
-			testnet.ExpectBytes(t, peer, "answer")
-			c.Close()
+			withSomeLimit(t, 500*time.Millisecond, func(t *testing.T, limit time.Duration) error {
+				return stallBehindTheEnd(t, limit, input)
+			})
 		})
 	}
+}
+
+// stallBehindTheEnd has limit for the input to come, with its end.
+func stallBehindTheEnd(t *testing.T, limit time.Duration, input string) error {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{ReadStallTimeout: limit})
+	c, peer := harness.Open(t, l, events)
+	testnet.Send(t, peer, []byte(input))
+	testnet.FIN(t, peer)
+	for ended := false; !ended; {
+		ev := testnet.Receive(t, "Readable", events)
+		if _, ok := ev.(tcpio.Readable); !ok {
+			return fmt.Errorf("%v: %v", ev, c.Err())
+		}
+		for _, err := range c.Frames(testnet.SplitRawLines) {
+			if err != io.EOF && err != io.ErrUnexpectedEOF {
+				return err
+			}
+			ended = true
+		}
+	}
+	harness.ExpectSilence(t, events, 2*limit)
+	if _, err := c.TryWrite([]byte("answer")); err != nil {
+		t.Fatal(err)
+	}
+	testnet.ExpectBytes(t, peer, "answer")
+	c.Close()
+	return nil
 }
 
 func TestConnectionCanBeWrittenToAfterEOF(t *testing.T) {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rabbit-backend/tcpio"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 	"github.com/rabbit-backend/tcpio/test/harness"
@@ -80,6 +82,7 @@ func TestAtMostOneReadableIsOutstanding(t *testing.T) {
 			t.Fatalf("TryRead = %d, %v", n, err)
 		}
 	}
+	waitUnread(t, c, 4)
 	if n, err := c.TryRead(buf); n != 4 || err != nil {
 		t.Fatalf("TryRead = %d, %v, want all 4 bytes", n, err)
 	}
@@ -91,6 +94,20 @@ func TestAtMostOneReadableIsOutstanding(t *testing.T) {
 	if ev := harness.Expect[tcpio.Readable](t, events); ev.Conn != c {
 		t.Fatal("Readable of the wrong connection")
 	}
+}
+
+// waitUnread waits until n bytes are in c's socket. What a peer has sent comes there soon, and on a
+// busy machine not at once.
+func waitUnread(t *testing.T, c *tcpio.Conn, n int) {
+	t.Helper()
+	testnet.WaitFor(t, "the bytes are there", func() bool {
+		got := 0
+		testnet.Control(t, c, func(fd int) (err error) {
+			got, err = unix.IoctlGetInt(fd, unix.SIOCINQ)
+			return err
+		})
+		return got == n
+	})
 }
 
 func TestFullReadIsFollowedByAReadable(t *testing.T) {
