@@ -63,12 +63,11 @@ func TestAskReturnsTheReplyToItsOwnQuestionOnEveryRoute(t *testing.T) {
 			}
 			testnet.DialTCP(t, l)
 			c := harness.Conns(t, l, 1)[0]
-			ctx := askCtx(t)
 			var wg sync.WaitGroup
 			for g := range 8 {
 				wg.Go(func() {
 					for i := range 200 {
-						if v, err := c.Ask(ctx, g*1000+i); err != nil || v != 2*(g*1000+i) {
+						if v, err := c.Ask(askCtx(t), g*1000+i); err != nil || v != 2*(g*1000+i) {
 							t.Errorf("Ask(%d): %v, %v", g*1000+i, v, err)
 							return
 						}
