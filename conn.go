@@ -92,6 +92,7 @@ type connExt struct {
 	dial         dialler       // until the dial is answered
 	dialed       *Dialed       // the answer, until it is delivered
 	inputTimeout time.Duration // of SetInputTimeout, if ownInput is set
+	toldAt       int64         // see unreadForLocked; 0 while a Readable waits to be received
 	waits        *waits        // nil until a call blocks
 }
 

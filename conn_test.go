@@ -147,7 +147,7 @@ func TestConnIsSmall(t *testing.T) {
 func TestAnExtThatHoldsSomethingIsNotBlank(t *testing.T) {
 	idle := map[string]bool{ // true without being of use: see blank
 		"remote": true, "local": true, "client": true, "closeBy": true, "heard": true, "counted": true,
-		"edges": true, "preface": true, "inputTimeout": true,
+		"edges": true, "preface": true, "inputTimeout": true, "toldAt": true,
 	}
 	if !new(connExt).blank() {
 		t.Error("an empty ext is not blank")

@@ -113,6 +113,20 @@ func (c *Conn) toldLocked() bool {
 	return !c.inActor() && !c.callWaitsLocked() && !c.pending.has(pendReadable) && !c.inChannelLocked()
 }
 
+// unreadForLocked returns for how long the user of a connection that has failed has not read,
+// though told. Nobody notes when a Readable is received: it counts from the first look behind that.
+func (c *Conn) unreadForLocked(t int64) time.Duration {
+	x := c.extLocked()
+	switch {
+	case !c.toldLocked():
+		x.toldAt = 0
+		return 0
+	case x.toldAt == 0:
+		x.toldAt = t
+	}
+	return time.Duration(t - max(c.limit.lastIn, x.toldAt))
+}
+
 // busyLocked reports whether output is under way, or a handler runs that may write.
 func (c *Conn) busyLocked() bool {
 	return c.out != nil || !c.outputFree() || c.inActor() || c.ext != nil && (c.ext.copies > 0 || c.ext.late > 0)
@@ -170,11 +184,7 @@ func (c *Conn) nextLimitLocked(t int64) (kind TimeoutKind, limit, wait time.Dura
 		}
 		consider(timeoutEOF, o.EOFTimeout, quiet)
 	} else if c.sock.has(sockFailed) && c.announces() && !c.atEOF() {
-		quiet := time.Duration(t - s.lastIn)
-		if !c.toldLocked() {
-			quiet = 0
-		}
-		consider(timeoutEOF, o.EOFTimeout, quiet)
+		consider(timeoutEOF, o.EOFTimeout, c.unreadForLocked(t))
 	}
 	return kind, limit, wait
 }
