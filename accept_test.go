@@ -452,3 +452,32 @@ func TestEndpointThatFailsLeavesTheOthersTheirTurn(t *testing.T) {
 	defer one.Close()
 	receiveUntil[Opened](t, events)
 }
+
+// A health check's reset is none of the program's business, also where Preface meets it before the
+// loop is told. To see it fail: leave failed out of over in lookAhead.
+func TestResetThatPrefaceMeetsBeforeItsEdgeIsNotReported(t *testing.T) {
+	r, f := fakeOne(t, ListenerOptions{Preface: func(*Conn, []byte) (int, error) { return 0, ErrShortPreface }})
+	r.Events()
+	r.serve()
+	peer := r.dial()
+	var c *Conn
+	testnet.WaitFor(t, "Preface has seen that there is nothing", func() bool {
+		for c = range r.Conns() {
+		}
+		return c != nil && locked(c, func() bool { return c.ext.preface.seen == 0 && !c.ext.preface.running })
+	})
+	hold := make(chan struct{})
+	defer close(hold)
+	f.set(func() { f.hold = hold })
+	testnet.RST(t, peer)
+	testnet.WaitFor(t, "the reset", func() bool { return sys.Disconnected(c.fd) })
+	if b, _ := c.lookAhead(); b != nil {
+		t.Error("Preface would be called with nothing, again")
+	}
+	if n := r.Stats().Refused.Preface; n != 1 || !c.released() {
+		t.Errorf("%d refused, in state %s", n, state(c))
+	}
+	if err := r.loops[0].trouble[ofPeer].Load(); err != nil {
+		t.Errorf("reported: %v", *err)
+	}
+}

@@ -105,7 +105,7 @@ func (c *Conn) lookAhead() (b *buf.Block, head []byte) {
 	b = c.sh.pool.Get(most)
 	n, err := c.lookLocked(b.Buf[:most])
 	failed := err != nil && err != ErrWouldBlock && err != io.EOF
-	p.over = p.over || err == io.EOF
+	p.over = p.over || failed || err == io.EOF // the edge that says so may be still to come
 	if !failed && n > p.seen {
 		p.seen, p.running, p.again = n, true, false
 		return b, b.Buf[:n:n]
