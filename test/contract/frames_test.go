@@ -139,7 +139,8 @@ func TestFinalTokenEndsTheIteration(t *testing.T) {
 // A final token at the end of stream, which is how a split function may end its work, ends the
 // connection as well.
 func TestFinalTokenAtTheEndDoesNotSpin(t *testing.T) {
-	l, events := harness.Manual(t, tcpio.ListenerOptions{EOFTimeout: 50 * time.Millisecond})
+	t.Parallel()
+	l, events := harness.Manual(t, tcpio.ListenerOptions{EOFTimeout: time.Second}) // from the look at the end to split
 	c, peer := harness.Open(t, l, events)
 	testnet.Send(t, peer, "all of it")
 	testnet.FIN(t, peer)

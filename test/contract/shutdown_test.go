@@ -38,6 +38,9 @@ func TestShutdownDoesNotWaitForASilentPeerWhichLosesNothing(t *testing.T) {
 			t.Run(network+", closed "+closes, func(t *testing.T) {
 				t.Parallel()
 				opts := tcpio.ListenerOptions{Network: network, CloseTimeout: drainNever}
+				if closes == "at Draining" {
+					opts.DrainTimeout = drainNever // however late that is
+				}
 				if network == "unix" {
 					opts.Addr = filepath.Join(t.TempDir(), "socket")
 				}
@@ -91,15 +94,6 @@ func TestShutdownWaitsForAPeerThatIsAtWork(t *testing.T) {
 	t.Parallel()
 	// More than five looks at the connections, by each of which one could have ended.
 	const long = 1500 * time.Millisecond
-	wait := func(t *testing.T, done <-chan error, work func()) {
-		for end := time.Now().Add(long); time.Now().Before(end); work() {
-			select {
-			case err := <-done:
-				t.Fatalf("Shutdown = %v, while the peer is at work", err)
-			case <-time.After(20 * time.Millisecond):
-			}
-		}
-	}
 	t.Run("it does not read", func(t *testing.T) {
 		t.Parallel()
 		l, events := harness.Manual(t, tcpio.ListenerOptions{CloseTimeout: drainNever})
@@ -125,7 +119,11 @@ func TestShutdownWaitsForAPeerThatIsAtWork(t *testing.T) {
 		}
 		c.Close()
 		done := shut(t, l)
-		wait(t, done, func() {})
+		select {
+		case err := <-done:
+			t.Fatalf("Shutdown = %v, while the peer has not received everything", err)
+		case <-time.After(long):
+		}
 		if n, err := io.Copy(io.Discard, peer); n != int64(sent-read) || err != nil {
 			t.Errorf("the peer read %d bytes to %v, want %d", n, err, sent-read)
 		}
@@ -135,15 +133,44 @@ func TestShutdownWaitsForAPeerThatIsAtWork(t *testing.T) {
 	})
 	t.Run("it sends", func(t *testing.T) {
 		t.Parallel()
-		l, events := harness.Manual(t, tcpio.ListenerOptions{CloseTimeout: drainNever})
-		c, peer := harness.Open(t, l, events)
-		c.Close()
-		done := shut(t, l)
-		wait(t, done, func() { testnet.Send(t, peer, "I have not finished") }) // fails the test when it is reset
-		testnet.ExpectEOF(t, peer)
-		if err := testnet.Receive(t, "the end of Shutdown", done); err != nil { // now it is silent
-			t.Error(err)
+		// waits returns false if the peer, which is the test itself, was silent for so long that
+		// Shutdown may go.
+		waits := func() (proven bool) {
+			l, events := harness.Manual(t, tcpio.ListenerOptions{CloseTimeout: drainNever})
+			c, peer := harness.Open(t, l, events)
+			last := time.Now() // when it last said something
+			c.Close()
+			done := shut(t, l)
+			for end := time.Now().Add(long); time.Now().Before(end); {
+				var err error
+				over := false
+				select {
+				case err = <-done:
+					over = true
+				case <-time.After(20 * time.Millisecond):
+				}
+				before := last
+				last = time.Now()
+				_, werr := peer.Write([]byte("I have not finished"))
+				if time.Since(before) > 200*time.Millisecond {
+					return false
+				}
+				if over || werr != nil {
+					t.Fatalf("Shutdown = %v, the peer's write %v, while the peer is at work", err, werr)
+				}
+			}
+			testnet.ExpectEOF(t, peer)
+			if err := testnet.Receive(t, "the end of Shutdown", done); err != nil { // now it is silent
+				t.Error(err)
+			}
+			return true
 		}
+		for range 20 {
+			if waits() {
+				return
+			}
+		}
+		t.Fatal("this machine stood still in every second")
 	})
 }
 
@@ -165,7 +192,14 @@ func TestServeSaysWhomShutdownHasCutOff(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			log := &levels{least: slog.LevelInfo}
-			l := harness.Listen(t, tcpio.ListenerOptions{Logger: slog.New(log), CloseTimeout: 700 * time.Millisecond})
+			o := tcpio.ListenerOptions{Logger: slog.New(log), CloseTimeout: testnet.Limit}
+			if tc.draining != nil {
+				o.DrainTimeout = drainNever // however late it closes
+			}
+			if !tc.silent {
+				o.CloseTimeout = 700 * time.Millisecond
+			}
+			l := harness.Listen(t, o)
 			events := l.Events()
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
