@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gobwas/ws"
+
 	"github.com/rabbit-backend/tcpio"
 )
 
@@ -256,10 +258,12 @@ func TestWritable(t *testing.T) {
 
 // Answers to pings, and a Close frame, find their place between the fragments of a message.
 func TestControlBetweenFragments(t *testing.T) {
-	size := 16 << 20
+	const size, buffer = 16 << 20, 256 << 10
 	wrote := make(chan error, 1)
-	s, _ := watched(t, "actor", tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
+	conns := make(chan *Conn, 1)
+	s, r := watched(t, "actor", tcpio.ListenerOptions{WriteBuffer: buffer}, Options{}, func(ev Event) error {
 		if ev, ok := ev.(Opened); ok {
+			conns <- ev.Conn
 			go func() { wrote <- ev.Conn.WriteText([]byte(strings.Repeat("x", size))) }()
 		}
 		return nil
@@ -267,10 +271,11 @@ func TestControlBetweenFragments(t *testing.T) {
 	p := dialPeer(t, s, "")
 	p.parts = true
 	p.expect(big("text-", fragmentSize))
-	before := s.Listener().Stats().BytesIn
-	p.send(fr(opPing, "are you there?"))
-	// The rest is more than the sockets and the queue take, so that the write waits meanwhile.
-	waitFor(t, func() bool { return s.Listener().Stats().BytesIn > before })
+	// The rest is more than the sockets and the queue take: the write waits.
+	c := <-conns
+	waitFor(t, func() bool { return c.Underlying().Buffered() > buffer-fragmentSize-ws.MaxHeaderSize })
+	p.send(join(fr(opPing, "are you there?"), fr(opText, "behind it")))
+	r.wait(t, "text behind it") // so the ping was handled
 	got, pong := fragmentSize, 0
 	for got < size {
 		switch line := p.next(); {
