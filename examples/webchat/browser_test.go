@@ -41,7 +41,7 @@ type tab struct {
 func browse(t *testing.T) func(url, name string) *tab {
 	path := chromium(t)
 	return func(url, name string) *tab {
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 		t.Cleanup(cancel)
 		ctx, cancel = chromedp.NewExecAllocator(ctx, append(chromedp.DefaultExecAllocatorOptions[:],
 			chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.WSURLReadTimeout(time.Minute))...)
@@ -297,8 +297,9 @@ func TestLooks(t *testing.T) {
 						{Name: "prefers-color-scheme", Value: scheme},
 						{Name: "prefers-reduced-motion", Value: "reduce"},
 					}),
-					// Two frames: one for the new size, one for what follows from it.
-					chromedp.Evaluate(`new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => {
+					// Frame by frame: the new size, and what follows from it, may take some.
+					chromedp.Evaluate(`new Promise(done => requestAnimationFrame(function look(now) {
+						this.end ??= now + 10000;
 						const bad = [];
 						if (document.documentElement.scrollWidth > innerWidth) bad.push("wider than the window");
 						const s = document.getElementById("scroll");
@@ -310,8 +311,8 @@ func TestLooks(t *testing.T) {
 							if (e.tagName === "INPUT" && e.labels.length === 0) bad.push(e.id + " has no label");
 							if (e.tagName === "BUTTON" && !e.textContent.trim() && !e.ariaLabel) bad.push(e.id + " has no name");
 						}
-						done(bad);
-					})))`, &bad, func(p *runtime.EvaluateParams) *runtime.EvaluateParams { return p.WithAwaitPromise(true) }),
+						if (bad.length === 0 || now > this.end) done(bad); else requestAnimationFrame(look);
+					}))`, &bad, func(p *runtime.EvaluateParams) *runtime.EvaluateParams { return p.WithAwaitPromise(true) }),
 					chromedp.CaptureScreenshot(&png))
 				for _, fault := range bad {
 					t.Errorf("%s, %s: %s", what, size.name, fault)

@@ -108,11 +108,14 @@ func TestTerminal(t *testing.T) {
 	}
 	until("term: line 40")
 	ann.c.CloseNow()
+	net.set(true)
 	s.stop() // and another server in its place
 	s = start(t, config{addr: s.addr()})
 	ann = s.dial()
 	ann.join("ann", "lobby")
-	ann.expect("came ann", "came term")
+	ann.expect("came ann")
+	net.set(false) // not before: the terminal tries again all the time
+	ann.expect("came term")
 	fmt.Fprintln(typed, "line 41")
 	typed.Close()
 	ann.expect("say term line 41", "left term left")
@@ -269,7 +272,7 @@ func TestTerminalIsLostWithoutAWord(t *testing.T) {
 	shown, out := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		err := terminal(t.Context(), in, out, remote{pages: "http://" + relay.addr() + "/", name: "term", room: "lobby", ping: 200 * time.Millisecond})
+		err := terminal(t.Context(), in, out, remote{pages: "http://" + relay.addr() + "/", name: "term", room: "lobby", ping: 2 * time.Second}) // which it is not late for
 		out.Close()
 		ended <- err
 	}()
