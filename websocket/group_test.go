@@ -292,6 +292,7 @@ func TestGroupSharesFrames(t *testing.T) {
 		t.Logf("%d KiB are in use for %d KiB that wait", used>>10, waiting>>10)
 	}
 	for i, p := range peers[:2] {
+		_ = p.SetDeadline(time.Now().Add(testLimit))
 		for range writes {
 			h, b, err := readFrame(p.br)
 			if err == nil && h.Rsv1() {

@@ -304,7 +304,7 @@ func TestControlBetweenFragments(t *testing.T) {
 func TestCloseDuringWrite(t *testing.T) {
 	wrote := make(chan error, 1)
 	conns := make(chan *Conn, 1)
-	s, r := watched(t, "actor", tcpio.ListenerOptions{}, Options{}, func(ev Event) error {
+	s, r := watched(t, "actor", tcpio.ListenerOptions{}, Options{CloseTimeout: testLimit}, func(ev Event) error {
 		if ev, ok := ev.(Opened); ok {
 			conns <- ev.Conn
 			go func() { wrote <- ev.Conn.WriteText(make([]byte, 64<<20)) }()

@@ -261,16 +261,14 @@ func TestAnswersWaitForWhoDoesNotRead(t *testing.T) {
 	_ = ann.SetDeadline(time.Now().Add(30 * time.Second))
 	sent := make(chan error, 1)
 	go func() {
-		_, err := ann.Write(append(rest, "quit\n"...))
-		sent <- errors.Join(err, ann.Conn.(*net.TCPConn).CloseWrite())
+		_, err := ann.Write(rest)
+		sent <- err
 	}()
 	answers := 0
-	for {
+	for answers < 2000*times {
 		line, err := ann.r.ReadString('\n')
-		if err == io.EOF && line == "" {
-			break
-		} else if err != nil {
-			t.Fatalf("%q, %v behind %d answers", line, err, answers)
+		if err != nil {
+			t.Fatalf("%q, %v behind %d answers of %d", line, err, answers, 2000*times)
 		}
 		switch line {
 		case "name NAME, bid N, best, quit\n", "bid what?\n":
@@ -279,10 +277,15 @@ func TestAnswersWaitForWhoDoesNotRead(t *testing.T) {
 			}
 		}
 	}
-	if answers != 2000*times {
-		t.Errorf("%d answers, want %d", answers, 2000*times)
-	}
 	if err := <-sent; err != nil {
 		t.Error(err)
+	}
+	ann.send("quit") // not before: the end waits for its reader some seconds only
+	if err := ann.Conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Error(err)
+	}
+	last, err := io.ReadAll(ann.r)
+	if got := strings.ReplaceAll(string(last), "best: 7 by ann\n", ""); err != nil || got != "bye\n" {
+		t.Errorf("behind all answers: %q, %v", got, err)
 	}
 }
