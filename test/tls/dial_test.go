@@ -321,10 +321,6 @@ func TestStartTLSClientUpgradesAPlainConnection(t *testing.T) {
 				case tcpio.Closed:
 					ended <- c.Err()
 				case tcpio.Readable:
-					if c.TLS() != nil && !greeted {
-						greeted = true
-						_, _ = c.TryWrite([]byte("hello\n"))
-					}
 					for line, err := range c.Frames(bufio.ScanLines) {
 						if err != nil {
 							return err
@@ -334,6 +330,11 @@ func TestStartTLSClientUpgradesAPlainConnection(t *testing.T) {
 						} else if err := c.StartTLSClient(testnet.ClientTLS()); err != nil {
 							t.Error(err)
 						}
+					}
+					// Behind the loop: its last read may have answered the Readable of the handshake.
+					if c.TLS() != nil && !greeted {
+						greeted = true
+						_, _ = c.TryWrite([]byte("hello\n"))
 					}
 				}
 				return nil

@@ -201,10 +201,6 @@ func TestSMTPClientUpgradesToTLS(t *testing.T) {
 		case tcpio.Closed:
 			ended <- c.Err()
 		case tcpio.Readable:
-			if c.TLS() != nil && !begun {
-				begun = true
-				fmt.Fprint(c, next(&left))
-			}
 			for line, err := range c.Frames(splitSMTP) {
 				switch {
 				case err != nil:
@@ -223,6 +219,11 @@ func TestSMTPClientUpgradesToTLS(t *testing.T) {
 				default:
 					return io.EOF
 				}
+			}
+			// Behind the loop: its last read may have answered the Readable of the handshake.
+			if c.TLS() != nil && !begun {
+				begun = true
+				fmt.Fprint(c, next(&left))
 			}
 		}
 		return nil
