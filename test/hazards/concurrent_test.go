@@ -226,10 +226,10 @@ func TestLimitReachedAtTheMomentOfACloseIsOneEnd(t *testing.T) {
 				ev.Conn.Close()
 			}
 		case tcpio.Closed:
-			closed.Add(1)
 			if le, ok := ev.Conn.Err().(*tcpio.TimeoutError); ok && (le.Kind.String() == "idle" || le.Kind.String() == "read") {
 				byLimit.Add(1)
 			}
+			closed.Add(1) // the last one is the end of the test
 		}
 	})
 	var wg sync.WaitGroup

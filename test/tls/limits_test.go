@@ -119,10 +119,10 @@ func TestTLSPlainTextThatWaitsHoldsUpReadStallTimeout(t *testing.T) {
 			}
 			return nil
 		})
-	c := testnet.DialTLS(t, l, testnet.ClientTLS())
-	sc := testnet.Await(t, "Opened", conns)
+	c := tls.Client(testnet.Dial(t, l), testnet.ClientTLS())
 	want := testnet.Pattern(50000)
-	testnet.Send(t, c, want)
+	testnet.Send(t, c, want) // right behind the handshake, or the limit may be over
+	sc := testnet.Await(t, "Opened", conns)
 	quiet := testnet.DialTLS(t, l, testnet.ClientTLS()) // whose limit passes later
 	endedBy(t, ended, "read")
 	quiet.Close()
