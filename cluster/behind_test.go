@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -285,5 +286,27 @@ func TestARecordBehindOneThatHasExpiredIsNoLoss(t *testing.T) {
 	}
 	if n := s.Stats().Lost; n != 0 {
 		t.Errorf("%d lost", n)
+	}
+}
+
+// While another node makes the stream, which is not there until its servers have a leader, there is no
+// majority, and nothing else is wrong.
+// To see it fail: have openStream return what JetStream says.
+func TestAStreamThatIsBeingMadeIsNoQuorumYet(t *testing.T) {
+	t.Parallel()
+	s := openSite(t, natsServers(t, 1)[0], withSessions(Sessions{})) // without JetStream, whose part the test has
+	jetStream := connect(t, s.nc.ConnectedUrl())
+	for subject, code := range map[string]int{"INFO": codeNotFound, "CREATE": codeNameInUse} {
+		_, err := jetStream.Subscribe("$JS.API.STREAM."+subject+".*", func(m *nats.Msg) {
+			_ = m.Respond(fmt.Appendf(nil, `{"error":{"code":400,"err_code":%d}}`, code)) // who asks asks again
+		})
+		must(t, err)
+	}
+	must(t, jetStream.Flush())
+	if _, err := s.Class(testnet.Context(t), "log", History{}); !errors.Is(err, ErrNoQuorum) {
+		t.Errorf("Class: %v", err)
+	}
+	if _, err := s.Claim(testnet.Context(t), "k", s.client(t).conn); !errors.Is(err, ErrNoQuorum) {
+		t.Errorf("Claim: %v", err)
 	}
 }

@@ -251,10 +251,10 @@ func (e *UnknownError) Unwrap() []error { return []error{ErrUnknown, e.Err} }
 // makes it unique: of two records with one id within two minutes (or Age, if that is shorter) the
 // second is not stored, and has the position of the first; "" is a new id.
 //
-// It tries again by itself, with the same id, until ctx ends, for 5 s at most. ErrNoQuorum: nobody
-// has it. An [UnknownError]: it may be there or not. ErrDisconnected, ErrTooLong, ErrName, ErrClosed:
-// nobody has it. On a topic without a class it fails with errors.ErrUnsupported. p is the caller's
-// again afterwards.
+// It tries again by itself, with the same id, until ctx ends, for 5 s at most. An [UnknownError],
+// whatever its cause: it may be there or not. Otherwise nobody has it, with ErrNoQuorum,
+// ErrDisconnected, which comes at once, ErrTooLong, ErrName, ErrClosed or ctx's error. On a topic
+// without a class it fails with errors.ErrUnsupported. p is the caller's again afterwards.
 func (t *Topic) PublishRecord(ctx context.Context, id string, p []byte) (Pos, error) {
 	return t.record(ctx, "PublishRecord", id, nil, p)
 }
@@ -305,26 +305,25 @@ func (t *Topic) put(ctx context.Context, id string, p []byte) (seq uint64, err e
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		m := &nats.Msg{Subject: t.streamSubject(), Header: nats.Header{}, Data: p}
 		m.Header.Set(hdrMsgID, id)
-		if err = ctx.Err(); err == nil && !t.n.link.cut() {
+		if err = ctx.Err(); err == nil {
 			seq, err = t.n.put(ctx, m, nil, callLimit)
-		} else if err == nil {
-			err = ErrDisconnected
+		} else {
+			err = unsentError{err}
 		}
-		switch {
+		switch unsent := errors.As(err, new(unsentError)); {
 		case err == nil:
 			return seq, nil
 		case noStream(err):
 			// No leader, or no stream any more. This try has not arrived.
 			_ = t.class.ensure(ctx)
-		case errors.Is(err, ErrNoQuorum), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-			doubt = err
-		case errors.Is(err, ErrDisconnected) && !t.n.link.cut():
-			doubt = err // it was lost and is back
-		case errors.Is(err, ErrDisconnected):
-			if doubt == nil {
-				return 0, err
-			}
+		case unsent && doubt != nil && errors.Is(err, ErrDisconnected):
+			// An earlier try may have arrived, and the connection may be back in time.
+		case !unsent && (errors.Is(err, ErrNoQuorum) || errors.Is(err, ErrDisconnected) || ctx.Err() != nil):
+			doubt = err // it was sent, and there is no answer
 		default:
+			if !unsent && errors.Is(err, ErrClosed) {
+				doubt = err
+			}
 			if doubt != nil {
 				err = &UnknownError{id, errors.Join(doubt, err)}
 			}

@@ -51,6 +51,11 @@ var (
 	errConflict     = errors.New("another has written")
 )
 
+// An unsentError says that a request was not sent: nobody has it.
+type unsentError struct{ error }
+
+func (e unsentError) Unwrap() error { return e.error }
+
 // A jsError is what JetStream says.
 type jsError struct {
 	Code        int    `json:"code"`
@@ -72,16 +77,17 @@ func (e *jsError) transient() bool {
 }
 
 // call sends a request and returns the first answer. The error matches ErrNoQuorum if nobody
-// answers, with errNoResponders if that is certain; ErrDisconnected; or ctx's.
+// answers, with errNoResponders if that is certain; ErrDisconnected; or ctx's. It is an unsentError if
+// the request was not sent.
 func (n *Node) call(ctx context.Context, m *nats.Msg, limit time.Duration) (*nats.Msg, error) {
 	if n.closed.Load() {
-		return nil, ErrClosed
+		return nil, unsentError{ErrClosed}
 	}
 	token, r := n.requests.begin(1)
 	defer n.requests.end(token)
 	m.Reply = n.subj.node(n.id, "re."+token)
 	if err := n.publishMsg(m); err != nil {
-		return nil, sendCause(err)
+		return nil, unsentError{sendCause(err)}
 	}
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
@@ -214,9 +220,12 @@ func (n *Node) openStream(ctx context.Context, c streamConfig) (info streamInfo,
 			return info, false, err
 		}
 		err = n.api(ctx, "STREAM.CREATE."+c.Name, c, &info)
-		// Another node may make it at this moment.
-		if !isCode(err, codeNameInUse) || time.Since(begun) > callLimit {
+		if !isCode(err, codeNameInUse) {
 			return info, true, err
+		}
+		// Another node makes it at this moment, which takes as long as its servers elect a leader.
+		if time.Since(begun) > callLimit {
+			return info, false, fmt.Errorf("%w: the stream is being made: %w", ErrNoQuorum, err)
 		}
 		select {
 		case <-time.After(20 * time.Millisecond):

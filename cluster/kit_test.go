@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/rabbit-backend/tcpio"
+	"github.com/rabbit-backend/tcpio/cluster/internal/proc"
 	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
@@ -187,7 +188,7 @@ func (s *site) client(t testing.TB) *client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(testnet.Limit))
+	_ = c.SetDeadline(time.Now().Add(proc.Patience))
 	cl := &client{Conn: c, lines: bufio.NewReader(c)}
 	testnet.WaitFor(t, "the server has the connection", func() bool {
 		for conn := range s.l.Conns() {
@@ -203,7 +204,7 @@ func (s *site) client(t testing.TB) *client {
 // line returns the next line that has come.
 func (c *client) line(t testing.TB) string {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(testnet.Limit))
+	_ = c.SetReadDeadline(time.Now().Add(proc.Patience))
 	s, err := c.lines.ReadString('\n')
 	if err != nil {
 		t.Fatalf("the client: %v", err)

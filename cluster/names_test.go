@@ -63,3 +63,28 @@ func FuzzNames(f *testing.F) {
 		}
 	})
 }
+
+func TestPositions(t *testing.T) {
+	t.Parallel()
+	for _, p := range []Pos{{}, {"epoch", 1}, {"epoch", 1 << 63}, {"E_", 0}} {
+		if got, err := ParsePos(p.String()); err != nil || got != p {
+			t.Errorf("%v: %v, %v", p, got, err)
+		}
+	}
+	for _, bad := range []string{"", "1", "-", "-1", "a-", "a-01", "a-+1", "a--1", "a b-1", "a-1 ", "=-1", "a-18446744073709551616", strings.Repeat("a", 23) + "-1"} {
+		if got, err := ParsePos(bad); err == nil {
+			t.Errorf("%q: %v", bad, got)
+		}
+	}
+}
+
+func FuzzParsePos(f *testing.F) {
+	for _, s := range []string{"0", "abc-1", "a-b-1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if p, err := ParsePos(s); err == nil && p.String() != s {
+			t.Errorf("%q is %+v, whose text is %q", s, p, p)
+		}
+	})
+}

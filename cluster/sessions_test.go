@@ -79,6 +79,9 @@ func stop(s *server.Server) {
 // longer than four fifths of it loses its sessions.
 const leaseForTests = 5 * time.Second
 
+// longLease is for tests in which no lease is to end, also on a machine that runs much else.
+const longLease = 3 * leaseForTests
+
 func withSessions(s Sessions) Options {
 	if s.Lease == 0 {
 		s.Lease = leaseForTests
@@ -114,7 +117,7 @@ func (s *site) told(t testing.TB, c *client) any {
 
 func TestNewestLoginWinsOnWhicheverNode(t *testing.T) {
 	t.Parallel()
-	sites := openSites(t, storeServers(t, 3), withSessions(Sessions{}))
+	sites := openSites(t, storeServers(t, 3), withSessions(Sessions{Lease: longLease}))
 	a, b, c := sites[0].client(t), sites[1].client(t), sites[1].client(t)
 	first := sites[0].claim(t, "ann", a)
 	if !first.Held() || first.Key() != "ann" || first.Conn() != a.conn {
@@ -270,7 +273,7 @@ func TestFencesStrictlyGrow(t *testing.T) {
 // A claimer may die before it has told anybody. The record that it leaves is heard of.
 func TestAClaimIsHeardOfWithoutItsClaimer(t *testing.T) {
 	t.Parallel()
-	s := openSite(t, storeServers(t, 1)[0], withSessions(Sessions{}))
+	s := openSite(t, storeServers(t, 1)[0], withSessions(Sessions{Lease: longLease}))
 	a := s.client(t)
 	se := s.claim(t, "a", a)
 	m := &nats.Msg{Subject: s.sessions.keySubject("a"), Header: nats.Header{},
@@ -290,7 +293,7 @@ func TestAClaimIsHeardOfWithoutItsClaimer(t *testing.T) {
 // A connection that closes gives its key back, and a node that closes all of its keys.
 func TestKeysAreGivenBack(t *testing.T) {
 	t.Parallel()
-	o := withSessions(Sessions{Strict: true})
+	o := withSessions(strictly)
 	o.Heartbeat = time.Second // as long may NATS take to take Close's goodbye
 	s := openSites(t, storeServers(t, 1), o)[0]
 	a := s.client(t)
@@ -430,8 +433,7 @@ func TestKeysOfADeadNodeAreOverwritten(t *testing.T) {
 func TestSessionsOutliveTheirStore(t *testing.T) {
 	t.Parallel()
 	servers := storeServers(t, 1)
-	// A lease that does not end while the store is away, also on a machine that is busy.
-	s := openSite(t, servers[0], withSessions(Sessions{Lease: 3 * leaseForTests}))
+	s := openSite(t, servers[0], withSessions(Sessions{Lease: longLease}))
 	a := s.client(t)
 	first := s.claim(t, "a", a)
 	var answer struct{ Success bool }

@@ -10,7 +10,7 @@ import (
 
 // strictly has a lease of which a fifth, for which a connection that was replaced goes on, is longer
 // than the next claim takes on a machine that is busy.
-var strictly = Sessions{Strict: true, Lease: 3 * leaseForTests}
+var strictly = Sessions{Strict: true, Lease: longLease}
 
 // open reports whether the connection could still be written to, by a handler that does not know yet
 // that it has lost its key.
@@ -88,7 +88,7 @@ func TestStrictAndAClaimThatGivesUp(t *testing.T) {
 // A connection that claims its key again does not wait for anybody.
 func TestStrictOnTheSameConnection(t *testing.T) {
 	t.Parallel()
-	s := openSite(t, storeServers(t, 1)[0], withSessions(Sessions{Strict: true}))
+	s := openSite(t, storeServers(t, 1)[0], withSessions(strictly))
 	a := s.client(t)
 	first := s.claim(t, "k", a)
 	again := s.claim(t, "k", a)
