@@ -206,8 +206,11 @@ func TestOthers(t *testing.T) {
 
 func TestTimeLimit(t *testing.T) {
 	l, events := serve(t, tcpio.ListenerOptions{Proxies: localhost, PrefaceTimeout: 50 * time.Millisecond}, Options{})
-	peer := dial(t, l, "")
-	_, _ = io.WriteString(peer, headers[0].head[:20]) // unless the time is over already
+	d := net.Dialer{Timeout: limit}
+	if peer, err := d.Dial("tcp", l.Addr().String()); err == nil { // else it is reset already
+		defer peer.Close()
+		_, _ = io.WriteString(peer, headers[0].head[:20])
+	}
 	var late *tcpio.TimeoutError
 	if err := next[tcpio.Failed](t, events).Err; !errors.As(err, &late) || late.Kind != tcpio.TimeoutPreface {
 		t.Errorf("Failed: %v", err)
