@@ -223,7 +223,7 @@ func TestRedisProgramsWork(t *testing.T) {
 	redis := startRedis(t)
 	addr, _ := start(t, config{to: redis.addr()})
 	_, port, _ := net.SplitHostPort(addr)
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*patience) // for 100,000 requests, and more
 	defer cancel()
 	output := func(name string, args ...string) string {
 		if _, err := exec.LookPath(name); err != nil {

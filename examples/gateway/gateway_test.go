@@ -63,7 +63,8 @@ func talk(addr string, id, rounds int) error {
 		return err
 	}
 	defer nc.Close()
-	_ = nc.SetDeadline(time.Now().Add(2 * patience))
+	more := func() { _ = nc.SetDeadline(time.Now().Add(2 * patience)) } // there are many, and one round of each is much
+	more()
 	c := &conn{Conn: nc, r: bufio.NewReader(nc)}
 	var send []byte
 	var want []string
@@ -81,6 +82,7 @@ func talk(addr string, id, rounds int) error {
 	}
 	key := fmt.Sprint("key:", id)
 	for round := range rounds {
+		more()
 		send, want = send[:0], want[:0]
 		for i := range 1 + rnd.IntN(20) {
 			word := fmt.Sprintf("%d-%d-%d %s", id, round, i, strings.Repeat("x", rnd.IntN(300)))
