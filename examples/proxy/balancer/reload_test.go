@@ -17,9 +17,9 @@ import (
 func TestAReloadDropsNoConnection(t *testing.T) {
 	bs := named(t, "a", "b", "c")
 	s := start(t, onePool(bs[:2], ""))
-	one, two := s.dial("main"), s.dial("main")
+	one, two := s.dial("main"), s.dial("main") // which comes first to its turn is the balancer's loops' business
 	names := first(one.ask("hello")) + first(two.ask("hello"))
-	if names != "ab" {
+	if names != "ab" && names != "ba" {
 		t.Fatal(names)
 	}
 	port := s.addrs["main"]
