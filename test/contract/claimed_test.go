@@ -458,12 +458,9 @@ func TestNoPostIsLostWhenRoutesChangeBesideClose(t *testing.T) {
 			return len(seen) >= posted
 		})
 		mu.Lock()
-		if len(seen) != posted {
-			t.Errorf("%d values were received, %d accepted", len(seen), posted)
-		}
 		for v, n := range seen {
-			if n != 1 {
-				t.Errorf("%d was received %d times", v, n)
+			if n != 1 || v >= posted {
+				t.Errorf("%d of %d was received %d times", v, posted, n)
 			}
 		}
 		mu.Unlock()
