@@ -47,7 +47,7 @@ func TestPrefaceRefuses(t *testing.T) {
 			return len(head) + 1, nil
 		}},
 		{name: "a negative number", want: "taken -1 bytes", preface: func(*tcpio.Conn, []byte) (int, error) { return -1, nil }},
-		{name: "a panic", want: "panicked", preface: func(*tcpio.Conn, []byte) (int, error) { testnet.Misdeeds["panic"](); return 0, nil }},
+		{name: "a panic", want: "tcpio: panic: misdeed", preface: func(*tcpio.Conn, []byte) (int, error) { testnet.Misdeeds["panic"](); return 0, nil }},
 		{name: "Goexit", want: "Goexit", preface: func(*tcpio.Conn, []byte) (int, error) { testnet.Misdeeds["Goexit"](); return 0, nil }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -102,7 +102,7 @@ func TestPrefaceRefuses(t *testing.T) {
 				t.Errorf("counted %+v", n)
 			}
 			lines := 0
-			if tc.want == "panicked" || tc.want == "Goexit" {
+			if tc.name == "a panic" || tc.name == "Goexit" {
 				lines = 1
 			}
 			log.Await(t, "panicked", lines)
