@@ -157,6 +157,7 @@ type tlsState struct {
 	client bool      // we are
 	conn   *tls.Conn // nil before the handshake begins
 	done   bool      // the handshake is
+	tells  bool      // the next Readable says that the handshake is done
 	link   tlsLink
 	timer  *timer        // HandshakeTimeout
 	place  *list.Element // in the queue of handshakes, from the whole ClientHello on

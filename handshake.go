@@ -120,7 +120,7 @@ func (c *Conn) handshakeDoneLocked() {
 	c.sh.timers.Remove(st.timer)
 	st.timer, st.config = nil, nil
 	st.link.silent = 0
-	st.done = true
+	st.done, st.tells = true, c.opened() // otherwise Opened tells
 	c.ext.waits.openSend()
 	if c.sock.has(sockTimed) {
 		c.limit.lastIn = c.sh.coarse() // the other limits begin here

@@ -481,11 +481,19 @@ func (c *Conn) moreLocked() {
 }
 
 // emptiedLocked is called behind a read that left nothing: the next byte is a new edge. A Readable
-// that the consumer has yet to receive announces that byte too.
+// that the consumer has yet to receive announces that byte too. One that says that the handshake is
+// done is owed to the user, whatever was read: who upgrades may be the one who speaks first.
 func (c *Conn) emptiedLocked() {
-	if !c.inChannelLocked() {
-		c.withdrawReadableLocked()
+	if c.inChannelLocked() {
+		return
 	}
+	if t := c.tls(); t != nil && t.tells {
+		if c.pending.has(pendReadable) {
+			return
+		}
+		t.tells = false
+	}
+	c.withdrawReadableLocked()
 }
 
 // askHelpLocked is called after a read: if the consumer of a stream has taken everything that was

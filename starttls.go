@@ -12,8 +12,9 @@ import (
 // StartTLS begins TLS on a plain connection, as the server, and returns at once: the client's next
 // bytes must be its handshake, as after a STARTTLS command or behind the header of a proxy. What is
 // queued is sent in plain text before it. Until the handshake is done, TryRead and TryWrite return
-// [ErrWouldBlock]; then a Readable comes, and TLS returns the state. If the handshake fails, or
-// takes longer than [ListenerOptions.HandshakeTimeout], the connection closes with the error.
+// [ErrWouldBlock]; then a Readable comes, whatever is read meanwhile, and TLS returns the state: whoever
+// speaks first speaks there. If the handshake fails, or takes longer than
+// [ListenerOptions.HandshakeTimeout], the connection closes with the error.
 //
 // What Frames has read and not handed out are the first bytes of the handshake: a client may send
 // it right behind its command. It may be called within a loop over Frames; the frames that follow

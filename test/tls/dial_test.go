@@ -331,7 +331,6 @@ func TestStartTLSClientUpgradesAPlainConnection(t *testing.T) {
 							t.Error(err)
 						}
 					}
-					// Behind the loop: its last read may have answered the Readable of the handshake.
 					if c.TLS() != nil && !greeted {
 						greeted = true
 						_, _ = c.TryWrite([]byte("hello\n"))

@@ -443,3 +443,53 @@ func TestTheFirstRouteDuringStartTLSBeginsWithOpened(t *testing.T) {
 		})
 	}
 }
+
+// The Readable that says that the handshake is done comes even when a read behind it has found
+// nothing: whoever speaks first waits for it.
+func TestTheEndOfAnUpgradeIsToldWhateverIsRead(t *testing.T) {
+	reads := map[string]func(*tcpio.Conn){
+		"TryRead": func(c *tcpio.Conn) {
+			if n, err := c.TryRead(make([]byte, 1)); n != 0 || err != tcpio.ErrWouldBlock {
+				t.Errorf("TryRead returned %d, %v", n, err)
+			}
+		},
+		"Frames": func(c *tcpio.Conn) {
+			for frame, err := range c.Frames(bufio.ScanLines) {
+				t.Errorf("%q, %v", frame, err)
+			}
+		},
+	}
+	for name, read := range reads {
+		for _, client := range []bool{false, true} {
+			for _, route := range harness.Routes {
+				t.Run(fmt.Sprintf("%s, client=%v, %s", name, client, route), func(t *testing.T) {
+					l, _, _ := harness.Route(t, route, tcpio.ListenerOptions{}, func(ev tcpio.Event) error {
+						switch ev := ev.(type) {
+						case tcpio.Opened:
+							start, config := ev.Conn.StartTLS, testnet.ServerTLS()
+							if client {
+								start, config = ev.Conn.StartTLSClient, testnet.ClientTLS()
+							}
+							if err := start(config); err != nil {
+								t.Error(err)
+							}
+							testnet.WaitFor(t, "the handshake is done", func() bool { return ev.Conn.TLS() != nil })
+							read(ev.Conn)
+						case tcpio.Readable:
+							if ev.Conn.TLS() != nil {
+								_, _ = ev.Conn.TryWrite([]byte("hello"))
+							}
+						}
+						return nil
+					})
+					raw := testnet.Dial(t, l)
+					peer := tls.Client(raw, testnet.ClientTLS())
+					if client {
+						peer = tls.Server(raw, testnet.ServerTLS())
+					}
+					testnet.ExpectBytes(t, peer, "hello")
+				})
+			}
+		}
+	}
+}
