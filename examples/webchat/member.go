@@ -38,6 +38,7 @@ type member struct {
 	name  string
 	has   *cluster.Session
 	room  *rooms.Room // nil: in none
+	seat  string      // the id of its membership there
 	top   uint64      // the highest n that is known to have been said
 }
 
@@ -55,7 +56,7 @@ func (m *member) Receive(ev websocket.Event) error {
 	case websocket.Message:
 		switch v := ev.Value.(type) {
 		case cluster.Posted:
-			ev.Reply([]byte(m.by))
+			ev.Reply(rooms.Owner(v, m.has, m.by))
 		case cluster.Replaced:
 			m.c.Close(closeMoved, "open elsewhere")
 		case cluster.Unsure:
@@ -151,7 +152,7 @@ func (m *member) hello(q *request) {
 	if m.room != nil {
 		m.part(m.room != r)
 	}
-	m.name, m.room = q.Name, r
+	m.name, m.room, m.seat = q.Name, r, r.Membership(m.by)
 	stayed, err := m.resume(ctx, q)
 	if err != nil {
 		m.later(err)
@@ -189,7 +190,7 @@ func (m *member) resume(ctx context.Context, q *request) (stayed bool, err error
 		}
 	}
 	told, left := false, false
-	whole, err := r.Join(ctx, asPage, conn, m.c, m.by, m.name, since, func(l rooms.Line) error {
+	whole, err := r.Join(ctx, asPage, conn, m.c, m.seat, m.name, since, func(l rooms.Line) error {
 		if l.By == m.by {
 			m.top = max(m.top, l.N)
 			left = left || l.Kind == "left"
@@ -218,7 +219,7 @@ func (m *member) part(leaves bool) {
 	r.Pages.Leave(m.c)
 	r.Leave(conn)
 	if leaves {
-		r.Goodbye("left", m.name, m.by)
+		r.Goodbye("left", m.name, m.seat)
 	}
 	r.Exit()
 }

@@ -263,14 +263,14 @@ func (c *Chat) Epoch() string { return *c.epoch.Load() }
 
 // Claim gives conn a name, for one whose public id is by. It fails with ErrTaken when somebody else
 // has it. A connection that has it with the same id gets a cluster.Replaced: the client is here
-// now. Whoever has a name answers a cluster.Posted with its id.
+// now. Whoever has claimed a name answers a cluster.Posted with what Owner returns.
 func (c *Chat) Claim(ctx context.Context, name, by string, conn *tcpio.Conn) (*cluster.Session, error) {
 	key := "name " + chatline.FoldName(name)
 	if has := c.node.Registered(key); !slices.Contains(has, conn) {
 		asking, cancel := context.WithTimeout(ctx, time.Second)
 		holder, err := c.node.Ask(asking, key, []byte(by))
 		cancel()
-		if err == nil && string(holder) != by {
+		if err == nil && len(holder) > 0 && string(holder) != by {
 			return nil, ErrTaken
 		}
 		// Who does not answer hangs, or is about to be gone.
@@ -278,6 +278,16 @@ func (c *Chat) Claim(ctx context.Context, name, by string, conn *tcpio.Conn) (*c
 	claiming, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	return c.node.Claim(claiming, key, conn)
+}
+
+// Owner answers who has the name that is asked for: one whose public id is by, and who has the name
+// of has. It is nobody when has is another name's, or nil, or was taken: what is asked may have
+// waited in a mailbox while its connection gave the name back.
+func Owner(asked cluster.Posted, has *cluster.Session, by string) []byte {
+	if has == nil || has.Key() != asked.Key || !has.Held() {
+		return []byte{}
+	}
+	return []byte(by)
 }
 
 // mustJSON encodes a value of this package's types, which always can be.

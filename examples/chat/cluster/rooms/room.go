@@ -6,7 +6,6 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +27,10 @@ type Line struct {
 	By   string `json:"by,omitempty"`   // public id of whom it is about
 	N    uint64 `json:"n,omitempty"`    // its number of a line that it said
 	Gap  bool   `json:"gap,omitempty"`  // lines before it are missing, and are not kept any more
+
+	// For the nodes: the membership that left ends, and that others say so, not who left.
+	Of   string `json:"of,omitempty"`
+	Lost bool   `json:"lost,omitempty"`
 }
 
 // A Room is a recorded topic, and who is there. It is in the Chat while it has users here.
@@ -46,16 +49,7 @@ type Room struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	people map[string]*person // by public id
-}
-
-// A person is in a room, by one connection or, while it moves to another node, by two or none.
-type person struct {
-	name  string
-	conns int
-	gone  time.Time // when the last connection was lost
-	was   string    // the id of that membership
-	left  bool      // it has said so
+	people people
 }
 
 // MaxHere is how many names a page is shown.
@@ -78,7 +72,7 @@ func (c *Chat) Enter(name string) (*Room, error) {
 	case r == nil && len(c.rooms) >= maxRooms:
 		return nil, errRooms
 	case r == nil:
-		r = &Room{Name: name, chat: c, fold: fold, topic: c.class.Topic(fold), people: make(map[string]*person)}
+		r = &Room{Name: name, chat: c, fold: fold, topic: c.class.Topic(fold), people: newPeople(c.grace)}
 		r.Pages.Slow = tcpio.CloseSlow
 		r.stop = r.topic.Watch(r.moved)
 		c.rooms[fold] = r
@@ -118,47 +112,60 @@ func (r *Room) settle(ctx context.Context) {
 func (r *Room) Here(ctx context.Context, by, name string) (was string, taken bool) {
 	r.settle(ctx)
 	all, _ := r.topic.Members()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, m := range all {
-		if publicID(m) == by {
+		if id := string(m.Info); owner(id) == by && !r.people.over(id) {
 			was = m.ID
 		}
 	}
+	if p := r.people.there[by]; p != nil && !p.left && was == "" {
+		was = p.name
+	}
+	return was, r.people.taken(by, name)
+}
+
+// Membership returns an id for a membership of one whose public id is by: for Join, Rename and
+// Goodbye. It is that of a newer one than all that are known here, also where the clocks of nodes
+// differ.
+func (r *Room) Membership(by string) (id string) {
+	all, _ := r.topic.Members()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for id, p := range r.people {
-		switch {
-		case p.left:
-		case id == by && was == "":
-			was = p.name
-		case id != by && chatline.FoldName(p.name) == chatline.FoldName(name):
-			taken = true
+	newest := r.people.byes[by].of
+	if p := r.people.there[by]; p != nil {
+		newest = max(newest, p.newest)
+	}
+	for _, m := range all {
+		if id := string(m.Info); owner(id) == by {
+			newest = max(newest, id)
 		}
 	}
-	return was, taken
+	return membership(by, stampBehind(newest, time.Now()))
 }
 
-// Join makes conn a member that gets lines in the format f, and calls write with what was said
-// since first. whole is false when lines are missing. Joining again, after a new name say, needs a
-// Leave.
-func (r *Room) Join(ctx context.Context, f cluster.Format, conn *tcpio.Conn, as any, by, name string,
+// Join makes conn a member, with an id of Membership, that gets lines in the format f, and calls
+// write with what was said since first. whole is false when lines are missing. Joining again needs
+// a Leave and another id.
+func (r *Room) Join(ctx context.Context, f cluster.Format, conn *tcpio.Conn, as any, id, name string,
 	since cluster.Pos, write func(Line) error) (whole bool, err error) {
-	return r.topic.ResumeAs(ctx, f, conn, as, member(by, name), since,
-		func(rec cluster.Record) error { return write(lineOf(rec)) })
+	return r.topic.ResumeAs(ctx, f, conn, as, member(id, name), since, func(rec cluster.Record) error {
+		l := lineOf(rec)
+		if time.Since(rec.Time) < r.people.keep {
+			r.heard(l)
+		}
+		return write(l)
+	})
 }
 
-// Rename shows conn, which has joined, under another name.
-func (r *Room) Rename(f cluster.Format, conn *tcpio.Conn, as any, by, name string) error {
-	return r.topic.JoinAs(f, conn, as, member(by, name))
+// Rename shows conn, which has joined with that id, under another name.
+func (r *Room) Rename(f cluster.Format, conn *tcpio.Conn, as any, id, name string) error {
+	return r.topic.JoinAs(f, conn, as, member(id, name))
 }
 
-// member is what others see of one: its name, its public id, and an id of this membership.
-func member(by, name string) *cluster.Member {
-	return &cluster.Member{ID: name, Info: []byte(by + " " + NewID())}
-}
-
-func publicID(m cluster.Member) string {
-	by, _, _ := strings.Cut(string(m.Info), " ")
-	return by
+// member is what others see of one: its name, and the id of its membership.
+func member(id, name string) *cluster.Member {
+	return &cluster.Member{ID: name, Info: []byte(id)}
 }
 
 // Leave ends a Join.
@@ -171,9 +178,14 @@ func (r *Room) Record(ctx context.Context, id string, l Line) error {
 	return err
 }
 
-// Goodbye says that one leaves, behind its Leave.
-func (r *Room) Goodbye(why, name, by string) {
-	if err := r.Record(r.chat.ctx, "", Line{Kind: "left", Name: name, Text: why, By: by}); err != nil {
+// Goodbye says that one leaves, behind the Leave of the membership with that id.
+func (r *Room) Goodbye(why, name, id string) {
+	r.say("", Line{Kind: "left", Name: name, Text: why, By: owner(id), Of: id})
+}
+
+// say records a line that a node says.
+func (r *Room) say(id string, l Line) {
+	if err := r.Record(r.chat.ctx, id, l); err != nil {
 		r.chat.Warn("a line is missing", err)
 	}
 }
@@ -205,55 +217,34 @@ func (c *Chat) encode(rec cluster.Record) []byte {
 	r := c.rooms[rec.Topic]
 	c.mu.Unlock()
 	if r != nil {
-		if room = r.Name; l.Kind == "left" {
-			r.saidGoodbye(l.By)
-		}
+		room = r.Name
+		r.heard(l)
 	}
 	return Lines(room, l)
 }
 
-func (r *Room) saidGoodbye(by string) {
+// heard takes note of who leaves by a line.
+func (r *Room) heard(l Line) {
+	if l.Kind != "left" || l.Of == "" {
+		return
+	}
 	r.mu.Lock()
-	p := r.people[by]
-	away := p != nil && p.conns == 0
-	if away {
-		delete(r.people, by)
-	} else if p != nil {
-		p.left = true
+	gone := false
+	if l.Lost {
+		gone = r.people.lost(l.Of)
+	} else {
+		gone = r.people.goodbye(l.Of, time.Now())
 	}
 	r.mu.Unlock()
-	if away {
+	if gone {
 		r.Pages.WriteText(r.People())
 	}
 }
 
 // moved follows who is there. It runs on a goroutine of the node's, one call at a time.
 func (r *Room) moved(pr cluster.Presence) {
-	now, away := time.Now(), false
 	r.mu.Lock()
-	for _, m := range pr.Joined {
-		p := r.people[publicID(m)]
-		if p == nil {
-			p = &person{}
-			r.people[publicID(m)] = p
-		}
-		p.conns++
-		p.name, p.left = m.ID, false
-	}
-	for _, m := range pr.Left {
-		p := r.people[publicID(m)]
-		if p == nil {
-			continue
-		}
-		if p.conns--; p.conns > 0 {
-			continue
-		}
-		if p.left {
-			delete(r.people, publicID(m))
-		} else {
-			p.gone, p.was, away = now, string(m.Info), true
-		}
-	}
+	away := r.people.moved(pr, time.Now())
 	r.mu.Unlock()
 	if away {
 		r.chat.over.Go(func() { // until the grace is over, or Close
@@ -275,24 +266,17 @@ func (r *Room) moved(pr cluster.Presence) {
 // sweep says of those who have not come back in time that they are lost. All nodes do so, with one
 // id: it is recorded once.
 func (r *Room) sweep() {
-	now := time.Now()
-	lost := make(map[string]*person)
 	r.mu.Lock()
-	for by, p := range r.people {
-		if p.conns == 0 && now.Sub(p.gone) >= r.chat.grace {
-			lost[by] = p
-			delete(r.people, by)
-		}
-	}
+	lost := r.people.sweep(r.chat.grace, time.Now())
 	r.mu.Unlock()
 	if len(lost) == 0 {
 		return
 	}
-	for by, p := range lost {
-		l := Line{Kind: "left", Name: p.name, Text: "lost the connection", By: by}
-		if err := r.Record(r.chat.ctx, "lost "+p.was, l); err != nil {
-			r.chat.Warn("a line is missing", err)
-		}
+	for _, p := range lost {
+		r.say("lost "+p.newest, Line{
+			Kind: "left", Name: p.name, Text: "lost the connection",
+			By: owner(p.newest), Of: p.newest, Lost: true,
+		})
 	}
 	r.Pages.WriteText(r.People())
 }
@@ -302,10 +286,10 @@ func (r *Room) names() []string {
 	members, _ := r.topic.Members()
 	there := make(map[string]string)
 	for _, m := range members {
-		there[publicID(m)] = m.ID
+		there[owner(string(m.Info))] = m.ID
 	}
 	r.mu.Lock()
-	for by, p := range r.people {
+	for by, p := range r.people.there {
 		if there[by] == "" && p.conns == 0 && !p.left {
 			there[by] = p.name
 		}

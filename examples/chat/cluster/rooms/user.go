@@ -34,9 +34,15 @@ type user struct {
 	by   string
 	name string
 	has  *cluster.Session // the name; nil for a guest
-	in   []*Room          // text goes to the last
+	in   []seat           // text goes to the last
 
 	lines chatline.Splitter
+}
+
+// A seat is a user's membership of a room.
+type seat struct {
+	*Room
+	id string
 }
 
 // User returns the actor for a connection of nc.
@@ -58,7 +64,7 @@ func (u *user) Receive(ev tcpio.Event) error {
 	case tcpio.Message:
 		switch v := ev.Value.(type) {
 		case cluster.Posted:
-			ev.Reply([]byte(u.by))
+			ev.Reply(Owner(v, u.has, u.by))
 		case cluster.Replaced:
 			u.end("* somebody else has your name now, goodbye", "left")
 		case cluster.Unsure:
@@ -107,8 +113,7 @@ func (u *user) do(text string) (more bool) {
 	if text[0] != '/' {
 		switch {
 		case len(u.in) > 0:
-			r := u.in[len(u.in)-1]
-			u.record(r, Line{Kind: "say", Name: u.name, Text: text})
+			u.record(u.in[len(u.in)-1], Line{Kind: "say", Name: u.name, Text: text})
 		case isHTTP(text):
 			u.end("* this is no web server", "left")
 			return false
@@ -157,7 +162,7 @@ func isHTTP(text string) bool {
 }
 
 // record puts a line into a room. nc cannot say a line again, so its user is told.
-func (u *user) record(r *Room, l Line) {
+func (u *user) record(r seat, l Line) {
 	l.By = u.by
 	if err := r.Record(u.chat.ctx, "", l); errors.Is(err, cluster.ErrUnknown) {
 		u.tell("* your line may have been heard or not: %v", err)
@@ -193,7 +198,8 @@ func (u *user) join(name string) {
 		u.tell("* there is a %s in that room who was away just now; /nick another name", u.name)
 		return
 	}
-	_, err = r.Join(ctx, asText, u.c, nil, u.by, u.name, cluster.Pos{}, func(l Line) error {
+	s := seat{r, r.Membership(u.by)}
+	_, err = r.Join(ctx, asText, u.c, nil, s.id, u.name, cluster.Pos{}, func(l Line) error {
 		_, err := u.c.Write(l.text(r.Name))
 		return err
 	})
@@ -202,8 +208,8 @@ func (u *user) join(name string) {
 		u.tell("* %v", err)
 		return
 	}
-	u.in = append(u.in, r)
-	u.record(r, Line{Kind: "came", Name: u.name})
+	u.in = append(u.in, s)
+	u.record(s, Line{Kind: "came", Name: u.name})
 }
 
 func (u *user) leave() {
@@ -219,9 +225,9 @@ func (u *user) leave() {
 }
 
 // part ends what u is in r, and tells the others.
-func (u *user) part(r *Room, why string) {
+func (u *user) part(r seat, why string) {
 	r.Leave(u.c)
-	r.Goodbye(why, u.name, u.by)
+	r.Goodbye(why, u.name, r.id)
 	r.Exit()
 }
 
@@ -259,12 +265,16 @@ func (u *user) rename(name string) {
 	}
 	for _, r := range u.in {
 		u.record(r, Line{Kind: "named", Name: old, Text: name})
-		_ = r.Rename(asText, u.c, nil, u.by, name) // fails if u is closing
+		_ = r.Rename(asText, u.c, nil, r.id, name) // fails if u is closing
 	}
 }
 
-// end says goodbye to u and to its rooms, and closes. What is queued goes out first.
+// end says goodbye to u and to its rooms, and closes. What is queued goes out first. Whoever hears
+// that u has left may have its name.
 func (u *user) end(goodbye, why string) {
+	if u.has != nil {
+		u.has.Release()
+	}
 	u.leaveAll(why)
 	u.tell("%s", goodbye)
 	u.c.Close()
