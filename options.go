@@ -407,10 +407,17 @@ func (o *ListenerOptions) checkEndpoints() error {
 	return nil
 }
 
+const noCertificate = "has no certificate: neither Certificates nor GetCertificate nor GetConfigForClient"
+
+// lacksCertificate reports whether a server's handshake with config can only fail.
+func lacksCertificate(config *tls.Config) bool {
+	return len(config.Certificates) == 0 && config.GetCertificate == nil && config.GetConfigForClient == nil
+}
+
 // check checks the endpoint, whose fields are in the struct in, and fills in its Network.
 func (e *Endpoint) check(in string) error {
-	if t := e.TLSConfig; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
-		return badOption(in+"TLSConfig", "has no certificate: neither Certificates nor GetCertificate nor GetConfigForClient")
+	if e.TLSConfig != nil && lacksCertificate(e.TLSConfig) {
+		return badOption(in+"TLSConfig", noCertificate)
 	}
 	if e.Listener != nil {
 		if e.Addr != "" {

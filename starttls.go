@@ -23,14 +23,17 @@ import (
 // taken, by TryRead or as a frame, TLS does not see.
 //
 // It fails, and takes nothing, while split runs in another goroutine, or when Frames has kept more
-// than 64 KiB; on a nil config, and on a connection that has TLS or is half-closed; and after Close
-// with net.ErrClosed. Any goroutine may call it.
+// than 64 KiB; on a config that is nil or has no certificate; on a connection that has TLS or is
+// half-closed; and after Close with net.ErrClosed. Any goroutine may call it.
 func (c *Conn) StartTLS(config *tls.Config) error {
 	config = guardTLS(config)
 	c.mu.Lock()
 	defer c.unlock()
 	if err := c.mayStartTLSLocked(config); err != nil {
 		return err
+	}
+	if lacksCertificate(config) {
+		return c.opErrorLocked("starttls", errors.New("the config "+noCertificate))
 	}
 	c.withdrawReadableLocked()
 	c.beginTLSLocked(config, false)

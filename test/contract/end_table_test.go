@@ -5,7 +5,6 @@ package contract
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -121,7 +120,7 @@ func TestConnectionEndsAsTheTableSays(t *testing.T) {
 					t.Errorf("the peer read to %v, want the end", err)
 				}
 			}, err: func(err error) bool { return err == tcpio.ErrSlow }},
-		{name: "StartTLS's handshake fails", opened: func(c *tcpio.Conn) error { return c.StartTLS(&tls.Config{}) },
+		{name: "StartTLS's handshake fails", opened: func(c *tcpio.Conn) error { return c.StartTLS(testnet.ServerTLS()) },
 			peer: func(t *testing.T, _ *tcpio.Listener, peer net.Conn) {
 				testnet.Send(t, peer, "this is no ClientHello\n")
 				if _, err := io.Copy(io.Discard, peer); err != nil {

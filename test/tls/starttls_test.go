@@ -176,6 +176,22 @@ func TestPlainTextBehindStartTLSIsNeverHandedOut(t *testing.T) {
 	}
 }
 
+// It says at once what no handshake could mend, and takes nothing.
+func TestStartTLSWithoutACertificateFails(t *testing.T) {
+	l, events := harness.Manual(t, tcpio.ListenerOptions{})
+	c, peer := harness.Open(t, l, events)
+	for _, config := range []*tls.Config{nil, {}, {ServerName: "localhost"}} {
+		err := c.StartTLS(config)
+		if op := (*net.OpError)(nil); !errors.As(err, &op) || op.Op != "starttls" || !strings.Contains(err.Error(), "the config ") {
+			t.Errorf("%v", err)
+		}
+	}
+	testnet.Send(t, peer, "plain")
+	if got, err := harness.ReadStream(t, events, c, 5, 100); string(got) != "plain" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 func TestStartTLSThatWouldDropBytesFailsAndTakesNothing(t *testing.T) {
 	t.Run("too many", func(t *testing.T) {
 		const size = 100 << 10
