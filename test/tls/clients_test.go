@@ -296,7 +296,7 @@ func TestSlowHTTPTestIsCutOverTLS(t *testing.T) {
 		}
 		return nil
 	})
-	out := run(t, slowhttptest, "-H", "-c", "100", "-r", "500", "-i", "10", "-l", "25", "-p", "20", "-u", "https://"+l.Addr().String()+"/")
+	out := run(t, slowhttptest, "-H", "-c", "100", "-r", "500", "-i", "10", "-l", "100", "-p", "20", "-u", "https://"+l.Addr().String()+"/")
 	wantIn(t, out, "No open connections left", "YES")
 	if strings.Contains(out, "mNO\x1b") {
 		t.Errorf("the server was not available:\n%s", out)
