@@ -21,7 +21,7 @@ var fileOrder = strings.Fields(`
 	errors.go events.go actor.go options.go defaults.go splitters.go stats.go
 	guard.go hello.go
 	epoll_linux.go dials.go shard.go states.go waits.go conn.go relayside.go log.go
-	ends.go route.go limits.go mailbox.go budget.go socket.go tlslink.go tls.go read.go write.go
+	ends.go route.go announce.go limits.go mailbox.go budget.go socket.go tlslink.go tls.go read.go write.go
 	close.go handshake.go preface.go settle.go
 	attach.go group.go groups.go frames.go starttls.go netconn.go rawconn.go copy.go relaybulk.go relay.go
 	callback.go backlog.go tcpio.go count.go context.go loop.go receive.go register.go dialanswer.go dialplan.go dialing.go accept.go dispatch.go serve.go
