@@ -51,7 +51,7 @@ func next[V any](t T, what string, ch <-chan V) (v V, ok bool) {
 	select {
 	case v, ok = <-ch:
 	case <-limit.C:
-		late(t, what)
+		late(t, Limit, what)
 	}
 	return v, ok
 }
@@ -59,7 +59,13 @@ func next[V any](t T, what string, ch <-chan V) (v V, ok bool) {
 // WaitFor fails the test unless cond becomes true.
 func WaitFor(t T, what string, cond func() bool) {
 	t.Helper()
-	limit := time.NewTimer(Limit)
+	WaitForUpTo(t, Limit, what, cond)
+}
+
+// WaitForUpTo is WaitFor with a limit of its own, for what may take longer than Limit.
+func WaitForUpTo(t T, most time.Duration, what string, cond func() bool) {
+	t.Helper()
+	limit := time.NewTimer(most)
 	defer limit.Stop()
 	look := time.NewTicker(500 * time.Microsecond)
 	defer look.Stop()
@@ -67,16 +73,16 @@ func WaitFor(t T, what string, cond func() bool) {
 		select {
 		case <-look.C:
 		case <-limit.C:
-			late(t, what)
+			late(t, most, what)
 		}
 	}
 }
 
 // late fails the test and says what every goroutine does.
-func late(t T, what string) {
+func late(t T, after time.Duration, what string) {
 	t.Helper()
 	stacks := make([]byte, 64<<10)
-	t.Fatalf("after %v still not: %s\n%s", Limit, what, stacks[:runtime.Stack(stacks, true)])
+	t.Fatalf("after %v still not: %s\n%s", after, what, stacks[:runtime.Stack(stacks, true)])
 }
 
 // Context ends with the test, or when something has taken longer than Limit.

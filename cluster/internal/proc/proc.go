@@ -25,11 +25,7 @@ const Patience = 4 * testnet.Limit
 // Eventually is testnet.WaitFor with Patience.
 func Eventually(t testnet.T, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(Patience); !cond(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("after %v still not: %s", Patience, what)
-		}
-	}
+	testnet.WaitForUpTo(t, Patience, what, cond)
 }
 
 // role is the environment variable that tells a process that it is a child, and which.
