@@ -310,9 +310,10 @@ func (t *Topic) put(ctx context.Context, id string, p []byte) (seq uint64, err e
 		} else {
 			err = unsentError{err}
 		}
-		switch unsent := errors.As(err, new(unsentError)); {
-		case err == nil:
+		if err == nil {
 			return seq, nil
+		}
+		switch unsent := errors.As(err, new(unsentError)); {
 		case noStream(err):
 			// No leader, or no stream any more. This try has not arrived.
 			_ = t.class.ensure(ctx)
