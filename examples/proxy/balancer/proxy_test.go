@@ -202,16 +202,14 @@ pools:
 	}
 }
 
+// oneAtATime is a file for clients that wait for a place at a.
+func oneAtATime(a *backend, wait string) string {
+	return fmt.Sprintf("listeners: {main: {listen: '127.0.0.1:0', to: main}}\npools: {main: {%s, upstreams: [{addr: '%s', max_conns: 1}]}}\n", wait, a.addr())
+}
+
 func TestALimitHasClientsWaitAndThenGoOn(t *testing.T) {
 	a := named(t, "a")[0]
-	s := start(t, fmt.Sprintf(`
-listeners: {main: {listen: '127.0.0.1:0', to: main}}
-pools:
-  main:
-    queue: 2
-    queue_timeout: 1h
-    upstreams: [{addr: '%s', max_conns: 1}]
-`, a.addr()))
+	s := start(t, oneAtATime(a, "queue: 2, queue_timeout: 1h"))
 	c := s.dial("main")
 	c.ask("hello")
 	var rest []*client
@@ -238,14 +236,7 @@ pools:
 // The next gets the place in the queue of one that has gone.
 func TestAClientThatResetsLeavesTheQueue(t *testing.T) {
 	a := named(t, "a")[0]
-	s := start(t, fmt.Sprintf(`
-listeners: {main: {listen: '127.0.0.1:0', to: main}}
-pools:
-  main:
-    queue: 1
-    queue_timeout: 1h
-    upstreams: [{addr: '%s', max_conns: 1}]
-`, a.addr()))
+	s := start(t, oneAtATime(a, "queue: 1, queue_timeout: 1h"))
 	c := s.dial("main")
 	c.ask("hello")
 	for range 3 {
@@ -264,13 +255,7 @@ pools:
 
 func TestWaitingHasAnEnd(t *testing.T) {
 	a := named(t, "a")[0]
-	s := start(t, fmt.Sprintf(`
-listeners: {main: {listen: '127.0.0.1:0', to: main}}
-pools:
-  main:
-    queue_timeout: 50ms
-    upstreams: [{addr: '%s', max_conns: 1}]
-`, a.addr()))
+	s := start(t, oneAtATime(a, "queue_timeout: 50ms"))
 	c := s.dial("main")
 	c.ask("hello")
 	s.refused("main")

@@ -169,7 +169,11 @@ func TestUpstreamsFailUnderLoad(t *testing.T) {
 		t.Helper()
 		begun := time.Now()
 		s.when(p.addr+" is "+want, func(st *status) bool { return st.find(t, p.addr).State == want })
-		t.Logf("%s after %v", want, time.Since(begun))
+		// Two checks, of 200 ms and a second for the answer; the rest is for a machine that stands still.
+		took := time.Since(begun)
+		if t.Logf("%s after %v", want, took); took > 10*time.Second {
+			t.Errorf("it took %v until %s was %s", took, p.addr, want)
+		}
 	}
 	// calm waits until many requests in a row succeed.
 	calm := func() {

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rabbit-backend/tcpio/internal/testnet"
 )
 
 func TestAReloadDropsNoConnection(t *testing.T) {
@@ -165,18 +167,13 @@ func TestABadFileChangesNothing(t *testing.T) {
 // awaitRefusal waits until nobody listens on addr any more.
 func awaitRefusal(t *testing.T, addr string) {
 	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	testnet.WaitFor(t, "nobody listens on "+addr, func() bool {
 		c, err := net.Dial("tcp", addr)
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			return
-		}
 		if err == nil {
 			c.Close()
 		}
-		if time.Now().After(end) {
-			t.Fatalf("dialing %s: %v, want a refusal", addr, err)
-		}
-	}
+		return errors.Is(err, syscall.ECONNREFUSED)
+	})
 }
 
 func TestTheEndWaitsForConnectionsAndTakesNoMore(t *testing.T) {
